@@ -1,0 +1,25 @@
+"""Errors meant for the person at the keyboard: no traceback is needed to act on one."""
+
+
+class UserError(Exception):
+    """Something the user can fix. The command line prints the message alone and exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class ConfigError(UserError):
+    """The configuration cannot run: every problem found, one a line (exit 78, sysexits EX_CONFIG)."""
+
+    exit_code = 78
+
+
+class DataError(UserError):
+    """An input file is malformed: `file:line: reason` for every bad row (exit 65, sysexits EX_DATAERR)."""
+
+    exit_code = 65
+
+
+class GateError(UserError):
+    """A run's own correctness gate failed (exit 70, sysexits EX_SOFTWARE)."""
+
+    exit_code = 70

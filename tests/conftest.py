@@ -1,0 +1,11 @@
+"""The strictness every test runs under: 8 virtual CPU devices, no silent rank promotion, warnings are errors."""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests reach no network
+
+import jax
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
