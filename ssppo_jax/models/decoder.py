@@ -1,0 +1,265 @@
+"""One decoder forward for prefill, decoding and training, so that sampler and trainer cannot drift apart.
+
+A prompt is computed once. Its K completions are a second stream of tokens that attends to the prompt's keys and to
+their own. The two streams are laid side by side, [B, P + K*T], through every dense layer (one matrix product, one
+gather of sharded weights) and part only inside attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssppo_jax.models.arch import Arch
+from ssppo_jax.models.layers import Heads, KeyBlock, Merge, Mlp, RMSNorm, attend, rotary_table, rotate
+from ssppo_jax.types import Array, PyTree
+
+REMAT_POLICIES = ("none", "dots", "full")
+
+
+class KV(NamedTuple):
+    """Keys and values of all layers."""
+
+    k: Array  # [N,B,P,G,E] for a prompt, [N,B,K,T,G,E] for completions
+    v: Array  # like k
+
+
+class Cache(NamedTuple):
+    """What decoding has seen so far: the prompts, once, and each completion's first `filled` tokens."""
+
+    prompt: KV  # [N,B,P,G,E]
+    own: KV  # [N,B,K,T,G,E]
+    filled: Array  # [] int32, the same for all rows
+
+
+class Forward(NamedTuple):
+    """What the decoder returns; streams that were not given are None."""
+
+    prompt: Array | None  # [B,P,D] after the final norm
+    completion: Array | None  # [B,K,T,D] after the final norm
+    tap: Array | None  # [B,K,T,D] output of block `tap_layer`, before any further norm
+    kv: KV | None  # of the prompt if it was given, else of the completion tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the token axis is divided: `p` prompt tokens, then `k` completions of `t` tokens (static)."""
+
+    p: int
+    k: int
+    t: int
+
+    def split(self, x: Array) -> tuple[Array | None, Array | None]:
+        """[B,P+K*T,...] -> [B,P,...], [B,K,T,...]"""
+        prompt = x[:, : self.p] if self.p else None
+        rest = x[:, self.p :].reshape(x.shape[0], self.k, self.t, *x.shape[2:]) if self.k else None
+        return prompt, rest
+
+    def join(self, prompt: Array | None, completion: Array | None) -> Array:
+        """The inverse of `split`."""
+        parts = [] if prompt is None else [prompt]
+        if completion is not None:
+            b, k, t = completion.shape[:3]
+            parts.append(completion.reshape(b, k * t, *completion.shape[3:]))
+        return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
+
+
+def _keep(x: Array, kind: str) -> Array:
+    """The constraint hook of a model that is not sharded."""
+    del kind
+    return x
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    arch: Arch
+    layout: Layout
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    constrain: Callable[[Array, str], Array]
+    tap_layer: int | None
+    return_kv: bool
+
+    @nn.compact
+    def __call__(self, carry, past, table, prompt_mask, filled):
+        x, tap, index = carry
+        kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        y = RMSNorm(self.arch.norm_eps, **kinds, name="attn_norm")(x)
+        y, kv = Attention(self.arch, self.layout, **kinds, constrain=self.constrain, name="attn")(
+            y, past, table, prompt_mask, filled
+        )
+        x = self.constrain(x + y, "tokens")
+        y = RMSNorm(self.arch.norm_eps, **kinds, name="mlp_norm")(x)
+        x = self.constrain(x + Mlp(self.arch.mlp_dim, **kinds, name="mlp")(y), "tokens")
+        if self.tap_layer is not None:
+            tap = jnp.where(index == self.tap_layer, x, tap)
+        return (x, tap, index + 1), (kv if self.return_kv else None)
+
+
+class Attention(nn.Module):
+    """Causal attention in which K completions share one prompt's keys (contract: prompt once)."""
+
+    arch: Arch
+    layout: Layout
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+    constrain: Callable[[Array, str], Array]
+
+    @nn.compact
+    def __call__(self, x, past, table, prompt_mask, filled):
+        a, layout = self.arch, self.layout
+
+        def heads(n, name):
+            layer = Heads(n, a.head_dim, a.qkv_bias, self.dtype, self.param_dtype, name=name)
+            return self.constrain(layer(x), "heads")
+
+        q, k, v = rotate(heads(a.num_heads, "q"), table), rotate(heads(a.num_kv_heads, "k"), table), None
+        v = heads(a.num_kv_heads, "v")
+        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (layout.split(part) for part in (q, k, v))
+        out_prompt = out_own = None
+        if layout.p:
+            seen = _causal(layout.p) & prompt_mask
+            out_prompt = attend(q_prompt[:, None], (KeyBlock(k_prompt, v_prompt, seen),))[:, 0]
+        if layout.k:
+            shared = past.prompt if past is not None else KV(k_prompt, v_prompt)
+            blocks = [KeyBlock(shared.k, shared.v, prompt_mask)]
+            if past is not None:
+                before = jnp.arange(past.own.k.shape[2]) < filled
+                blocks.append(KeyBlock(past.own.k, past.own.v, before[None, None, None, :]))
+            blocks.append(KeyBlock(k_own, v_own, _causal(layout.t)))
+            out_own = attend(q_own, tuple(blocks))
+        y = self.constrain(layout.join(out_prompt, out_own), "heads")
+        y = Merge(a.hidden_size, self.dtype, self.param_dtype, name="o")(y)
+        return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
+
+
+def _causal(size: int) -> Array:  # [1,1,size,size] bool
+    return jnp.tril(jnp.ones((size, size), bool))[None, None]
+
+
+class Decoder(nn.Module):
+    """A Llama-class decoder with scanned layers. Parameters are a plain dict; the cache is an ordinary argument.
+
+    Attributes:
+      arch: the architecture.
+      dtype: compute dtype. Norm statistics, softmax and rotary angles are float32 whatever it is.
+      param_dtype: dtype parameters are initialised in.
+      remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"), all ("full").
+      unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
+      constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D] and "heads" [B,S,H,E].
+    """
+
+    arch: Arch
+    dtype: jnp.dtype = jnp.float32
+    param_dtype: jnp.dtype = jnp.float32
+    remat: str = "none"
+    unroll: int = 1
+    constrain: Callable[[Array, str], Array] = _keep
+
+    @nn.compact
+    def __call__(
+        self,
+        prompt: Array | None,  # [B,P] int32, right-padded
+        prompt_length: Array,  # [B] int32
+        completion: Array | None = None,  # [B,K,T] int32, right-padded
+        cache: Cache | None = None,
+        *,
+        tap_layer: int | None = None,
+        return_kv: bool = False,
+    ) -> Forward:
+        """Hidden states of prompts, of completions, or of both.
+
+        Training gives both streams; prefill only the prompt; decoding only the next tokens and a cache.
+        Completion token t of a row sits at position prompt_length + (filled so far) + t.
+        """
+        layout = Layout(
+            0 if prompt is None else prompt.shape[1], *((0, 0) if completion is None else completion.shape[1:])
+        )
+        width = layout.p if cache is None else cache.prompt.k.shape[2]
+        filled = jnp.int32(0) if cache is None else cache.filled
+        positions = _positions(layout, prompt_length, filled)
+        prompt_mask = (jnp.arange(width)[None, :] < prompt_length[:, None])[:, None, None, :]
+        embed = nn.Embed(
+            self.arch.vocab_size,
+            self.arch.hidden_size,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            embedding_init=nn.initializers.normal(stddev=0.02),
+            name="embed",
+        )
+        x = self.constrain(embed(layout.join(prompt, completion)), "tokens")
+        if not self.arch.tie_embeddings:  # used through `output_kernel`; declared here so that init makes it
+            shape = (self.arch.hidden_size, self.arch.vocab_size)
+            _Head(shape, self.param_dtype, name="head")()
+        blocks = self._scanned()(
+            self.arch,
+            layout,
+            self.dtype,
+            self.param_dtype,
+            self.constrain,
+            tap_layer,
+            return_kv,
+            name="layers",
+        )
+        past = None if cache is None else _Past(cache.prompt, cache.own)
+        tap = x if tap_layer is not None else None
+        (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, rotary_table(positions, self.arch), prompt_mask, filled)
+        x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, name="norm")(x)
+        tapped = None if tap is None else layout.split(tap)[1]
+        return Forward(*layout.split(x), tapped, kv)
+
+    def _scanned(self):
+        """Block, remat'ed by policy and scanned over layers: one body to lower and compile whatever N is."""
+        block = Block
+        if self.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+            block = nn.remat(block, policy=policy, prevent_cse=False)
+        return nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            length=self.arch.num_layers,
+            unroll=self.unroll,
+        )
+
+
+class _Past(NamedTuple):
+    prompt: KV
+    own: KV
+
+
+class _Head(nn.Module):
+    shape: tuple[int, int]
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self):
+        return self.param("kernel", nn.initializers.normal(stddev=self.shape[0] ** -0.5), self.shape, self.param_dtype)
+
+
+def _positions(layout: Layout, prompt_length: Array, filled: Array) -> Array:  # [B,P+K*T]
+    b = prompt_length.shape[0]
+    prompt = jnp.broadcast_to(jnp.arange(layout.p)[None, :], (b, layout.p)) if layout.p else None
+    own = None
+    if layout.k:
+        own = prompt_length[:, None, None] + filled + jnp.arange(layout.t)[None, None, :]
+        own = jnp.broadcast_to(own, (b, layout.k, layout.t))
+    return layout.join(prompt, own)
+
+
+def output_kernel(params: PyTree, arch: Arch) -> Array:  # [D,V]
+    """The matrix that turns hidden states into logits: the embedding transposed, or a head of its own."""
+    return params["embed"]["embedding"].T if arch.tie_embeddings else params["head"]["kernel"]
+
+
+def init_params(decoder: Decoder, key: Array) -> PyTree:
+    """Random parameters, for tests, smoke runs and abstract shapes (`jax.eval_shape`)."""
+    prompt, length = jnp.zeros((1, 2), jnp.int32), jnp.ones((1,), jnp.int32)
+    return decoder.init(key, prompt, length)["params"]

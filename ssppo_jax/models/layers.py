@@ -1,0 +1,164 @@
+"""The pieces of a decoder block: RMSNorm, rotary positions, attention over blocks of keys, gated MLP."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssppo_jax.models.arch import Arch
+from ssppo_jax.types import Array
+
+_MASKED = -1e30  # finite, so that a fully masked row stays finite in the forward and the backward pass
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale, computed in float32 whatever the compute dtype (as Llama does)."""
+
+    eps: float
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return x32.astype(self.dtype) * scale.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+class KeyBlock(NamedTuple):
+    """Keys and values some queries may look at. A prompt's block is shared by its K completions and never repeated."""
+
+    k: Array  # [B,S,G,E] shared by all K, or [B,K,S,G,E] each completion's own
+    v: Array  # like k
+    mask: Array  # bool, broadcastable to [B,K,T,S]
+
+
+def attend(
+    q: Array,  # [B,K,T,H,E]
+    blocks: tuple[KeyBlock, ...],
+) -> Array:  # [B,K,T,H,E]
+    """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] / sqrt(E)) [v_1; v_2; ...], in float32.
+
+    Grouped queries: H/G query heads share a key head. Query heads are ordered group-major, as in Hugging Face files.
+    """
+    b, k, t, h, e = q.shape
+    g = blocks[0].k.shape[-2]
+    q = q.reshape(b, k, t, g, h // g, e) * (e**-0.5)
+    scores = [_scores(q, block) for block in blocks]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    out, start = 0.0, 0
+    for block, score in zip(blocks, scores, strict=True):
+        stop = start + score.shape[-1]
+        out = out + _mix(weights[..., start:stop], block)
+        start = stop
+    return out.reshape(b, k, t, h, e)
+
+
+def _scores(q: Array, block: KeyBlock) -> Array:  # [B,G,K,R,T,S] float32
+    equation = "bktgre,bsge->bgkrts" if block.k.ndim == 4 else "bktgre,bksge->bgkrts"
+    scores = jnp.einsum(equation, q, block.k, preferred_element_type=jnp.float32)
+    return jnp.where(block.mask[:, None, :, None], scores, _MASKED)
+
+
+def _mix(weights: Array, block: KeyBlock) -> Array:  # [B,K,T,G,R,E]
+    equation = "bgkrts,bsge->bktgre" if block.v.ndim == 4 else "bgkrts,bksge->bktgre"
+    return jnp.einsum(equation, weights, block.v)
+
+
+def rotary_table(
+    positions: Array,  # [B,S] int32
+    arch: Arch,
+) -> tuple[Array, Array]:  # cos, sin: [B,S,E] float32
+    """cos and sin of position * inverse frequency, halves repeated (the rotate-half convention of Hugging Face)."""
+    half = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32)
+    frequency = arch.rope_theta ** (-half / arch.head_dim)
+    if arch.rope_scaling is not None:
+        frequency = _llama3_frequency(frequency, arch.rope_scaling)
+    angle = positions.astype(jnp.float32)[..., None] * frequency[None, None, :]
+    angle = jnp.concatenate([angle, angle], axis=-1)
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def _llama3_frequency(frequency: Array, s) -> Array:
+    """Llama 3.1 long-context frequencies: long wavelengths divided by `factor`, a smooth ramp between the two cut-offs."""
+    turns = s.original_max_positions * frequency / (2 * jnp.pi)  # rotations over the original context
+    ramp = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+    return frequency * (ramp + (1.0 - ramp) / s.factor)
+
+
+def rotate(
+    x: Array,  # [B,S,heads,E]
+    table: tuple[Array, Array],
+) -> Array:
+    """Rotary position embedding, rotate-half form, in float32."""
+    cos, sin = (part[:, :, None, :] for part in table)
+    x32 = x.astype(jnp.float32)
+    first, second = jnp.split(x32, 2, axis=-1)
+    turned = jnp.concatenate([-second, first], axis=-1)
+    return (x32 * cos + turned * sin).astype(x.dtype)
+
+
+class Heads(nn.Module):
+    """x [B,S,D] -> [B,S,heads,E]: a projection whose kernel keeps its head axis, so that it can be sharded."""
+
+    heads: int
+    head_dim: int
+    use_bias: bool
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (x.shape[-1], self.heads, self.head_dim)
+        kernel = self.param("kernel", _init(fan_in=x.shape[-1]), shape, self.param_dtype).astype(self.dtype)
+        y = jnp.einsum("bsd,dhe->bshe", x, kernel)
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros_init(), shape[1:], self.param_dtype)
+            y = y + bias.astype(self.dtype)[None, None]
+        return y
+
+
+class Merge(nn.Module):
+    """x [B,S,H,E] -> [B,S,D]: the inverse projection of `Heads`."""
+
+    features: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        shape = (*x.shape[-2:], self.features)
+        kernel = self.param("kernel", _init(fan_in=shape[0] * shape[1]), shape, self.param_dtype)
+        return jnp.einsum("bshe,hed->bsd", x, kernel.astype(self.dtype))
+
+
+class Mlp(nn.Module):
+    """SwiGLU: down(silu(gate(x)) * up(x))."""
+
+    mlp_dim: int
+    dtype: jnp.dtype
+    param_dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        def dense(features, name):
+            fan_in = self.mlp_dim if name == "down" else x.shape[-1]
+            return nn.Dense(
+                features,
+                use_bias=False,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                kernel_init=_init(fan_in),
+                name=name,
+            )
+
+        gated = nn.silu(dense(self.mlp_dim, "gate")(x)) * dense(self.mlp_dim, "up")(x)
+        return dense(x.shape[-1], "down")(gated)
+
+
+def _init(fan_in: int):
+    return nn.initializers.normal(stddev=fan_in**-0.5)

@@ -1,0 +1,82 @@
+"""What a loss sees of the model: raw token log-probs and one pooled hidden state per completion."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+
+from ssppo_jax.models.decoder import Decoder, Forward, output_kernel
+from ssppo_jax.models.logprobs import TokenLogprobs, token_logprobs
+from ssppo_jax.types import Array, Policy, PyTree
+
+POOLINGS = ("last_token", "mean_response")
+LAYERS = ("final_post_norm", "final_pre_norm")
+
+Apply = Callable[..., tuple[Policy, Array | None]]
+
+
+def predictors(forward: Forward, prompt_length: Array) -> Array:  # [B,K,T,D]
+    """The states that predict each completion token: the prompt's last state, then the completion's own, shifted by one."""
+    last = jnp.take_along_axis(forward.prompt, (prompt_length - 1)[:, None, None], axis=1)  # [B,1,D]
+    b, k, _, d = forward.completion.shape
+    first = jnp.broadcast_to(last[:, None], (b, k, 1, d))
+    return jnp.concatenate([first, forward.completion[:, :, :-1]], axis=2)
+
+
+def pool(
+    states: Array,  # [B,K,T,D]
+    mask: Array,  # [B,K,T] float32
+    pooling: str,
+) -> Array:  # [B,K,D] float32
+    """One vector per completion: the state of its last token (EOS when it was sampled), or the mean over its tokens.
+
+    Reconstruction: the S-SPPO paper says "final hidden state" and names no pooling.
+    """
+    if pooling == "mean_response":
+        kept = jnp.where(mask[..., None] > 0, states.astype(jnp.float32), 0.0)
+        return kept.sum(2) / jnp.maximum(mask.sum(2), 1.0)[..., None]
+    last = jnp.maximum(mask.sum(2).astype(jnp.int32) - 1, 0)
+    return jnp.take_along_axis(states, last[:, :, None, None], axis=2)[:, :, 0].astype(jnp.float32)
+
+
+def make_apply(
+    decoder: Decoder,
+    *,
+    logprob_chunk: int = 64,
+    repulsion_pooling: str = "last_token",
+    repulsion_layer: str | int = "final_post_norm",
+) -> Apply:
+    """apply(params, prompt, prompt_length, completion, mask, entropy=False) -> (Policy, entropy [B,K,T] or None).
+
+    Args:
+      decoder: the model.
+      logprob_chunk: token columns whose logits exist at one time.
+      repulsion_pooling: "last_token" or "mean_response" (reconstruction).
+      repulsion_layer: "final_post_norm" (Hugging Face's last hidden state), "final_pre_norm", or a block index.
+    """
+    layers = decoder.arch.num_layers
+    tap = {"final_post_norm": None, "final_pre_norm": layers - 1}.get(repulsion_layer, repulsion_layer)
+
+    def apply(
+        params: PyTree,
+        prompt: Array,  # [B,P]
+        prompt_length: Array,  # [B]
+        completion: Array,  # [B,K,T]
+        mask: Array,  # [B,K,T]
+        *,
+        entropy: bool = False,
+    ) -> tuple[Policy, Array | None]:
+        forward = decoder.apply({"params": params}, prompt, prompt_length, completion, tap_layer=tap)
+        out: TokenLogprobs = token_logprobs(
+            predictors(forward, prompt_length),
+            output_kernel(params, decoder.arch),
+            completion,
+            chunk=logprob_chunk,
+            entropy=entropy,
+            constrain=decoder.constrain,
+        )
+        states = forward.completion if tap is None else forward.tap
+        return Policy(out.logp, pool(states, mask, repulsion_pooling)), out.entropy
+
+    return apply

@@ -1,0 +1,96 @@
+"""Choosing the next token: temperature, top-k, top-p, min-p, and keys addressed by what they are for.
+
+Contract: a token's key is fold_in of (run key, prompt address, sample index, token index). It does not depend on the
+row's neighbours, its place in the batch, padding, or a restart.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from ssppo_jax.types import Array
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn. Raw log-probs are recorded at temperature 1 over the full vocabulary whatever these say.
+
+    Attributes:
+      temperature: logits are divided by it; 0 takes the most likely token.
+      top_k: keep the k most likely tokens (0 keeps all).
+      top_p: keep the smallest set of tokens whose probability reaches p (1 keeps all).
+      min_p: keep tokens at least min_p times as likely as the most likely one (0 keeps all).
+      max_new_tokens: T, the completion slots.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    max_new_tokens: int = 64
+
+    @property
+    def raw(self) -> bool:
+        """True when the sampling distribution is the model's own."""
+        return self.temperature == 1.0 and not self.truncated
+
+    @property
+    def truncated(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
+
+
+def row_keys(
+    key: Array,  # [] typed key of (seed, iteration)
+    address: Array,  # [B] uint32
+    k: int,
+) -> Array:  # [B,K] typed keys
+    """fold_in(fold_in(key, prompt address), sample index)."""
+    fold = jax.random.fold_in
+    return jax.vmap(lambda a: jax.vmap(lambda i: fold(fold(key, a), i))(jnp.arange(k)))(address)
+
+
+def restrict(
+    logits: Array,  # [...,V] float32, already divided by the temperature
+    params: SamplingParams,
+) -> Array:  # [...,V]
+    """-inf for tokens outside top-k, top-p and min-p. The most likely token always stays; ties at an edge stay together."""
+    if params.top_k > 0:
+        kth = jax.lax.top_k(logits, min(params.top_k, logits.shape[-1]))[0][..., -1:]
+        logits = jnp.where(logits < kth, -jnp.inf, logits)
+    if params.min_p > 0.0:
+        floor = logits.max(-1, keepdims=True) + jnp.log(params.min_p)
+        logits = jnp.where(logits < floor, -jnp.inf, logits)
+    if params.top_p < 1.0:
+        ordered = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
+        mass = jnp.cumsum(jax.nn.softmax(ordered, axis=-1), axis=-1)
+        before = jnp.concatenate([jnp.zeros_like(mass[..., :1]), mass[..., :-1]], axis=-1)
+        edge = jnp.min(jnp.where(before < params.top_p, ordered, jnp.inf), axis=-1, keepdims=True)
+        logits = jnp.where(logits < edge, -jnp.inf, logits)
+    return logits
+
+
+def choose(
+    keys: Array,  # [B,K] typed keys of this token
+    logits: Array,  # [B,K,V] float32
+    params: SamplingParams,
+) -> tuple[Array, Array, Array]:  # token [B,K] int32, logp [B,K], sampling_logp [B,K]
+    """Draw one token per row by the Gumbel-max rule; returns its raw log-prob and its log-prob as sampled."""
+    total = jax.nn.logsumexp(logits, axis=-1)
+    if params.temperature == 0.0:
+        token = jnp.argmax(logits, axis=-1)
+        return token, _at(logits, token) - total, jnp.zeros_like(total)
+    scaled = logits / params.temperature
+    kept = restrict(scaled, params) if params.truncated else scaled
+    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(keys)
+    token = jnp.argmax(kept + noise, axis=-1)
+    logp = _at(logits, token) - total
+    if params.raw:
+        return token, logp, logp
+    return token, logp, _at(kept, token) - jax.nn.logsumexp(kept, axis=-1)
+
+
+def _at(x: Array, index: Array) -> Array:
+    return jnp.take_along_axis(x, index[..., None], axis=-1)[..., 0]
