@@ -48,7 +48,7 @@ class Arch:
     """A Llama-class decoder: RMSNorm, RoPE (rotate-half), grouped-query attention, SwiGLU. Hashable, so jit-static.
 
     Raises:
-      ConfigError: sizes that do not fit together (heads over key-value heads, odd head_dim, ids outside the vocabulary).
+      ConfigError: sizes that do not fit together (heads over key-value heads, odd head_dim, ids beyond the vocabulary).
     """
 
     vocab_size: int
@@ -245,9 +245,9 @@ def _unsupported(config: dict, rope: dict):
     window, longest = _window(config), _field(config, "max_position_embeddings")
     if window is not None and longest is not None and window < longest:
         yield (
-            f"sliding_window {window} below max_position_embeddings {longest} is not supported; if your sequences never "
-            f'exceed {window} tokens, set "max_position_embeddings": {window} in config.json (same numbers), else use a '
-            "model without a sliding window (e.g. Mistral-7B-Instruct-v0.2 or later)"
+            f"sliding_window {window} below max_position_embeddings {longest} is not supported; if your sequences "
+            f'never exceed {window} tokens, set "max_position_embeddings": {window} in config.json (same numbers), '
+            "else use a model without a sliding window (e.g. Mistral-7B-Instruct-v0.2 or later)"
         )
     types = set(config.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
     if types:

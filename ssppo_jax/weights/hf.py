@@ -1,0 +1,379 @@
+"""Hugging Face model folders in and out: safetensors only, one tensor at a time, bit for bit.
+
+Weights are never unpickled and code named by a config (`auto_map`) is never run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.models.arch import Arch, arch_from_hf, arch_to_hf, id_tuple
+from ssppo_jax.types import Array, PyTree
+from ssppo_jax.weights import names
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+)
+_FLOATS = ("F64", "F32", "F16", "BF16")
+_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")  # constants that old exports stored as tensors
+
+
+def read_arch(folder: str | Path) -> Arch:
+    """The `Arch` of a model folder. Stop ids of `generation_config.json` (Llama 3 keeps some only there) are added.
+
+    Raises:
+      ConfigError: no config.json, or a model that is not supported.
+      DataError: JSON that does not parse.
+    """
+    folder = Path(folder)
+    if not (folder / "config.json").is_file():
+        raise ConfigError(f"{folder} has no config.json; give a Hugging Face model folder, a repo id, or a .gguf file")
+    config = read_json(folder / "config.json")
+    try:
+        arch = arch_from_hf(config)
+    except ConfigError as error:
+        raise ConfigError(f"{folder / 'config.json'}: {error}") from None
+    if not (folder / "generation_config.json").is_file():
+        return arch
+    extra = id_tuple(read_json(folder / "generation_config.json").get("eos_token_id"))
+    return dataclasses.replace(arch, eos_ids=tuple(dict.fromkeys(arch.eos_ids + extra)))
+
+
+def load_params(
+    folder: str | Path,
+    arch: Arch,
+    *,
+    dtype: Any = np.float32,
+    put: Callable[[str, np.ndarray], Array] | None = None,
+) -> PyTree:
+    """The parameter tree of a folder of safetensors, each leaf placed by `put(path, array)` as soon as it is complete.
+
+    Host memory holds one stacked leaf at a time if `put` moves it away. Without `put` the leaves are NumPy arrays.
+
+    Args:
+      folder: a model folder (`model.safetensors`, or shards with an index).
+      arch: what `read_arch` says of it.
+      dtype: of the returned leaves; bfloat16 through ml_dtypes.
+      put: receives the path ('layers/attn/q/kernel') and the array, returns what the tree holds.
+
+    Raises:
+      ConfigError: no safetensors (pickles are refused), or names or shapes that do not match `arch`, all listed.
+      DataError: a damaged or hostile file.
+    """
+    put = put or (lambda path, array: array)
+    tree: PyTree = {}
+    with _opened(Path(folder)) as where:
+        _check_names(where, arch, folder)
+        for leaf in names.leaves(arch):
+            insert(tree, leaf.path, put(leaf.path, _stack(where, leaf, arch, np.dtype(dtype))))
+        if arch.tie_embeddings and "lm_head.weight" in where:
+            _check_tied(where, folder)
+    return tree
+
+
+def save_params(
+    params: PyTree,
+    arch: Arch,
+    folder: str | Path,
+    *,
+    tokenizer_from: str | Path | None = None,
+    dtype: Any = None,
+    max_shard_bytes: int = 4 * 2**30,
+) -> Path:
+    """Write a folder that plain transformers loads: safetensors, configs, and the tokenizer with its chat template.
+
+    Written beside `folder` and renamed, so a folder that exists is complete. One leaf and one shard are in host memory.
+
+    Args:
+      params: the decoder's tree; leaves NumPy or JAX arrays.
+      arch: its architecture.
+      folder: where to; must not exist, or be empty.
+      tokenizer_from: a model folder whose tokenizer files and generation_config.json are copied; none when None.
+      dtype: of the written tensors; each leaf's own when None.
+      max_shard_bytes: start a new shard above this.
+
+    Raises:
+      ConfigError: `folder` holds something, or the tree does not match `arch` (every difference listed).
+    """
+    flat = dict(flatten(params))
+    _check_tree(flat, arch)
+    kinds = {path: np.dtype(dtype if dtype is not None else leaf.dtype) for path, leaf in flat.items()}
+    nbytes = {}
+    for leaf in names.leaves(arch):
+        size = int(np.prod(names.hf_shape(leaf, arch))) * kinds[leaf.path].itemsize
+        nbytes |= {name: size for name in names.hf_names(leaf, arch)}
+    with new_folder(folder) as tmp:
+        write_tensors(tmp, nbytes, _exported(flat, arch, kinds), max_shard_bytes)
+        main = kinds["embed/embedding"].name
+        write_json(tmp / "config.json", arch_to_hf(arch) | {"torch_dtype": main})
+        write_json(tmp / "generation_config.json", generation_config(arch))
+        if tokenizer_from is not None:
+            _copy_tokenizer(Path(tokenizer_from), tmp)
+    return Path(folder)
+
+
+def generation_config(arch: Arch) -> dict[str, Any]:
+    """A minimal generation_config.json: the special ids, no sampling defaults."""
+    eos = list(arch.eos_ids)
+    return {
+        "bos_token_id": arch.bos_id,
+        "eos_token_id": eos[0] if len(eos) == 1 else (eos or None),
+        "pad_token_id": eos[0] if eos else None,
+    }
+
+
+def write_tensors(
+    folder: Path,
+    nbytes: dict[str, int],  # tensor name -> size, in the order of `tensors`
+    tensors: Iterable[tuple[str, np.ndarray]],
+    max_shard_bytes: int,
+) -> None:
+    """Stream named tensors into `model.safetensors`, or into numbered shards with an index."""
+    plan = _shards(nbytes, max_shard_bytes)
+    count = len(plan)
+    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    stream = iter(tensors)
+    weight_map = {}
+    for file, shard in zip(files, plan, strict=True):
+        held = dict(next(stream) for _ in shard)
+        if list(held) != shard:
+            raise ValueError(f"tensors out of order: planned {shard[:3]}..., got {list(held)[:3]}...")
+        save_file(held, folder / file, metadata={"format": "pt"})  # transformers insists on the metadata
+        weight_map |= dict.fromkeys(shard, file)
+    if count > 1:
+        index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}
+        write_json(folder / INDEX, index)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder that becomes `folder` in one rename when the block succeeds, and vanishes when it fails.
+
+    Raises:
+      ConfigError: `folder` exists and is not an empty folder.
+    """
+    folder = Path(os.path.abspath(folder))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"{folder} exists and is not empty; choose another output folder, or remove it first")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    tmp = folder.parent / f".{folder.name}.tmp-{secrets.token_hex(6)}"
+    tmp.mkdir()
+    try:
+        yield tmp
+        for file in tmp.iterdir():
+            _fsync(file)
+        _fsync(tmp)
+        os.replace(tmp, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(tmp, ignore_errors=True)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+      DataError: unreadable, not UTF-8, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_bytes().decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: not readable as JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def flatten(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, Array]]:
+    """('layers/attn/q/kernel', leaf) pairs of a nested dict."""
+    for key, value in tree.items():
+        path = f"{prefix}/{key}" if prefix else key
+        if isinstance(value, dict):
+            yield from flatten(value, path)
+        else:
+            yield path, value
+
+
+def insert(tree: PyTree, path: str, value: Array) -> None:
+    """tree['a']['b'] = value for path 'a/b', making the dicts on the way."""
+    *parents, last = path.split("/")
+    for key in parents:
+        tree = tree.setdefault(key, {})
+    tree[last] = value
+
+
+def _files(folder: Path) -> list[Path]:
+    """The safetensors files of a folder; shard names come from an untrusted index, so only plain names pass."""
+    if (folder / SINGLE).is_file():
+        return [folder / SINGLE]
+    if not (folder / INDEX).is_file():
+        raise ConfigError(_no_weights(folder))
+    weight_map = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise DataError(f"{folder / INDEX}: no weight_map")
+    shards = sorted({str(file) for file in weight_map.values()})
+    for file in shards:
+        if file != os.path.basename(file) or "\\" in file or not file.endswith(".safetensors"):
+            raise DataError(f"{folder / INDEX}: refused shard name {file!r}; only NAME.safetensors in the same folder")
+    absent = [file for file in shards if not (folder / file).is_file()]
+    if absent:
+        raise DataError(f"{folder}: missing shards {', '.join(absent)}; download the model again")
+    return [folder / file for file in shards]
+
+
+def _no_weights(folder: Path) -> str:
+    if not folder.is_dir():
+        return f"{folder} is not a folder"
+    pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
+    if pickles:
+        return (
+            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened and are "
+            "refused; re-save them with transformers in a place you trust: "
+            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+        )
+    return f"{folder} has neither {SINGLE} nor {INDEX}; give a folder with safetensors weights"
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[dict[str, Any]]:
+    """Tensor name -> the open safetensors handle that holds it."""
+    where: dict[str, Any] = {}
+    with contextlib.ExitStack() as stack:
+        for file in _files(folder):
+            try:
+                handle = stack.enter_context(safe_open(file, "numpy"))
+            except (SafetensorError, OSError) as error:
+                raise DataError(f"{file}: not a valid safetensors file ({error}); download it again") from None
+            twice = sorted(where.keys() & set(handle.keys()))
+            if twice:
+                raise DataError(f"{file}: tensors also in another shard: {_few(twice)}")
+            where |= dict.fromkeys(handle.keys(), handle)
+        yield where
+
+
+def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
+    """Both sides must match completely: a tensor left out, left over or misshapen is listed, all at once."""
+    wanted = {name: leaf for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)}
+    tied = {"lm_head.weight"} if arch.tie_embeddings else set()
+    extra = [name for name in where if name not in wanted and name not in tied and not name.endswith(_BUFFERS)]
+    problems = []
+    if absent := [name for name in wanted if name not in where]:
+        problems.append(f"missing {_few(absent)}")
+    if absent == ["lm_head.weight"]:
+        problems.append('if the model ties its head to the embedding, set "tie_word_embeddings": true in config.json')
+    if extra:
+        problems.append(f"not part of a {arch.model_type} model of {arch.num_layers} layers: {_few(extra)}")
+    for name in (name for name in where if name in wanted or name in tied):
+        view = where[name].get_slice(name)
+        expected = names.hf_shape(wanted[name], arch) if name in wanted else (arch.vocab_size, arch.hidden_size)
+        if tuple(view.get_shape()) != expected:
+            problems.append(f"{name} has shape {tuple(view.get_shape())}, config.json says {expected}")
+        if view.get_dtype() not in _FLOATS:
+            problems.append(f"{name} is {view.get_dtype()}; supported: {', '.join(_FLOATS)} (unquantised)")
+    if problems:
+        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        raise ConfigError(f"{folder}: weights do not match config.json\n  " + "\n  ".join(shown))
+
+
+def _stack(where: dict[str, Any], leaf: names.Leaf, arch: Arch, dtype: np.dtype) -> np.ndarray:
+    """One leaf in our layout; layers are copied one by one into the stacked array."""
+    if not leaf.stacked:
+        return np.ascontiguousarray(names.from_hf(_tensor(where, leaf.hf), leaf, arch), dtype=dtype)
+    stacked = np.empty(names.shape(leaf, arch), dtype)
+    for layer, name in enumerate(names.hf_names(leaf, arch)):
+        stacked[layer] = names.from_hf(_tensor(where, name), leaf, arch)
+    return stacked
+
+
+def _tensor(where: dict[str, Any], name: str) -> np.ndarray:
+    try:
+        return where[name].get_tensor(name)
+    except SafetensorError as error:
+        raise DataError(f"tensor {name} cannot be read: {error}") from None
+
+
+def _check_tied(where: dict[str, Any], folder: str | Path) -> None:
+    if not np.array_equal(_tensor(where, "lm_head.weight"), _tensor(where, "model.embed_tokens.weight")):
+        raise ConfigError(
+            f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it; "
+            'set "tie_word_embeddings": false in config.json to use both'
+        )
+
+
+def _check_tree(flat: dict[str, Array], arch: Arch) -> None:
+    wanted = {leaf.path: names.shape(leaf, arch) for leaf in names.leaves(arch)}
+    problems = [f"missing {path}" for path in wanted if path not in flat]
+    problems += [f"unknown {path}" for path in flat if path not in wanted]
+    for path in wanted.keys() & flat.keys():
+        if tuple(flat[path].shape) != wanted[path]:
+            problems.append(f"{path} has shape {tuple(flat[path].shape)}, the architecture says {wanted[path]}")
+    if problems:
+        raise ConfigError("parameters do not match the architecture:\n  " + "\n  ".join(sorted(problems)))
+
+
+def _exported(flat: dict[str, Array], arch: Arch, kinds: dict[str, np.dtype]) -> Iterator[tuple[str, np.ndarray]]:
+    for leaf in names.leaves(arch):
+        host = np.asarray(flat[leaf.path])
+        rows = host if leaf.stacked else host[None]
+        for name, row in zip(names.hf_names(leaf, arch), rows, strict=True):
+            yield name, np.ascontiguousarray(names.to_hf(row, leaf, arch), dtype=kinds[leaf.path])
+
+
+def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut before a shard would pass `limit` (a single larger tensor gets its own)."""
+    plan, held = [[]], 0
+    for name, size in nbytes.items():
+        if plan[-1] and held + size > limit:
+            plan.append([])
+            held = 0
+        plan[-1].append(name)
+        held += size
+    return plan
+
+
+def _copy_tokenizer(source: Path, target: Path) -> None:
+    found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
+    if not found:
+        raise ConfigError(f"{source} has no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, ...)")
+    for name in (*found, *(["generation_config.json"] if (source / "generation_config.json").is_file() else [])):
+        shutil.copyfile(source / name, target / name)
+
+
+def _few(items: list[str], most: int = 8) -> str:
+    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

