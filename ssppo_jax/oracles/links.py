@@ -1,0 +1,38 @@
+"""Links: how the point scores of single responses become pairwise preferences."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ssppo_jax.errors import ConfigError
+
+
+def bradley_terry(
+    scores: np.ndarray,  # [B,K]
+    *,
+    temperature: float,
+) -> np.ndarray:  # [B,K,K] float32
+    """P(i > j) = sigmoid((s_i - s_j) / temperature); at temperature 0 the step function, with ties at 0.5.
+
+    Transitive by construction. Non-finite scores give NaN, which `protocol.checked` turns into `Failed`.
+
+    Raises:
+        ConfigError: the temperature is negative or not finite.
+    """
+    check_temperature(temperature)
+    scores = np.asarray(scores, np.float64)
+    scores = np.where(np.isfinite(scores), scores, np.nan)  # inf - 0 would pass as a certain win
+    gap = scores[:, :, None] - scores[:, None, :]
+    if temperature == 0:
+        return np.where(np.isnan(gap), np.nan, np.heaviside(gap, 0.5)).astype(np.float32)
+    with np.errstate(over="ignore"):  # gap / 1e-300 is a hard win, not a mistake
+        small = np.exp(-np.abs(gap) / temperature)  # in [0, 1]: never overflows
+    return (np.where(gap >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raises ConfigError unless the temperature is a finite number >= 0."""
+    if not (math.isfinite(temperature) and temperature >= 0):
+        raise ConfigError(f"oracle temperature must be a finite number >= 0 (0 is a hard step), got {temperature!r}")
