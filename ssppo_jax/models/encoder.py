@@ -1,0 +1,158 @@
+"""A BERT-class sentence encoder: tokens in, one vector a text out.
+
+The frozen encoder phi of S-SPPO's semantic gate (arXiv 2606.01561, section 3.1). Used as a function:
+
+    encoder.apply({"params": params}, tokens, length) -> embeddings [R,D] float32
+
+Letters beyond `types.py`: R texts (rows), S token slots. Masks come from `length`, never from `tokens != pad`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssppo_jax.types import Array
+
+POOLINGS = ("mean", "cls", "max")
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderArch:
+    """The shape of a BERT-class encoder and how its token vectors become one sentence vector."""
+
+    vocab_size: int
+    width: int  # D
+    layers: int  # N
+    heads: int  # H
+    mlp: int  # F
+    positions: int  # longest text in tokens, [CLS] and [SEP] included
+    token_types: int = 2
+    norm_eps: float = 1e-12
+    pooling: str = "mean"  # one of POOLINGS
+    normalize: bool = True  # L2-normalise the sentence vector
+
+    def __post_init__(self):
+        if self.pooling not in POOLINGS:
+            raise ValueError(f"pooling={self.pooling!r} is not one of {', '.join(POOLINGS)}")
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+
+
+class Encoder(nn.Module):
+    """Sentence vectors of right-padded texts, as BERT (arXiv 1810.04805) with post-LayerNorm blocks and erf GELU.
+
+    x = LN(word[t] + position[s] + type[0]), then N times x = LN(x + attention(x)); x = LN(x + W2 gelu(W1 x)),
+    then pooling over the real tokens, then x / |x| if `arch.normalize`. There is no dropout: the encoder is frozen.
+
+    A row of length 0 (padding of the batch) gives the zero vector. Softmax, LayerNorm statistics and pooling are
+    float32 whatever `dtype`; with dtype float32 the matrix products ask for full precision, because accelerators
+    otherwise round their inputs (TPU to bfloat16, GPU to TF32).
+    """
+
+    arch: EncoderArch
+    dtype: str = "float32"  # compute dtype; parameters stay as given
+
+    @nn.compact
+    def __call__(
+        self,
+        tokens: Array,  # [R,S] int32
+        length: Array,  # [R] int32
+    ) -> Array:  # [R,D] float32
+        arch, slots = self.arch, tokens.shape[1]
+        if slots > arch.positions:
+            raise ValueError(f"{slots} token slots, but the encoder has {arch.positions} positions: truncate the texts")
+        mask = jnp.arange(slots)[None, :] < length[:, None]  # [R,S]
+        x = _Embeddings(arch, self.dtype, name="embeddings")(tokens)
+        stack = nn.scan(
+            _Layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=nn.broadcast,
+            length=arch.layers,
+        )
+        x, _ = stack(arch, self.dtype, name="layers")(x, mask)
+        return _pool(x.astype(jnp.float32), mask, arch)
+
+
+class _Embeddings(nn.Module):
+    arch: EncoderArch
+    dtype: str
+
+    @nn.compact
+    def __call__(self, tokens: Array) -> Array:  # [R,S] int32 -> [R,S,D]
+        arch = self.arch
+        word = nn.Embed(arch.vocab_size, arch.width, dtype=self.dtype, name="word")(tokens)
+        position = nn.Embed(arch.positions, arch.width, dtype=self.dtype, name="position")(
+            jnp.arange(tokens.shape[1])[None, :]
+        )
+        kind = nn.Embed(arch.token_types, arch.width, dtype=self.dtype, name="type")(jnp.zeros((1, 1), jnp.int32))
+        return _norm(arch, self.dtype, "norm")(word + position + kind)
+
+
+class _Layer(nn.Module):
+    """One post-LN block. Returns (x, None), the carry form `nn.scan` wants."""
+
+    arch: EncoderArch
+    dtype: str
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Array,  # [R,S,D]
+        mask: Array,  # [R,S] bool
+    ) -> tuple[Array, None]:
+        arch = self.arch
+        attended = self._attention(x, mask)
+        x = _norm(arch, self.dtype, "attention_norm")(x + attended)
+        hidden = jax.nn.gelu(_dense(arch.mlp, self.dtype, "up")(x), approximate=False)
+        return _norm(arch, self.dtype, "mlp_norm")(x + _dense(arch.width, self.dtype, "down")(hidden)), None
+
+    def _attention(self, x: Array, mask: Array) -> Array:
+        heads, head_dim = self.arch.heads, self.arch.width // self.arch.heads
+        query, key, value = (
+            _dense(self.arch.width, self.dtype, name)(x).reshape(*x.shape[:2], heads, head_dim)
+            for name in ("query", "key", "value")
+        )
+        precision = _precision(self.dtype)
+        scores = jnp.einsum("rqhe,rkhe->rhqk", query, key, precision=precision).astype(jnp.float32) / head_dim**0.5
+        # A finite floor, not -inf: a row of length 0 must stay finite.
+        scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
+        mixed = jnp.einsum("rhqk,rkhe->rqhe", weights, value, precision=precision)
+        return _dense(self.arch.width, self.dtype, "out")(mixed.reshape(x.shape))
+
+
+def _pool(
+    x: Array,  # [R,S,D] float32
+    mask: Array,  # [R,S] bool
+    arch: EncoderArch,
+) -> Array:  # [R,D] float32
+    kept = jnp.where(mask[:, :, None], x, 0.0)
+    if arch.pooling == "mean":
+        count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
+        pooled = jnp.sum(kept, axis=1) / count
+    elif arch.pooling == "cls":
+        pooled = kept[:, 0]
+    else:
+        lowest = jnp.where(mask[:, :, None], x, jnp.finfo(jnp.float32).min)
+        pooled = jnp.where(mask[:, :1], jnp.max(lowest, axis=1), 0.0)
+    if not arch.normalize:
+        return pooled
+    return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
+
+
+def _dense(features: int, dtype: str, name: str) -> nn.Dense:
+    return nn.Dense(features, dtype=dtype, precision=_precision(dtype), name=name)
+
+
+def _norm(arch: EncoderArch, dtype: str, name: str) -> nn.LayerNorm:
+    # The fast variance E[x^2] - E[x]^2 cancels; the two-pass one costs nothing that shows.
+    return nn.LayerNorm(epsilon=arch.norm_eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def _precision(dtype: str) -> jax.lax.Precision | None:
+    return jax.lax.Precision.HIGHEST if dtype == "float32" else None
