@@ -1,0 +1,355 @@
+"""Checkpoints that can be trusted after a kill, a full disk or a flipped bit.
+
+One checkpoint is one folder, written under a temporary name and renamed when it is complete:
+
+    step_00000012/            (`step_00000012.1` when step 12 is saved again: nothing is ever overwritten)
+      arrays/                 Orbax (OCDBT), one entry per leaf, named by its path in the tree
+      meta.json               step, shape and dtype of every leaf, and the caller's JSON
+      manifest.sha256         SHA-256 of every file above, and of itself; `sha256sum -c manifest.sha256` reads it
+
+The manifest is written last (temporary file, fsync, rename), because Orbax restores flipped bits without a word.
+The folder must be on a file system every process can see; object stores (`gs://...`) have to be mounted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from ssppo_jax.errors import ConfigError, GateError, UserError
+from ssppo_jax.types import PyTree
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.sha256"
+NOTHING, FAILED = -1, -2  # what process 0 tells the others in place of a number >= 0
+
+
+class Saved(NamedTuple):
+    """One finished checkpoint folder; the same step saved again has a higher `generation`."""
+
+    step: int
+    generation: int
+    path: Path
+
+
+class Checkpoints:
+    """The checkpoints of one run, oldest deleted first, at least `keep` valid ones on disk at any time.
+
+    Every method is collective: with several processes, all call it with the same arguments.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2):
+        if keep < 2:
+            raise ConfigError(f"checkpoint keep={keep}: keep at least 2, so that one damaged checkpoint is not the end")
+        if "://" in str(folder):
+            raise ConfigError(f"checkpoint folder {folder}: object stores are not supported, mount it and give a path")
+        self.folder = Path(folder).absolute()  # Orbax refuses relative paths
+        self.keep = keep
+        self.damaged: dict[str, str] = {}  # folder name -> reason, as the last look found them
+        self._trusted: Path | None = None  # verified by the last `latest`, so `restore` need not read it twice
+        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))  # floats do not compress
+
+    def save(self, step: int, arrays: PyTree, meta: dict, *, finite: bool) -> None:
+        """Write one checkpoint, verify it, and only then delete the oldest.
+
+        Args:
+            step: grows from save to save (equal is allowed: the same optimizer step at a later phase).
+            arrays: any tree of `jax.Array`; typed PRNG keys go in as `jax.random.key_data(key)`.
+            meta: everything else a resume needs; must survive JSON unchanged.
+            finite: whether loss and gradients were finite on the way to this state.
+
+        Raises:
+            GateError: the state is not finite; nothing is written.
+            UserError: a newer checkpoint is there, or writing failed (disk full). Older checkpoints are untouched.
+            TypeError: a leaf is not a numeric `jax.Array`, or `meta` is not JSON.
+        """
+        if not finite:
+            raise GateError(
+                f"step {step}: the training state is not finite, so it is not saved; look at the metrics log"
+            )
+        flat = _flatten(arrays)
+        for name, leaf in flat.items():
+            if not isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+                raise TypeError(
+                    f"checkpoint leaf {name} is {_kind(leaf)}: save a numeric jax.Array (key_data of a key)"
+                )
+        text = _describe(step, flat, meta)
+        generation = _on_first(lambda: self._next_generation(step))
+        temporary = self.folder / f"tmp_{step:08d}"
+        try:
+            self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
+            _on_first(lambda: self._publish(temporary, text, _name(step, generation)))
+        except Exception as error:
+            if jax.process_index() == 0:
+                shutil.rmtree(temporary, ignore_errors=True)  # give the space back
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
+                "Older checkpoints are untouched. Free some space and run the same command again."
+            ) from error
+        _on_first(lambda: self._prune(step, generation))
+
+    def latest(self, validate: bool = True) -> int | None:
+        """The newest step whose manifest verifies; None when no save has ever finished here.
+
+        Damaged checkpoints are skipped, warned about and listed in `self.damaged`.
+
+        Raises:
+            UserError: there are checkpoints and every one is damaged. A run never silently starts from scratch.
+        """
+        step = _on_first(lambda: self._newest(validate))
+        return None if step == NOTHING else step
+
+    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
+        """The arrays of `step`, straight into the shardings of `like`, and the meta given to `save`.
+
+        The mesh may differ from the one saved with.
+
+        Args:
+            step: as `latest` said it.
+            like: tree of `jax.ShapeDtypeStruct`, each with a sharding. Optimizer scalars need one too: without it
+                they come back on a single device and the next step fails to compile.
+
+        Raises:
+            ConfigError: tree, shape or dtype differ from the saved ones; every leaf is named.
+            UserError: there is no such step, or it is damaged.
+            ValueError: a leaf of `like` has no sharding.
+        """
+        generation = _on_first(lambda: self._valid_generation(step))
+        path = self.folder / _name(step, generation)
+        record = json.loads((path / "meta.json").read_text())
+        wanted = _flatten(like)
+        _check_fit(path, record["leaves"], wanted)
+        arguments = {
+            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+            for name, leaf in wanted.items()
+        }
+        found = self._orbax.restore(path / "arrays", args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
+        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]), record["meta"]
+
+    # What follows runs on process 0 only and returns an int for the others.
+
+    def _saved(self) -> list[Saved]:
+        """Finished checkpoints, newest first."""
+        names = [(re.fullmatch(r"step_(\d{8,})(?:\.(\d+))?", p.name), p) for p in self.folder.glob("step_*")]
+        return sorted((Saved(int(m[1]), int(m[2] or 0), p) for m, p in names if m), reverse=True)
+
+    def _next_generation(self, step: int) -> int:
+        """Clear what killed saves left, refuse to go back in time, and number this save."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for leftover in self.folder.glob("tmp_*"):
+            log.info("removing %s, left by an interrupted save", leftover)
+            shutil.rmtree(leftover)
+        saved = self._saved()
+        newer = [s for s in saved if s.step > step and find_damage(s.path) is None]
+        if newer:
+            raise UserError(
+                f"{self.folder} already holds step {newer[0].step}, newer than step {step}: "
+                "resume from it, or give the run another folder"
+            )
+        return max((s.generation + 1 for s in saved if s.step == step), default=0)
+
+    def _publish(self, temporary: Path, text: str, name: str) -> int:
+        """Complete the temporary folder and give it its name: the one moment it becomes a checkpoint."""
+        (temporary / "meta.json").write_text(text)
+        write_manifest(temporary)
+        os.replace(temporary, self.folder / name)
+        _sync(self.folder)
+        return 0
+
+    def _prune(self, step: int, generation: int) -> int:
+        """Verify the new checkpoint, then delete all but the newest `keep` valid ones."""
+        fresh = self.folder / _name(step, generation)
+        reason = find_damage(fresh)
+        if reason is not None:
+            raise UserError(f"{fresh} was written but does not verify ({reason}): check the disk. Older ones are kept.")
+        valid, extra = 1, []
+        for other in self._saved():
+            if other.path == fresh:
+                continue
+            if valid < self.keep and self._is_valid(other.path):
+                valid += 1
+            else:
+                extra.append(other.path)
+        if valid < self.keep:
+            return 0  # the extra ones are all damaged: leave them to be looked at
+        for path in extra:
+            _remove(path)
+        return 0
+
+    def _newest(self, validate: bool) -> int:
+        self.damaged = {}
+        for saved in self._saved():
+            if not validate and (saved.path / MANIFEST).exists():
+                return saved.step
+            if self._is_valid(saved.path):
+                self._trusted = saved.path
+                return saved.step
+        if self.damaged:
+            found = "\n".join(f"  {name}: {reason}" for name, reason in self.damaged.items())
+            raise UserError(
+                f"every checkpoint in {self.folder} is damaged:\n{found}\n"
+                "Restore one from a backup, or give the run another folder to start from scratch."
+            )
+        if any(self.folder.glob("tmp_*")):
+            log.warning("%s holds only a save that was interrupted before it finished: nothing to resume", self.folder)
+        return NOTHING
+
+    def _valid_generation(self, step: int) -> int:
+        saved = self._saved()
+        for candidate in (s for s in saved if s.step == step):
+            if candidate.path == self._trusted or self._is_valid(candidate.path):
+                return candidate.generation
+        there = ", ".join(str(s.step) for s in saved) or "none"
+        raise UserError(f"{self.folder} has no valid checkpoint of step {step}; steps there: {there}")
+
+    def _is_valid(self, path: Path) -> bool:
+        reason = find_damage(path)
+        if reason is not None:
+            self.damaged[path.name] = reason
+            log.warning("checkpoint %s is damaged and will not be used: %s", path, reason)
+        return reason is None
+
+
+def write_manifest(folder: Path) -> None:
+    """Flush every file of `folder` to disk and list their SHA-256 in `manifest.sha256`, whose last line is its own."""
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    body = "".join(f"{digest}  {p.relative_to(folder)}\n" for p, digest in zip(files, _digests(files), strict=True))
+    for inner in [p for p in folder.rglob("*") if p.is_dir()]:
+        _sync(inner)
+    temporary = folder / (MANIFEST + ".tmp")
+    with open(temporary, "wb") as file:
+        file.write(_seal(body.encode()))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, folder / MANIFEST)
+    _sync(folder)
+
+
+def find_damage(folder: Path) -> str | None:
+    """Why this checkpoint must not be used, or None: every listed file is read and its SHA-256 compared."""
+    try:
+        raw = (folder / MANIFEST).read_bytes()
+        body = raw[: raw.rfind(b"# ")]
+        if not body or raw != _seal(body):
+            return f"{MANIFEST} changed after it was written"
+        names = [line.split("  ", 1)[::-1] for line in body.decode().splitlines()]
+        found = _digests([folder / name for name, _ in names])
+    except OSError as error:
+        return f"{error.strerror}: {error.filename}"
+    changed = [name for (name, digest), now in zip(names, found, strict=True) if digest != now]
+    return f"changed after it was written: {', '.join(changed)}" if changed else None
+
+
+def _seal(body: bytes) -> bytes:
+    return body + b"# " + hashlib.sha256(body).hexdigest().encode() + b"\n"
+
+
+def _digests(files: list[Path]) -> list[str]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # hashlib releases the GIL
+        return list(pool.map(_digest, files))
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())  # a hash of what is only in memory would promise too much; free when already on disk
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(folder: Path) -> None:
+    """Make renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    # Renamed first: a kill in the middle of deleting must not leave something that looks like a damaged checkpoint.
+    doomed = path.with_name(f"tmp_deleting_{path.name}")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
+
+
+def _name(step: int, generation: int) -> str:
+    return f"step_{step:08d}" + (f".{generation}" if generation else "")
+
+
+def _flatten(tree: PyTree) -> dict:
+    """Leaves by path ("params/embed"). Flat, so that Orbax never sees NamedTuples, None or empty optimizer states."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(flat) != len(leaves):
+        raise ValueError("two leaves of the tree have the same path: rename a key that contains '/'")
+    return flat
+
+
+def _describe(step: int, flat: dict, meta: dict) -> str:
+    leaves = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in flat.items()}
+    try:
+        text = json.dumps({"step": step, "leaves": leaves, "meta": meta}, allow_nan=False)
+    except ValueError as error:
+        raise TypeError(f"checkpoint meta is not JSON: {error}") from error
+    if json.loads(text)["meta"] != meta:
+        raise TypeError("checkpoint meta does not survive JSON: use str keys and lists, not int keys and tuples")
+    return text
+
+
+def _check_fit(path: Path, saved: dict, wanted: dict) -> None:
+    unplaced = [name for name, leaf in wanted.items() if leaf.sharding is None]
+    if unplaced:
+        raise ValueError(f"restore needs a sharding for every leaf, scalars too; none given for {', '.join(unplaced)}")
+    here = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in wanted.items()}
+    problems = [f"{name}: saved, but this run has no such leaf" for name in saved if name not in here]
+    problems += [f"{name}: this run needs it, but it was not saved" for name in here if name not in saved]
+    problems += [
+        f"{name}: saved as {_shape(saved[name])}, this run has {_shape(here[name])}"
+        for name in here
+        if name in saved and saved[name] != here[name]
+    ]
+    if problems:
+        listed = "\n".join("  " + p for p in problems[:20]) + ("\n  ..." if len(problems) > 20 else "")
+        raise ConfigError(
+            f"{path} does not fit this configuration ({len(problems)} leaves differ):\n{listed}\n"
+            "Resume with the model and optimizer it was saved with, or give the run another folder."
+        )
+
+
+def _shape(leaf: list) -> str:
+    return f"{leaf[0]}{leaf[1]}"
+
+
+def _kind(leaf) -> str:
+    return f"{type(leaf).__name__} of {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
+
+
+def _on_first(work: Callable[[], int]) -> int:
+    """Do file-system work on process 0 only; its number, or its failure, reaches every process."""
+    if jax.process_count() == 1:
+        return work()
+    number, error = FAILED, None
+    if jax.process_index() == 0:
+        try:
+            number = work()
+        except Exception as caught:
+            error = caught
+    number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+    if error is not None:
+        raise error
+    if number == FAILED:
+        raise UserError("process 0 could not use the checkpoint folder; its own message says why")
+    return number

@@ -1,0 +1,134 @@
+"""How a run begins and ends: one run per folder, and one owner of the signals that ask it to stop."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from ssppo_jax.errors import UserError
+
+
+class RunLock:
+    """Holds `folder/run.lock` (flock) while open: the second run in one folder refuses.
+
+    The kernel frees the lock when its holder dies, however it dies. The exception: a worker forked by the holder
+    outlives it and keeps the lock; then the recorded pid is dead on this host and the lock is taken over.
+    With many processes, take it on process 0 only. Runs on two hosts see each other only where flock crosses hosts
+    (NFSv4 does; a file system mounted with local locks does not).
+
+    Raises:
+        UserError: on entering, when another run holds the folder; names its pid and host.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.path = Path(folder) / "run.lock"
+        self._descriptor: int | None = None
+
+    def __enter__(self) -> RunLock:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        while self._descriptor is None:
+            self._descriptor = self._acquire()
+        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        os.ftruncate(self._descriptor, 0)
+        os.pwrite(self._descriptor, json.dumps(record).encode(), 0)
+        return self
+
+    def __exit__(self, *_) -> None:
+        os.ftruncate(self._descriptor, 0)  # emptied, never unlinked: unlinking a free lock is a race
+        os.close(self._descriptor)
+        self._descriptor = None
+
+    def _acquire(self) -> int | None:
+        """A locked descriptor; None when a dead holder's file was cleared and it is worth trying again."""
+        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _holder(descriptor)
+            same_file = _is_at(descriptor, self.path)
+            os.close(descriptor)
+            if same_file and _is_dead(holder):
+                self.path.unlink(missing_ok=True)
+                return None
+            raise UserError(
+                f"another run is using {self.path.parent}: pid {holder.get('pid', 'unknown')} "
+                f"on host {holder.get('host', 'unknown')}, since {holder.get('since', 'just now')}.\n"
+                "Wait for it, stop it, or give this run another folder."
+            ) from None
+        if _is_at(descriptor, self.path):
+            return descriptor
+        os.close(descriptor)  # someone replaced the file between our open and our lock
+        return None
+
+
+def _holder(descriptor: int) -> dict:
+    try:
+        return json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:  # empty: the holder has not written its name yet
+        return {}
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _is_dead(holder: dict) -> bool:
+    if holder.get("host") != socket.gethostname():
+        return False
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:  # alive, someone else's
+        return False
+    return False
+
+
+class StopSignal:
+    """The one owner of SIGTERM and SIGINT: notes the request, and every phase polls `requested` and ends tidily.
+
+    A second Ctrl-C raises KeyboardInterrupt at once. Handlers are restored on exit. Enter it on the main thread and
+    after `jax.distributed.initialize`; it replaces JAX's own preemption notice, so many-process loops must decide
+    with `agreed`.
+    """
+
+    def __init__(self):
+        self.requested = False
+        self._interrupts = 0
+        self._previous = {}
+
+    def __enter__(self) -> StopSignal:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop. Collective: every process calls it at the same point of the loop,
+        else one leaves while the others wait for it in a collective forever."""
+        if jax.process_count() == 1:
+            return self.requested
+        return bool(np.any(multihost_utils.process_allgather(np.array(self.requested))))
+
+    def _handle(self, number: int, frame) -> None:
+        self.requested = True
+        hint = ""
+        if number == signal.SIGINT:
+            self._interrupts += 1
+            hint = " (press Ctrl-C again to stop at once, losing what was not saved)"
+        if self._interrupts > 1:
+            raise KeyboardInterrupt
+        # os.write, not print: a handler that runs inside a buffered write must not touch that buffer.
+        os.write(2, f"\n{signal.Signals(number).name}: saving and stopping{hint}\n".encode())

@@ -1,0 +1,62 @@
+"""A progress bar with a rate for every long phase; plain lines where nobody watches a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from typing import TextIO
+
+import jax
+from tqdm import tqdm
+
+SECONDS_PER_LINE = 5.0
+
+
+def bar(work: Iterable | int | None, *, what: str, unit: str) -> tqdm:
+    """A tqdm over `work`: iterate over it, or give a total (None: unknown) and call `.update(n)` inside a `with`.
+
+    On a terminal it is a bar; elsewhere (a log file) one line every 5 seconds and one at the end. Silent on every
+    process but the first, and everywhere when the environment has SSPPO_PROGRESS=off.
+
+    Args:
+        work: what to iterate over, or how many units there are.
+        what: the phase, in front of the bar ("generate").
+        unit: what is counted and timed ("samples").
+    """
+    counted = work is None or isinstance(work, int)
+    options = {"iterable": None, "total": work} if counted else {"iterable": work}
+    if not sys.stderr.isatty():
+        options |= {"file": _Lines(sys.stderr), "mininterval": SECONDS_PER_LINE, "bar_format": _line_format(work)}
+    return _Bar(**options, desc=what, unit=f" {unit}", miniters=1, dynamic_ncols=True, disable=_is_silent())
+
+
+class _Bar(tqdm):
+    monitor_interval = 0  # no watcher thread: it would outlive the bar and meet later forks
+
+
+class _Lines:
+    """A stream that turns tqdm's carriage returns and padding into lines."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        line = text.strip("\r\n ")
+        if line:
+            self._stream.write(line + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+def _line_format(work: Iterable | int | None) -> str:
+    if isinstance(work, int) or hasattr(work, "__len__"):
+        return "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {remaining} left, {rate_fmt}"
+    return "{desc}: {n_fmt}{unit} in {elapsed}, {rate_fmt}"
+
+
+def _is_silent() -> bool:
+    # process_index() starts the backend, which must not happen before jax.distributed.initialize.
+    other_process = jax.distributed.is_initialized() and jax.process_index() != 0
+    return other_process or os.environ.get("SSPPO_PROGRESS") == "off"
