@@ -57,9 +57,7 @@ def make_generate(
 
         def body(loop: _Loop) -> _Loop:
             cache = Cache(forward.kv, loop.own, loop.step - 1)
-            out = decoder.apply(
-                {"params": params}, None, prompts.length, loop.token[..., None], cache, return_kv=True
-            )
+            out = decoder.apply({"params": params}, None, prompts.length, loop.token[..., None], cache, return_kv=True)
             own = jax.tree.map(lambda old, new: _write(old, new, loop.step - 1), loop.own, out.kv)
             token, logp, sampling_logp = pick(keys, loop.step, logits_of(out.completion[:, :, 0], kernel))
             samples = _record(loop.samples, loop.step, token, logp, sampling_logp, loop.done)

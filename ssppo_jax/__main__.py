@@ -1,0 +1,214 @@
+"""The command line: python -m ssppo_jax train|generate|evaluate|convert|report|sweep."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+from ssppo_jax.errors import ConfigError, UserError
+
+INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
+
+USAGE = """usage: python -m ssppo_jax COMMAND [options] [--config.KEY=VALUE ...]
+
+commands
+  train      --config=FILE[:ARG] --workdir=DIR    self-play training; run it again to continue
+  evaluate   --config=FILE --candidate=M --baseline=M [--output=DIR]   held-out win rate with a 95% interval
+  generate   --config=FILE [--model=M] [--prompt=TEXT ...] [--output=FILE]   responses as JSON lines
+  convert    --input=M --output=DIR [--dtype=float32|bfloat16]   write a Hugging Face folder
+  report     --workdir=DIR    one HTML file with plots and texts
+  sweep      --config=FILE --workdir=DIR [--dry-run]   grid x seeds of a file that defines sweep(add)
+
+M is embedded:smollm2, a Hugging Face folder or repo id, or a .gguf file.
+`train --config=FILE --help` lists every key of that config with its meaning and value.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 65 bad data, 70 a gate failed, 75 interrupted, 78 bad config."""
+    argv = sys.argv[1:] if argv is None else argv
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("absl").setLevel(logging.WARNING)
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE)
+        return 0
+    try:
+        if argv[0] not in COMMANDS:
+            raise ConfigError(f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}")
+        return COMMANDS[argv[0]](argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parse(argv: list[str], command: str, flags: dict[str, str | None], repeated: tuple[str, ...] = ()):
+    """Split argv into --config overrides and this command's own flags (name -> default; None: required).
+
+    Raises:
+      ConfigError: an argument that is neither.
+    """
+    overrides, rest = {}, []
+    for arg in argv:
+        if arg.startswith("--config."):
+            key, equals, value = arg.removeprefix("--config.").partition("=")
+            if not equals:
+                raise ConfigError(f"{arg}: write it as --config.{key}=VALUE")
+            overrides[key] = value
+        else:
+            rest.append(arg)
+    parser = argparse.ArgumentParser(prog=f"python -m ssppo_jax {command}", add_help=False, exit_on_error=False)
+    parser.add_argument("--help", "-h", action="store_true")
+    for name, default in flags.items():
+        action = {"action": "append"} if name in repeated else {}
+        parser.add_argument(f"--{name}", default=default or None, **action)
+    try:
+        args, unknown = parser.parse_known_args(rest)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{command}: {error}") from None
+    if unknown:
+        raise ConfigError(f"{command} takes no {unknown[0]!r}; it takes --{', --'.join(flags)} and --config.KEY=VALUE")
+    missing = [name for name, default in flags.items() if default is None and getattr(args, name) is None]
+    if missing and not args.help:
+        raise ConfigError(f"{command} needs " + " and ".join(f"--{name}=..." for name in missing))
+    return args, overrides
+
+
+def _config(args, overrides):
+    """Load config and overrides, or print the help of it and return None."""
+    from ssppo_jax import schema
+
+    if args.help:
+        config = schema.load(args.config, overrides) if args.config else schema.base_config()
+        print(USAGE + "\nconfig keys" + (f" of {args.config}" if args.config else ", at their defaults"))
+        print(schema.help_text(config))
+        return None
+    return schema.load(args.config, overrides)
+
+
+def _train(argv: list[str]) -> int:
+    args, overrides = _parse(argv, "train", {"config": None, "workdir": None})
+    config = _config(args, overrides)
+    if config is None:
+        return 0
+    from ssppo_jax.report import build_report
+    from ssppo_jax.sample_phase import Interrupted
+    from ssppo_jax.train import train
+
+    try:
+        result = train(config, Path(args.workdir))
+    except Interrupted:
+        print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
+        return INTERRUPTED
+    report = build_report(Path(args.workdir))
+    print(json.dumps(result))
+    print(f"report: {report}")
+    return 0
+
+
+def _evaluate(argv: list[str]) -> int:
+    args, overrides = _parse(argv, "evaluate", {"config": None, "candidate": None, "baseline": None, "output": ""})
+    config = _config(args, overrides)
+    if config is None:
+        return 0
+    import jax
+
+    from ssppo_jax import schema
+    from ssppo_jax.evaluate import evaluate
+
+    schema.check(config, jax.device_count())
+    output = Path(args.output) if args.output else None
+    result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
+    rate = result["win_rate"]
+    print(json.dumps({k: result[k] for k in ("candidate", "baseline", "win_rate", "oracle")}))
+    print(f"win rate {rate['mean']:.3f}, 95% interval [{rate['low']:.3f}, {rate['high']:.3f}], {rate['n']} prompts")
+    return 0
+
+
+def _generate(argv: list[str]) -> int:
+    flags = {"config": None, "model": "", "prompt": "", "output": ""}
+    args, overrides = _parse(argv, "generate", flags, repeated=("prompt",))
+    config = _config(args, overrides)
+    if config is None:
+        return 0
+    import jax
+
+    from ssppo_jax import schema
+    from ssppo_jax.inference import respond
+
+    if args.model:
+        config.model.source = args.model
+    schema.check(config, jax.device_count())
+    lines = [json.dumps(row, ensure_ascii=False) for row in respond(config, args.prompt)]
+    text = "".join(line + "\n" for line in lines)
+    if args.output:
+        Path(args.output).write_text(text)
+    else:
+        sys.stdout.write(text)
+    return 0
+
+
+def _convert(argv: list[str]) -> int:
+    args, overrides = _parse(argv, "convert", {"input": None, "output": None, "dtype": "float32"})
+    if args.help:
+        print(USAGE)
+        return 0
+    if overrides:
+        raise ConfigError("convert takes no --config keys")
+    if args.dtype not in ("float32", "bfloat16"):
+        raise ConfigError(f"--dtype={args.dtype}: must be float32 or bfloat16")
+    import ml_dtypes
+    import numpy as np
+
+    from ssppo_jax.weights import hf
+    from ssppo_jax.weights.source import resolve
+
+    folder = resolve(args.input)
+    arch = hf.read_arch(folder)
+    dtype = np.float32 if args.dtype == "float32" else ml_dtypes.bfloat16
+    hf.save_params(hf.load_params(folder, arch, dtype=dtype), arch, args.output, tokenizer_from=folder)
+    print(f"wrote {args.output}")
+    return 0
+
+
+def _report(argv: list[str]) -> int:
+    args, _ = _parse(argv, "report", {"workdir": None})
+    if args.help:
+        print(USAGE)
+        return 0
+    from ssppo_jax.report import build_report
+
+    if not Path(args.workdir).is_dir():
+        raise ConfigError(f"--workdir={args.workdir}: no such folder; give the folder of a run")
+    print(f"report: {build_report(Path(args.workdir))}")
+    return 0
+
+
+def _sweep(argv: list[str]) -> int:
+    dry_run = "--dry-run" in argv
+    argv = [a for a in argv if a != "--dry-run"]
+    args, overrides = _parse(argv, "sweep", {"config": None, "workdir": None})
+    if args.help:
+        print(USAGE)
+        return 0
+    from ssppo_jax.sweep import sweep
+
+    return sweep(args.config, Path(args.workdir), overrides, dry_run=dry_run)
+
+
+COMMANDS = {
+    "train": _train,
+    "evaluate": _evaluate,
+    "generate": _generate,
+    "convert": _convert,
+    "report": _report,
+    "sweep": _sweep,
+}
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    sys.exit(main())

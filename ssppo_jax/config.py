@@ -1,0 +1,308 @@
+"""Configuration machinery: keys with a meaning and a rule, components by name, overrides, all errors at once.
+
+A run's keys are written once, as `Key(path, default, meaning, rule)`. A *component* is a plain function in a dict: its
+keyword-only defaults are its config defaults, read by `inspect`, so adding a function adds its keys.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ssppo_jax.errors import ConfigError
+
+Rule = Callable[[Any], str | None]  # value -> what is allowed, or None when the value is fine
+
+
+class Key(NamedTuple):
+    path: str
+    default: Any
+    meaning: str
+    rule: Rule | None = None
+
+
+class Component(NamedTuple):
+    """A config node that selects a function from a table: `<path>.name` plus that function's keyword arguments."""
+
+    path: str
+    table: Mapping[str, Callable]
+    default: str
+    meaning: str
+
+
+# ---- rules -----------------------------------------------------------------------------------------------------------
+
+
+def positive(x) -> str | None:
+    return None if x > 0 else "a number above 0"
+
+
+def non_negative(x) -> str | None:
+    return None if x >= 0 else "0 or more"
+
+
+def unit(x) -> str | None:
+    return None if 0 <= x <= 1 else "between 0 and 1"
+
+
+def fraction(x) -> str | None:
+    return None if 0 < x <= 1 else "above 0 and at most 1"
+
+
+def one_of(*allowed) -> Rule:
+    return lambda x: None if x in allowed else "one of " + ", ".join(map(repr, allowed))
+
+
+def increasing(x) -> str | None:
+    ok = len(x) > 0 and all(v > 0 for v in x) and list(x) == sorted(set(x))
+    return None if ok else "increasing positive integers, e.g. (64,128,256)"
+
+
+# ---- components ------------------------------------------------------------------------------------------------------
+
+
+def keyword_defaults(function: Callable) -> dict[str, Any]:
+    """The keyword-only parameters of a function that have a default: its hyper-parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+
+
+def keyword_meanings(function: Callable) -> dict[str, str]:
+    """`name: meaning` lines of the `Args:` section of a Google-style docstring."""
+    doc = inspect.getdoc(function) or ""
+    section = re.split(r"\n(?=\S)", doc.partition("Args:")[2])[0]
+    found, current = {}, None
+    for line in section.splitlines():
+        match = re.match(r"  (\w+)(?: \([^)]*\))?: (.*)", line)
+        if match:
+            current = match[1]
+            found[current] = match[2].strip()
+        elif current and line.strip():
+            found[current] += " " + line.strip()
+    return found
+
+
+def component(table: Mapping[str, Callable], name: str, **overrides) -> ConfigDict:
+    """`name` plus the chosen function's keyword defaults, some of them overridden.
+
+    Raises:
+      ConfigError: no such name, or no such keyword; the nearest one is named.
+    """
+    if name not in table:
+        raise ConfigError(f"{name!r} is not known; {_nearest(name, table)}allowed: {', '.join(sorted(table))}")
+    defaults = keyword_defaults(table[name])
+    unknown = [k for k in overrides if k not in defaults]
+    if unknown:
+        raise ConfigError(
+            f"{name} takes no {unknown[0]!r}; {_nearest(unknown[0], defaults)}it takes: {', '.join(defaults)}"
+        )
+    node = ConfigDict({"name": name, **defaults, **overrides})
+    return node.lock()
+
+
+def call_kwargs(node: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments a component node stands for."""
+    return {k: v for k, v in node.items() if k != "name"}
+
+
+def build(keys: Iterable[Key], components: Iterable[Component]) -> ConfigDict:
+    """A locked config holding every key at its default."""
+    config = ConfigDict()
+    for key in keys:
+        _parent(config, key.path, create=True)[_leaf(key.path)] = key.default
+    for c in components:
+        _parent(config, c.path, create=True)[_leaf(c.path)] = component(c.table, c.default)
+    return config.lock()
+
+
+def choose(config: ConfigDict, path: str, table: Mapping[str, Callable], name: str, **overrides) -> None:
+    """Put a component with its own defaults at `path`, replacing whatever was there."""
+    parent = _parent(config, path)
+    with parent.unlocked():
+        del parent[_leaf(path)]
+        parent[_leaf(path)] = component(table, name, **overrides)
+
+
+def _parent(config: ConfigDict, path: str, create: bool = False) -> ConfigDict:
+    node = config
+    for part in path.split(".")[:-1]:
+        if create and part not in node:
+            node[part] = ConfigDict()
+        node = node[part]
+    return node
+
+
+def _leaf(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _nearest(given: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+# ---- loading and overriding ------------------------------------------------------------------------------------------
+
+
+def load_config(spec: str) -> ConfigDict:
+    """`path/to/file.py` or `path/to/file.py:argument` -> get_config() or get_config(argument).
+
+    Raises:
+      ConfigError: no such file, no get_config in it, or the file itself raised a ConfigError.
+    """
+    path, _, argument = spec.partition(":")
+    if not Path(path).is_file():
+        folder = Path(path).parent
+        known = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+        raise ConfigError(
+            f"--config={spec}: no file {path!r}; {_nearest(path, known)}found there: {', '.join(known) or 'nothing'}"
+        )
+    module_spec = importlib.util.spec_from_file_location("_config_" + Path(path).stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={spec}: {path} defines no get_config(); a config file must")
+    return module.get_config(argument) if argument else module.get_config()
+
+
+def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """{"a.b": value} of every leaf."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, ConfigDict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def override(config: ConfigDict, overrides: Mapping[str, str], components: Iterable[Component]) -> list[str]:
+    """Apply `a.b=text` overrides in place and return every problem found.
+
+    Component names are applied first (a newly named component starts from its own defaults), then the other keys, so
+    the order on the command line does not matter.
+    """
+    by_path = {c.path: c for c in components}
+    problems, rest = [], {}
+    for path, text in overrides.items():
+        base = path.removesuffix(".name")
+        if base in by_path:
+            try:
+                choose(config, base, by_path[base].table, text)
+            except ConfigError as e:
+                problems.append(f"--config.{path}={text}: {e}")
+        else:
+            rest[path] = text
+    known = flatten(config)
+    for path, text in rest.items():
+        if path not in known:
+            problems.append(f"--config.{path}: no such key; {_nearest(path, known)}".rstrip("; "))
+            continue
+        try:
+            value = parse_value(text, known[path])
+        except ValueError as e:
+            problems.append(f"--config.{path}={text}: {e}")
+            continue
+        _parent(config, path)[_leaf(path)] = value
+    return problems
+
+
+def parse_value(text: str, default: Any) -> Any:
+    """Read command-line text as the type of the default it replaces.
+
+    Raises:
+      ValueError: says what is expected.
+    """
+    if isinstance(default, str):
+        return text
+    if isinstance(default, bool):
+        words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in words:
+            raise ValueError("expected true or false")
+        return words[text.lower()]
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = _number_or_text(text)
+    if default is None:
+        return value
+    if isinstance(default, tuple):
+        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(default, int) and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise ValueError(f"expected {_type_name(default)}, as in {default!r}")
+
+
+def _number_or_text(text: str):
+    try:
+        return float(text)  # nan and inf are read here, so that the range check can name them
+    except ValueError:
+        return text
+
+
+def _type_name(value: Any) -> str:
+    return {float: "a number", int: "a whole number", tuple: "a list"}.get(type(value), type(value).__name__)
+
+
+# ---- checking and help -----------------------------------------------------------------------------------------------
+
+
+def rule_problems(config: ConfigDict, keys: Iterable[Key], keyword_rules: Mapping[str, Rule]) -> list[str]:
+    """Values outside their rule. Component keywords use `keyword_rules` by name; every number must be finite."""
+    rules = {key.path: key.rule for key in keys}
+    problems = []
+    for path, value in flatten(config).items():
+        if isinstance(value, float) and not math.isfinite(value):
+            problems.append(f"{path}={value!r}: must be a finite number")
+            continue
+        rule = rules[path] if path in rules else keyword_rules.get(_leaf(path))
+        if (
+            rule is None
+            or value is None
+            or (isinstance(value, str) and rule in (positive, non_negative, unit, fraction))
+        ):
+            continue
+        allowed = rule(value)
+        if allowed:
+            problems.append(f"{path}={value!r}: must be {allowed}")
+    return problems
+
+
+def help_text(keys: Iterable[Key], components: Iterable[Component], config: ConfigDict) -> str:
+    """Every key with its meaning and its value in `config`."""
+    flat, lines = flatten(config), []
+    for key in keys:
+        lines.append(f"  --config.{key.path}={_shown(flat[key.path])}\n        {key.meaning}")
+    for c in components:
+        name = flat[f"{c.path}.name"]
+        lines.append(f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(sorted(c.table))}")
+        meanings = keyword_meanings(c.table[name])
+        for keyword in keyword_defaults(c.table[name]):
+            value = flat[f"{c.path}.{keyword}"]
+            lines.append(f"  --config.{c.path}.{keyword}={_shown(value)}\n        {meanings.get(keyword, '')}".rstrip())
+    return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else repr(value).replace(" ", "")
+
+
+def raise_problems(problems: list[str]) -> None:
+    """One error that lists every problem.
+
+    Raises:
+      ConfigError: when there is any.
+    """
+    if problems:
+        raise ConfigError(f"{len(problems)} problem(s) in the configuration:\n" + "\n".join("  " + p for p in problems))

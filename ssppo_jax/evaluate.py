@@ -1,0 +1,139 @@
+"""Win rate of one policy over another on held-out prompts, as the configured oracle sees it, with a 95% interval."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssppo_jax import data
+from ssppo_jax.config import call_kwargs, flatten
+from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.oracles import ORACLES
+from ssppo_jax.oracles.protocol import Oracle, consult, drop_failed
+from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
+from ssppo_jax.sample_phase import Sampled, sample_prompts
+from ssppo_jax.types import PyTree
+from ssppo_jax.weights.source import resolve
+from ssppo_jax.winrate import WinRate, cross_win_probability, win_rate
+
+RESAMPLES = 4000  # of the bootstrap
+
+
+def encode_split(runtime: Runtime) -> tuple[list[EncodedPrompt], list[EncodedPrompt], dict]:
+    """Training and held-out prompts as ids, and an account of what was left out."""
+    config = runtime.config
+    split = data.split_prompts(load_prompts(config), heldout=config.data.heldout, seed=config.seed)
+    limit = config.data.max_prompt_length
+    train, dropped = data.encode_prompts(split.train, runtime.tokenizer, max_prompt_length=limit)
+    heldout, dropped_heldout = data.encode_prompts(split.heldout, runtime.tokenizer, max_prompt_length=limit)
+    account = {
+        "train_prompts": len(train),
+        "heldout_prompts": len(heldout),
+        "too_long": [*map(list, dropped.rows), *map(list, dropped_heldout.rows)],
+        "copies_of_heldout": list(split.duplicates),
+    }
+    return train, heldout, account
+
+
+def compare(
+    oracle: Oracle,
+    encoded: Sequence[EncodedPrompt],
+    candidate: list[list[str]],  # B x K
+    baseline: list[list[str]],  # B x K
+    *,
+    seed: int,
+    max_failed_fraction: float = 1.0,
+) -> WinRate:
+    """P(candidate beats baseline), over all K x K pairs of each prompt, then over prompts; the interval is over prompts."""
+    k = len(candidate[0])
+    groups = [a + b[:k] for a, b in zip(candidate, baseline, strict=True)]
+    verdict = consult(oracle, [e.prompt for e in encoded], groups)
+    if verdict.preference is None:
+        reward = verdict.reward
+        better = reward[:, :, None] > reward[:, None, :]
+        verdict = verdict._replace(preference=better + 0.5 * (reward[:, :, None] == reward[:, None, :]))
+    kept = drop_failed(verdict, max_failed_fraction=max_failed_fraction).verdict
+    p = cross_win_probability(kept.preference, k)
+    return win_rate(p, rng=np.random.default_rng(seed), resamples=RESAMPLES)
+
+
+class HeldOut:
+    """Samples held-out prompts from any parameters. Candidates and baselines draw from different random streams."""
+
+    def __init__(self, runtime: Runtime, encoded: list[EncodedPrompt]):
+        self.runtime, self.encoded = runtime, encoded
+        self._generate: dict[int, Callable] = {}
+
+    def sample(
+        self,
+        params: PyTree,
+        *,
+        num_samples: int,
+        baseline: bool,
+        what: str,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Sampled:
+        if num_samples not in self._generate:
+            sampling = sampling_params(self.runtime.config, temperature=self.runtime.config.eval.temperature)
+            self._generate[num_samples] = self.runtime.make_generate(num_samples=num_samples, sampling=sampling)
+        key = self.runtime.key(EVALUATION, int(baseline))
+        generate = self._generate[num_samples]
+        return sample_prompts(self.runtime, generate, params, self.encoded, key, stopped=stopped, what=what)
+
+    def records(self, sampled: Sampled, stage: str, iteration: int) -> list[dict]:
+        """Held-out texts for people to read: one line per prompt and sample."""
+        return [
+            {
+                "iteration": iteration,
+                "stage": stage,
+                "prompt_id": e.prompt.id,
+                "prompt": e.prompt.text,
+                "sample": i,
+                "response": text,
+            }
+            for e, group in zip(self.encoded, sampled.texts, strict=True)
+            for i, text in enumerate(group)
+        ]
+
+
+def build_oracle(config: ConfigDict) -> Oracle:
+    return ORACLES[config.oracle.name](**call_kwargs(config.oracle))
+
+
+def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path | None) -> dict:
+    """Load two policies, sample both on the held-out prompts, compare. Writes the result and all texts to `output`.
+
+    `candidate` and `baseline` are anything `model.source` may be: embedded:NAME, a folder, a repo id, a .gguf file.
+    """
+    runtime = build_runtime(config)
+    _, encoded, account = encode_split(runtime)
+    heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
+    texts, start = {}, time.perf_counter()
+    for name, source in (("baseline", baseline), ("candidate", candidate)):
+        params = runtime.load_params(resolve(source))
+        texts[name] = heldout.sample(
+            params, num_samples=config.eval.final_num_samples, baseline=name == "baseline", what=f"sample {name}"
+        )
+        del params
+    rate = compare(oracle, encoded, texts["candidate"].texts, texts["baseline"].texts, seed=config.seed)
+    result = {
+        "candidate": candidate,
+        "baseline": baseline,
+        "win_rate": rate._asdict(),
+        "oracle": {"name": config.oracle.name, **call_kwargs(config.oracle)},
+        "samples_per_prompt": config.eval.final_num_samples,
+        "prompts": account,
+        "seconds": time.perf_counter() - start,
+        "config": flatten(config),
+    }
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        rows = heldout.records(texts["baseline"], "start", 0) + heldout.records(texts["candidate"], "final", 0)
+        (output / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return result

@@ -1,0 +1,87 @@
+"""Optimizers and schedules by name, on optax."""
+
+from __future__ import annotations
+
+import optax
+
+
+def rmsprop(*, decay: float = 0.99, eps: float = 1e-8, momentum: float = 0.0):
+    """RMSProp with PyTorch's defaults, the optimizer of the official SPPO scripts (S-SPPO names none: reconstruction).
+
+    Args:
+      decay: decay of the running mean square (torch's alpha).
+      eps: added to the root mean square.
+      momentum: 0 for none.
+    """
+    parts = [optax.scale_by_rms(decay=decay, eps=eps, eps_in_sqrt=False)]
+    if momentum:
+        parts.append(optax.trace(decay=momentum))
+    return optax.chain(*parts)
+
+
+def adamw(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0):
+    """AdamW (Loshchilov & Hutter).
+
+    Args:
+      b1: decay of the gradient's running mean.
+      b2: decay of its running mean square.
+      eps: added to the root mean square.
+      weight_decay: decoupled weight decay, per step, times the learning rate.
+    """
+    parts = [optax.scale_by_adam(b1=b1, b2=b2, eps=eps)]
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay))
+    return optax.chain(*parts)
+
+
+def lion(*, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0):
+    """Lion (Chen et al. 2023): one moment, sign updates, half of Adam's state.
+
+    Args:
+      b1: interpolation of the update.
+      b2: decay of the running mean.
+      weight_decay: decoupled weight decay.
+    """
+    parts = [optax.scale_by_lion(b1=b1, b2=b2)]
+    if weight_decay:
+        parts.append(optax.add_decayed_weights(weight_decay))
+    return optax.chain(*parts)
+
+
+def sgd(*, momentum: float = 0.0):
+    """Plain gradient descent.
+
+    Args:
+      momentum: 0 for none.
+    """
+    return optax.trace(decay=momentum) if momentum else optax.identity()
+
+
+OPTIMIZERS = {"rmsprop": rmsprop, "adamw": adamw, "lion": lion, "sgd": sgd}
+
+SCHEDULES = ("linear", "cosine", "constant")
+
+
+def learning_rate(peak: float, *, schedule: str, warmup_ratio: float, total_steps: int) -> optax.Schedule:
+    """Linear warm-up over `warmup_ratio * total_steps` steps, then linear or cosine decay to 0, or constant.
+
+    The first step already has a non-zero rate: step s of w warm-up steps runs at peak * (s+1)/w.
+    """
+    warmup = int(warmup_ratio * total_steps)
+    rest = max(total_steps - warmup, 1)
+    after = {
+        "linear": optax.linear_schedule(peak, 0.0, rest),
+        "cosine": optax.cosine_decay_schedule(peak, rest),
+        "constant": optax.constant_schedule(peak),
+    }[schedule]
+    if warmup == 0:
+        return after
+    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1)), after], [warmup])
+
+
+def make_optimizer(
+    transform: optax.GradientTransformation, schedule: optax.Schedule, *, max_grad_norm: float
+) -> optax.GradientTransformation:
+    """Clip by global norm (0: no clipping), precondition, scale by the schedule."""
+    parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
+    return optax.chain(*parts, transform, optax.scale_by_learning_rate(schedule))

@@ -1,0 +1,156 @@
+"""The device mesh, strict rules from parameter path to PartitionSpec, and constraints on activations.
+
+Axes: `data` (pure data parallel), `fsdp` (batch and parameters), `tensor` (heads, mlp width, vocabulary). What used to
+be called pjit is `jax.jit` with `NamedSharding`s on this mesh.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.types import Array, PyTree
+
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")  # the axes a batch is split over
+
+Rules = tuple[tuple[str, P], ...]
+
+DECODER_RULES: Rules = (
+    (r"embed/embedding$", P("tensor", "fsdp")),
+    (r"attn/[qkv]/kernel$", P(None, "fsdp", "tensor", None)),
+    (r"attn/[qkv]/bias$", P(None, "tensor", None)),
+    (r"attn/o/kernel$", P(None, "tensor", None, "fsdp")),
+    (r"mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
+    (r"mlp/down/kernel$", P(None, "tensor", "fsdp")),
+    (r"(^|/)(attn_norm|mlp_norm|norm)/scale$", P()),
+    (r"head/kernel$", P("fsdp", "tensor")),
+)
+
+
+def mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, int, int]:
+    """Fill in one -1 from the number of devices.
+
+    Raises:
+      ConfigError: sizes that do not multiply to the number of devices.
+    """
+    shape = [sizes[a] for a in AXES]
+    if shape.count(-1) > 1 or any(s == 0 or s < -1 for s in shape):
+        raise ConfigError(f"mesh {sizes}: sizes must be positive, at most one of them -1 (the rest of the devices)")
+    known = int(np.prod([s for s in shape if s != -1]))
+    if -1 in shape and devices % known == 0:
+        shape[shape.index(-1)] = devices // known
+    if int(np.prod(shape)) != devices:
+        raise ConfigError(f"mesh {sizes} needs {known} devices or a divisor's multiple; this run has {devices}")
+    return tuple(shape)
+
+
+def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
+    """A mesh with Auto axes: under Explicit ones (JAX's default) embedding gathers and take_along_axis raise."""
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def path_name(path) -> str:
+    """A key path as `layers/attn/q/kernel`."""
+    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+
+
+def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
+    """A PartitionSpec for every leaf: the first rule whose pattern is found in its path. Scalars are replicated.
+
+    Optimizer states carry the parameters' paths as suffixes, so the same rules cover them.
+
+    Raises:
+      ConfigError: leaves no rule matches, all named.
+    """
+    lost = []
+
+    def one(path, leaf):
+        name = path_name(path)
+        if leaf.ndim == 0:
+            return P()
+        for pattern, spec in rules:
+            if re.search(pattern, name):
+                return spec
+        lost.append(name)
+        return P()
+
+    result = jax.tree_util.tree_map_with_path(one, tree)
+    if lost:
+        raise ConfigError("no sharding rule matches: " + ", ".join(lost) + "; add one to the rules in parallel.py")
+    return result
+
+
+def shardings(mesh: Mesh, tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
+    """NamedShardings for every leaf of a tree of arrays or ShapeDtypeStructs.
+
+    Raises:
+      ConfigError: a dimension its mesh axes do not divide, every one named.
+    """
+    spec_tree = specs(tree, rules)
+    problems = []
+
+    def one(path, leaf, spec):
+        for axis, names in enumerate(spec):
+            ways = int(np.prod([mesh.shape[n] for n in _names(names)]))
+            if leaf.shape[axis] % ways:
+                problems.append(
+                    f"{path_name(path)} {tuple(leaf.shape)}: axis {axis} is not divisible by {names}={ways}"
+                )
+        return NamedSharding(mesh, spec)
+
+    result = jax.tree_util.tree_map_with_path(one, tree, spec_tree)
+    if problems:
+        raise ConfigError("the mesh does not divide the model:\n  " + "\n  ".join(problems))
+    return result
+
+
+def _names(entry) -> tuple[str, ...]:
+    if entry is None:
+        return ()
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, P())
+
+
+def row_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
+    """Split array axis `axis` (the prompts) over all batch axes of the mesh."""
+    return NamedSharding(mesh, P(*(None,) * axis, ROWS))
+
+
+def put_rows(mesh: Mesh, tree: PyTree, axis: int = 0) -> PyTree:
+    """Host arrays -> global arrays split along `axis`; each process gives the rows it holds."""
+    sharding = row_sharding(mesh, axis)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+
+
+def row_ways(mesh: Mesh) -> int:
+    """How many ways a batch is split: row counts must be multiples of it."""
+    return int(np.prod([mesh.shape[a] for a in ROWS]))
+
+
+def constrainer(mesh: Mesh) -> Callable[[Array, str], Array]:
+    """The hook models call on activations. XLA left alone drops the batch sharding of the logits."""
+    if mesh.size == 1:
+        return lambda x, kind: x
+    layouts = {
+        "tokens": P(ROWS, None, None),  # [B,S,D]
+        "heads": P(ROWS, None, "tensor", None),  # [B,S,H,E]
+        "logits": P(ROWS, None, None, "tensor"),  # [B,K,T,V]
+    }
+
+    def constrain(x: Array, kind: str) -> Array:
+        spec = layouts[kind]
+        if kind == "logits" and x.ndim == 3:  # [B,K,V], one decoding step
+            spec = P(ROWS, None, "tensor")
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    return constrain

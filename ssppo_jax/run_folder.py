@@ -1,0 +1,84 @@
+"""The files of a run folder other than checkpoints and metrics: its config, and records for people to read."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from ssppo_jax.config import flatten
+from ssppo_jax.errors import ConfigError
+
+FREE_TO_CHANGE = ("checkpoint.",)  # keys that may differ when a run is continued
+
+
+def claim(workdir: Path, config: ConfigDict, version: str) -> None:
+    """Write config.json into a new folder, or check that the folder's run has this very config.
+
+    Raises:
+      ConfigError: the folder holds a run with another config; every differing key is listed.
+    """
+    path = workdir / "config.json"
+    flat = json.loads(json.dumps(flatten(config)))
+    if path.is_file():
+        differences = list(_differences(json.loads(path.read_text())["config"], flat))
+        if differences:
+            raise ConfigError(
+                f"{workdir} holds a run with another configuration:\n  " + "\n  ".join(differences) + "\n"
+                "Continue it with its own configuration, or give --workdir a new folder"
+            )
+        return
+    device = jax.devices()[0]
+    write_json(
+        path,
+        {
+            "config": flat,
+            "command": " ".join(sys.argv),
+            "version": version,
+            "jax": jax.__version__,
+            "devices": f"{jax.device_count()} x {device.device_kind}",
+        },
+    )
+
+
+def _differences(old: dict, new: dict):
+    for key in sorted(old.keys() | new.keys()):
+        if not key.startswith(FREE_TO_CHANGE) and old.get(key) != new.get(key):
+            yield f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}"
+
+
+def digest(config: ConfigDict) -> str:
+    """SHA-256 of the config without the keys that may change."""
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith(FREE_TO_CHANGE)}
+    return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def append_records(path: Path, rows: list[dict], iteration: int) -> None:
+    """Add an iteration's records to a JSONL file, replacing any that a killed attempt at it, or a later one, left."""
+    kept = []
+    if path.is_file():
+        for line in path.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # torn by a kill; what it held is being written again
+                continue
+            if record["iteration"] < iteration:
+                kept.append(line)
+    lines = kept + [json.dumps(row, ensure_ascii=False) for row in rows]
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text("".join(line + "\n" for line in lines))
+    os.replace(temporary, path)

@@ -1,0 +1,122 @@
+"""What a run is built from: mesh, model, tokenizer, parameters in their shardings, and the jitted sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssppo_jax import data
+from ssppo_jax.chat import eos_ids
+from ssppo_jax.config import call_kwargs
+from ssppo_jax.generate import make_generate
+from ssppo_jax.models.arch import Arch
+from ssppo_jax.models.decoder import Decoder, init_params
+from ssppo_jax.models.policy import Apply, make_apply
+from ssppo_jax.parallel import AXES, constrainer, make_mesh, mesh_shape, shardings
+from ssppo_jax.sampling import SamplingParams
+from ssppo_jax.types import Prompt, PyTree
+from ssppo_jax.weights import hf
+from ssppo_jax.weights.source import load_tokenizer, resolve
+
+ROLLOUT, EVALUATION, SELECTION = 0, 1, 2  # streams of random keys, folded into the run's key first
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """A model on a mesh, with everything needed to sample from it and to score completions."""
+
+    config: ConfigDict
+    folder: Path  # of the initial policy
+    mesh: Mesh
+    arch: Arch
+    decoder: Decoder
+    tokenizer: Any
+    eos: tuple[int, ...]
+
+    @property
+    def param_dtype(self):
+        return jnp.dtype(self.config.model.param_dtype)
+
+    @functools.cached_property
+    def abstract_params(self) -> PyTree:
+        """Shapes, dtypes and shardings of the parameters."""
+        shapes = jax.eval_shape(lambda: init_params(self.decoder, jax.random.key(0)))
+        return jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+            shapes,
+            shardings(self.mesh, shapes),
+        )
+
+    def load_params(self, folder: Path | None = None) -> PyTree:
+        """Parameters of a model folder (the initial policy's by default), each leaf straight into its sharding."""
+        flat = dict(hf.flatten(self.abstract_params))
+
+        def put(path: str, array: np.ndarray):
+            return jax.device_put(array, flat[path].sharding)
+
+        return hf.load_params(folder or self.folder, self.arch, dtype=self.param_dtype, put=put)
+
+    def make_apply(self) -> Apply:
+        model = self.config.model
+        return make_apply(
+            self.decoder,
+            logprob_chunk=model.logprob_chunk,
+            repulsion_pooling=model.repulsion_pooling,
+            repulsion_layer=model.repulsion_layer,
+        )
+
+    def make_generate(self, *, num_samples: int, sampling: SamplingParams) -> Callable:
+        """The jitted sampler: generate(params, prompts, key) -> Samples."""
+        decoder = self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll)
+        generate = make_generate(
+            decoder, num_samples=num_samples, eos_ids=self.eos, pad_id=self.eos[0], sampling=sampling
+        )
+        return jax.jit(generate)
+
+    def key(self, stream: int, index: int = 0):
+        """The random key of one purpose: fold_in(fold_in(key(seed), stream), index)."""
+        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), stream), index)
+
+
+def build_runtime(config: ConfigDict) -> Runtime:
+    """Mesh, tokenizer and model of a checked config; no parameters are loaded yet."""
+    shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, jax.device_count())
+    mesh = make_mesh(shape)
+    folder = resolve(config.model.source)
+    arch = hf.read_arch(folder)
+    tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
+    decoder = Decoder(
+        arch,
+        dtype=jnp.dtype(config.model.dtype),
+        param_dtype=jnp.dtype(config.model.param_dtype),
+        remat=config.model.remat,
+        constrain=constrainer(mesh),
+    )
+    generation = {"eos_token_id": list(arch.eos_ids)}
+    return Runtime(config, folder, mesh, arch, decoder, tokenizer, eos_ids(tokenizer, generation))
+
+
+def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> SamplingParams:
+    """The config's sampling settings; evaluations change the temperature and nothing else."""
+    s = config.sampling
+    return SamplingParams(
+        temperature=s.temperature if temperature is None else temperature,
+        top_k=s.top_k,
+        top_p=s.top_p,
+        min_p=s.min_p,
+        max_new_tokens=s.max_new_tokens,
+    )
+
+
+def load_prompts(config: ConfigDict) -> list[Prompt]:
+    """The prompts of the configured source."""
+    return data.SOURCES[config.data.source.name](**call_kwargs(config.data.source))

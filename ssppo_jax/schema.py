@@ -1,0 +1,197 @@
+"""Every key of a run: its default, its meaning, its rule; and the checks that need several keys at once.
+
+The defaults are the S-SPPO paper's where it states them (arXiv 2606.01561); configs/ changes what a model or a machine
+needs. `base_config()` is what every config file starts from.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from ssppo_jax import config as cfg
+from ssppo_jax.config import Component, Key
+from ssppo_jax.data import SOURCES
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.losses import LOSSES
+from ssppo_jax.losses.gates import GATES
+from ssppo_jax.models.decoder import REMAT_POLICIES
+from ssppo_jax.models.policy import LAYERS, POOLINGS
+from ssppo_jax.optim import OPTIMIZERS, SCHEDULES
+from ssppo_jax.oracles import ORACLES
+from ssppo_jax.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
+from ssppo_jax.parallel import AXES, mesh_shape
+from ssppo_jax.similarity import EMBED_TEXTS, SIMILARITIES
+
+_DTYPES = cfg.one_of("float32", "bfloat16")
+
+
+def _layer_rule(value) -> str | None:
+    if value in LAYERS or (isinstance(value, int) and value >= 0):
+        return None
+    return f"one of {', '.join(LAYERS)}, or a block index"
+
+
+KEYS: tuple[Key, ...] = (
+    Key("seed", 0, "the run's seed; every random key is folded from it", cfg.non_negative),
+    # model
+    Key("model.source", "embedded:smollm2", "weights: embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or random:tiny"),
+    Key("model.dtype", "float32", "compute dtype; log-softmax and token sums are float32 whatever it is", _DTYPES),
+    Key("model.param_dtype", "float32", "dtype of parameters and optimizer state", _DTYPES),
+    Key("model.remat", "none", "what the backward pass recomputes", cfg.one_of(*REMAT_POLICIES)),
+    Key("model.logprob_chunk", 64, "token columns whose logits exist at one time", cfg.positive),
+    Key("model.decode_unroll", 1, "layers inlined per scan step while sampling", cfg.positive),
+    Key("model.repulsion_pooling", "last_token", "one vector per response (reconstruction)", cfg.one_of(*POOLINGS)),
+    Key("model.repulsion_layer", "final_post_norm", "which hidden state is repelled (reconstruction): " + ", ".join(LAYERS) + ", or a block index", _layer_rule),
+    # mesh
+    Key("mesh.data", -1, "devices that split the batch; -1: the rest"),
+    Key("mesh.fsdp", 1, "devices that split batch and parameters; -1: the rest"),
+    Key("mesh.tensor", 1, "devices that split heads, mlp width and vocabulary; -1: the rest"),
+    # data
+    Key("data.heldout", 64, "prompts kept out of training, for evaluation", cfg.positive),
+    Key("data.max_prompt_length", 512, "longer prompts are dropped, counted and listed; never cut", cfg.positive),
+    Key("data.prompt_buckets", (64, 128, 256, 512), "prompt lengths that programs are compiled for", cfg.increasing),
+    # sampling
+    Key("sampling.num_samples", 5, "K, responses per prompt", lambda x: None if x >= 2 else "2 or more"),
+    Key("sampling.temperature", 1.0, "0 takes the most likely token", cfg.non_negative),
+    Key("sampling.top_k", 0, "keep the k most likely tokens; 0 keeps all", cfg.non_negative),
+    Key("sampling.top_p", 1.0, "keep the smallest set of tokens with this mass", cfg.fraction),
+    Key("sampling.min_p", 0.0, "keep tokens at least this fraction as likely as the likeliest", cfg.unit),
+    Key("sampling.max_new_tokens", 512, "T, completion slots", cfg.positive),
+    Key("sampling.batch_size", 16, "prompts sampled at one time", cfg.positive),
+    # judging
+    Key("judge.max_failed_fraction", 0.1, "abort when the oracle fails on more of an iteration's prompts than this", cfg.unit),
+    # pairs
+    Key("pairs.win_rate_estimator", "pairwise", "how win rates come from the preference matrix: " + ", ".join(WIN_RATE_ESTIMATORS), cfg.one_of(*WIN_RATE_ESTIMATORS)),
+    Key("pairs.include_self", True, "count the self pair as 1/2, as the papers do"),
+    Key("pairs.semantic_gate", "pair", "where the gate acts: the chosen pair (Alg. 1), the group mean (eq. 3.1), each P_ij, or nowhere", cfg.one_of(*SEMANTIC_GATES)),
+    Key("pairs.drop_ties", False, "leave out groups whose responses all score the same (counted either way)"),
+    Key("similarity.encoder", "embedded:minilm", "sentence encoder: embedded:minilm, a folder, or a repo id"),
+    Key("similarity.name", "relu_cosine", "max(0, cos) in the paper", cfg.one_of(*SIMILARITIES)),
+    Key("similarity.embed_text", "response", "what is embedded (reconstruction)", cfg.one_of(*EMBED_TEXTS)),
+    Key("similarity.max_length", 256, "word pieces read of each text; longer ones are counted", cfg.positive),
+    # optimisation
+    Key("optim.learning_rate", 5e-7, "peak learning rate", cfg.positive),
+    Key("optim.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
+    Key("optim.warmup_ratio", 0.1, "fraction of the schedule spent warming up", cfg.unit),
+    Key("optim.max_grad_norm", 0.0, "clip the gradient's global norm; 0: no clipping", cfg.non_negative),
+    Key("optim.scope", "run", "the schedule and optimizer state span the run, or restart each iteration", cfg.one_of("run", "iteration")),
+    Key("optim.schedule_epochs", 0.0, "length of the schedule in epochs when scope is iteration (the papers: 18, stopped after 1); 0: train.epochs", cfg.non_negative),
+    # loop
+    Key("train.iterations", 3, "self-play iterations; pi_t is refreshed at each", cfg.positive),
+    Key("train.prompts_per_iteration", 0, "prompts sampled per iteration, in shuffled passes; 0: the data cut into as many disjoint parts as iterations (the papers)", cfg.non_negative),
+    Key("train.epochs", 1, "passes over an iteration's pairs", cfg.positive),
+    Key("train.batch_size", 64, "prompts per optimizer step", cfg.positive),
+    Key("train.micro_batches", 1, "gradient accumulation: parts a batch is cut into", cfg.positive),
+    Key("train.reference", "iteration", "the loss's reference: pi_t, or the initial policy", cfg.one_of("iteration", "initial")),
+    Key("train.initial_policy", "reload", "how the initial policy is had for KL logging: reloaded each iteration, kept on the device, or off", cfg.one_of("reload", "keep", "off")),
+    Key("train.sampler_tolerance", 1e-3, "largest |trainer - sampler| log-prob allowed at step 0, else the run aborts", cfg.positive),
+    Key("train.term_norms", True, "log the gradient norm of each loss term, once per iteration"),
+    # evaluation
+    Key("eval.every", 1, "iterations between evaluations on held-out prompts; 0: only first and last", cfg.non_negative),
+    Key("eval.num_samples", 2, "responses per held-out prompt and policy", cfg.positive),
+    Key("eval.final_num_samples", 4, "the same, for the first and the last evaluation", cfg.positive),
+    Key("eval.temperature", 1.0, "sampling temperature of evaluations", cfg.non_negative),
+    # checkpoints
+    Key("checkpoint.every", 1, "iterations between checkpoints; 0: only at the end", cfg.non_negative),
+    Key("checkpoint.every_steps", 0, "optimizer steps between checkpoints inside an iteration; 0: none", cfg.non_negative),
+    Key("checkpoint.keep", 2, "checkpoints kept", lambda x: None if x >= 2 else "2 or more"),
+    Key("checkpoint.export", True, "write the final policy as a Hugging Face folder"),
+)  # fmt: skip
+
+COMPONENTS: tuple[Component, ...] = (
+    Component("data.source", SOURCES, "quickstart", "where prompts come from"),
+    Component("oracle", ORACLES, "sentiment", "who judges"),
+    Component("pairs.gate", GATES, "linear", "similarity -> factor on the win-rate margin"),
+    Component("loss", LOSSES, "s_sppo", "the objective"),
+    Component("optim.transform", OPTIMIZERS, "rmsprop", "the optimizer"),
+)
+
+KEYWORD_RULES = {
+    "beta": cfg.positive,
+    "repulsion_weight": cfg.non_negative,
+    "log_z_coef": cfg.unit,
+    "label_smoothing": cfg.unit,
+    "temperature": cfg.non_negative,
+    "decay": cfg.unit,
+    "b1": cfg.unit,
+    "b2": cfg.unit,
+    "eps": cfg.positive,
+    "momentum": cfg.non_negative,
+    "weight_decay": cfg.non_negative,
+}
+
+
+def base_config() -> ConfigDict:
+    """Every key at its default, locked: a typo in a config file raises and names the nearest key."""
+    return cfg.build(KEYS, COMPONENTS)
+
+
+def select(config: ConfigDict, path: str, name: str, **overrides) -> None:
+    """In a config file: choose a component, e.g. select(config, "loss", "dpo", beta=0.1)."""
+    table = next(c.table for c in COMPONENTS if c.path == path)
+    cfg.choose(config, path, table, name, **overrides)
+
+
+def load(spec: str, overrides: dict[str, str]) -> ConfigDict:
+    """Config file plus overrides.
+
+    Raises:
+      ConfigError: every problem with the file's own values and the overrides, at once.
+    """
+    config = cfg.load_config(spec)
+    problems = cfg.override(config, overrides, COMPONENTS)
+    cfg.raise_problems(problems + cfg.rule_problems(config, KEYS, KEYWORD_RULES))
+    return config
+
+
+def check(config: ConfigDict, devices: int) -> None:
+    """Everything that can be known before a compile: ranges, mesh and batch arithmetic.
+
+    Raises:
+      ConfigError: all problems at once.
+    """
+    problems = cfg.rule_problems(config, KEYS, KEYWORD_RULES)
+    try:
+        shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, devices)
+        problems += _batch_problems(config, ways=shape[0] * shape[1])
+    except ConfigError as e:
+        problems.append(str(e))
+    if config.data.prompt_buckets[-1] < config.data.max_prompt_length:
+        problems.append(
+            f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
+            f"data.max_prompt_length={config.data.max_prompt_length}"
+        )
+    if config.train.reference == "initial" and config.train.initial_policy == "off":
+        problems.append("train.reference=initial needs train.initial_policy=reload or keep, not off")
+    if config.eval.final_num_samples < config.eval.num_samples:
+        problems.append(
+            f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
+            f"{config.eval.num_samples}; the baseline is sampled final_num_samples times"
+        )
+    cfg.raise_problems(problems)
+
+
+def _batch_problems(config: ConfigDict, ways: int) -> list[str]:
+    problems = []
+    batch, micro = config.train.batch_size, config.train.micro_batches
+    if batch % micro or (batch // micro) % ways:
+        problems.append(
+            f"train.batch_size={batch} must be a multiple of train.micro_batches x data x fsdp = {micro} x {ways}; "
+            f"try {-(-batch // (micro * ways)) * micro * ways}"
+        )
+    if config.sampling.batch_size % ways:
+        problems.append(
+            f"sampling.batch_size={config.sampling.batch_size} must be a multiple of data x fsdp = {ways}; "
+            f"try {-(-config.sampling.batch_size // ways) * ways}"
+        )
+    if 0 < config.train.prompts_per_iteration < batch:
+        problems.append(
+            f"train.prompts_per_iteration={config.train.prompts_per_iteration} is below train.batch_size={batch}; "
+            "lower the batch or raise the portion"
+        )
+    return problems
+
+
+def help_text(config: ConfigDict) -> str:
+    """Every key with its value in `config` and its meaning."""
+    return cfg.help_text(KEYS, COMPONENTS, config)

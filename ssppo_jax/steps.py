@@ -1,0 +1,122 @@
+"""The compiled steps: score completions under given parameters, and one optimizer step on a batch.
+
+Both receive the model as `apply` and the loss as a function, so they know neither. The reference never enters the
+train step: its log-probs travel in the batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssppo_jax.models.policy import Apply
+from ssppo_jax.types import Array, Batch, Mean, Metrics, Min, Policy, PyTree, TrainState
+
+Loss = Callable[[Policy, Batch], tuple[Mean, Metrics]]
+Stats = Callable[[Policy, Batch], Metrics]
+
+
+class Scored(NamedTuple):
+    """What scoring leaves behind for training and for the log."""
+
+    logp: Array  # [B,K,T] float32, raw
+    entropy: Array  # [B,K,T] float32, of the full next-token distribution
+
+
+def make_score_step(apply: Apply) -> Callable[..., Scored]:
+    """score(params, prompt, prompt_length, completion, mask) -> Scored: one forward pass, no gradient."""
+
+    def score(params: PyTree, prompt, prompt_length, completion, mask) -> Scored:
+        policy, entropy = apply(params, prompt, prompt_length, completion, mask, entropy=True)
+        return Scored(jnp.where(mask > 0, policy.logp, 0.0), jnp.where(mask > 0, entropy, 0.0))
+
+    return score
+
+
+def make_train_step(
+    apply: Apply, loss: Loss, stats: Stats, optimizer: optax.GradientTransformation
+) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+    """step(state, batch) -> (state, metrics), for a batch whose arrays are [M,B,...]: M micro-batches of B prompts.
+
+    Gradients of the loss *total* are summed over micro-batches and divided once by the summed weight, so 1 x 8 equals
+    8 x 1 for every loss. `metrics` holds the loss, its terms, `stats` of the policy, the gradient norm and `finite`.
+    """
+
+    def objective(params, batch: Batch):
+        policy, _ = apply(params, batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+        mean, metrics = loss(policy, batch)
+        return mean.total, {"loss": mean} | metrics | stats(policy, batch)
+
+    gradient = jax.grad(objective, has_aux=True)
+
+    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, metrics = _accumulate(gradient, state.params, batch)
+        weight = jnp.maximum(metrics["loss"].weight, 1e-20)
+        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
+        metrics |= {
+            "grad_norm": _once(norm),
+            "update_norm": _once(optax.global_norm(updates)),
+            "finite": Min(finite.astype(jnp.float32)),
+        }
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return train_step
+
+
+def _once(value: Array) -> Mean:
+    """A number measured once."""
+    return Mean(value, jnp.float32(1))
+
+
+def _accumulate(gradient, params: PyTree, batch: Batch) -> tuple[PyTree, Metrics]:
+    """Sum gradients and merge metrics over the leading micro-batch axis."""
+    first = jax.tree.map(lambda x: x[0], batch)
+    if batch.weight.shape[0] == 1:
+        return gradient(params, first)
+    shapes = jax.eval_shape(gradient, params, first)
+    grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[0])
+    metrics = {name: _neutral(kind) for name, kind in shapes[1].items()}
+
+    def body(carry, micro):
+        grads, metrics = carry
+        more, seen = gradient(params, micro)
+        merged = {name: metrics[name].merge(seen[name]) for name in metrics}
+        return (jax.tree.map(jnp.add, grads, more), merged), None
+
+    return jax.lax.scan(body, (grads, metrics), batch)[0]
+
+
+def _neutral(kind):
+    """The element that changes nothing when merged."""
+    zero = {"Mean": 0.0, "Max": -jnp.inf, "Min": jnp.inf}[type(kind).__name__]
+    return jax.tree.map(lambda s: jnp.full(s.shape, zero, s.dtype), kind)
+
+
+def make_term_norms(apply: Apply, loss: Loss) -> Callable[[PyTree, Batch], dict[str, Mean]]:
+    """norms(params, batch [B,...]) -> {"grad_norm/<term>": Mean} of each additive term of the loss, on its own.
+
+    A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the repulsion's.
+    """
+
+    def forward(params, batch: Batch):
+        policy, _ = apply(params, batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+        _, metrics = loss(policy, batch)
+        return {name: m.result() for name, m in metrics.items() if name.startswith("term/")}
+
+    def norms(params: PyTree, batch: Batch) -> dict[str, Mean]:
+        terms, pullback = jax.vjp(lambda p: forward(p, batch), params)
+        found = {}
+        for name in terms:
+            one_hot = {other: jnp.float32(other == name) for other in terms}
+            found["grad_norm/" + name.removeprefix("term/")] = _once(optax.global_norm(pullback(one_hot)[0]))
+        return found
+
+    return norms

@@ -1,0 +1,347 @@
+"""The algorithm box: each iteration samples, judges, gates, pairs and scores under pi_t, then trains, then is saved.
+
+Killed anywhere, the same command continues from the last checkpoint and ends with the same parameters and log.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from ssppo_jax import __version__, data, run_folder, schema
+from ssppo_jax.checkpoint import Checkpoints
+from ssppo_jax.config import call_kwargs
+from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.evaluate import HeldOut, build_oracle, compare, encode_split
+from ssppo_jax.lifecycle import RunLock, StopSignal
+from ssppo_jax.losses import LOSSES
+from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.metrics import Lagged, MetricLog
+from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
+from ssppo_jax.oracles.protocol import Journal
+from ssppo_jax.parallel import put_rows
+from ssppo_jax.progress import bar
+from ssppo_jax.rollout import Rollout, identity_of, judge, load_rollout, make_rollout, save_rollout, take_rows
+from ssppo_jax.runtime import ROLLOUT, Runtime, build_runtime, sampling_params
+from ssppo_jax.sample_phase import Interrupted, sample_prompts
+from ssppo_jax.similarity import WITHOUT_ENCODER, SentenceEmbedder
+from ssppo_jax.state import abstract_state, fresh_optimizer, fresh_state
+from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
+from ssppo_jax.types import Batch, Mean, PyTree, TrainState
+from ssppo_jax.weights import hf
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Position:
+    """Where a run is: everything but the arrays that a resume needs to go on."""
+
+    iteration: int = 0
+    step_in_iteration: int = 0
+
+
+def train(config: ConfigDict, workdir: Path) -> dict:
+    """Run (or continue) self-play in `workdir`; returns the final result, which is also in result.json.
+
+    Raises:
+      ConfigError: the config cannot run here, or the folder holds a run with another config.
+      GateError: the step-0 gate, the oracle's failure limit, or a non-finite update.
+      Interrupted: SIGTERM or Ctrl-C; the run is saved and the same command continues it.
+    """
+    schema.check(config, jax.device_count())
+    with ExitStack() as stack:
+        stack.enter_context(RunLock(workdir))
+        stop = stack.enter_context(StopSignal())
+        run_folder.claim(workdir, config, __version__)
+        metrics = stack.enter_context(MetricLog(workdir))
+        return Trainer(build_runtime(config), workdir, metrics, stop).run()
+
+
+class Trainer:
+    """One run's moving parts. `run` reads as the algorithm does."""
+
+    def __init__(self, runtime: Runtime, workdir: Path, metrics: MetricLog, stop: StopSignal):
+        self.runtime, self.config = runtime, runtime.config
+        self.workdir, self.metrics, self.stop = workdir, metrics, stop
+        self.prompts, heldout, account = encode_split(runtime)
+        run_folder.write_json(workdir / "prompts.json", account)
+        self.fingerprint = data.fingerprint([e.prompt for e in self.prompts], seed=self.config.seed)
+        self.heldout = HeldOut(runtime, heldout)
+        self.oracle = build_oracle(self.config)
+        self.journal = Journal(workdir / "verdicts.jsonl")
+        self.embedder = _embedder(self.config)
+        self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
+        self.rate = _learning_rate(self.config, prompts=len(self._portion(0)))
+        self.optimizer = _optimizer(self.config, self.rate)
+        self._jit_steps()
+
+    def run(self) -> dict:
+        state, at = self._start()
+        baseline = self._baseline(state.params, at)
+        initial = self._initial_policy()
+        while True:
+            result = self._evaluate(state.params, baseline, at)
+            if at.iteration == self.config.train.iterations:
+                return self._finish(state.params, result)
+            rollout = self._rollout(state.params, initial, at)
+            state = self._train(state, rollout, at)
+            at = Position(at.iteration + 1)
+            if self._is_checkpoint(at):
+                self._save(state, at)
+            self._obey()
+
+    # ---- start -------------------------------------------------------------------------------------------------------
+
+    def _portion(self, iteration: int) -> list[EncodedPrompt]:
+        rows = data.portion(
+            iteration,
+            len(self.prompts),
+            portions=self.config.train.iterations,
+            prompts_per_iteration=self.config.train.prompts_per_iteration,
+            seed=self.config.seed,
+        )
+        return [self.prompts[i] for i in rows]
+
+    def _jit_steps(self) -> None:
+        c, apply = self.config, self.runtime.make_apply()
+        loss = partial(LOSSES[c.loss.name], **call_kwargs(c.loss))
+        self.generate = self.runtime.make_generate(num_samples=c.sampling.num_samples, sampling=sampling_params(c))
+        self.score = jax.jit(make_score_step(apply))
+        self.step = jax.jit(make_train_step(apply, loss, ratio_stats, self.optimizer), donate_argnums=0)
+        self.term_norms = jax.jit(make_term_norms(apply, loss))
+
+    def _start(self) -> tuple[TrainState, Position]:
+        """The newest valid checkpoint of this run, or the initial policy."""
+        runtime = self.runtime
+        step = self.checkpoints.latest()
+        if step is None:
+            self.metrics.truncate(0)
+            return fresh_state(runtime.mesh, runtime.load_params(), self.optimizer), Position()
+        like = abstract_state(runtime.mesh, runtime.abstract_params, self.optimizer)
+        state, meta = self.checkpoints.restore(step, like)
+        if meta["fingerprint"] != self.fingerprint:
+            raise ConfigError(
+                f"{self.workdir}: the training prompts changed since the checkpoint; put them back, or give --workdir "
+                "a new folder"
+            )
+        at = Position(**meta["position"])
+        self.metrics.truncate(meta["metrics_offset"])
+        log.info("resuming at iteration %d, step %d of it", at.iteration, at.step_in_iteration)
+        return state, at
+
+    def _baseline(self, params: PyTree, at: Position) -> list[list[str]]:
+        """Responses of the initial policy to the held-out prompts, sampled once per run and kept on disk."""
+        path = self.workdir / "baseline.json"
+        if path.is_file():
+            return json.loads(path.read_text())
+        params = params if at == Position() else self.runtime.load_params()
+        k = self.config.eval.final_num_samples
+        sampled = self._sample_heldout(params, k, baseline=True, what="sample baseline")
+        run_folder.append_records(self.workdir / "samples.jsonl", self.heldout.records(sampled, "start", 0), 0)
+        run_folder.write_json(path, sampled.texts)
+        return sampled.texts
+
+    def _initial_policy(self) -> Callable[[], PyTree] | None:
+        """A loader of the initial policy, for KL and for `reference: initial`; None when it is off."""
+        how = self.config.train.initial_policy
+        if how == "keep":
+            kept = self.runtime.load_params()
+            return lambda: kept
+        return self.runtime.load_params if how == "reload" else None
+
+    # ---- phases ------------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, params: PyTree, baseline: list[list[str]], at: Position) -> dict | None:
+        """Held-out win rate over the initial policy, at iteration boundaries where it is due (never at the start)."""
+        c, last = self.config, at.iteration == self.config.train.iterations
+        due = last or (c.eval.every and at.iteration % c.eval.every == 0)
+        if at.iteration == 0 or at.step_in_iteration or not due:
+            return None
+        k = c.eval.final_num_samples if last else c.eval.num_samples
+        sampled = self._sample_heldout(params, k, baseline=False, what="evaluate")
+        rate = compare(self.oracle, self.heldout.encoded, sampled.texts, baseline, seed=c.seed)
+        values = {"win_rate": rate.mean, "win_rate_low": rate.low, "win_rate_high": rate.high, "prompts": rate.n}
+        self._log("evaluate", values | sampled.metrics, sampled.wall, at)
+        records = self.heldout.records(sampled, "final" if last else f"iter_{at.iteration}", at.iteration)
+        run_folder.append_records(self.workdir / "samples.jsonl", records, at.iteration)
+        log.info("iteration %d: held-out win rate %.3f [%.3f, %.3f]", at.iteration, rate.mean, rate.low, rate.high)
+        return {"win_rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": rate.n, "samples": k}
+
+    def _sample_heldout(self, params: PyTree, k: int, *, baseline: bool, what: str):
+        return self.heldout.sample(
+            params, num_samples=k, baseline=baseline, what=what, stopped=lambda: self.stop.requested
+        )
+
+    def _rollout(self, params: PyTree, initial: Callable[[], PyTree] | None, at: Position) -> Rollout:
+        """This iteration's rollout: from disk when this very rollout was made before, else sampled and judged."""
+        path = self.workdir / "rollouts" / f"iteration_{at.iteration:05d}.npz"
+        identity = {
+            "fingerprint": self.fingerprint,
+            "iteration": at.iteration,
+            "config": run_folder.digest(self.config),
+        }
+        rollout = load_rollout(path, identity)
+        if rollout is None and at.step_in_iteration:
+            raise ConfigError(f"{path} is missing, and the policy that sampled it is gone; start in a new --workdir")
+        if rollout is None:
+            rollout = self._make_rollout(params, initial, at.iteration)
+            save_rollout(path, rollout, identity)
+            path.with_name(f"iteration_{at.iteration - 1:05d}.npz").unlink(missing_ok=True)
+        if at.step_in_iteration == 0:
+            for phase, values in rollout.metrics.items():
+                self._log(phase, values, rollout.wall[phase], at)
+            run_folder.append_records(self.workdir / "pairs.jsonl", rollout.records, at.iteration)
+        return rollout
+
+    def _make_rollout(self, params: PyTree, initial: Callable[[], PyTree] | None, iteration: int) -> Rollout:
+        encoded, key = self._portion(iteration), self.runtime.key(ROLLOUT, iteration)
+
+        def stopped():
+            return self.stop.requested
+
+        what = f"sample {iteration + 1}/{self.config.train.iterations}"
+        sampled = sample_prompts(self.runtime, self.generate, params, encoded, key, stopped=stopped, what=what)
+        verdict = judge(
+            self.oracle,
+            encoded,
+            sampled.texts,
+            journal=self.journal,
+            identity=identity_of(self.config),
+            stopped=stopped,
+        )
+        return make_rollout(
+            self.runtime, encoded, sampled, verdict, self.embedder, self.score, params, initial, iteration=iteration
+        )
+
+    def _train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
+        """One optimizer step per batch of this iteration; saves on the way when asked or told to stop."""
+        c, first = self.config, at.step_in_iteration
+        if c.optim.scope == "iteration" and first == 0:
+            state = state._replace(opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer))
+        batches, lagged = _epoch_batches(c, at.iteration, len(rollout.batch.weight)), Lagged()
+        before = int(state.step) - first
+        what = f"train {at.iteration + 1}/{c.train.iterations}"
+        with bar(len(batches) - first, what=what, unit="steps") as progress:
+            for i in range(first, len(batches)):
+                batch = self._place(take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets))
+                extra = self._term_norms(state.params, batch, i)
+                extra["learning_rate"] = Mean(self.rate(before + i if c.optim.scope == "run" else i), 1.0)
+                state, metrics = self.step(state, batch)
+                self._log_step(lagged.push(before + i + 1, metrics | extra), at)
+                progress.update()
+                inside = i + 1 < len(batches)
+                if inside and (self.stop.requested or _is_due(c.checkpoint.every_steps, i + 1)):
+                    self._log_step(lagged.flush(), at)
+                    self._save(state, Position(at.iteration, i + 1))
+                    self._obey()
+        self._log_step(lagged.flush(), at)
+        return state
+
+    def _place(self, batch: Batch) -> Batch:
+        """[B,...] on the host -> [M,B/M,...] on the mesh, rows split over the batch axes."""
+        micro = self.config.train.micro_batches
+        cut = jax.tree.map(lambda x: x.reshape(micro, x.shape[0] // micro, *x.shape[1:]), batch)
+        return put_rows(self.runtime.mesh, cut, axis=1)
+
+    def _term_norms(self, params: PyTree, batch: Batch, index: int) -> dict[str, Mean]:
+        """Gradient norms of the loss terms, on the iteration's first micro-batch."""
+        if index or not self.config.train.term_norms:
+            return {}
+        return self.term_norms(params, jax.tree.map(lambda x: x[0], batch))
+
+    # ---- bookkeeping -------------------------------------------------------------------------------------------------
+
+    def _log(self, phase: str, values: dict, wall: dict, at: Position) -> None:
+        self.metrics.write(step=self._steps_before(at), iteration=at.iteration, phase=phase, values=values, wall=wall)
+
+    def _steps_before(self, at: Position) -> int:
+        """Planned optimizer steps before an iteration: the x axis of phases that take none."""
+        per_epoch = -(-len(self._portion(0)) // self.config.train.batch_size)
+        return at.iteration * per_epoch * self.config.train.epochs
+
+    def _log_step(self, ready: tuple[int, dict] | None, at: Position) -> None:
+        """Write a finished step's metrics; a step that is not finite ends the run before anything is saved."""
+        if ready is None:
+            return
+        step, values = ready
+        if values.pop("finite") != 1.0:
+            raise GateError(
+                f"step {step}: loss or gradient is not finite (loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}); that state is not saved. Lower optim.learning_rate, or raise loss.beta"
+            )
+        self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
+
+    def _is_checkpoint(self, at: Position) -> bool:
+        last = at.iteration == self.config.train.iterations
+        return last or self.stop.requested or _is_due(self.config.checkpoint.every, at.iteration)
+
+    def _save(self, state: TrainState, at: Position) -> None:
+        meta = {
+            "position": dataclasses.asdict(at),
+            "metrics_offset": self.metrics.offset(),
+            "fingerprint": self.fingerprint,
+            "version": __version__,
+        }
+        self.checkpoints.save(int(state.step), state, meta, finite=True)  # `_log_step` has checked every step
+
+    def _obey(self) -> None:
+        if self.stop.requested:
+            raise Interrupted
+
+    def _finish(self, params: PyTree, result: dict) -> dict:
+        folder = self.workdir / "policy"
+        if self.config.checkpoint.export and not folder.is_dir():
+            hf.save_params(params, self.runtime.arch, folder, tokenizer_from=self.runtime.folder)
+        run_folder.write_json(self.workdir / "result.json", result)
+        return result
+
+
+def _is_due(every: int, count: int) -> bool:
+    return bool(every) and count % every == 0
+
+
+def _embedder(config: ConfigDict) -> SentenceEmbedder | None:
+    if config.similarity.name in WITHOUT_ENCODER:
+        return None
+    return SentenceEmbedder.load(config.similarity.encoder, max_length=config.similarity.max_length)
+
+
+def _learning_rate(config: ConfigDict, *, prompts: int) -> optax.Schedule:
+    per_epoch = -(-prompts // config.train.batch_size)
+    if config.optim.scope == "iteration":
+        total = int(per_epoch * (config.optim.schedule_epochs or config.train.epochs))
+    else:
+        total = per_epoch * config.train.epochs * config.train.iterations
+    return learning_rate(
+        config.optim.learning_rate,
+        schedule=config.optim.schedule,
+        warmup_ratio=config.optim.warmup_ratio,
+        total_steps=total,
+    )
+
+
+def _optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+    transform = OPTIMIZERS[config.optim.transform.name](**call_kwargs(config.optim.transform))
+    return make_optimizer(transform, rate, max_grad_norm=config.optim.max_grad_norm)
+
+
+def _epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.ndarray]:
+    """Row indices of every optimizer step of an iteration, shuffled by (seed, iteration, epoch)."""
+    size, steps = config.train.batch_size, []
+    for epoch in range(config.train.epochs):
+        order = np.random.default_rng([config.seed, iteration, epoch]).permutation(rows)
+        steps += [order[i : i + size] for i in range(0, rows, size)]
+    return steps
