@@ -1,0 +1,206 @@
+import gguf
+import numpy as np
+import pytest
+
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.models.arch import tiny_arch
+from ssppo_jax.weights import hf, names
+from ssppo_jax.weights.gguf import convert_gguf, unpermute
+from ssppo_jax.weights.source import load_tokenizer
+
+SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+MERGES = ["h e", "l l", "he ll", "Ġ t", "1 2", "Ġ 1", "! !"]
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m['content'] }}<|im_end|>{% endfor %}"
+
+
+def alphabet():
+    """The 256 characters byte-level BPE writes bytes with."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    return [chr(b) for b in printable] + [chr(256 + n) for n in range(256 - len(printable))]
+
+
+def vocabulary():
+    return [*SPECIALS, *alphabet(), *(merge.replace(" ", "") for merge in MERGES), "<user>", "[PAD]"]
+
+
+def kinds():
+    return [3] * len(SPECIALS) + [1] * (256 + len(MERGES)) + [4, 5]
+
+
+def interleave(rows, heads):
+    """What llama.cpp's converter does to Q and K."""
+    return rows.reshape(heads, 2, len(rows) // heads // 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def make_arch(kind="llama", **changes):
+    return tiny_arch(model_type=kind, qkv_bias=kind == "qwen2", vocab_size=len(vocabulary()), rope_theta=1e5, **changes)
+
+
+def write_gguf(path, tree, arch, *, pre="smollm", drop=(), extra=None, **settings):
+    """A float32 GGUF file of a tree, as llama.cpp's converter would write it."""
+    kind = arch.model_type
+    writer = gguf.GGUFWriter(path, kind)
+    writer.add_context_length(arch.max_positions)
+    writer.add_embedding_length(arch.hidden_size)
+    writer.add_block_count(arch.num_layers)
+    writer.add_feed_forward_length(arch.mlp_dim)
+    writer.add_head_count(arch.num_heads)
+    writer.add_head_count_kv(arch.num_kv_heads)
+    writer.add_rope_freq_base(arch.rope_theta)
+    writer.add_layer_norm_rms_eps(arch.norm_eps)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(vocabulary())
+    writer.add_token_types(kinds())
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_chat_template(TEMPLATE)
+    for key, value in settings.items():
+        writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.get_type(value))
+    flat = dict(hf.flatten(tree))
+    tensors = dict(extra or {})
+    for leaf in names.leaves(arch):
+        rows = flat[leaf.path] if leaf.stacked else flat[leaf.path][None]
+        for n, row in enumerate(rows):
+            value = names.to_hf(row, leaf, arch)
+            if kind == "llama" and leaf.path.endswith(("q/kernel", "k/kernel")):
+                value = interleave(value, arch.num_heads if "/q/" in leaf.path else arch.num_kv_heads)
+            tensors[leaf.gguf.format(n=n)] = value
+    for name, value in tensors.items():
+        if name not in drop:
+            writer.add_tensor(name, np.ascontiguousarray(value))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2"])
+@pytest.mark.parametrize("tied", [True, False])
+def test_conversion_gives_the_weights_and_the_arch_back(kind, tied, tmp_path, make_tree):
+    arch = make_arch(kind, tie_embeddings=tied)
+    tree = make_tree(arch)
+    file = write_gguf(tmp_path / "m.gguf", tree, arch, pre="qwen2" if kind == "qwen2" else "smollm")
+    folder = convert_gguf(file, tmp_path / "out")
+    assert hf.read_arch(folder) == arch
+    loaded = dict(hf.flatten(hf.load_params(folder, arch)))
+    for path, leaf in hf.flatten(tree):
+        np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+
+
+def test_unpermute_undoes_the_interleaving_by_head():
+    rows = np.arange(2 * 6 * 3, dtype=np.float32).reshape(12, 3)
+    mixed = interleave(rows, 2)
+    assert mixed[:6, 0].tolist() == [rows[i, 0] for i in (0, 3, 1, 4, 2, 5)]  # pairs (i, i + E/2) side by side
+    np.testing.assert_array_equal(unpermute(mixed, 2), rows)
+
+
+def test_quantised_tensors_are_dequantised(tmp_path, make_tree):
+    arch = make_arch()
+    tree = make_tree(arch)
+    raw = tree["layers"]["mlp"]["up"]["kernel"][0].T  # [F,D]
+    packed = gguf.quantize(np.ascontiguousarray(raw), gguf.GGMLQuantizationType.Q8_0)
+    file = tmp_path / "q.gguf"
+    original = gguf.GGUFWriter.add_tensor
+
+    def add(self, name, value):
+        if name == "blk.0.ffn_up.weight":
+            return original(self, name, packed, raw_dtype=gguf.GGMLQuantizationType.Q8_0)
+        return original(self, name, value)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gguf.GGUFWriter, "add_tensor", add)
+        write_gguf(file, tree, arch)
+    loaded = hf.load_params(convert_gguf(file, tmp_path / "out"), arch)["layers"]["mlp"]["up"]["kernel"]
+    error = np.abs(loaded[0].T - raw)
+    assert 0 < error.max() < np.abs(raw).max() / 127
+    np.testing.assert_array_equal(loaded[1], tree["layers"]["mlp"]["up"]["kernel"][1])
+
+
+@pytest.fixture
+def tokenizer_of(tmp_path, make_tree):
+    def make(kind, pre, **settings):
+        arch = make_arch(kind)
+        file = write_gguf(tmp_path / f"{pre}.gguf", make_tree(arch), arch, pre=pre, **settings)
+        return load_tokenizer(convert_gguf(file, tmp_path / pre), vocab_size=arch.vocab_size)
+
+    return make
+
+
+@pytest.mark.parametrize(("kind", "pre"), [("llama", "smollm"), ("qwen2", "qwen2")])
+def test_the_tokenizer_round_trips_text_and_knows_its_special_tokens(kind, pre, tokenizer_of):
+    tokenizer = tokenizer_of(kind, pre)
+    text = " hello  the 1234 wörld 🦊\n\t<user> {{ None }}"
+    ids = tokenizer(text + "<|im_end|>")["input_ids"]
+    assert ids[-1] == 2 and ids.count(2) == 1
+    assert tokenizer.decode(ids[:-1], clean_up_tokenization_spaces=False) == text
+    assert vocabulary().index("<user>") in ids and vocabulary().index("hell") in ids
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
+    assert tokenizer.chat_template == TEMPLATE
+    assert "[PAD]" not in tokenizer.get_vocab()  # a filler that no text may become
+    assert tokenizer.decode([1, ids[0], 2], skip_special_tokens=True) == tokenizer.decode(ids[:1])
+
+
+def test_digits_stand_alone_in_both_families_and_only_smollm_keeps_the_space_apart(tokenizer_of):
+    """'12' and 'Ġ1' are in the vocabulary; neither pre-tokenizer may form them."""
+    for kind, pre in (("llama", "smollm"), ("qwen2", "qwen2")):
+        tokens = tokenizer_of(kind, pre).tokenize("a 12")
+        assert tokens == ["a", "Ġ", "1", "2"]
+
+
+def test_qwen2_splits_where_its_regex_does_and_composes_accents(tokenizer_of):
+    smollm, qwen = tokenizer_of("llama", "smollm"), tokenizer_of("qwen2", "qwen2")
+    assert qwen.tokenize("e\u0301") == qwen.tokenize("\u00e9")  # NFC
+    assert smollm.tokenize("e\u0301") != smollm.tokenize("\u00e9")
+    spans = qwen.backend_tokenizer.pre_tokenizer.pre_tokenize_str("it's (the) end!!\n\n 7")
+    words = [word.replace("Ġ", " ").replace("Ċ", "\n") for word, _ in spans]
+    assert words == ["it", "'s", " (", "the", ")", " end", "!!\n\n", " ", "7"]
+
+
+def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
+    arch = make_arch()
+    folder = convert_gguf(write_gguf(tmp_path / "m.gguf", make_tree(arch), arch), tmp_path / "out")
+    assert hf.read_json(folder / "tokenizer_config.json")["chat_template"] == TEMPLATE
+    assert (folder / "chat_template.jinja").read_text() == TEMPLATE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        ({"pre": "gpt-2"}, "pre-tokenizer 'gpt-2'; supported: 'gpt2' with 'smollm', 'qwen2'"),
+        ({"llama__rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
+        ({"llama__rope__dimension_count": 4}, "RoPE on 4 of 8"),
+        ({"llama__attention__sliding_window": 64}, "sliding window"),
+        ({"drop": ("blk.1.ffn_up.weight",)}, r"missing blk\.1\.ffn_up\.weight"),
+        ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, r"unknown rope_freqs\.weight"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name_and_writes_nothing(arguments, named, tmp_path, make_tree):
+    arch = make_arch()
+    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **arguments)
+    with pytest.raises(ConfigError, match=named):
+        convert_gguf(file, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_other_architectures_are_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "g.gguf", "gemma3")
+    writer.add_context_length(8)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(ConfigError, match="architecture 'gemma3'; supported: llama, qwen2"):
+        convert_gguf(tmp_path / "g.gguf", tmp_path / "out")
+
+
+@pytest.mark.parametrize("keep", [0, 3, 40, 5000, -1000])
+def test_a_damaged_file_is_an_error_and_not_a_model(keep, tmp_path, make_tree):
+    arch = make_arch()
+    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch)
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"m\.gguf: not a readable GGUF file"):
+        convert_gguf(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
