@@ -1,0 +1,28 @@
+"""Prompts: where they come from, in which order they are used, and how they are batched."""
+
+from ssppo_jax.data.batches import (
+    Dropped,
+    EncodedPrompt,
+    PromptBatch,
+    address,
+    addresses,
+    bucket_batches,
+    encode_prompts,
+)
+from ssppo_jax.data.order import Split, fingerprint, portion, split_prompts
+from ssppo_jax.data.sources import SOURCES
+
+__all__ = [
+    "SOURCES",
+    "Dropped",
+    "EncodedPrompt",
+    "PromptBatch",
+    "Split",
+    "address",
+    "addresses",
+    "bucket_batches",
+    "encode_prompts",
+    "fingerprint",
+    "portion",
+    "split_prompts",
+]

@@ -1,0 +1,145 @@
+"""Prompts as token batches: encoded once, addressed, padded to a handful of lengths."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssppo_jax.chat import encode_chat
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.types import Prompt, Prompts
+
+SHOWN = 20  # prompts listed in a report; the rest are counted
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt, its ids, and the address of its random keys."""
+
+    prompt: Prompt
+    tokens: np.ndarray  # [L] int32
+    address: np.uint32
+
+
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """Prompts left out because they are longer than `limit` tokens: (id, length) each. str() is the report."""
+
+    limit: int
+    total: int
+    rows: tuple[tuple[str, int], ...]
+
+    def __str__(self) -> str:
+        if not self.rows:
+            return f"all {self.total} prompts have at most {self.limit} tokens"
+        shown = ", ".join(f"{name} ({length})" for name, length in self.rows[:SHOWN])
+        more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
+        return f"dropped {len(self.rows)} of {self.total} prompts longer than {self.limit} tokens: {shown}{more}"
+
+
+class PromptBatch(NamedTuple):
+    """A padded batch and where its rows came from. Rows with `real` False repeat a real row to fill the batch."""
+
+    prompts: Prompts
+    real: np.ndarray  # [B] bool
+    index: np.ndarray  # [B] int64, position in the list given to bucket_batches
+
+
+def address(prompt_id: str) -> np.uint32:
+    """Where a prompt's random keys live: the CRC-32 of its id, the same in every run and on every machine."""
+    return np.uint32(zlib.crc32(prompt_id.encode()))
+
+
+def addresses(ids: Iterable[str]) -> dict[str, np.uint32]:
+    """An address for each id, all different.
+
+    Of 60,000 ids two share a CRC-32 in about one data set of three. Then the first in alphabetical order keeps
+    it and the others take the CRC-32 of the id with a counter appended, so the result depends on the set of ids alone.
+    """
+    taken: dict[np.uint32, str] = {}
+    for name in sorted(set(ids)):
+        spot, tries = address(name), 0
+        while spot in taken:
+            tries += 1
+            spot = address(f"{name}\0{tries}")
+        taken[spot] = name
+    return {name: spot for spot, name in taken.items()}
+
+
+def encode_prompts(
+    prompts: Sequence[Prompt], tokenizer: Any, *, max_prompt_length: int, template: str = "model"
+) -> tuple[list[EncodedPrompt], Dropped]:
+    """Every prompt's ids, made once; those over `max_prompt_length` are dropped and reported, never cut.
+
+    Args:
+        prompts: from a source; ids unique.
+        tokenizer: a transformers tokenizer.
+        max_prompt_length: tokens a prompt may have, template included.
+        template: "model" or "plain", see `encode_chat`.
+
+    Raises:
+        DataError: prompts the chat template refuses (all of them listed), or nothing left after dropping.
+    """
+    spots = addresses(p.id for p in prompts)
+    encoded, bad = [], []
+    for prompt in prompts:
+        try:
+            tokens = encode_chat(tokenizer, prompt.messages, template=template)
+            encoded.append(EncodedPrompt(prompt, tokens, spots[prompt.id]))
+        except DataError as exc:
+            bad.append(f"prompt {prompt.id!r}: {exc}")
+    if bad:
+        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise DataError("\n".join([*bad[:SHOWN], *more]))
+    short = [e for e in encoded if len(e.tokens) <= max_prompt_length]
+    long = tuple((e.prompt.id, len(e.tokens)) for e in encoded if len(e.tokens) > max_prompt_length)
+    dropped = Dropped(max_prompt_length, len(prompts), long)
+    if not short:
+        raise DataError(f"no prompt is left: {dropped}; raise max_prompt_length")
+    return short, dropped
+
+
+def bucket_batches(encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets: Sequence[int]) -> list[PromptBatch]:
+    """Batches of similar lengths, each padded to the smallest bucket that holds its longest prompt.
+
+    Prompts are sorted by length (ties in the given order) and cut every `batch_size`; so a run compiles at most one
+    program per bucket, and only the last batch can hold filler rows. `index[real]` puts results back in order.
+
+    Args:
+        encoded: prompts with their ids.
+        batch_size: rows of every batch.
+        buckets: allowed padded lengths, increasing.
+
+    Raises:
+        ConfigError: batch size below 1, buckets not positive and increasing, or a prompt longer than the largest.
+    """
+    if batch_size < 1:
+        raise ConfigError(f"batch_size={batch_size}; allowed: 1 or more")
+    if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
+        raise ConfigError(f"buckets={tuple(buckets)} must be positive and increasing, e.g. (64, 128, 256)")
+    lengths = np.array([len(e.tokens) for e in encoded], np.int32)
+    if len(lengths) and lengths.max() > buckets[-1]:
+        worst = encoded[int(lengths.argmax())].prompt.id
+        raise ConfigError(
+            f"prompt {worst!r} has {lengths.max()} tokens but the largest bucket is {buckets[-1]}; add a larger bucket "
+            f"or set max_prompt_length={buckets[-1]}"
+        )
+    order = np.argsort(lengths, kind="stable")
+    return [_batch(encoded, order[i : i + batch_size], batch_size, buckets) for i in range(0, len(order), batch_size)]
+
+
+def _batch(encoded: Sequence[EncodedPrompt], rows: np.ndarray, batch_size: int, buckets: Sequence[int]) -> PromptBatch:
+    index = np.resize(rows, batch_size).astype(np.int64)  # np.resize repeats the rows to fill
+    chosen = [encoded[i] for i in index]
+    length = np.array([len(e.tokens) for e in chosen], np.int32)
+    width = next(bucket for bucket in buckets if bucket >= length.max())
+    tokens = np.zeros((batch_size, width), np.int32)
+    for row, e in zip(tokens, chosen, strict=True):
+        row[: len(e.tokens)] = e.tokens
+    spots = np.array([e.address for e in chosen], np.uint32)
+    return PromptBatch(Prompts(tokens, length, spots), np.arange(batch_size) < len(rows), index)

@@ -1,0 +1,306 @@
+"""Where prompts come from: `SOURCES`, name -> function of keyword arguments -> list of `Prompt`.
+
+A row holds a prompt (a string: one user turn) or chat turns, the last one from the user. Everything else in the row
+goes to `meta`. Bad rows are all collected and reported together as `place: reason`; none is skipped.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.types import Prompt
+
+ROLES = ("system", "user", "assistant")
+SHOWN = 20  # bad rows printed in full; the rest are counted
+
+Row = dict | str  # a parsed row, or the reason why there is none
+_log = logging.getLogger(__name__)
+
+
+def quickstart() -> list[Prompt]:
+    """The short single-turn instructions that come with the package."""
+    file = resources.files("ssppo_jax").joinpath("prompts/quickstart.jsonl")
+    return _prompts(_json_rows(file.read_bytes(), "quickstart.jsonl"))
+
+
+def jsonl(*, path: str = "") -> list[Prompt]:
+    """One JSON object a line: {"prompt": str} or {"messages": [...]}, an optional "id", anything else is `meta`.
+
+    Without "id" the id is a hash of the messages, so it survives re-ordering. A byte order mark and CRLF line ends are
+    reported (once a file), not repaired: the file would differ from what other tools read.
+
+    Args:
+        path: the file to read.
+
+    Raises:
+        ConfigError: no path. DataError: the file cannot be read, is empty, or has bad rows (`file:line: reason`).
+    """
+    if not path:
+        raise ConfigError("data source 'jsonl' needs a path: --config.data.path=prompts.jsonl")
+    try:
+        blob = Path(path).read_bytes()
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
+    return _prompts(_json_rows(blob, path))
+
+
+def tfds(
+    *,
+    data_dir: str = "",
+    builder: str = "",
+    split: str = "train",
+    field: str = "prompt",
+    id_field: str = "",
+    duplicates: str = "error",
+) -> list[Prompt]:
+    """A prepared TensorFlow Datasets data set in array_record format, read by random access and without TensorFlow.
+
+    Args:
+        data_dir: folder of one prepared version (.../name/1.0.0), or the root folder when `builder` is given.
+        builder: data set name (name or name/config:version) to look up under `data_dir`; empty reads `data_dir` itself.
+        split: split or slice, e.g. train or train[:1000].
+        field: column with the prompt (string) or the messages (roles and contents).
+        id_field: column with the prompt's id; empty takes a hash of the messages.
+        duplicates: error, or keep_first to keep the first of the rows that share an id and log how many went.
+
+    Raises:
+        ConfigError: nothing to read, tensorflow_datasets missing. DataError: unreadable data set or bad rows.
+    """
+    if not (data_dir or builder):
+        raise ConfigError("data source 'tfds' needs a folder: --config.data.data_dir=.../my_prompts/1.0.0")
+    library = _require("tensorflow_datasets", install="tensorflow-datasets")
+    try:
+        made = (
+            library.builder(builder, data_dir=data_dir or None) if builder else library.builder_from_directory(data_dir)
+        )
+        source = made.as_data_source(split=split)
+    except Exception as exc:  # unknown split, missing folder, tfrecord files: many types, all the user's to fix
+        raise DataError(
+            f"tfds {builder or data_dir}, split {split!r}: {exc}\n"
+            "(only data sets prepared with file_format='array_record' can be read without TensorFlow)"
+        ) from exc
+    place = f"tfds:{builder or data_dir}[{split}]"
+    rows = ((f"{place}:{i + 1}", _plain_row(source[i])) for i in range(len(source)))
+    return _prompts(rows, field=field, id_field=id_field, duplicates=duplicates)
+
+
+def hf(
+    *,
+    repo_id: str = "",
+    split: str = "train",
+    subset: str = "",
+    revision: str = "",
+    field: str = "prompt",
+    id_field: str = "",
+    duplicates: str = "error",
+) -> list[Prompt]:
+    """A Hugging Face data set by its id or local folder; code from the repository is never run.
+
+    Args:
+        repo_id: data set id (owner/name) or local folder.
+        split: split or slice, e.g. train or train[:1000].
+        subset: the data set's configuration name; empty takes its default.
+        revision: commit or tag, for a run that can be repeated; empty takes the newest.
+        field: column with the prompt (string) or the messages (list of turns).
+        id_field: column with the prompt's id; empty takes a hash of the messages.
+        duplicates: error, or keep_first to keep the first of the rows that share an id and log how many went.
+
+    Raises:
+        ConfigError: no id, or `datasets` not installed. DataError: the data set cannot be loaded or has bad rows.
+    """
+    if not repo_id:
+        raise ConfigError("data source 'hf' needs a data set: --config.data.repo_id=owner/name")
+    library = _require("datasets", install="'ssppo_jax[hf]'")
+    try:
+        table = library.load_dataset(repo_id, subset or None, split=split, revision=revision or None)
+    except Exception as exc:  # no network, no such id, gated, bad split: the library raises many types
+        raise DataError(f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}") from exc
+    rows = ((f"hf:{repo_id}[{split}]:{i + 1}", dict(row)) for i, row in enumerate(table))
+    return _prompts(rows, field=field, id_field=id_field, duplicates=duplicates)
+
+
+SOURCES = {"quickstart": quickstart, "jsonl": jsonl, "tfds": tfds, "hf": hf}
+
+
+def _require(module: str, *, install: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as exc:
+        raise ConfigError(f"this data source needs {module}: pip install {install}") from exc
+
+
+def _json_rows(blob: bytes, name: str) -> Iterator[tuple[str, Row]]:
+    # Split bytes at \n only: str.splitlines() also splits at U+2028 and others, which are legal inside a JSON string.
+    lines = blob.removesuffix(b"\n").split(b"\n") if blob else []
+    if blob.startswith(b"\xef\xbb\xbf"):
+        yield f"{name}:1", "starts with a byte order mark; save the file as UTF-8 without BOM"
+        lines[0] = lines[0][3:]
+    carriage = [n for n, line in enumerate(lines, 1) if line.endswith(b"\r")]
+    if carriage:
+        yield (
+            f"{name}:{carriage[0]}",
+            f"CRLF line end (on {len(carriage)} lines); convert with: sed -i 's/\\r$//' {name}",
+        )
+    for n, line in enumerate(lines, 1):
+        yield f"{name}:{n}", _parse(line)
+
+
+def _parse(line: bytes) -> Row:
+    if b"\0" in line:
+        return "contains a NUL byte"
+    if not line.strip():
+        return "empty line"
+    try:
+        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+    except UnicodeDecodeError as exc:
+        return f"not UTF-8: byte 0x{line[exc.start]:02x} at column {exc.start + 1}"
+    except json.JSONDecodeError as exc:
+        return f"not JSON: {exc.msg} at column {exc.colno}"
+    except RecursionError:
+        return "not JSON: nested too deeply"
+    except ValueError as exc:
+        return f"not JSON: {exc}"
+    return row if isinstance(row, dict) else f"a row must be a JSON object, not {type(row).__name__}"
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
+    keys = [key for key, _ in pairs]
+    if len(set(keys)) < len(keys):
+        raise ValueError(f"the key {next(k for k in keys if keys.count(k) > 1)!r} occurs twice")
+    return dict(pairs)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _plain_row(row: dict) -> Row:
+    try:
+        return _plain(row)
+    except UnicodeDecodeError as exc:
+        return f"not UTF-8: {exc.reason} at byte {exc.start}"
+
+
+def _plain(value: Any) -> Any:
+    """TFDS values (bytes, NumPy scalars and arrays) as plain Python ones."""
+    match value:
+        case bytes():
+            return value.decode("utf-8")
+        case dict():
+            return {key: _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case np.ndarray() | np.generic():
+            plain = value.tolist()
+            return _plain(plain) if isinstance(plain, (bytes, list)) else plain
+    return value
+
+
+def _prompts(
+    rows: Iterable[tuple[str, Row]], *, field: str = "", id_field: str = "", duplicates: str = "error"
+) -> list[Prompt]:
+    """Every row a Prompt with its own id, or one DataError that names every bad row."""
+    if duplicates not in ("error", "keep_first"):
+        raise ConfigError(f"duplicates={duplicates!r} is unknown; allowed: error, keep_first")
+    prompts, bad, first_seen, repeats = [], [], {}, 0
+    for place, row in rows:
+        try:
+            prompt = _prompt(row, field, id_field)
+        except ValueError as exc:
+            bad.append(f"{place}: {exc}")
+            continue
+        if prompt.id not in first_seen:
+            first_seen[prompt.id] = place
+            prompts.append(prompt)
+        elif duplicates == "keep_first":
+            repeats += 1
+        else:
+            bad.append(f"{place}: duplicate id {prompt.id!r}, first used at {first_seen[prompt.id]}")
+    if bad:
+        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise DataError("\n".join([f"{len(bad)} bad rows:" if len(bad) > 1 else "1 bad row:", *bad[:SHOWN], *more]))
+    if not prompts:
+        raise DataError("the data source holds no prompts")
+    if repeats:
+        _log.warning("%d of %d rows repeat an earlier id and were left out", repeats, repeats + len(prompts))
+    return prompts
+
+
+def _prompt(row: Row, field: str, id_field: str) -> Prompt:
+    """One row as a Prompt; ValueError with the reason when it cannot be one."""
+    if isinstance(row, str):
+        raise ValueError(row)
+    if not field and "prompt" in row and "messages" in row:
+        raise ValueError('has both "prompt" and "messages"; keep one')
+    field = field or ("messages" if "messages" in row else "prompt")
+    if field not in row:
+        raise ValueError(f'missing field "{field}"; the row has: {", ".join(map(str, row)) or "nothing"}')
+    if id_field and id_field not in row:
+        raise ValueError(f'missing field "{id_field}"; the row has: {", ".join(map(str, row))}')
+    messages = _messages(row[field], field)
+    id_field = id_field or "id"
+    name = _id(row[id_field]) if id_field in row else _content_id(messages)
+    return Prompt(name, messages, {key: value for key, value in row.items() if key not in (field, id_field)})
+
+
+def _messages(value: Any, field: str) -> tuple[dict, ...]:
+    if isinstance(value, str) and field != "messages":
+        return (_turn({"role": "user", "content": value}, f'"{field}"'),)
+    if isinstance(value, dict) and set(value) == {"role", "content"} and isinstance(value["role"], list):
+        # TFDS and HF store a sequence of records as a record of sequences.
+        value = [{"role": r, "content": c} for r, c in zip(value["role"], value["content"], strict=True)]
+    if not isinstance(value, list):
+        allowed = "a list of turns" if field == "messages" else "a string (or a list of turns)"
+        raise ValueError(f'"{field}" must be {allowed}, not {type(value).__name__}')
+    if not value:
+        raise ValueError(f'"{field}" is empty')
+    turns = tuple(_turn(turn, f'"{field}" turn {n}') for n, turn in enumerate(value, 1))
+    if turns[-1]["role"] != "user":
+        raise ValueError(f'"{field}" must end with a user turn, not {turns[-1]["role"]}')
+    return turns
+
+
+def _turn(turn: Any, what: str) -> dict:
+    if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
+        raise ValueError(f'{what} must be an object with "role" and "content"')
+    extra = [key for key, value in turn.items() if key not in ("role", "content") and value is not None]
+    if extra:
+        raise ValueError(f"{what} has fields nothing would read: {', '.join(map(str, extra))}")
+    if turn["role"] not in ROLES:
+        raise ValueError(f"{what} has role {turn['role']!r}; allowed: {', '.join(ROLES)}")
+    if not isinstance(turn["content"], str):
+        raise ValueError(f"{what} content must be a string, not {type(turn['content']).__name__}")
+    if not turn["content"].strip():
+        raise ValueError(f"{what} is empty")
+    _check_text(turn["content"], what)
+    return {"role": turn["role"], "content": turn["content"]}
+
+
+def _check_text(text: str, what: str) -> None:
+    if "\0" in text:
+        raise ValueError(f"{what} contains a NUL character")
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"{what} contains half of a surrogate pair (invalid Unicode)")
+
+
+def _id(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise ValueError(f"id must be a string or an integer, not {type(value).__name__}")
+    name = str(value)
+    if not name.strip() or not name.isprintable():
+        raise ValueError(f"id must be non-empty printable text, not {name!r}")
+    return name
+
+
+def _content_id(messages: tuple[dict, ...]) -> str:
+    return "h" + hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]
