@@ -20,13 +20,18 @@ REQUIRES = [
     "vaderSentiment==3.3.2",
     "matplotlib==3.11.2",
     "tqdm==4.70.1",
+    "jinja2==3.1.6",  # chat templates
+    "huggingface-hub==2.4.0",
+    "absl-py==2.5.1",
+    "array-record==0.8.6",
+    "ml-dtypes==0.6.0",
 ]
 
 EXTRAS = {
     "dev": ["pytest==9.2.0", "ruff==0.17.6", "pre-commit"],
     "gpu": ["jax[cuda13]==0.10.2"],
     "tpu": ["jax[tpu]==0.10.2"],
-    "tensorboard": ["tensorboardX"],
+    "tensorboard": ["tensorboard"],
     "hf": ["datasets"],
 }
 
@@ -34,7 +39,7 @@ setup(
     name="ssppo_jax",
     version="0.1.0",
     description="Self-play preference (S-SPPO) and soft sequence policy optimisation (SSPO) of language models in JAX",
-    long_description=Path(__file__).with_name("README.md").read_text() if Path("README.md").exists() else "",
+    long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",

@@ -11,8 +11,8 @@ def get_config():
     config = base_config()
     config.model.source = "embedded:smollm2"
     config.data.heldout = 96
-    config.data.max_prompt_length = 64
-    config.data.prompt_buckets = (64,)
+    config.data.max_prompt_length = 48
+    config.data.prompt_buckets = (48,)
     config.sampling.num_samples = 4
     config.sampling.max_new_tokens = 40
     config.sampling.batch_size = 24

@@ -32,7 +32,9 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 65 bad data, 70 a gate failed, 75 interrupted, 78 bad config."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for noisy in ("absl", "jax", "transformers", "orbax"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing; none is needed
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -210,5 +212,4 @@ COMMANDS = {
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     sys.exit(main())

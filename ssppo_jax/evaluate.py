@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +22,8 @@ from ssppo_jax.types import PyTree
 from ssppo_jax.weights.source import resolve
 from ssppo_jax.winrate import WinRate, cross_win_probability, win_rate
 
+log = logging.getLogger(__name__)
+
 RESAMPLES = 4000  # of the bootstrap
 
 
@@ -31,6 +34,11 @@ def encode_split(runtime: Runtime) -> tuple[list[EncodedPrompt], list[EncodedPro
     limit = config.data.max_prompt_length
     train, dropped = data.encode_prompts(split.train, runtime.tokenizer, max_prompt_length=limit)
     heldout, dropped_heldout = data.encode_prompts(split.heldout, runtime.tokenizer, max_prompt_length=limit)
+    for report in (dropped, dropped_heldout):
+        if report.rows:
+            log.warning("%s", report)
+    if split.duplicates:
+        log.warning("left out %d training prompts that repeat a held-out one", len(split.duplicates))
     account = {
         "train_prompts": len(train),
         "heldout_prompts": len(heldout),

