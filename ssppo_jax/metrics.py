@@ -75,7 +75,7 @@ class MetricLog:
             UserError: the file is shorter than that, or was edited: the log and the checkpoint are of different runs.
         """
         content = self.path.read_bytes()
-        if offset > len(content) or (offset and content[offset - 1 : offset] != b"\n"):
+        if offset and content[offset - 1 : offset] != b"\n":
             raise UserError(
                 f"{self.path} ({len(content)} bytes) does not belong to the checkpoint, which expects a line to end at "
                 f"byte {offset}: put the run's own metrics.jsonl back, or give the run another folder"

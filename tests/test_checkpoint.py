@@ -173,6 +173,28 @@ def test_a_damaged_step_does_not_count_as_kept(copy_of_two_steps):
     assert folders(copy_of_two_steps) == ["step_00000001", "step_00000003"]
 
 
+def test_damaged_steps_stay_to_be_looked_at_until_enough_valid_ones_exist(copy_of_two_steps):
+    for step in copy_of_two_steps.iterdir():
+        flip(step / "meta.json", 3)
+    save(copy_of_two_steps, 3)
+    assert folders(copy_of_two_steps) == ["step_00000001", "step_00000002", "step_00000003"]
+    save(copy_of_two_steps, 4)
+    assert folders(copy_of_two_steps) == ["step_00000003", "step_00000004"]
+
+
+def test_a_kill_while_deleting_leaves_nothing_that_looks_damaged(copy_of_two_steps, monkeypatch):
+    def half_delete(path, **_):
+        (path / MANIFEST).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint.shutil, "rmtree", half_delete)
+        save(copy_of_two_steps, 3)
+    assert folders(copy_of_two_steps) == ["step_00000002", "step_00000003", "tmp_deleting_step_00000001"]
+    save(copy_of_two_steps, 4)
+    assert folders(copy_of_two_steps) == ["step_00000003", "step_00000004"]
+
+
 def test_nothing_is_deleted_when_the_new_checkpoint_does_not_verify(copy_of_two_steps, monkeypatch):
     publish = Checkpoints._publish
 

@@ -84,6 +84,16 @@ def test_a_lock_that_may_be_alive_is_never_taken_over(tmp_path, foreign_holder, 
         pytest.fail("took a live lock")
 
 
+def test_a_lock_of_another_users_live_run_is_never_taken_over(tmp_path, foreign_holder, monkeypatch):
+    def not_yours(pid, number):
+        raise PermissionError
+
+    write_record(tmp_path, pid=4321, host=socket.gethostname())
+    monkeypatch.setattr(lifecycle.os, "kill", not_yours)
+    with pytest.raises(UserError, match="pid 4321"), RunLock(tmp_path):
+        pytest.fail("took a live lock")
+
+
 def test_a_lock_on_a_replaced_file_is_not_mistaken_for_the_lock(tmp_path, monkeypatch):
     flock, replaced = fcntl.flock, []
 

@@ -71,7 +71,7 @@ def test_truncating_to_zero_starts_over(tmp_path):
     assert [r["step"] for r in read_metrics(tmp_path / "metrics.jsonl")] == [5]
 
 
-@pytest.mark.parametrize("wrong", [1, -1])
+@pytest.mark.parametrize("wrong", [1, 100, -1])
 def test_a_log_of_another_run_is_not_cut(tmp_path, wrong):
     offsets = write_steps(tmp_path, [1, 2])
     with MetricLog(tmp_path, tensorboard="off") as log, pytest.raises(UserError, match="does not belong"):
