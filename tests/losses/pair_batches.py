@@ -1,0 +1,73 @@
+"""Small batches for the loss tests: one by hand, one at random."""
+
+import numpy as np
+
+from ssppo_jax.types import Batch, Policy
+
+
+def build(logp, mask, *, hidden=None, old=None, ref=None, init=None, weight=None, **rows):
+    """Policy and Batch from NumPy arrays; what is not given is neutral (references equal to logp, win rates 1/2)."""
+    logp, mask = np.asarray(logp, np.float32), np.asarray(mask, np.float32)
+    b, k, _ = logp.shape
+    neutral = {
+        "win_rate": np.full((b, k), 0.5),
+        "target": np.full((b, k), 0.5),
+        "p_win": np.full(b, 0.5),
+        "similarity": np.zeros(b),
+        "advantage": np.zeros((b, k)),
+        "weight": np.ones(b) if weight is None else weight,
+    }
+    batch = Batch(
+        prompt=np.zeros((b, 1), np.int32),
+        prompt_length=np.ones(b, np.int32),
+        completion=np.zeros(logp.shape, np.int32),
+        mask=mask,
+        **{
+            name: np.asarray(logp if x is None else x, np.float32)
+            for name, x in {"old_logp": old, "ref_logp": ref, "init_logp": init}.items()
+        },
+        **{name: np.asarray(x, np.float32) for name, x in (neutral | rows).items()},
+    )
+    hidden = np.ones((b, k, 3)) if hidden is None else hidden
+    return Policy(logp=logp, hidden=np.asarray(hidden, np.float32)), batch
+
+
+def by_hand():
+    """One pair with r_w = 0.75 over two tokens, r_l = -1 over one, cos = 0.96, and win rates that are not symmetric."""
+    return build(
+        [[[-1.0, -2.0], [-3.0, 0.0]]],
+        [[[1, 1], [1, 0]]],
+        ref=[[[-1.5, -2.25], [-2.0, 0.0]]],
+        old=[[[-1.0, -2.5], [-3.5, 0.0]]],
+        hidden=[[[3.0, 4.0], [8.0, 6.0]]],
+        win_rate=[[0.8, 0.3]],
+        target=[[0.7, 0.4]],
+        p_win=[0.9],
+    )
+
+
+LENGTH = np.array([[5, 2], [1, 4], [3, 3], [0, 0]])  # [B,K]; the last row is padding
+
+
+def at_random(seed=0):
+    """Three real pairs of different lengths and one padding row, all fields different."""
+    rng = np.random.default_rng(seed)
+    b, k, t = 4, 2, 5
+    mask = np.arange(t) < LENGTH[..., None]
+
+    def logp():
+        return -rng.uniform(0.2, 3.0, (b, k, t))
+
+    return build(
+        logp(),
+        mask,
+        hidden=rng.normal(size=(b, k, 3)),
+        old=logp(),
+        ref=logp(),
+        init=logp(),
+        weight=np.array([1, 1, 1, 0]),
+        win_rate=rng.uniform(0.1, 0.9, (b, k)),
+        target=rng.uniform(0.1, 0.9, (b, k)),
+        p_win=rng.uniform(0.1, 0.9, b),
+        similarity=rng.uniform(0, 1, b),
+    )
