@@ -62,7 +62,7 @@ def _parse(argv: list[str], command: str, flags: dict[str, str | None], repeated
             overrides[key] = value
         else:
             rest.append(arg)
-    parser = argparse.ArgumentParser(prog=f"python -m ssppo_jax {command}", add_help=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(prog=command, add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--help", "-h", action="store_true")
     for name, default in flags.items():
         action = {"action": "append"} if name in repeated else {}
@@ -81,6 +81,8 @@ def _parse(argv: list[str], command: str, flags: dict[str, str | None], repeated
 
 def _config(args, overrides):
     """Load config and overrides, or print the help of it and return None."""
+    import jax
+
     from ssppo_jax import schema
 
     if args.help:
@@ -88,7 +90,7 @@ def _config(args, overrides):
         print(USAGE + "\nconfig keys" + (f" of {args.config}" if args.config else ", at their defaults"))
         print(schema.help_text(config))
         return None
-    return schema.load(args.config, overrides)
+    return schema.load(args.config, overrides, jax.device_count())
 
 
 def _train(argv: list[str]) -> int:
@@ -116,12 +118,8 @@ def _evaluate(argv: list[str]) -> int:
     config = _config(args, overrides)
     if config is None:
         return 0
-    import jax
-
-    from ssppo_jax import schema
     from ssppo_jax.evaluate import evaluate
 
-    schema.check(config, jax.device_count())
     output = Path(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
     rate = result["win_rate"]
@@ -136,14 +134,10 @@ def _generate(argv: list[str]) -> int:
     config = _config(args, overrides)
     if config is None:
         return 0
-    import jax
-
-    from ssppo_jax import schema
     from ssppo_jax.inference import respond
 
     if args.model:
         config.model.source = args.model
-    schema.check(config, jax.device_count())
     lines = [json.dumps(row, ensure_ascii=False) for row in respond(config, args.prompt)]
     text = "".join(line + "\n" for line in lines)
     if args.output:
@@ -177,10 +171,12 @@ def _convert(argv: list[str]) -> int:
 
 
 def _report(argv: list[str]) -> int:
-    args, _ = _parse(argv, "report", {"workdir": None})
+    args, overrides = _parse(argv, "report", {"workdir": None})
     if args.help:
         print(USAGE)
         return 0
+    if overrides:
+        raise ConfigError("report takes no --config keys: a run's configuration is in its folder")
     from ssppo_jax.report import build_report
 
     if not Path(args.workdir).is_dir():

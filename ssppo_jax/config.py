@@ -12,13 +12,16 @@ import importlib.util
 import inspect
 import math
 import re
+import textwrap
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, UserError
 
 Rule = Callable[[Any], str | None]  # value -> what is allowed, or None when the value is fine
 
@@ -79,10 +82,10 @@ def keyword_defaults(function: Callable) -> dict[str, Any]:
 def keyword_meanings(function: Callable) -> dict[str, str]:
     """`name: meaning` lines of the `Args:` section of a Google-style docstring."""
     doc = inspect.getdoc(function) or ""
-    section = re.split(r"\n(?=\S)", doc.partition("Args:")[2])[0]
+    section = re.split(r"\n(?=\S)", doc.partition("Args:\n")[2])[0]
     found, current = {}, None
-    for line in section.splitlines():
-        match = re.match(r"  (\w+)(?: \([^)]*\))?: (.*)", line)
+    for line in textwrap.dedent(section).splitlines():
+        match = re.match(r"(\w+)(?: \([^)]*\))?: (.*)", line)
         if match:
             current = match[1]
             found[current] = match[2].strip()
@@ -126,10 +129,10 @@ def build(keys: Iterable[Key], components: Iterable[Component]) -> ConfigDict:
 
 def choose(config: ConfigDict, path: str, table: Mapping[str, Callable], name: str, **overrides) -> None:
     """Put a component with its own defaults at `path`, replacing whatever was there."""
-    parent = _parent(config, path)
+    node, parent = component(table, name, **overrides), _parent(config, path)
     with parent.unlocked():
         del parent[_leaf(path)]
-        parent[_leaf(path)] = component(table, name, **overrides)
+        parent[_leaf(path)] = node
 
 
 def _parent(config: ConfigDict, path: str, create: bool = False) -> ConfigDict:
@@ -157,9 +160,21 @@ def load_config(spec: str) -> ConfigDict:
     """`path/to/file.py` or `path/to/file.py:argument` -> get_config() or get_config(argument).
 
     Raises:
-      ConfigError: no such file, no get_config in it, or the file itself raised a ConfigError.
+      ConfigError: no such file, no get_config in it, or the file itself raised something: file:line and what.
     """
-    path, _, argument = spec.partition(":")
+    module, argument = load_module(spec), spec.partition(":")[2]
+    if not hasattr(module, "get_config"):
+        raise ConfigError(f"--config={spec}: it defines no get_config(); a config file must")
+    return run_file(module, module.get_config, *([argument] if argument else []))
+
+
+def load_module(spec: str) -> ModuleType:
+    """The Python file of a config spec, executed.
+
+    Raises:
+      ConfigError: no such file, or the file itself raised something: file:line and what.
+    """
+    path = spec.partition(":")[0]
     if not Path(path).is_file():
         folder = Path(path).parent
         known = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
@@ -168,10 +183,20 @@ def load_config(spec: str) -> ConfigDict:
         )
     module_spec = importlib.util.spec_from_file_location("_config_" + Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"--config={spec}: {path} defines no get_config(); a config file must")
-    return module.get_config(argument) if argument else module.get_config()
+    run_file(module, module_spec.loader.exec_module, module)
+    return module
+
+
+def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
+    """function(*arguments), where an error of the config file becomes a message with the file's own line."""
+    try:
+        return function(*arguments)
+    except Exception as error:  # whatever a user's file can raise
+        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == module.__file__]
+        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (frames or [None])[-1]
+        place = module.__file__ + (f":{line}" if line else "")
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        raise ConfigError(f"{place}: {kind}{error}") from error
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -192,7 +217,7 @@ def override(config: ConfigDict, overrides: Mapping[str, str], components: Itera
     the order on the command line does not matter.
     """
     by_path = {c.path: c for c in components}
-    problems, rest = [], {}
+    problems, rest, refused = [], {}, []
     for path, text in overrides.items():
         base = path.removesuffix(".name")
         if base in by_path:
@@ -200,12 +225,16 @@ def override(config: ConfigDict, overrides: Mapping[str, str], components: Itera
                 choose(config, base, by_path[base].table, text)
             except ConfigError as e:
                 problems.append(f"--config.{path}={text}: {e}")
+                refused.append(base + ".")
         else:
             rest[path] = text
     known = flatten(config)
     for path, text in rest.items():
+        if path.startswith(tuple(refused)):  # which keywords it has is not known; its name is reported
+            continue
         if path not in known:
-            problems.append(f"--config.{path}: no such key; {_nearest(path, known)}".rstrip("; "))
+            nearest = _nearest(path, known) or "train --config=FILE --help lists them"
+            problems.append(f"--config.{path}: no such key; {nearest.strip()}")
             continue
         try:
             value = parse_value(text, known[path])
@@ -236,7 +265,10 @@ def parse_value(text: str, default: Any) -> Any:
     if default is None:
         return value
     if isinstance(default, tuple):
-        return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if {type(v) for v in values} <= {type(v) for v in default}:
+            return values
+        raise ValueError(f"expected a list such as {_shown(default)}")
     if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     if isinstance(default, int) and isinstance(value, int) and not isinstance(value, bool):

@@ -24,21 +24,20 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     Raises:
       ConfigError: the folder holds a run with another config; every differing key is listed.
     """
+    found = differences(workdir, config)
+    if found:
+        raise ConfigError(
+            f"{workdir} holds a run with another configuration:\n  " + "\n  ".join(found) + "\n"
+            "Continue it with its own configuration, or give --workdir a new folder"
+        )
     path = workdir / "config.json"
-    flat = json.loads(json.dumps(flatten(config)))
     if path.is_file():
-        differences = list(_differences(json.loads(path.read_text())["config"], flat))
-        if differences:
-            raise ConfigError(
-                f"{workdir} holds a run with another configuration:\n  " + "\n  ".join(differences) + "\n"
-                "Continue it with its own configuration, or give --workdir a new folder"
-            )
         return
     device = jax.devices()[0]
     write_json(
         path,
         {
-            "config": flat,
+            "config": flatten(config),
             "command": " ".join(sys.argv),
             "version": version,
             "jax": jax.__version__,
@@ -47,10 +46,17 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     )
 
 
-def _differences(old: dict, new: dict):
-    for key in sorted(old.keys() | new.keys()):
-        if not key.startswith(FREE_TO_CHANGE) and old.get(key) != new.get(key):
-            yield f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}"
+def differences(workdir: Path, config: ConfigDict) -> list[str]:
+    """Keys in which a folder's run differs from a config, but for those free to change; empty without a run."""
+    path = workdir / "config.json"
+    if not path.is_file():
+        return []
+    old, new = json.loads(path.read_text())["config"], json.loads(json.dumps(flatten(config)))
+    return [
+        f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}"
+        for key in sorted(old.keys() | new.keys())
+        if not key.startswith(FREE_TO_CHANGE) and old.get(key) != new.get(key)
+    ]
 
 
 def digest(config: ConfigDict) -> str:

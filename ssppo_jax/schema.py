@@ -4,8 +4,14 @@ The defaults are the S-SPPO paper's where it states them (arXiv 2606.01561); con
 needs. `base_config()` is what every config file starts from.
 """
 
+# ruff: noqa: E501 - one key a line
+
 from __future__ import annotations
 
+from functools import partial
+
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from ssppo_jax import config as cfg
@@ -21,6 +27,7 @@ from ssppo_jax.oracles import ORACLES
 from ssppo_jax.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
 from ssppo_jax.parallel import AXES, mesh_shape
 from ssppo_jax.similarity import EMBED_TEXTS, SIMILARITIES
+from ssppo_jax.types import Batch, Policy
 
 _DTYPES = cfg.one_of("float32", "bfloat16")
 
@@ -118,6 +125,7 @@ KEYWORD_RULES = {
     "eps": cfg.positive,
     "momentum": cfg.non_negative,
     "weight_decay": cfg.non_negative,
+    "target": cfg.non_negative,
 }
 
 
@@ -132,31 +140,40 @@ def select(config: ConfigDict, path: str, name: str, **overrides) -> None:
     cfg.choose(config, path, table, name, **overrides)
 
 
-def load(spec: str, overrides: dict[str, str]) -> ConfigDict:
-    """Config file plus overrides.
+def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> ConfigDict:
+    """Config file plus overrides, with `check` on so many devices when they are known.
 
     Raises:
       ConfigError: every problem with the file's own values and the overrides, at once.
     """
     config = cfg.load_config(spec)
     problems = cfg.override(config, overrides, COMPONENTS)
-    cfg.raise_problems(problems + cfg.rule_problems(config, KEYS, KEYWORD_RULES))
+    problems += _value_problems(config) if devices is None else _problems(config, devices)
+    cfg.raise_problems(problems)
     return config
 
 
 def check(config: ConfigDict, devices: int) -> None:
-    """Everything that can be known before a compile: ranges, mesh and batch arithmetic.
+    """Everything that can be known before a compile: ranges, component keywords, mesh and batch arithmetic.
 
     Raises:
       ConfigError: all problems at once.
     """
-    problems = cfg.rule_problems(config, KEYS, KEYWORD_RULES)
+    cfg.raise_problems(_problems(config, devices))
+
+
+def _value_problems(config: ConfigDict) -> list[str]:
+    return cfg.rule_problems(config, KEYS, KEYWORD_RULES) or _keyword_problems(config)
+
+
+def _problems(config: ConfigDict, devices: int) -> list[str]:
+    problems = _value_problems(config)
     try:
         shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, devices)
         problems += _batch_problems(config, ways=shape[0] * shape[1])
     except ConfigError as e:
         problems.append(str(e))
-    if config.data.prompt_buckets[-1] < config.data.max_prompt_length:
+    if max(config.data.prompt_buckets, default=0) < config.data.max_prompt_length:
         problems.append(
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
             f"data.max_prompt_length={config.data.max_prompt_length}"
@@ -168,12 +185,41 @@ def check(config: ConfigDict, devices: int) -> None:
             f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
             f"{config.eval.num_samples}; the baseline is sampled final_num_samples times"
         )
-    cfg.raise_problems(problems)
+    return problems + _schedule_problems(config)
+
+
+def _keyword_problems(config: ConfigDict) -> list[str]:
+    """What the loss and the gate themselves say of their keywords, asked with abstract arrays: nothing is computed."""
+    row, pair, tokens = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1,), (1, 2), (1, 2, 1)))
+    pairwise = ("win_rate", "target", "advantage")
+    fields = {name: pair if name in pairwise else tokens for name in Batch._fields}
+    fields |= dict.fromkeys(("prompt_length", "p_win", "similarity", "weight"), row)
+    questions = {"loss": (LOSSES, (Policy(tokens, tokens), Batch(**fields))), "pairs.gate": (GATES, (row,))}
+    problems = []
+    for path, (table, arrays) in questions.items():
+        node = config.pairs.gate if path == "pairs.gate" else config[path]
+        try:
+            jax.eval_shape(partial(table[node.name], **cfg.call_kwargs(node)), *arrays)
+        except (ConfigError, ValueError) as error:
+            problems.append(f"{path}={node.name}: {error}")
+    return problems
+
+
+def _schedule_problems(config: ConfigDict) -> list[str]:
+    epochs = config.optim.schedule_epochs
+    if epochs and config.optim.scope != "iteration":
+        return [f"optim.schedule_epochs={epochs:g} is used when optim.scope=iteration; set that, or leave it at 0"]
+    if 0 < epochs < config.train.epochs:
+        return [
+            f"optim.schedule_epochs={epochs:g} is below train.epochs={config.train.epochs}: the epochs after its end "
+            "would train at rate 0"
+        ]
+    return []
 
 
 def _batch_problems(config: ConfigDict, ways: int) -> list[str]:
     problems = []
-    batch, micro = config.train.batch_size, config.train.micro_batches
+    batch, micro = config.train.batch_size, max(config.train.micro_batches, 1)  # below 1 is reported by its own rule
     if batch % micro or (batch // micro) % ways:
         problems.append(
             f"train.batch_size={batch} must be a multiple of train.micro_batches x data x fsdp = {micro} x {ways}; "

@@ -1,0 +1,185 @@
+"""The real keys: every one has a meaning and a rule that holds, and a config that cannot run is refused before a compile."""
+
+import jax
+import pytest
+
+from ssppo_jax import config as cfg
+from ssppo_jax import schema
+from ssppo_jax.errors import ConfigError
+
+TABLES = {c.path: c.table for c in schema.COMPONENTS}
+FUNCTIONS = [(path, name) for path, table in TABLES.items() for name in table]
+CONFIG = "from ssppo_jax.schema import base_config, select\ndef get_config():\n    config = base_config()\n"
+
+
+@pytest.fixture
+def base():
+    return schema.base_config()
+
+
+def problems_of(config, devices=1):
+    with pytest.raises(ConfigError) as error:
+        schema.check(config, devices)
+    return str(error.value)
+
+
+def test_the_defaults_run_on_one_device_and_on_eight(base):
+    for devices in (1, 2, 8):
+        schema.check(base, devices)
+
+
+def test_help_lists_every_key_of_the_config_once_and_none_without_a_meaning(base):
+    lines = schema.help_text(base).splitlines()
+    keys = [line.split("=")[0].removeprefix("  --config.") for line in lines[::2]]
+    assert sorted(keys) == sorted(cfg.flatten(base))
+    assert all(line.strip() for line in lines[1::2])
+
+
+@pytest.mark.parametrize(("path", "name"), FUNCTIONS)
+def test_every_component_keyword_is_documented_and_of_a_plain_type(path, name):
+    function = TABLES[path][name]
+    defaults = cfg.keyword_defaults(function)
+    meanings = cfg.keyword_meanings(function)
+    assert {k for k in defaults if not meanings.get(k)} == set()
+    assert all(type(v) in (bool, int, float, str, tuple) for v in defaults.values())
+
+
+@pytest.mark.parametrize(("path", "name"), FUNCTIONS)
+def test_every_component_can_be_named_and_its_defaults_pass(base, path, name):
+    assert cfg.override(base, {path: name}, schema.COMPONENTS) == []
+    schema.check(base, 8)
+
+
+NUMBERS = {"positive": (0, -1), "non_negative": (-1,), "unit": (-0.5, 1.5), "fraction": (0, 1.5)}
+
+
+@pytest.mark.parametrize("key", [k for k in schema.KEYS if k.rule and not isinstance(k.default, (str, tuple))])
+def test_a_number_out_of_range_is_refused_by_its_name(base, key):
+    values = NUMBERS[key.rule.__name__] if key.rule.__name__ in NUMBERS else (1, -3)
+    for value in values:
+        flat = {key.path: str(value)}
+        if cfg.override(base, flat, schema.COMPONENTS):
+            continue  # a fraction for a whole number: already refused
+        assert f"{key.path}={type(key.default)(value)!r}: must be " in problems_of(base)
+
+
+@pytest.mark.parametrize("path", [k.path for k in schema.KEYS if isinstance(k.default, float)] + ["loss.beta"])
+@pytest.mark.parametrize("text", ["nan", "inf"])
+def test_numbers_that_are_not_finite_are_refused_by_name(base, path, text):
+    assert cfg.override(base, {path: text}, schema.COMPONENTS) == []
+    assert f"{path}={text}: must be a finite number" in problems_of(base)
+
+
+@pytest.mark.parametrize("key", [k for k in schema.KEYS if k.rule and isinstance(k.default, str)])
+def test_a_word_that_is_no_choice_is_refused_with_the_choices(base, key):
+    assert cfg.override(base, {key.path: "nonsense"}, schema.COMPONENTS) == []
+    message = problems_of(base)
+    assert f"{key.path}='nonsense': must be one of" in message and str(key.default) in message
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ({"loss.beta": "0"}, "loss.beta=0.0: must be a number above 0"),
+        ({"loss.pair_reduction": "men"}, "loss=s_sppo: loss keyword pair_reduction='men': must be mean or sum"),
+        ({"loss": "dpo", "loss.label_smoothing": "0.5"}, "loss=dpo: loss keyword label_smoothing=0.5"),
+        ({"loss": "dpo", "loss.label_smoothing": "1.5"}, "loss.label_smoothing=1.5: must be between 0 and 1"),
+        ({"pairs.gate": "power", "pairs.gate.exponent": "-1"}, "pairs.gate=power: gate power: exponent=-1.0"),
+        ({"oracle.temperature": "-1"}, "oracle.temperature=-1.0: must be 0 or more"),
+        ({"oracle": "length", "oracle.target": "-1"}, "oracle.target=-1: must be 0 or more"),
+        ({"optim.transform.decay": "1.5"}, "optim.transform.decay=1.5: must be between 0 and 1"),
+        ({"sampling.num_samples": "1"}, "sampling.num_samples=1: must be 2 or more"),
+        ({"checkpoint.keep": "1"}, "checkpoint.keep=1: must be 2 or more"),
+        ({"data.prompt_buckets": "()"}, "data.prompt_buckets=(): must be increasing"),
+        ({"data.prompt_buckets": "64,128"}, "the last must reach data.max_prompt_length=512"),
+        ({"train.reference": "initial", "train.initial_policy": "off"}, "train.reference=initial needs"),
+        ({"eval.num_samples": "9"}, "eval.final_num_samples=4 is below eval.num_samples=9"),
+        ({"train.prompts_per_iteration": "63"}, "train.prompts_per_iteration=63 is below train.batch_size=64"),
+        ({"optim.schedule_epochs": "18"}, "optim.schedule_epochs=18 is used when optim.scope=iteration"),
+        (
+            {"optim.scope": "iteration", "optim.schedule_epochs": "1", "train.epochs": "2"},
+            "optim.schedule_epochs=1 is below train.epochs=2",
+        ),
+    ],
+)
+def test_what_cannot_run_or_would_be_ignored_is_refused(base, override, problem):
+    assert cfg.override(base, override, schema.COMPONENTS) == []
+    assert problem in problems_of(base)
+
+
+def set_numbers(base, **values):
+    for path, value in values.items():
+        base[path.split("__")[0]][path.split("__")[1]] = value
+
+
+@pytest.mark.parametrize(("batch", "micro", "suggested"), [(60, 1, 64), (64, 3, 72), (8, 2, 16), (1, 1, 8)])
+def test_a_batch_the_mesh_does_not_divide_names_one_that_it_does(base, batch, micro, suggested):
+    set_numbers(base, train__batch_size=batch, train__micro_batches=micro)
+    assert f"train.batch_size={batch} must be a multiple of" in (message := problems_of(base, 8))
+    assert message.endswith(f"x data x fsdp = {micro} x 8; try {suggested}")
+    base.train.batch_size = suggested
+    schema.check(base, 8)
+
+
+def test_sampling_is_split_over_the_same_devices_but_not_over_tensor(base):
+    base.sampling.batch_size = 12
+    assert "sampling.batch_size=12 must be a multiple of data x fsdp = 8; try 16" in problems_of(base, 8)
+    set_numbers(base, mesh__tensor=2)
+    schema.check(base, 8)
+
+
+@pytest.mark.parametrize(
+    ("mesh", "words"),
+    [
+        ({"data": 3}, "needs 3 devices"),
+        ({"data": -1, "fsdp": -1}, "at most one of them -1"),
+        ({"data": 0}, "must be positive"),
+        ({"fsdp": -2}, "must be positive"),
+        ({"data": 16}, "this run has 8"),
+    ],
+)
+def test_a_mesh_that_does_not_fit_the_devices_is_refused(base, mesh, words):
+    set_numbers(base, **{f"mesh__{k}": v for k, v in mesh.items()})
+    assert words in problems_of(base, 8)
+
+
+def test_keys_values_types_mesh_and_file_are_all_reported_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "c.py"
+    path.write_text(CONFIG + "    config.train.batch_size = 3\n    config.optim.warmup_ratio = 1.5\n    return config\n")
+    overrides = {"trian.epochs": "2", "seed": "x", "loss.beta": "nan", "loss.bta": "1", "oracle": "sentimet"}
+    with pytest.raises(ConfigError) as error:
+        schema.load(str(path), overrides | {"mesh.fsdp": "2", "sampling.batch_size": "3"}, devices=2)
+    message = str(error.value)
+    assert message.startswith("8 problem(s)")
+    for words in (
+        "--config.oracle=sentimet: 'sentimet' is not known; did you mean 'sentiment'?",
+        "--config.trian.epochs: no such key; did you mean 'train.epochs'?",
+        "--config.seed=x: expected a whole number",
+        "--config.loss.bta: no such key; did you mean 'loss.beta'?",
+        "loss.beta=nan: must be a finite number",
+        "optim.warmup_ratio=1.5",
+        "train.batch_size=3 must be a multiple",
+        "sampling.batch_size=3 must be a multiple",
+    ):
+        assert words in message
+
+
+def test_a_typo_or_wrong_type_in_a_config_file_is_told_by_line_with_the_nearest_key(tmp_path):
+    path = tmp_path / "c.py"
+    path.write_text(CONFIG + "    config.train.epoch = 2\n    return config\n")
+    with pytest.raises(ConfigError, match=r"c\.py:4: .*epochs"):
+        schema.load(str(path), {})
+    path.write_text(CONFIG + "    config.train.epochs = 'two'\n    return config\n")
+    with pytest.raises(ConfigError, match=r"c\.py:4: "):
+        schema.load(str(path), {})
+    path.write_text(CONFIG + "    select(config, 'loss', 's_spo')\n    return config\n")
+    with pytest.raises(ConfigError, match=r"c\.py:4: 's_spo' is not known; did you mean 's_sppo'\?"):
+        schema.load(str(path), {})
+
+
+def test_checking_computes_nothing(base, monkeypatch):
+    monkeypatch.setattr(jax.stages.Lowered, "compile", None)
+    monkeypatch.setattr("jax._src.interpreters.pxla.MeshComputation.compile", None)
+    schema.check(base, 8)
+    with pytest.raises(TypeError):
+        jax.jit(lambda x: x + 1)(1.0)  # the trap works
