@@ -60,10 +60,10 @@ def _svg(draw: Callable[[Any], None], size: tuple[float, float], label: str) -> 
         figure = Figure(figsize=size, layout="constrained")
         draw(figure)
         out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, dpi=150, metadata={"Date": None})
+        figure.savefig(out, format="svg", transparent=True, dpi=150)
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)  # it holds the date: the same run, the same page
     svg = re.sub(r'<g id="[^"]*"', "<g", svg)  # group ids repeat from plot to plot; nothing refers to them
     svg = re.sub(r' (width|height)="[\d.]+pt"', "", svg, count=2)
     svg = svg.replace(INK, "currentColor")
@@ -108,6 +108,7 @@ def plot_win_rate(rows: list[list[float]]) -> str:
         ax = _axes_over("iteration", figure)
         x, mean, low, high = np.array(rows).T
         ax.fill_between(x, low, high, alpha=0.22, linewidth=0)
+        ax.vlines(x, low, high, color=COLOURS[0], linewidth=1.2)  # the band alone would not show a single evaluation
         ax.plot(x, mean, marker="o", markersize=4)
         ax.axhline(0.5, color=INK, linestyle="--", linewidth=0.8, alpha=0.6)
         ax.set_ylim(min(0.35, np.nanmin([low, mean]) - 0.03), max(0.75, np.nanmax([high, mean]) + 0.03))

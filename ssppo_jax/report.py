@@ -2,13 +2,14 @@
 
 The folder's contract. Every file may be missing or end in a torn line; the page says so and shows the rest.
 
-    config.json    the exact configuration, flat or nested
-    run.json       {"command": text or list, "versions": {...}, ...}: how the run was started
-    metrics.jsonl  {"phase", "step", "iteration", "time", and numbers by name} a line
+    config.json    {"config": the exact configuration, "command", and versions and devices by name}
+    metrics.jsonl  {"phase", "step", "iteration", "values": numbers by name, "wall": {"time", "seconds", ...},
+                   "nonfinite": [names]} a record; numbers may also stand beside "phase"
     pairs.jsonl    {"iteration", "prompt_id", "prompt", "winner", "loser", "win_rate" [2], "target" [2], "similarity",
                    "p_win", "tied"} a selected pair
-    samples.jsonl  {"stage": "start" | "iter_k" | "final", "prompt_id", "prompt", "response", "score"} a held-out text
-    result.json    {"mean", "low", "high", "n"}: the final win rate over the starting policy
+    samples.jsonl  {"stage": "start" | "iter_k" | "final", "prompt_id", "prompt", "response", and "score" if known}
+                   a held-out text, any number for one prompt
+    result.json    {"win_rate", "low", "high", "prompts"}: the final win rate over the starting policy
 
 Texts come from models and from strangers' prompt files: everything is escaped and the page runs no script.
 """
@@ -62,8 +63,8 @@ class Run(NamedTuple):
     """A run folder as found."""
 
     config: Any
-    start: dict  # run.json
-    metrics: list[dict]
+    start: dict  # what config.json says beside the configuration: command, versions, devices
+    metrics: list[dict]  # flat
     pairs: list[dict]
     samples: list[dict]
     result: dict
@@ -73,10 +74,14 @@ class Run(NamedTuple):
 def read_run(folder: Path) -> Run:
     """Reads what is there; what is missing, torn or malformed goes to `notes`."""
     notes: list[str] = []
-    config = _read_json(folder / "config.json", notes)
-    start, result = (_as_dict(_read_json(folder / name, notes)) for name in ("run.json", "result.json"))
+    config, result = (_read_json(folder / f"{name}.json", notes) for name in ("config", "result"))
+    start: dict = {}
+    if isinstance(config, dict) and "config" in config:
+        start = {key: value for key, value in config.items() if key != "config"}
+        config = config["config"]
     lines = {name: _read_lines(folder / f"{name}.jsonl", notes) for name in ("metrics", "pairs", "samples")}
-    return Run(config, start, lines["metrics"], lines["pairs"], lines["samples"], result, notes)
+    metrics = [_flat(record) for record in lines["metrics"]]
+    return Run(config, start, metrics, lines["pairs"], lines["samples"], _as_dict(result), notes)
 
 
 def _read_json(path: Path, notes: list[str]) -> Any:
@@ -132,18 +137,21 @@ def _number(value: Any) -> float | None:
         return math.inf
 
 
-def _numbers(record: dict, prefix: str = "") -> dict[str, float]:
-    found: dict[str, float] = {}
-    for key, value in record.items():
-        if isinstance(value, dict):
-            found |= _numbers(value, f"{prefix}{key}/")
-        elif (prefix or key not in CONTEXT_KEYS) and (number := _number(value)) is not None:
-            found[prefix + key] = number
-    return found
+def _flat(record: dict) -> dict:
+    """A metrics record with its `values` and `wall` beside its phase, and NaN for the names in `nonfinite`."""
+    context = {key: value for key, value in record.items() if key not in ("values", "wall", "nonfinite")}
+    names = record.get("nonfinite")
+    lost = {name: math.nan for name in names if isinstance(name, str)} if isinstance(names, list) else {}
+    return _as_dict(record.get("values")) | lost | _as_dict(record.get("wall")) | context
+
+
+def _numbers(record: dict) -> dict[str, float]:
+    numbers = {key: _number(value) for key, value in record.items() if key not in CONTEXT_KEYS}
+    return {key: number for key, number in numbers.items() if number is not None}
 
 
 def metric_lines(metrics: list[dict]) -> list[Line]:
-    """Every number of metrics.jsonl as a series, in order of first appearance."""
+    """Every number of flat metrics records as a series, in order of first appearance."""
     points: dict[tuple[str, str], list[tuple[float, float]]] = collections.defaultdict(list)
     seen: collections.Counter[str] = collections.Counter()
     for record in metrics:
@@ -175,10 +183,15 @@ class Topic(NamedTuple):
 TOPICS = (  # the first topic that claims a metric gets it
     Topic("Loss and its terms", lambda key: key.startswith(("loss", "term/")), overlay=False),
     Topic("Gradient norms", lambda key: key.startswith("grad_norm"), overlay=False),
-    Topic("KL divergence", lambda key: re.search(r"(^|[^a-z])kl", key.lower()) is not None, overlay=True),
+    Topic("Probability ratios", lambda key: key.startswith("ratio"), overlay=False),
+    Topic("KL divergence", lambda key: bool(re.search(r"(^|[^a-z])kl", key.lower())), overlay=True),
     Topic("Completion length", lambda key: key.startswith("length"), overlay=True),
-    Topic("Entropy, EOS rate, repetition", lambda key: re.search("entropy|eos|repet", key) is not None, overlay=False),
-    Topic("Throughput", lambda key: re.search("throughput|_per_s(econd)?$|/s$", key) is not None, overlay=False),
+    Topic(
+        "Entropy, EOS rate, repetition",
+        lambda key: re.search("entropy|eos|repet|distinct", key) is not None,
+        overlay=False,
+    ),
+    Topic("Throughput", lambda key: bool(re.search("throughput|_per_s(econd)?$|/s$", key)), overlay=False),
 )
 
 
@@ -319,10 +332,13 @@ def _stage_order(stage: str) -> tuple[int, int]:
 
 def _sample_card(before: list[dict], after: list[dict], after_name: str) -> str:
     prompt = _text((before + after or [{}])[0].get("prompt"))
-    columns = []
-    for old, new in itertools.zip_longest(before, after):
-        columns += [_sample_text("start", old), _sample_text(after_name, new)]
-    return f'<article><h3 class="prompt">{prompt}</h3><div class="sides">{"".join(columns)}</div></article>'
+    rows = [
+        f'<div class="sides">{_sample_text("start", old)}{_sample_text(after_name, new)}</div>'
+        for old, new in itertools.zip_longest(before, after)
+    ]
+    more = "".join(rows[1:])
+    more = more and f"<details><summary>{len(rows) - 1} more samples</summary>{more}</details>"
+    return f'<article><h3 class="prompt">{prompt}</h3>{rows[0] if rows else ""}{more}</article>'
 
 
 def _sample_text(stage: str, sample: dict | None) -> str:
@@ -337,18 +353,16 @@ def _sample_text(stage: str, sample: dict | None) -> str:
 def _setup_section(run: Run) -> str:
     command = run.start.get("command")
     command = " ".join(map(str, command)) if isinstance(command, list) else command
-    shown = f"<pre>{_text(command)}</pre>" if command else _missing("Not recorded (run.json).")
-    versions, source = _as_dict(run.start.get("versions")), "recorded by the run"
-    if not versions:
-        versions, source = _versions_here(), "of the machine that wrote this report; the run recorded none"
-    rest = {k: v for k, v in run.start.items() if k not in ("command", "versions")}
-    rows = [[str(k), v if isinstance(v, str) else json.dumps(v)] for k, v in {**versions, **rest}.items()]
+    shown = f"<pre>{_text(command)}</pre>" if command else _missing("Not recorded (config.json).")
+    recorded = {key: value for key, value in run.start.items() if key != "command"}
+    source = "Recorded by the run." if recorded else "Of the machine that wrote this report; the run recorded none."
+    rows = [[key, v if isinstance(v, str) else json.dumps(v)] for key, v in (recorded or _versions_here()).items()]
     config = _missing("Not recorded (config.json).")
     if run.config is not None:
         config = f"<pre>{_text(json.dumps(run.config, indent=2, ensure_ascii=False))}</pre>"
     return (
         _section("Command", shown)
-        + _section("Versions", f"<p>{_text(source.capitalize())}.</p>" + _table(["what", "value"], rows))
+        + _section("Versions", f"<p>{source}</p>" + _table(["what", "value"], rows))
         + _section("Configuration", config)
     )
 
@@ -394,15 +408,16 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 def _tiles(run: Run) -> str:
     tiles = []
-    values = {key: _number(run.result.get(key)) for key in ("mean", "low", "high", "n")}
-    if values["mean"] is not None:
-        tiles.append(("final win rate", f"{values['mean']:.3f}"))
+    values = {key: _number(run.result.get(key)) for key in ("win_rate", "low", "high", "prompts")}
+    if values["win_rate"] is not None:
+        tiles.append(("final win rate", f"{values['win_rate']:.3f}"))
         if values["low"] is not None and values["high"] is not None:
             tiles.append(("95% interval", f"{values['low']:.3f} to {values['high']:.3f}"))
-        if values["n"] is not None:
-            tiles.append(("held-out prompts", f"{values['n']:g}"))
-    steps = [x for x in (_number(r.get("step")) for r in run.metrics) if x is not None and math.isfinite(x)]
-    iterations = {r.get("iteration") for r in run.metrics if _number(r.get("iteration")) is not None}
+        if values["prompts"] is not None:
+            tiles.append(("held-out prompts", f"{values['prompts']:g}"))
+    training = [record for record in run.metrics if record.get("phase") == "train"]
+    steps = [x for x in (_number(r.get("step")) for r in training) if x is not None and math.isfinite(x)]
+    iterations = {r.get("iteration") for r in training if _number(r.get("iteration")) is not None}
     tiles += [("optimizer steps", f"{max(steps):g}")] if steps else []
     tiles += [("iterations", str(len(iterations)))] if iterations else []
     tiles += [("selected pairs", str(len(run.pairs)))] if run.pairs else []
@@ -452,6 +467,7 @@ article { margin: 0 0 12px; padding: 12px; background: var(--card); border: 1px 
 .prompt { margin: 0 0 8px; font-size: 14px; white-space: pre-wrap; overflow-wrap: anywhere; }
 .sides { display: grid; grid-template-columns: 1fr 1fr; gap: 14px; font-size: 14px; }
 .sides > div { min-width: 0; }
+.sides + details .sides { margin-top: 14px; padding-top: 10px; border-top: 1px solid var(--rule); }
 .text { white-space: pre-wrap; overflow-wrap: anywhere; }
 .score { margin-left: 6px; font-variant-numeric: tabular-nums; }
 .wide { overflow-x: auto; }

@@ -1,10 +1,11 @@
 import html.parser
 import json
+import re
 
 import numpy as np
 import pytest
 
-from ssppo_jax import report
+from ssppo_jax import plots, report
 from ssppo_jax.errors import UserError
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp; \"q\""
@@ -14,20 +15,24 @@ def jsonl(path, rows, tail=""):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + tail)
 
 
+def record(phase, step, iteration, time, values, **wall):
+    return dict(phase=phase, step=step, iteration=iteration, values=values, wall={"time": time, **wall})
+
+
 def evaluation(iteration, time):
     rate = 0.5 + 0.05 * iteration
     bounds = dict(win_rate=rate, win_rate_low=rate - 0.04, win_rate_high=rate + 0.04)
-    return dict(phase="evaluate", step=2 * iteration, iteration=iteration, time=time, **bounds)
+    return record("evaluate", 2 * iteration, iteration, time, bounds)
 
 
-def training(step, iteration, time):
-    return dict(phase="train", step=step, iteration=iteration, time=time, loss=10.0 / step)
+def training(step, iteration, time, **more):
+    return record("train", step, iteration, time, {"loss": 10.0 / step, **more})
 
 
 def detailed(step, iteration, time):
     values = {"term/regression": 9.0 / step, "term/repulsion": 0.8, "grad_norm": 2.0, "length_p50": 30.0}
-    values |= {"grad_norm/repulsion": 0.1, "kl/pi_t": 0.1 * step, "entropy": 2.0, "odd": step, HOSTILE: 1.5}
-    return training(step, iteration, time) | values
+    values |= {"grad_norm/repulsion": 0.1, "kl/pi_t": 0.1 * step, "entropy": 2.0, "odd": step, "$x_1$": 2, HOSTILE: 1.5}
+    return training(step, iteration, time, **values)
 
 
 def pair(similarity, margin, iteration=1):
@@ -39,9 +44,7 @@ def pair(similarity, margin, iteration=1):
 
 @pytest.fixture
 def workdir(tmp_path):
-    metrics = [evaluation(0, 100.0), training(1, 1, 103.0), training(2, 1, 104.5), evaluation(1, 106.5)]
-    jsonl(tmp_path / "metrics.jsonl", metrics)
-    jsonl(tmp_path / "pairs.jsonl", [pair(0.1, 0.4), pair(0.5, 0.6), pair(0.95, 0.8)])
+    """A run's texts and settings, without anything to plot."""
     stages = [("start", 0.1), ("iter_2", 0.3), ("iter_10", 0.4), ("final", 0.8)]
     texts = [
         dict(stage=stage, prompt_id=i, prompt=f"prompt {i} {HOSTILE}", response=f"{stage} reply {i}", score=score)
@@ -49,10 +52,19 @@ def workdir(tmp_path):
         for stage, score in stages
     ]
     jsonl(tmp_path / "samples.jsonl", texts)
-    (tmp_path / "config.json").write_text(json.dumps({"seed": 7, "loss": {"name": "s_sppo", "beta": 0.001}}))
-    (tmp_path / "run.json").write_text(json.dumps({"command": ["train", HOSTILE], "versions": {"jax": "9.9.9"}}))
-    (tmp_path / "result.json").write_text(json.dumps(dict(mean=0.6125, low=0.57, high=0.65, n=96)))
+    config = {"seed": 7, "loss.name": "s_sppo", "loss.beta": 0.001}
+    (tmp_path / "config.json").write_text(json.dumps(dict(config=config, command=f"train {HOSTILE}", jax="9.9.9")))
+    (tmp_path / "result.json").write_text(json.dumps(dict(win_rate=0.6125, low=0.57, high=0.65, prompts=96)))
     return tmp_path
+
+
+@pytest.fixture
+def drawn(workdir):
+    """A run with something to plot, which takes time."""
+    metrics = [evaluation(0, 100.0), training(1, 1, 103.0), training(2, 1, 104.5), evaluation(1, 106.5)]
+    jsonl(workdir / "metrics.jsonl", metrics)
+    jsonl(workdir / "pairs.jsonl", [pair(0.1, 0.4), pair(0.5, 0.6), pair(0.95, 0.8)])
+    return workdir
 
 
 class Page(html.parser.HTMLParser):
@@ -74,37 +86,39 @@ class Page(html.parser.HTMLParser):
         return [attrs["aria-label"] for tag, attrs in self.tags if tag == "svg"]
 
 
-def test_a_whole_run_shows_every_plot_and_has_nothing_to_complain_of(workdir):
-    jsonl(workdir / "metrics.jsonl", [evaluation(0, 1.0), detailed(1, 1, 3.0), detailed(2, 1, 4.5), evaluation(1, 5.0)])
-    path = report.build_report(workdir)
-    assert path == workdir / "report.html" and not (workdir / "report.html.tmp").exists()
+def test_a_whole_run_shows_every_plot_and_has_nothing_to_complain_of(drawn):
+    jsonl(drawn / "metrics.jsonl", [evaluation(0, 1.0), detailed(1, 1, 3.0), detailed(2, 1, 4.5), evaluation(1, 5.0)])
+    path = report.build_report(drawn)
+    assert path == drawn / "report.html" and not (drawn / "report.html.tmp").exists()
     page = Page(path)
     wanted = ["loss", "term/regression", "term/repulsion", "grad_norm", "grad_norm/repulsion", "kl/pi_t", "entropy"]
     wanted += ["win rate over iterations with its 95% interval", "win-rate margin against similarity, raw and gated"]
-    wanted += ["length_p50", "odd", HOSTILE, "seconds by phase and iteration"]
+    wanted += ["length_p50", "odd", "$x_1$", HOSTILE, "seconds by phase and iteration"]
     assert sorted(page.labels()) == sorted(wanted)
     assert "Incomplete records" not in page.text
-    for piece in ("0.613", "0.570 to 0.650", "96", '"beta": 0.001', '"seed": 7', "jax", "9.9.9"):
+    assert '"command"' not in page.text  # it is no part of the configuration
+    assert "$x_1$" in page.words  # not set as mathematics
+    for piece in ("0.613", "0.570 to 0.650", "96", '"loss.beta": 0.001', '"seed": 7', "jax", "9.9.9"):
         assert piece in page.text, piece
 
 
-def test_nothing_is_loaded_from_anywhere_and_nothing_runs(workdir):
-    jsonl(workdir / "metrics.jsonl", [evaluation(0, 1.0), detailed(1, 1, 3.0)])
-    page = Page(report.build_report(workdir))
+def test_nothing_is_loaded_from_anywhere_and_nothing_runs(drawn):
+    jsonl(drawn / "metrics.jsonl", [evaluation(0, 1.0), detailed(1, 1, 3.0)])
+    page = Page(report.build_report(drawn))
     assert {tag for tag, _ in page.tags} & {"script", "img", "iframe", "link", "object", "embed", "form"} == set()
     for tag, attrs in page.tags:
         for name, value in attrs.items():
             assert not name.startswith("on"), (tag, name)
             assert name not in ("href", "xlink:href", "src") or value.startswith(("#", "data:")), (tag, value)
-    assert "url(http" not in (workdir / "report.html").read_text() and "@import" not in page.text
+    assert "url(http" not in (drawn / "report.html").read_text() and "@import" not in page.text
 
 
 def test_hostile_text_is_shown_as_text_wherever_it_comes_from(workdir):
     jsonl(workdir / "samples.jsonl", [dict(stage=s, prompt_id=HOSTILE, prompt=HOSTILE, response=HOSTILE) for s in
                                       ("start", "final", HOSTILE)])  # fmt: skip
     jsonl(workdir / "pairs.jsonl", [pair(0.5, 0.5, iteration=HOSTILE)])
-    (workdir / "config.json").write_text(json.dumps({HOSTILE: HOSTILE}))
-    (workdir / "run.json").write_text(json.dumps({"command": HOSTILE, "versions": {HOSTILE: HOSTILE}, HOSTILE: 1}))
+    config = {"config": {HOSTILE: HOSTILE}, "command": HOSTILE, HOSTILE: HOSTILE}
+    (workdir / "config.json").write_text(json.dumps(config))
     path = report.build_report(workdir)
     raw = path.read_text()
     assert "<script" not in raw and "<img" not in raw
@@ -120,31 +134,33 @@ def test_samples_stand_side_by_side_with_the_last_stage(workdir):
     jsonl(workdir / "samples.jsonl", [row for row in rows if row["stage"] != "final"])
     text = Page(report.build_report(workdir)).text
     assert "iter_10 reply 0" in text and "iter_2 reply" not in text
+    stages = ["final", "iter_10", "iter_9", "start"]
+    assert sorted(stages, key=report._stage_order) == stages[::-1]  # by number: as text, iter_9 would be the later
 
 
 def test_an_empty_folder_gives_a_page_that_names_every_missing_file(tmp_path):
     page = Page(report.build_report(tmp_path))
-    for name in ("config.json", "run.json", "result.json", "metrics.jsonl", "pairs.jsonl", "samples.jsonl"):
+    for name in ("config.json", "result.json", "metrics.jsonl", "pairs.jsonl", "samples.jsonl"):
         assert f"{name} is missing." in page.words
     assert page.labels() == []
 
 
 @pytest.mark.parametrize("name", ["metrics", "pairs", "samples"])
-def test_a_torn_last_line_is_told_and_the_rest_is_shown(workdir, name):
-    whole = len(Page(report.build_report(workdir)).labels())
-    with open(workdir / f"{name}.jsonl", "ab") as file:
+def test_a_torn_last_line_is_told_and_the_rest_is_shown(drawn, name):
+    whole = len(Page(report.build_report(drawn)).labels())
+    with open(drawn / f"{name}.jsonl", "ab") as file:
         file.write(b'{"phase": "train", "loss": 1\xf0\x9f')
-    page = Page(report.build_report(workdir))
+    page = Page(report.build_report(drawn))
     assert f"{name}.jsonl: the last line is torn" in page.text and len(page.labels()) == whole
 
 
-def test_bad_lines_are_counted_by_number(workdir):
-    path = workdir / "metrics.jsonl"
+def test_bad_lines_are_counted_by_number(drawn):
+    path = drawn / "metrics.jsonl"
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], "oops", "[1, 2]", *lines[1:], "null"]) + "\n")
     assert (
         "metrics.jsonl: 3 lines are not JSON objects and are left out (line 2, 3, 7)."
-        in Page(report.build_report(workdir)).words
+        in Page(report.build_report(drawn)).words
     )
 
 
@@ -158,23 +174,23 @@ def test_an_unusable_pair_is_told_and_left_out(workdir):
 def test_malformed_files_never_stop_the_report(workdir):
     (workdir / "config.json").write_text('{"a": ')
     (workdir / "result.json").write_text('["no", "dict"]')
-    (workdir / "run.json").write_text('{"command": {"a": 1}, "versions": [1]}')
     jsonl(workdir / "samples.jsonl", [{}, {"stage": None, "prompt_id": [1], "prompt": 3, "response": "\ud800"}])
-    odd = dict(phase=["x"], step="one", iteration=float("nan"), time="noon", loss=10**400, flag=True, nest={"kl": 0.1})
-    jsonl(workdir / "metrics.jsonl", [odd, {}, {"phase": "evaluate", "iteration": 0, "win_rate": 0.5}])
+    odd = dict(phase=["x"], step="one", iteration=float("nan"), time="noon", seconds=1, loss=10**400, flag=True)
+    jsonl(workdir / "metrics.jsonl", [odd, {"values": 3, "wall": [], "nonfinite": 1}, {}, evaluation(0, 1.0)])
     page = Page(report.build_report(workdir))
     assert "config.json is not valid JSON" in page.text
     assert "win rate over iterations with its 95% interval" in page.labels()
 
 
-def test_margins_above_ninety_percent_similarity_are_stated(workdir):
-    text = Page(report.build_report(workdir)).text
+def test_margins_above_ninety_percent_similarity_are_stated(drawn):
+    text = Page(report.build_report(drawn)).text
     assert "Above 0.9 similarity (1 pairs) the mean margin is 0.800 raw and 0.040 gated." in text
 
 
 def test_numbers_that_are_not_finite_are_counted_in_the_plot(workdir):
-    rows = [dict(phase="train", step=i, iteration=1, loss=v) for i, v in enumerate([1.0, float("nan"), float("inf")])]
-    jsonl(workdir / "metrics.jsonl", rows)
+    lost = record("train", 2, 1, 0.0, {"loss": None}) | {"nonfinite": ["loss"]}  # as the log writes NaN
+    flat = dict(phase="train", step=3, iteration=1, loss=float("inf"))
+    jsonl(workdir / "metrics.jsonl", [training(1, 1, 0.0), lost, flat])
     assert "loss  (2 non-finite)" in Page(report.build_report(workdir)).words
 
 
@@ -200,6 +216,7 @@ def test_metric_lines_are_series_by_phase_over_steps_or_iterations():
         ("term/kl", "Loss and its terms"),
         ("grad_norm/kl", "Gradient norms"),
         ("tokens_per_second", "Throughput"),
+        ("tokens/s", "Throughput"),
         ("loss_per_sample", "Loss and its terms"),
         ("score_per_sample", None),
         ("eos_rate", "Entropy, EOS rate, repetition"),
@@ -225,7 +242,6 @@ def test_phase_seconds_come_from_the_record_or_from_the_clock():
 def test_many_pairs_embed_a_bitmap_and_stay_small(workdir):
     rng = np.random.default_rng(0)
     jsonl(workdir / "pairs.jsonl", [pair(s, m) for s, m in rng.random((3000, 2)).tolist()])
-    (workdir / "metrics.jsonl").unlink()
     path = report.build_report(workdir)
     assert path.stat().st_size < 500_000 and "data:image/png;base64" in path.read_text()
 
@@ -237,11 +253,38 @@ def test_a_long_run_of_samples_is_cut_with_a_count(workdir):
     assert "prompt 199" in text and "prompt 200" not in text and "5 more prompts are in samples.jsonl" in text
 
 
-def test_the_same_folder_gives_the_same_page(workdir):
-    first = report.build_report(workdir).read_bytes()
-    assert report.build_report(workdir).read_bytes() == first
+def test_the_same_folder_gives_the_same_page(drawn):
+    first = report.build_report(drawn).read_bytes()
+    assert report.build_report(drawn).read_bytes() == first
+
+
+def test_plots_take_their_ink_from_the_page_so_that_dark_mode_is_legible(drawn):
+    raw = report.build_report(drawn).read_text()
+    assert raw.count("currentColor") > 20 and plots.INK not in raw and "<metadata" not in raw
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
         report.build_report(tmp_path / "nowhere")
+
+
+def test_a_bare_configuration_is_shown_and_the_missing_command_is_told(workdir):
+    (workdir / "config.json").write_text('{"seed": 7}')
+    text = Page(report.build_report(workdir)).text
+    assert '"seed": 7' in text and "Not recorded (config.json)." in text and "the run recorded none" in text
+
+
+def test_every_sample_of_a_prompt_is_paired_with_one_of_the_other_stage(workdir):
+    stages = [(stage, i) for stage in ("start", "final") for i in range(3)]
+    texts = [dict(stage=stage, prompt_id="a", prompt="p", response=f"{stage} {i}") for stage, i in stages]
+    jsonl(workdir / "samples.jsonl", texts[:-1])
+    words = Page(report.build_report(workdir)).words
+    wanted = re.compile(r"(start|final) \d|not recorded")
+    shown = [word for word in words if wanted.fullmatch(word)]
+    assert shown == ["start 0", "final 0", "start 1", "final 1", "start 2", "not recorded"]
+    assert "2 more samples" in words
+
+
+def test_steps_and_iterations_are_those_trained(drawn):
+    words = Page(report.build_report(drawn)).words
+    assert words[words.index("optimizer steps") + 1] == "2" and words[words.index("iterations") + 1] == "1"
