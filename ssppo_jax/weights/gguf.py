@@ -167,9 +167,9 @@ def _pre_tokenizers() -> dict[str, Any]:
 
 
 def _settle_template(folder: Path, template: str | None) -> None:
-    """Keep the template in tokenizer_config.json too: older transformers does not read chat_template.jinja."""
+    """Settings as transformers 4 reads them too: it may not know chat_template.jinja or 5's tokenizer classes."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # a model's own class would rebuild the pre-tokenizer
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
     if template is not None:
         config["chat_template"] = template
     hf.write_json(folder / "tokenizer_config.json", config)

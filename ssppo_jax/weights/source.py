@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.weights.gguf import convert_gguf
 from ssppo_jax.weights.tiny import write_tiny
 
@@ -154,7 +154,7 @@ def _downloaded(source: str) -> Path:
         folder = snapshot_download(
             repo, revision=revision or None, allow_patterns=list(_PATTERNS), ignore_patterns=list(_UNUSED)
         )
-    except (OSError, ValueError, UserError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f"model {source!r} could not be fetched from Hugging Face ({type(error).__name__}: {error}). "
             "Check the name and the network; for a gated model accept its licence and set HF_TOKEN; "

@@ -1,6 +1,7 @@
 import gguf
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import tiny_arch
@@ -120,18 +121,19 @@ def test_quantised_tensors_are_dequantised(tmp_path, make_tree):
 
 
 @pytest.fixture
-def tokenizer_of(tmp_path, make_tree):
-    def make(kind, pre, **settings):
-        arch = make_arch(kind)
-        file = write_gguf(tmp_path / f"{pre}.gguf", make_tree(arch), arch, pre=pre, **settings)
-        return load_tokenizer(convert_gguf(file, tmp_path / pre), vocab_size=arch.vocab_size)
+def folder_of(tmp_path, make_tree):
+    """folder(pre): a converted model with the tokenizer of that family."""
+
+    def make(pre):
+        arch = make_arch("qwen2" if pre == "qwen2" else "llama")
+        return convert_gguf(write_gguf(tmp_path / f"{pre}.gguf", make_tree(arch), arch, pre=pre), tmp_path / pre)
 
     return make
 
 
-@pytest.mark.parametrize(("kind", "pre"), [("llama", "smollm"), ("qwen2", "qwen2")])
-def test_the_tokenizer_round_trips_text_and_knows_its_special_tokens(kind, pre, tokenizer_of):
-    tokenizer = tokenizer_of(kind, pre)
+@pytest.mark.parametrize("pre", ["smollm", "qwen2"])
+def test_the_tokenizer_round_trips_text_and_knows_its_special_tokens(pre, folder_of):
+    tokenizer = load_tokenizer(folder_of(pre), vocab_size=len(vocabulary()))
     text = " hello  the 1234 wörld 🦊\n\t<user> {{ None }}"
     ids = tokenizer(text + "<|im_end|>")["input_ids"]
     assert ids[-1] == 2 and ids.count(2) == 1
@@ -140,29 +142,36 @@ def test_the_tokenizer_round_trips_text_and_knows_its_special_tokens(kind, pre, 
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     assert tokenizer.chat_template == TEMPLATE
     assert "[PAD]" not in tokenizer.get_vocab()  # a filler that no text may become
-    assert tokenizer.decode([1, ids[0], 2], skip_special_tokens=True) == tokenizer.decode(ids[:1])
+    assert tokenizer.decode([0, 1, ids[0], 2], skip_special_tokens=True) == tokenizer.decode(ids[:1])
+    with pytest.raises(ConfigError, match=f"{len(tokenizer)} ids but the model only 99 embeddings"):
+        load_tokenizer(tokenizer.name_or_path, vocab_size=99)
 
 
-def test_digits_stand_alone_in_both_families_and_only_smollm_keeps_the_space_apart(tokenizer_of):
+@pytest.mark.parametrize("pre", ["smollm", "qwen2"])
+def test_digits_stand_alone_in_both_families(pre, folder_of):
     """'12' and 'Ġ1' are in the vocabulary; neither pre-tokenizer may form them."""
-    for kind, pre in (("llama", "smollm"), ("qwen2", "qwen2")):
-        tokens = tokenizer_of(kind, pre).tokenize("a 12")
-        assert tokens == ["a", "Ġ", "1", "2"]
+    assert backend(folder_of(pre)).encode("a 12").tokens == ["a", "Ġ", "1", "2"]
 
 
-def test_qwen2_splits_where_its_regex_does_and_composes_accents(tokenizer_of):
-    smollm, qwen = tokenizer_of("llama", "smollm"), tokenizer_of("qwen2", "qwen2")
-    assert qwen.tokenize("e\u0301") == qwen.tokenize("\u00e9")  # NFC
-    assert smollm.tokenize("e\u0301") != smollm.tokenize("\u00e9")
-    spans = qwen.backend_tokenizer.pre_tokenizer.pre_tokenize_str("it's (the) end!!\n\n 7")
+def test_qwen2_splits_where_its_regex_does_and_composes_accents(folder_of):
+    """Read with `tokenizers`: for qwen2 transformers would put its own pre-tokenizer in place of the file's."""
+    smollm, qwen = backend(folder_of("smollm")), backend(folder_of("qwen2"))
+    assert qwen.encode("e\u0301").ids == qwen.encode("\u00e9").ids  # NFC
+    assert smollm.encode("e\u0301").ids != smollm.encode("\u00e9").ids
+    spans = qwen.pre_tokenizer.pre_tokenize_str("it's (the) end!!\n\n 7")
     words = [word.replace("Ġ", " ").replace("Ċ", "\n") for word, _ in spans]
     assert words == ["it", "'s", " (", "the", ")", " end", "!!\n\n", " ", "7"]
+
+
+def backend(folder):
+    return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
 def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
     arch = make_arch()
     folder = convert_gguf(write_gguf(tmp_path / "m.gguf", make_tree(arch), arch), tmp_path / "out")
-    assert hf.read_json(folder / "tokenizer_config.json")["chat_template"] == TEMPLATE
+    config = hf.read_json(folder / "tokenizer_config.json")
+    assert (config["chat_template"], config["tokenizer_class"]) == (TEMPLATE, "PreTrainedTokenizerFast")
     assert (folder / "chat_template.jinja").read_text() == TEMPLATE
 
 

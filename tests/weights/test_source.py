@@ -177,10 +177,3 @@ def test_code_in_a_model_folder_is_never_run(tmp_path):
     with pytest.raises(ConfigError):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "ran").exists()
-
-
-@pytest.mark.model
-def test_a_tokenizer_larger_than_the_model_is_refused(smollm2_folder):
-    assert len(load_tokenizer(smollm2_folder, vocab_size=49152)) == 49152
-    with pytest.raises(ConfigError, match="49152 ids but the model only 49151"):
-        load_tokenizer(smollm2_folder, vocab_size=49151)
