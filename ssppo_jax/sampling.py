@@ -56,7 +56,7 @@ def restrict(
     logits: Array,  # [...,V] float32, already divided by the temperature
     params: SamplingParams,
 ) -> Array:  # [...,V]
-    """-inf for tokens outside top-k, top-p and min-p. The most likely token always stays; ties at an edge stay together."""
+    """-inf for tokens outside top-k, min-p, then top-p. The likeliest token always stays; ties at an edge stay together."""
     if params.top_k > 0:
         kth = jax.lax.top_k(logits, min(params.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
@@ -77,19 +77,51 @@ def choose(
     logits: Array,  # [B,K,V] float32
     params: SamplingParams,
 ) -> tuple[Array, Array, Array]:  # token [B,K] int32, logp [B,K], sampling_logp [B,K]
-    """Draw one token per row by the Gumbel-max rule; returns its raw log-prob and its log-prob as sampled."""
+    """Draw one token per row from the softmax of its restricted logits; returns its raw log-prob and that as sampled."""
     total = jax.nn.logsumexp(logits, axis=-1)
     if params.temperature == 0.0:
         token = jnp.argmax(logits, axis=-1)
         return token, _at(logits, token) - total, jnp.zeros_like(total)
     scaled = logits / params.temperature
     kept = restrict(scaled, params) if params.truncated else scaled
-    noise = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))(keys)
-    token = jnp.argmax(kept + noise, axis=-1)
+    uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)
+    token = invert(jnp.exp(kept - kept.max(-1, keepdims=True)), uniform)
     logp = _at(logits, token) - total
     if params.raw:
         return token, logp, logp
     return token, logp, _at(kept, token) - jax.nn.logsumexp(kept, axis=-1)
+
+
+def invert(
+    weights: Array,  # [...,V] float32, >= 0, not all 0
+    uniform: Array,  # [...] float32 in [0,1)
+) -> Array:  # [...] int32
+    """The first index whose cumulative weight exceeds uniform * total: one random number a row instead of V.
+
+    Two levels of about sqrt(V): the running sums stay short, so they are quick and keep float32 accuracy. An index of
+    weight 0 is never returned.
+    """
+    size = weights.shape[-1]
+    width = 1 << ((size - 1).bit_length() + 1) // 2
+    blocks = -(-size // width)
+    pad = [(0, 0)] * (weights.ndim - 1) + [(0, blocks * width - size)]
+    table = jnp.pad(weights, pad).reshape(*weights.shape[:-1], blocks, width)
+    mass = table.sum(-1)
+    block, left = _first_above(mass, uniform * mass.sum(-1))
+    row = jnp.take_along_axis(table, block[..., None, None], axis=-2)[..., 0, :]
+    inside, _ = _first_above(row, left)
+    return block * width + inside
+
+
+def _first_above(
+    weights: Array,  # [...,n]
+    target: Array,  # [...]
+) -> tuple[Array, Array]:
+    """First index whose running sum exceeds target (the last of positive weight if rounding hides it); what remains."""
+    running = jnp.cumsum(weights, axis=-1)
+    last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(weights > 0, axis=-1), axis=-1)
+    index = jnp.minimum((running <= target[..., None]).sum(-1), last)
+    return index.astype(jnp.int32), target - (_at(running, index) - _at(weights, index))
 
 
 def _at(x: Array, index: Array) -> Array:
