@@ -286,7 +286,7 @@ def table(runs: list[Run]) -> str:
     lines += [["---"] * len(lines[0])]
     for row in rows:
         varied = [_text(row["point"][key]) if key in row["point"] else "" for key in keys]
-        lines.append([*varied, _rate(row), *(str(row[key] or "") for key in ("n", "failed", "unfinished"))])
+        lines.append([*varied, _rate(row), str(row["n"]), str(row["failed"] or ""), str(row["unfinished"] or "")])
     text = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     failures = [f"- {run.folder.name}: {run.reason}" for run in runs if run.status == "failed"]
     return "\n".join([text, "", "Failed runs:", *failures]) if failures else text

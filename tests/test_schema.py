@@ -1,4 +1,4 @@
-"""The real keys: every one has a meaning and a rule that holds, and a config that cannot run is refused before a compile."""
+"""The real keys: each has a meaning and a rule that holds, and a config that cannot run is refused before a compile."""
 
 import jax
 import pytest
@@ -55,8 +55,7 @@ NUMBERS = {"positive": (0, -1), "non_negative": (-1,), "unit": (-0.5, 1.5), "fra
 
 @pytest.mark.parametrize("key", [k for k in schema.KEYS if k.rule and not isinstance(k.default, (str, tuple))])
 def test_a_number_out_of_range_is_refused_by_its_name(base, key):
-    values = NUMBERS[key.rule.__name__] if key.rule.__name__ in NUMBERS else (1, -3)
-    for value in values:
+    for value in NUMBERS.get(key.rule.__name__, (1, -3)):
         flat = {key.path: str(value)}
         if cfg.override(base, flat, schema.COMPONENTS):
             continue  # a fraction for a whole number: already refused
@@ -143,9 +142,11 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(base, mesh, words):
     assert words in problems_of(base, 8)
 
 
-def test_keys_values_types_mesh_and_file_are_all_reported_at_once(tmp_path, monkeypatch):
+def test_keys_values_types_mesh_and_file_are_all_reported_at_once(tmp_path):
     path = tmp_path / "c.py"
-    path.write_text(CONFIG + "    config.train.batch_size = 3\n    config.optim.warmup_ratio = 1.5\n    return config\n")
+    path.write_text(
+        CONFIG + "    config.train.batch_size = 3\n    config.optim.warmup_ratio = 1.5\n    return config\n"
+    )
     overrides = {"trian.epochs": "2", "seed": "x", "loss.beta": "nan", "loss.bta": "1", "oracle": "sentimet"}
     with pytest.raises(ConfigError) as error:
         schema.load(str(path), overrides | {"mesh.fsdp": "2", "sampling.batch_size": "3"}, devices=2)

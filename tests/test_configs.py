@@ -1,0 +1,156 @@
+"""Every file in configs/ loads and can run; the paper configs hold the paper's numbers and fit a mesh of 8."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from ssppo_jax import config as cfg
+from ssppo_jax import runtime, schema
+from ssppo_jax.config import load_config
+from ssppo_jax.models.arch import arch_from_hf
+from ssppo_jax.weights import hf
+
+FOLDER = Path(__file__).parents[1] / "configs"
+FILES = sorted(FOLDER.glob("*.py"))
+DEVICES = {"quickstart": (1, 8), "smoke": (1, 2, 4)}  # the others: 8 and more
+PAPER = ("llama3_8b_s_sppo", "mistral_7b_s_sppo")
+
+# config.json of the two models, what shapes depend on. meta-llama/Meta-Llama-3-8B-Instruct and
+# mistralai/Mistral-7B-Instruct-v0.2.
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0,
+    "bos_token_id": 128000,
+    "eos_token_id": 128009,
+    "tie_word_embeddings": False,
+}
+MISTRAL = LLAMA | {
+    "model_type": "mistral",
+    "vocab_size": 32000,
+    "max_position_embeddings": 32768,
+    "rope_theta": 1e6,
+    "sliding_window": None,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def load(name):
+    return schema.load(str(FOLDER / f"{name}.py"), {})
+
+
+def test_the_configs_are_the_ones_known_here():
+    assert {f.stem for f in FILES} >= {"quickstart", "smoke", *PAPER}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_a_config_loads_locked_says_what_it_is_and_can_run(file):
+    config = load_config(str(file))
+    for devices in DEVICES.get(file.stem, (8, 16, 64)):
+        schema.check(config, devices)
+    with pytest.raises(AttributeError):
+        config.loss.bta = 1.0
+    with pytest.raises(AttributeError):
+        config.trian = 1
+    assert file.read_text().startswith('"""')
+    assert config.is_type_safe and set(cfg.flatten(config)) >= {key.path for key in schema.KEYS}
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
+def test_two_loads_are_equal_and_do_not_share_state(file):
+    one, two = load_config(str(file)), load_config(str(file))
+    assert one.to_dict() == two.to_dict()
+    one.seed = 9
+    assert two.seed == 0
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_the_paper_configs_hold_the_papers_numbers(name):
+    """S-SPPO, section 4.1 and appendix B; lengths and optimizer are SPPO's."""
+    flat = cfg.flatten(load(name))
+    paper = {
+        "sampling.num_samples": 5,
+        "sampling.temperature": 1.0,
+        "sampling.top_p": 1.0,
+        "sampling.top_k": 0,
+        "sampling.min_p": 0.0,
+        "loss.name": "s_sppo",
+        "loss.beta": 1e-3,
+        "loss.repulsion_weight": 1.0,
+        "loss.log_z_coef": 0.5,
+        "loss.pair_reduction": "mean",
+        "pairs.win_rate_estimator": "pairwise",
+        "pairs.include_self": True,
+        "pairs.semantic_gate": "pair",
+        "pairs.gate.name": "linear",
+        "similarity.name": "relu_cosine",
+        "similarity.encoder": "embedded:minilm",
+        "similarity.embed_text": "response",
+        "optim.transform.name": "rmsprop",
+        "optim.learning_rate": 5e-7,
+        "optim.schedule": "linear",
+        "optim.warmup_ratio": 0.1,
+        "optim.scope": "iteration",
+        "optim.schedule_epochs": 18.0,
+        "train.epochs": 1,
+        "train.batch_size": 64,
+        "train.iterations": 3,
+        "train.prompts_per_iteration": 0,
+        "train.reference": "iteration",
+        "data.max_prompt_length": 512,
+        "model.dtype": "bfloat16",
+        "model.param_dtype": "float32",
+        "model.remat": "full",
+    }
+    assert {key: flat[key] for key in paper} == paper
+    assert flat["data.max_prompt_length"] + flat["sampling.max_new_tokens"] == 1024
+    assert flat["data.source.name"] == "hf" and flat["data.source.repo_id"]
+
+
+def test_the_two_paper_configs_differ_in_the_model_alone():
+    llama, mistral = (cfg.flatten(load(name)) for name in PAPER)
+    assert {key for key in llama if llama[key] != mistral[key]} == {"model.source"}
+    assert llama["model.source"] == "meta-llama/Meta-Llama-3-8B-Instruct"
+    assert mistral["model.source"] == "mistralai/Mistral-7B-Instruct-v0.2"
+
+
+@pytest.mark.parametrize("name", PAPER)
+def test_a_config_that_lacks_the_papers_oracle_says_so(name):
+    config, text = load(name), (FOLDER / f"{name}.py").read_text()
+    assert config.oracle.name == "pairrm" or ("PairRM" in text.split('"""')[1] and "not the paper's" in text)
+
+
+@pytest.mark.parametrize(
+    ("name", "published", "parameters"),
+    [(PAPER[0], LLAMA, 8_030_261_248), (PAPER[1], MISTRAL, 7_241_732_096)],
+    ids=PAPER,
+)
+def test_the_paper_models_are_cut_over_eight_devices_and_no_array_is_made(
+    tmp_path, monkeypatch, name, published, parameters
+):
+    (tmp_path / "config.json").write_text(json.dumps(published))
+    monkeypatch.setattr(runtime, "resolve", lambda source: tmp_path)
+    monkeypatch.setattr(runtime, "load_tokenizer", lambda folder, vocab_size: None)
+    monkeypatch.setattr(runtime, "eos_ids", lambda tokenizer, generation: tuple(generation["eos_token_id"]))
+    config = load(name)
+    schema.check(config, jax.device_count())
+    made = runtime.build_runtime(config)
+    leaves = dict(hf.flatten(made.abstract_params))
+    assert made.mesh.shape == {"data": 1, "fsdp": 8, "tensor": 1} and made.arch == arch_from_hf(published)
+    assert sum(leaf.size for leaf in leaves.values()) == parameters
+    assert {leaf.dtype.name for leaf in leaves.values()} == {"float32"}
+    local = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves.values())
+    assert parameters / 8 < local < parameters / 8 * 1.001  # only the norms are on every device
+    assert leaves["layers/attn/q/kernel"].sharding.spec == P(None, "fsdp", "tensor", None)
