@@ -93,6 +93,15 @@ def _config(args, overrides):
     return schema.load(args.config, overrides, jax.device_count())
 
 
+def _folder(path: str | Path) -> Path:
+    """The folder, made now: a path that cannot be written to should cost a second, not a run."""
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"{path}: no folder can be made there ({error.strerror}); give another") from None
+    return Path(path)
+
+
 def _train(argv: list[str]) -> int:
     args, overrides = _parse(argv, "train", {"config": None, "workdir": None})
     config = _config(args, overrides)
@@ -103,7 +112,7 @@ def _train(argv: list[str]) -> int:
     from ssppo_jax.train import train
 
     try:
-        result = train(config, Path(args.workdir))
+        result = train(config, _folder(args.workdir))
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
@@ -120,7 +129,7 @@ def _evaluate(argv: list[str]) -> int:
         return 0
     from ssppo_jax.evaluate import evaluate
 
-    output = Path(args.output) if args.output else None
+    output = _folder(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
     rate = result["win_rate"]
     print(json.dumps({k: result[k] for k in ("candidate", "baseline", "win_rate", "oracle")}))
@@ -136,6 +145,8 @@ def _generate(argv: list[str]) -> int:
         return 0
     from ssppo_jax.inference import respond
 
+    if args.output:
+        _folder(Path(args.output).parent)
     if args.model:
         config.model.source = args.model
     lines = [json.dumps(row, ensure_ascii=False) for row in respond(config, args.prompt)]
@@ -162,6 +173,7 @@ def _convert(argv: list[str]) -> int:
     from ssppo_jax.weights import hf
     from ssppo_jax.weights.source import resolve
 
+    _folder(Path(args.output).parent)
     folder = resolve(args.input)
     arch = hf.read_arch(folder)
     dtype = np.float32 if args.dtype == "float32" else ml_dtypes.bfloat16
@@ -194,7 +206,8 @@ def _sweep(argv: list[str]) -> int:
         return 0
     from ssppo_jax.sweep import sweep
 
-    return sweep(args.config, Path(args.workdir), overrides, dry_run=dry_run)
+    workdir = Path(args.workdir) if dry_run else _folder(args.workdir)
+    return sweep(args.config, workdir, overrides, dry_run=dry_run)
 
 
 COMMANDS = {

@@ -1,0 +1,257 @@
+"""Every command, in this process, through main(argv)."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+import ssppo_jax.train
+from ssppo_jax import schema
+from ssppo_jax.__main__ import COMMANDS, USAGE, main
+from ssppo_jax.config import flatten, keyword_defaults
+from ssppo_jax.errors import DataError, GateError
+from ssppo_jax.sample_phase import Interrupted
+from ssppo_jax.weights import hf
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+SMOKE = f"--config={CONFIGS / 'smoke.py'}"
+SMALL = [
+    SMOKE,
+    "--config.train.micro_batches=1",  # 8 prompts on the 8 devices of the tests
+    "--config.sampling.max_new_tokens=4",
+    "--config.sampling.num_samples=2",
+    "--config.data.prompt_buckets=256",
+]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """One cache of converted models for this file."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(autouse=True)
+def environment(cache, monkeypatch):
+    monkeypatch.setenv("SSPPO_CACHE", str(cache))
+    monkeypatch.setenv("SSPPO_PROGRESS", "off")
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Calls of train() land here instead of training."""
+    calls = []
+    monkeypatch.setattr(ssppo_jax.train, "train", lambda config, workdir: calls.append((config, workdir)) or {"n": 1})
+    monkeypatch.setattr("ssppo_jax.report.build_report", lambda workdir: workdir / "report.html")
+    return calls
+
+
+def refused(capsys, *argv):
+    """The message of a command line that must be refused as a configuration error."""
+    assert main(list(argv)) == 78
+    captured = capsys.readouterr()
+    assert captured.out == "" and captured.err.startswith("error: ")
+    return captured.err
+
+
+# ---- the line itself -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
+def test_usage_names_every_command(capsys, argv):
+    assert main(argv) == 0
+    assert capsys.readouterr().out.strip() == USAGE.strip()
+    assert re.findall(r"^  (\w+)  +--", USAGE, re.M) == list(COMMANDS)
+
+
+def test_an_unknown_command_is_refused_with_the_list(capsys):
+    assert "no command 'trian'; there is: train, evaluate" in refused(capsys, "trian")
+
+
+@pytest.mark.parametrize(
+    ("argv", "missing"),
+    [
+        (["train"], "--config=... and --workdir=..."),
+        (["train", SMOKE], "--workdir=..."),
+        (["evaluate", SMOKE], "--candidate=... and --baseline=..."),
+        (["generate"], "--config=..."),
+        (["convert", "--output=x"], "--input=..."),
+        (["report"], "--workdir=..."),
+        (["sweep", "--dry-run"], "--config=... and --workdir=..."),
+    ],
+)
+def test_missing_flags_are_all_named(capsys, argv, missing):
+    assert refused(capsys, *argv) == f"error: {argv[0]} needs {missing}\n"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_unknown_flag_is_refused_with_those_there_are(capsys, command):
+    assert f"{command} takes no '--bogus=1'; it takes --" in refused(capsys, command, "--bogus=1")
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["train", "--work=x"], "takes no '--work=x'"),  # no abbreviations: a new flag would change their meaning
+        (["train", "stray"], "takes no 'stray'"),
+        (["train", "--workdir"], "expected one argument"),
+        (["train", SMOKE, "--workdir=x", "--config.seed"], "write it as --config.seed=VALUE"),
+        (["convert", "--input=a", "--output=b", "--config.seed=1"], "convert takes no --config keys"),
+        (["convert", "--input=a", "--output=b", "--dtype=int8"], "--dtype=int8: must be float32 or bfloat16"),
+        (["report", "--workdir=a", "--config.seed=1"], "report takes no --config keys"),
+        (["report", "--workdir=/no/such"], "no such folder; give the folder of a run"),
+    ],
+)
+def test_a_flag_that_would_be_misread_or_ignored_is_refused(capsys, argv, words):
+    assert words in refused(capsys, *argv)
+
+
+def test_help_of_a_config_lists_every_key_with_that_configs_value(capsys):
+    assert main(["train", SMOKE, "--config.loss=dpo", "--config.seed=7", "--help"]) == 0
+    out = capsys.readouterr().out
+    config = schema.load(str(CONFIGS / "smoke.py"), {"loss": "dpo"})
+    assert re.findall(r"--config\.([\w.]+)=", out.split("config keys of")[1]) == [
+        *(key.path for key in schema.KEYS),
+        *(
+            f"{c.path}.{leaf}"
+            for c in schema.COMPONENTS
+            for leaf in ("name", *keyword_defaults(c.table[flatten(config)[f"{c.path}.name"]]))
+        ),
+    ]
+    assert "--config.seed=7" in out and "--config.model.source=random:tiny" in out and "--config.loss.name=dpo" in out
+    assert main(["train", "--help"]) == 0
+    assert "--config.model.source=embedded:smollm2" in capsys.readouterr().out
+
+
+# ---- train -----------------------------------------------------------------------------------------------------------
+
+
+def test_train_gets_the_overridden_config_and_prints_the_result(capsys, trained, tmp_path):
+    overrides = ["--config.train.micro_batches=1", "--config.loss.beta=0.25", "--config.oracle=sentiment"]
+    assert main(["train", SMOKE, f"--workdir={tmp_path / 'run'}", *overrides]) == 0
+    ((config, workdir),) = trained
+    assert workdir == tmp_path / "run" and config.loss.beta == 0.25 and config.oracle.name == "sentiment"
+    assert capsys.readouterr().out.splitlines() == ['{"n": 1}', f"report: {tmp_path / 'run' / 'report.html'}"]
+
+
+def test_a_config_that_cannot_run_exits_78_with_every_problem_and_nothing_starts(capsys, trained, tmp_path):
+    bad = ["--config.trian.epochs=1", "--config.seed=x", "--config.loss.beta=-1", "--config.sampling.batch_size=3"]
+    message = refused(capsys, "train", SMOKE, f"--workdir={tmp_path / 'run'}", *bad)
+    assert message.startswith("error: 5 problem(s)")
+    for words in (
+        "'train.epochs'?",
+        "--config.seed=x",
+        "loss.beta=-1.0",
+        "sampling.batch_size=3",
+        "train.batch_size=8",
+    ):
+        assert words in message
+    assert trained == [] and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (Interrupted(), 75, "stopped and saved; the same command continues"),
+        (GateError("the gate"), 70, "error: the gate"),
+        (DataError("f:1: bad"), 65, "error: f:1: bad"),
+    ],
+)
+def test_each_way_to_end_has_its_exit_code(capsys, monkeypatch, tmp_path, error, code, words):
+    def fail(config, workdir):
+        raise error
+
+    monkeypatch.setattr(ssppo_jax.train, "train", fail)
+    assert main(["train", SMOKE, "--config.train.micro_batches=1", f"--workdir={tmp_path}"]) == code
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", *SMALL, "--workdir={}"],
+        ["evaluate", *SMALL, "--candidate=random:tiny", "--baseline=random:tiny", "--output={}"],
+        ["generate", *SMALL, "--output={}/x.jsonl"],
+        ["convert", "--input=random:tiny", "--output={}/x"],
+        ["sweep", SMOKE, "--workdir={}"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_path, argv):
+    (tmp_path / "file").write_text("")
+    message = refused(capsys, *(arg.format(tmp_path / "file") for arg in argv))
+    assert "no folder can be made there" in message
+
+
+# ---- convert, generate, evaluate, report -----------------------------------------------------------------------------
+
+
+def test_convert_round_trips_to_the_bit_and_refuses_to_overwrite(capsys, cache, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert main(["convert", "--input=random:tiny", f"--output={one}"]) == 0
+    assert main(["convert", f"--input={one}", f"--output={two}"]) == 0
+    assert capsys.readouterr().out == f"wrote {one}\nwrote {two}\n"
+    (tiny,) = (f for f in cache.iterdir() if f.is_dir())
+    weights = {folder: (folder / "model.safetensors").read_bytes() for folder in (tiny, one, two)}
+    assert weights[tiny] == weights[one] == weights[two] and hf.read_arch(one) == hf.read_arch(two)
+    assert (two / "tokenizer.json").is_file()
+    assert "exists and is not empty" in refused(capsys, "convert", f"--input={one}", f"--output={two}")
+    half = tmp_path / "half"
+    assert main(["convert", f"--input={one}", f"--output={half}", "--dtype=bfloat16"]) == 0
+    sizes = [(f / "model.safetensors").stat().st_size for f in (half, one)]
+    assert 0.4 < sizes[0] / sizes[1] < 0.6
+
+
+def test_generate_answers_each_prompt_num_samples_times_as_json(capsys, cache, tmp_path):
+    prompts = ["--prompt=Say hi.", "--prompt=Naïve ☕?"]
+    assert main(["generate", *SMALL, *prompts]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(r["prompt"], r["sample"]) for r in rows] == [
+        ("Say hi.", 0),
+        ("Say hi.", 1),
+        ("Naïve ☕?", 0),
+        ("Naïve ☕?", 1),
+    ]
+    for row in rows:
+        assert 1 <= len(row["tokens"]) == len(row["logp"]) <= 4 and max(row["logp"]) < 0
+        assert row["finish"] == ("length" if len(row["tokens"]) == 4 and row["tokens"][-1] != 2 else "eos")
+    # The same prompt first in another list: its samples are addressed by the prompt, and land in the file as well.
+    assert main(["generate", *SMALL, prompts[0], f"--output={tmp_path / 'new/out.jsonl'}"]) == 0
+    written = [json.loads(line) for line in (tmp_path / "new/out.jsonl").read_text().splitlines()]
+    assert written == rows[:2] and capsys.readouterr().out == ""
+
+
+def test_evaluating_a_model_against_itself_gives_one_half_inside_the_interval(capsys, tmp_path):
+    argv = [*SMALL, "--candidate=random:tiny", "--baseline=random:tiny", f"--output={tmp_path / 'out'}"]
+    wide = ["--config.data.heldout=64", "--config.eval.num_samples=1", "--config.eval.final_num_samples=2"]
+    assert main(["evaluate", *argv, *wide]) == 0
+    result = json.loads((tmp_path / "out/evaluation.json").read_text())
+    rate = result["win_rate"]
+    assert rate["low"] <= 0.5 <= rate["high"] and abs(rate["mean"] - 0.5) < 0.1 and rate["n"] == 64
+    assert rate["low"] < rate["mean"] < rate["high"]  # two random streams: not the same texts compared with themselves
+    out = capsys.readouterr().out
+    assert f"win rate {rate['mean']:.3f}, 95% interval [{rate['low']:.3f}, {rate['high']:.3f}], 64 prompts" in out
+    texts = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
+    assert len(texts) == 64 * 2 * 2 and {t["stage"] for t in texts} == {"start", "final"}
+
+
+def test_report_of_a_run_folder_writes_one_page(capsys, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"config": {"loss.beta": 0.1}, "command": "x", "version": "0"}))
+    row = {"step": 1, "iteration": 1, "phase": "evaluate", "win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    assert main(["report", f"--workdir={tmp_path}"]) == 0
+    page = Path(capsys.readouterr().out.removeprefix("report: ").strip())
+    assert page.parent == tmp_path and "loss.beta" in page.read_text()
+
+
+def test_sweep_lists_its_runs_and_passes_on_its_exit_code(capsys, monkeypatch, tmp_path):
+    path = tmp_path / "grid.py"
+    shutil.copy(CONFIGS / "smoke.py", path)
+    path.write_text(path.read_text() + "\ndef sweep(add):\n    add({'loss.beta': 0.1})\n")
+    argv = ["sweep", f"--config={path}", f"--workdir={tmp_path / 'out'}", "--config.seed=3"]
+    assert main([*argv, "--dry-run"]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "--config.seed=3" in line and "--config.loss.beta=0.1" in line and not (tmp_path / "out").exists()
+    monkeypatch.setattr("ssppo_jax.sweep.TRAIN", ("false",))
+    assert main(argv) == 1
