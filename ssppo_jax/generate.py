@@ -1,4 +1,4 @@
-"""Sampling: the prompt is computed once, its K completions share its keys and values, decoding stops when all are done."""
+"""Sampling: a prompt is computed once, its K completions share its keys and values, decoding ends when all have."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def make_generate(
 ) -> Callable[[PyTree, Prompts, Array], Samples]:
     """generate(params, prompts, key) -> Samples: K completions per prompt.
 
-    `key` belongs to (seed, iteration); each token's key is addressed from it by prompt, sample and position. EOS ids are
-    looked for at completion positions only. A row that ends early is padded with `pad_id` beyond its length.
+    `key` belongs to (seed, iteration); each token's key is addressed from it by prompt, sample and position. EOS ids
+    are looked for at completion positions only. A row that ends early is padded with `pad_id` beyond its length.
     """
     t = sampling.max_new_tokens
     stops = jnp.asarray(eos_ids, jnp.int32)

@@ -56,7 +56,7 @@ def restrict(
     logits: Array,  # [...,V] float32, already divided by the temperature
     params: SamplingParams,
 ) -> Array:  # [...,V]
-    """-inf for tokens outside top-k, min-p, then top-p. The likeliest token always stays; ties at an edge stay together."""
+    """-inf for tokens outside top-k, min-p and top-p, in this order. The likeliest always stays; ties stay together."""
     if params.top_k > 0:
         kth = jax.lax.top_k(logits, min(params.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
@@ -77,7 +77,7 @@ def choose(
     logits: Array,  # [B,K,V] float32
     params: SamplingParams,
 ) -> tuple[Array, Array, Array]:  # token [B,K] int32, logp [B,K], sampling_logp [B,K]
-    """Draw one token per row from the softmax of its restricted logits; returns its raw log-prob and that as sampled."""
+    """Draw one token per row from the softmax of its restricted logits; its raw log-prob, its log-prob as sampled."""
     total = jax.nn.logsumexp(logits, axis=-1)
     if params.temperature == 0.0:
         token = jnp.argmax(logits, axis=-1)
@@ -117,10 +117,14 @@ def _first_above(
     weights: Array,  # [...,n]
     target: Array,  # [...]
 ) -> tuple[Array, Array]:
-    """First index whose running sum exceeds target (the last of positive weight if rounding hides it); what remains."""
-    running = jnp.cumsum(weights, axis=-1)
-    last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(weights > 0, axis=-1), axis=-1)
-    index = jnp.minimum((running <= target[..., None]).sum(-1), last)
+    """First index whose running sum exceeds target (the last of positive weight if rounding hides it); what remains.
+
+    A parallel running sum is not exactly monotone, so a weight of 0 is excluded by asking, not by arithmetic.
+    """
+    running, positive = jnp.cumsum(weights, axis=-1), weights > 0
+    above = positive & (running > target[..., None])
+    last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(positive, axis=-1), axis=-1)
+    index = jnp.where(above.any(-1), jnp.argmax(above, axis=-1), last)
     return index.astype(jnp.int32), target - (_at(running, index) - _at(weights, index))
 
 

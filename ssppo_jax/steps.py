@@ -59,11 +59,11 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
         metrics |= {
             "grad_norm": _once(norm),
-            "update_norm": _once(optax.global_norm(updates)),
+            "update_norm": _once(optax.tree.norm(updates)),
             "finite": Min(finite.astype(jnp.float32)),
         }
         return TrainState(params, opt_state, state.step + 1), metrics
@@ -116,7 +116,7 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[[PyTree, Batch], dict[
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}
-            found["grad_norm/" + name.removeprefix("term/")] = _once(optax.global_norm(pullback(one_hot)[0]))
+            found["grad_norm/" + name.removeprefix("term/")] = _once(optax.tree.norm(pullback(one_hot)[0]))
         return found
 
     return norms

@@ -84,7 +84,7 @@ def rotary_table(
 
 
 def _llama3_frequency(frequency: Array, s) -> Array:
-    """Llama 3.1 long-context frequencies: long wavelengths divided by `factor`, a smooth ramp between the two cut-offs."""
+    """Llama 3.1 long-context frequencies: long wavelengths divided by `factor`, a smooth ramp between the cut-offs."""
     turns = s.original_max_positions * frequency / (2 * jnp.pi)  # rotations over the original context
     ramp = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
     return frequency * (ramp + (1.0 - ramp) / s.factor)

@@ -17,7 +17,7 @@ Apply = Callable[..., tuple[Policy, Array | None]]
 
 
 def predictors(forward: Forward, prompt_length: Array) -> Array:  # [B,K,T,D]
-    """The states that predict each completion token: the prompt's last state, then the completion's own, shifted by one."""
+    """The states that predict each completion token: the prompt's last, then the completion's own, shifted by one."""
     last = jnp.take_along_axis(forward.prompt, (prompt_length - 1)[:, None, None], axis=1)  # [B,1,D]
     b, k, _, d = forward.completion.shape
     first = jnp.broadcast_to(last[:, None], (b, k, 1, d))
