@@ -142,6 +142,7 @@ def constrainer(mesh: Mesh) -> Callable[[Array, str], Array]:
     if mesh.size == 1:
         return lambda x, kind: x
     layouts = {
+        "table": P("tensor", None),  # [V,D] to look tokens up in: its columns are gathered, or else all rows of x are
         "tokens": P(ROWS, None, None),  # [B,S,D]
         "heads": P(ROWS, None, "tensor", None),  # [B,S,H,E]
         "logits": P(ROWS, None, None, "tensor"),  # [B,K,T,V]

@@ -30,6 +30,4 @@ def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransfo
 
 def fresh_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state a new run starts from. `params` becomes part of it and is donated by the first train step."""
-    return TrainState(
-        params, fresh_optimizer(mesh, params, optimizer), jax.device_put(np.int32(0), replicated(mesh))
-    )
+    return TrainState(params, fresh_optimizer(mesh, params, optimizer), jax.device_put(np.int32(0), replicated(mesh)))

@@ -1,6 +1,6 @@
 """The records that flow through a run, and the letters their shapes are written in.
 
-    prompts [B,P] -> generate -> samples [B,K,T] -> oracle -> verdict [B,K,K] or [B,K] -> assemble -> batch -> train step
+    prompts [B,P] -> generate -> samples [B,K,T] -> oracle -> verdict [B,K,K] or [B,K] -> assemble -> batch -> train
 
     B prompts    K samples per prompt (2 after winner/loser selection)    P prompt slots    T completion slots
     V vocabulary    D width    N layers    H / G query / key-value heads    E head dim    F mlp width
@@ -26,7 +26,7 @@ FINISH_NAMES = ("eos", "length")
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt as the user wrote it. `id` addresses its random keys; `meta` (e.g. a reference answer) is for oracles."""
+    """One prompt as the user wrote it. `id` addresses its random keys; `meta` (an answer, say) is for oracles."""
 
     id: str
     messages: tuple[dict, ...]  # chat turns, each {"role": ..., "content": ...}, the last one from the user
@@ -108,7 +108,7 @@ class TrainState(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean that has not been divided yet, so micro-batches and devices merge exactly: sum totals, sum weights, divide once."""
+    """A mean that is not divided yet, so that micro-batches and devices merge exactly: sum both, divide once."""
 
     total: Array  # [] float32
     weight: Array  # [] float32

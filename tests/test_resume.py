@@ -57,7 +57,7 @@ def launch(tmp_path_factory):
 
     def run(workdir, kill="never", expect=0):
         command = [sys.executable, "-c", KILLER, "train", "--config=configs/smoke.py", f"--workdir={workdir}"]
-        overrides = ["--config.train.prompts_per_iteration=16", "--config.data.heldout=2", "--config.model.dtype=float32"]
+        overrides = ["--config.data.heldout=2"]
         done = subprocess.run(
             command + overrides, cwd=ROOT, env=environment | {"KILL": kill}, capture_output=True, text=True, timeout=300
         )

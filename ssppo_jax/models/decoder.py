@@ -188,12 +188,12 @@ class Decoder(nn.Module):
         embed = nn.Embed(
             self.arch.vocab_size,
             self.arch.hidden_size,
-            dtype=self.dtype,
             param_dtype=self.param_dtype,
             embedding_init=nn.initializers.normal(stddev=0.02),
             name="embed",
         )
-        x = self.constrain(embed(layout.join(prompt, completion)), "tokens")
+        table = self.constrain(embed.embedding.astype(self.dtype), "table")
+        x = self.constrain(jnp.take(table, layout.join(prompt, completion), axis=0), "tokens")
         if not self.arch.tie_embeddings:  # used through `output_kernel`; declared here so that init makes it
             shape = (self.arch.hidden_size, self.arch.vocab_size)
             _Head(shape, self.param_dtype, name="head")()
