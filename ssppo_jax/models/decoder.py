@@ -152,7 +152,8 @@ class Decoder(nn.Module):
       param_dtype: dtype parameters are initialised in.
       remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"), all ("full").
       unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
-      constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D] and "heads" [B,S,H,E].
+      constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
+        "logits" [...,V] and "table" [V,D], the embeddings about to be looked up.
     """
 
     arch: Arch

@@ -1,0 +1,145 @@
+"""Schedules and optimizers against their formulas, written out."""
+
+import numpy as np
+import optax
+import pytest
+from tiny import jit
+
+from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
+
+GRADIENTS = np.array([[3.0, -0.5, 0.0], [1.0, 2.0, 0.25], [-4.0, 0.5, 1.0]], np.float32)  # three steps
+START = np.array([1.0, -2.0, 0.5], np.float32)
+
+
+def rate(step):  # not constant, so that a schedule read at the wrong step shows
+    return 0.1 * (step + 1)
+
+
+def descend(name, *, max_grad_norm=0.0, **settings):
+    """Parameters after each of the three steps."""
+    optimizer = make_optimizer(OPTIMIZERS[name](**settings), rate, max_grad_norm=max_grad_norm)
+    update = jit(optimizer.update)
+    params, state, seen = START, optimizer.init(START), []
+    for gradient in GRADIENTS:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        seen.append(np.asarray(params))
+    return np.stack(seen)
+
+
+def by_hand(step_of):
+    """Parameters after each step of `params -= rate * step_of(gradient, params, step)` in float64."""
+    params, seen = START.astype(np.float64), []
+    for s, gradient in enumerate(GRADIENTS.astype(np.float64)):
+        params = params - rate(s) * step_of(gradient, params, s)
+        seen.append(params)
+    return np.stack(seen)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_rmsprop_is_torchs(momentum):
+    """v = a v + (1-a) g^2; b = m b + g / (sqrt(v) + eps); w -= lr b: eps outside the root, v from 0, no correction."""
+    v, b = np.zeros(3), np.zeros(3)
+
+    def step(g, w, s):
+        nonlocal v, b
+        v = 0.9 * v + 0.1 * g**2
+        b = momentum * b + g / (np.sqrt(v) + 0.01)
+        return b
+
+    np.testing.assert_allclose(descend("rmsprop", decay=0.9, eps=0.01, momentum=momentum), by_hand(step), rtol=1e-5)
+
+
+def test_rmsprops_defaults_are_torchs():
+    v = np.zeros(3)
+
+    def step(g, w, s):
+        nonlocal v
+        v = 0.99 * v + 0.01 * g**2
+        return g / (np.sqrt(v) + 1e-8)
+
+    np.testing.assert_allclose(descend("rmsprop"), by_hand(step), rtol=1e-5, atol=1e-6)
+
+
+def test_adamw_is_bias_corrected_adam_with_decoupled_decay():
+    m, v = np.zeros(3), np.zeros(3)
+
+    def step(g, w, s):
+        nonlocal m, v
+        m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
+        return (m / (1 - 0.8 ** (s + 1))) / (np.sqrt(v / (1 - 0.9 ** (s + 1))) + 0.01) + 0.3 * w
+
+    got = descend("adamw", b1=0.8, b2=0.9, eps=0.01, weight_decay=0.3)
+    np.testing.assert_allclose(got, by_hand(step), rtol=1e-5)
+
+
+def test_lion_takes_the_sign_of_an_interpolation():
+    m = np.zeros(3)
+
+    def step(g, w, s):
+        nonlocal m
+        sign = np.sign(0.8 * m + 0.2 * g)
+        m = 0.9 * m + 0.1 * g
+        return sign + 0.3 * w
+
+    np.testing.assert_allclose(descend("lion", b1=0.8, b2=0.9, weight_decay=0.3), by_hand(step), rtol=1e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+def test_sgd_is_the_gradient_with_heavy_ball_momentum(momentum):
+    b = np.zeros(3)
+
+    def step(g, w, s):
+        nonlocal b
+        b = momentum * b + g
+        return b
+
+    np.testing.assert_allclose(descend("sgd", momentum=momentum), by_hand(step), rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_global_norm_before_the_optimizer_sees_them():
+    def step(g, w, s):
+        return g * min(1.0, 1.5 / np.linalg.norm(g))
+
+    np.testing.assert_allclose(descend("sgd", max_grad_norm=1.5), by_hand(step), rtol=1e-5)
+    m = np.zeros(3)
+
+    def with_memory(g, w, s):
+        nonlocal m
+        m = 0.5 * m + step(g, w, s)
+        return m
+
+    np.testing.assert_allclose(descend("sgd", max_grad_norm=1.5, momentum=0.5), by_hand(with_memory), rtol=1e-5)
+
+
+def rates(schedule, warmup_ratio, total, steps):
+    scheduled = learning_rate(2.0, schedule=schedule, warmup_ratio=warmup_ratio, total_steps=total)
+    return [float(scheduled(s)) for s in steps]
+
+
+def test_warm_up_starts_above_zero_and_reaches_the_peak_at_its_last_step():
+    for schedule in SCHEDULES:
+        np.testing.assert_allclose(rates(schedule, 0.2, 20, range(4)), [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
+        assert rates(schedule, 0.05, 20, [0]) == [2.0]  # one step of warm-up
+        assert rates(schedule, 0.0, 20, [0]) == [2.0]
+
+
+@pytest.mark.parametrize(
+    "schedule, after",
+    [
+        ("linear", lambda x: 2 * (1 - x)),
+        ("cosine", lambda x: 1 + np.cos(np.pi * x)),
+        ("constant", lambda x: 2 + 0 * x),
+    ],
+)
+@pytest.mark.parametrize("warmup_ratio, warmup", [(0.2, 4), (0.0, 0)])
+def test_after_the_warm_up_the_rate_falls_to_zero_at_the_last_step(schedule, after, warmup_ratio, warmup):
+    steps = np.arange(warmup, 21)
+    got = rates(schedule, warmup_ratio, 20, steps)
+    np.testing.assert_allclose(got, after((steps - warmup) / (20 - warmup)), atol=1e-6)
+    assert got[-2] > 0  # the last optimizer step (19) still moves
+
+
+def test_a_schedule_of_one_step_moves():
+    for schedule in SCHEDULES:
+        assert rates(schedule, 0.1, 1, [0]) == [2.0]

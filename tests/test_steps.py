@@ -1,0 +1,262 @@
+"""The train step: one gradient whatever the mesh and the micro-batches, divided once, and watched while it is taken."""
+
+import functools
+import math
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from tiny import ARCHES, PAD, PARAMS, V, jit, make_prompts, mask_of, scorer
+
+from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.losses.preference import LOSSES
+from ssppo_jax.models.decoder import Decoder
+from ssppo_jax.models.policy import make_apply
+from ssppo_jax.optim import OPTIMIZERS, make_optimizer
+from ssppo_jax.parallel import constrainer, make_mesh, put_rows, shardings
+from ssppo_jax.state import fresh_state
+from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
+from ssppo_jax.types import Batch, TrainState
+
+B, K, PROMPT, T, CHUNK = 8, 2, 6, 12, 6
+ARCH = ARCHES["tied"]
+loss = functools.partial(LOSSES["s_sppo"], beta=0.2, repulsion_weight=3.0)  # both terms show in the gradient
+
+
+def make_batch(padding_rows=0):
+    """[B,...]: eight prompts, two completions each; the last `padding_rows` rows have weight 0 and hold rubbish."""
+    rng = np.random.default_rng(0)
+    real = np.arange(B) < B - padding_rows
+    mask = mask_of(rng.integers(1, T + 1, (B, K)), T) * real[:, None, None]
+    prompts = make_prompts((5, 1, 6, 3, 2, 6, 4, 2), PROMPT)
+
+    def rate(*shape):
+        return np.where(real.reshape(-1, *(1,) * (len(shape) - 1)), rng.uniform(0, 1, shape), 1e6)
+
+    completion = np.where(mask > 0, rng.integers(1, V, mask.shape), PAD).astype(np.int32)
+    logp = scorer(logprob_chunk=CHUNK)(prompts, completion, mask).logp
+    old, ref, init = (logp + 0.2 * rng.standard_normal(logp.shape) for _ in range(3))
+    batch = Batch(
+        prompt=prompts.tokens,
+        prompt_length=prompts.length,
+        completion=completion,
+        mask=mask,
+        old_logp=old,
+        ref_logp=ref,
+        init_logp=init,
+        win_rate=rate(B, K),
+        target=rate(B, K),
+        p_win=rate(B),
+        similarity=rate(B),
+        advantage=rate(B, K),
+        weight=real.astype(np.float32),
+    )
+    return jax.tree.map(lambda x: x if x.dtype == np.int32 else x.astype(np.float32), batch)
+
+
+def micro(batch, count):
+    """[B,...] -> [count,B/count,...]"""
+    return jax.tree.map(lambda x: x.reshape(count, -1, *x.shape[1:]), batch)
+
+
+def apply_on(mesh=None):
+    decoder = Decoder(ARCH) if mesh is None else Decoder(ARCH, constrain=constrainer(mesh))
+    return make_apply(decoder, logprob_chunk=CHUNK)
+
+
+def remember():
+    """An optimizer that moves nothing and keeps the gradient it was given as its state."""
+    return optax.GradientTransformation(
+        lambda params: jax.tree.map(jnp.zeros_like, params),
+        lambda gradient, state, params: (jax.tree.map(jnp.zeros_like, gradient), gradient),
+    )
+
+
+@functools.cache
+def gradient_step():
+    return jit(make_train_step(apply_on(), loss, ratio_stats, remember()))
+
+
+def gradient_of(batch):
+    """The gradient a train step feeds to its optimizer, and the step's metrics."""
+    state, metrics = gradient_step()(TrainState(PARAMS["tied"], PARAMS["tied"], np.int32(0)), batch)
+    return state.opt_state, {name: float(m.result()) for name, m in metrics.items()}
+
+
+def assert_same_gradient(got, want, tolerance=1e-6):
+    """Every element within `tolerance` of the gradient's norm."""
+    norm = optax.tree.norm(want)
+    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
+        np.testing.assert_allclose(a, b, atol=tolerance * norm, rtol=0, err_msg=jax.tree_util.keystr(path))
+
+
+@functools.cache
+def whole():
+    return gradient_of(micro(make_batch(), 1))
+
+
+# ---- one gradient ----------------------------------------------------------------------------------------------------
+
+
+def test_the_gradient_is_that_of_the_mean_loss():
+    b = make_batch()
+
+    def value(params):
+        policy, _ = apply_on()(params, b.prompt, b.prompt_length, b.completion, b.mask)
+        return loss(policy, b)[0].result()
+
+    mean, gradient = jit(jax.value_and_grad(value))(PARAMS["tied"])
+    assert_same_gradient(whole()[0], gradient)
+    np.testing.assert_allclose(whole()[1]["loss"], mean, rtol=1e-6)
+
+
+@pytest.mark.parametrize("padding_rows", [0, 3])
+def test_micro_batches_give_the_gradient_and_metrics_of_the_whole_batch(padding_rows):
+    """Three padding rows make the micro-batches of unequal weight, where a mean of means would be wrong."""
+    batch = make_batch(padding_rows)
+    (one, metrics), (eight, other) = (gradient_of(micro(batch, count)) for count in (1, 8))
+    assert_same_gradient(eight, one)
+    assert metrics.keys() == other.keys()
+    for name in metrics:
+        np.testing.assert_allclose(other[name], metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_padding_rows_change_nothing():
+    batch = make_batch(padding_rows=2)
+    padded, metrics = gradient_of(micro(batch, 1))
+    dropped, other = gradient_of(micro(jax.tree.map(lambda x: x[:6], batch), 1))
+    assert_same_gradient(padded, dropped)
+    np.testing.assert_allclose(metrics["loss"], other["loss"], rtol=1e-6)
+
+
+def test_metrics_hold_the_loss_its_terms_norms_and_statistics():
+    gradient, metrics = whole()
+    np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], metrics["term/regression"] + metrics["term/repulsion"], rtol=1e-6)
+    assert metrics["finite"] == 1.0 and metrics["update_norm"] == 0.0
+    assert {"ratio/mean", "kl/old_k1", "length/mean", "similarity/hidden"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_one_nan_token_makes_the_step_not_finite(count):
+    batch = make_batch()
+    assert batch.mask[3, 1, 0] == 1
+    batch.ref_logp[3, 1, 0] = np.nan
+    assert gradient_of(micro(batch, count))[1]["finite"] == 0.0
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_not_finite():
+    def root(policy, batch):  # 0 with an infinite slope
+        mean, _ = loss(policy, batch)
+        return mean._replace(total=jnp.sqrt(policy.hidden[0, 0, 0] * 0.0)), {}
+
+    step = jit(make_train_step(apply_on(), root, lambda policy, batch: {}, remember()))
+    _, metrics = step(TrainState(PARAMS["tied"], PARAMS["tied"], np.int32(0)), micro(make_batch(), 1))
+    assert metrics["loss"].total == 0.0 and metrics["finite"].value == 0.0
+
+
+def test_a_batch_of_padding_alone_gives_a_zero_gradient():
+    gradient, metrics = gradient_of(micro(make_batch(padding_rows=B), 1))
+    assert not any(np.any(x) for x in jax.tree.leaves(gradient))
+    assert metrics["loss"] == 0.0 and metrics["finite"] == 1.0
+
+
+# ---- meshes ----------------------------------------------------------------------------------------------------------
+
+
+@functools.cache
+def two_steps(shape):
+    """(loss of each of two steps, parameters after them, compiled text) on a mesh of this shape."""
+    mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
+    optimizer = make_optimizer(OPTIMIZERS["rmsprop"](), lambda s: 3e-5, max_grad_norm=1.0)
+    state = fresh_state(mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer)
+    batch = put_rows(mesh, micro(make_batch(), 1), axis=1)
+    given = state
+    step = (
+        jit(make_train_step(apply_on(mesh), loss, ratio_stats, optimizer), donate_argnums=0)
+        .lower(state, batch)
+        .compile()
+    )
+    losses = []
+    for _ in range(2):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"].result()))
+    return losses, state, step.as_text(), given
+
+
+MESHES = [(8, 1, 1), (2, 2, 2), (1, 4, 2)]
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_two_steps_do_not_depend_on_the_mesh(shape):
+    losses, state, *_ = two_steps(shape)
+    want_losses, want, *_ = two_steps((1, 1, 1))
+    assert want_losses[1] < want_losses[0] and state.step == 2
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
+    for got, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(want.params), strict=True):
+        np.testing.assert_allclose(got, expected, atol=1e-5)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), want.params, PARAMS["tied"])
+    assert min(jax.tree.leaves(moved)) > 2e-4
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_updated_parameters_stay_cut_as_they_were(shape):
+    _, state, _, given = two_steps(shape)
+    for old, new in zip(jax.tree.leaves(given), jax.tree.leaves(state), strict=True):
+        assert new.sharding.is_equivalent_to(old.sharding, new.ndim)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_the_state_is_donated(shape):
+    *_, given = two_steps(shape)
+    assert all(x.is_deleted() for x in jax.tree.leaves(given))
+
+
+@pytest.mark.parametrize("shape", MESHES, ids=str)
+def test_no_device_holds_the_logits_or_the_states_of_every_row(shape):
+    """XLA left alone would replicate both: the states where embeddings are looked up, the logits at the head."""
+    shapes = shapes_in(two_steps(shape)[2])
+    with_vocabulary = [math.prod(dims) for dims in shapes if {V, V // shape[2]} & set(dims)]
+    assert max(with_vocabulary) <= V * ARCH.hidden_size < B * K * CHUNK * V // shape[2]
+    rows, slots = B // (shape[0] * shape[1]), PROMPT + K * T
+    leading = {dims[:2] for dims in shapes}
+    assert (rows, slots) in leading and (B, slots) not in leading
+
+
+def shapes_in(text):
+    """Dimensions of every float32 array in compiled HLO; each device's own part."""
+    return {tuple(int(d) for d in found.split(",")) for found in re.findall(r"f32\[([\d,]+)\]", text)}
+
+
+# ---- scoring and diagnostics -----------------------------------------------------------------------------------------
+
+
+def test_scoring_gives_log_probs_and_entropy_and_zeros_in_padding():
+    b = make_batch(padding_rows=1)
+    scored = jit(make_score_step(apply_on()))(PARAMS["tied"], b.prompt, b.prompt_length, b.completion, b.mask)
+    policy, entropy = jit(functools.partial(apply_on(), entropy=True))(
+        PARAMS["tied"], b.prompt, b.prompt_length, b.completion, b.mask
+    )
+    np.testing.assert_array_equal(scored.logp, np.where(b.mask > 0, policy.logp, 0))
+    np.testing.assert_array_equal(scored.entropy, np.where(b.mask > 0, entropy, 0))
+    assert (np.asarray(scored.entropy)[b.mask > 0] > 0).all()
+
+
+def test_term_norms_are_those_of_each_term_alone():
+    b = make_batch(padding_rows=2)
+    norms = jit(make_term_norms(apply_on(), loss))(PARAMS["tied"], b)
+    assert norms.keys() == {"grad_norm/regression", "grad_norm/repulsion"}
+
+    def terms(params):
+        policy, _ = apply_on()(params, b.prompt, b.prompt_length, b.completion, b.mask)
+        metrics = loss(policy, b)[1]
+        return jnp.stack([metrics[f"term/{name}"].result() for name in ("regression", "repulsion")])
+
+    each = jit(jax.jacrev(terms))(PARAMS["tied"])
+    for i, name in enumerate(("regression", "repulsion")):
+        want = optax.tree.norm(jax.tree.map(lambda x, i=i: x[i], each))
+        np.testing.assert_allclose(norms[f"grad_norm/{name}"].result(), want, rtol=1e-5)
+        assert want > 1e-2
