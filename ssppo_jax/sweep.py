@@ -311,7 +311,8 @@ def _plot(runs: list[Run], path: Path) -> None:
 
     rows = summary(runs)
     with rc_context({"text.parse_math": False, "font.size": 9}):
-        figure = Figure(figsize=(6.4, 1.2 + 0.32 * len(rows)), layout="constrained")
+        longest = max(len(_label(row["point"])) for row in rows)
+        figure = Figure(figsize=(5.0 + 0.07 * min(longest, 120), 1.2 + 0.32 * len(rows)), layout="constrained")
         ax = figure.subplots()
         ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--")
         for y, row in enumerate(rows):
@@ -323,6 +324,6 @@ def _plot(runs: list[Run], path: Path) -> None:
                 ax.errorbar(row["mean"], y, xerr=row["standard_error"], fmt="o", color="#1f6feb", capsize=3, zorder=3)
         lost = [f"  ({row['failed']} failed)" if row["failed"] and row["n"] else "" for row in rows]
         ax.set_yticks(range(len(rows)), [_label(row["point"]) + note for row, note in zip(rows, lost, strict=True)])
-        ax.invert_yaxis()
-        ax.set_xlabel("held-out win rate over the starting policy: seeds, mean ± standard error")
+        ax.set_ylim(len(rows) - 0.5, -0.5)
+        ax.set_xlabel("final held-out win rate (dots: seeds; mean ± standard error)")
         figure.savefig(path, dpi=150)

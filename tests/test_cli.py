@@ -217,7 +217,9 @@ def test_generate_answers_each_prompt_num_samples_times_as_json(capsys, cache, t
         assert 1 <= len(row["tokens"]) == len(row["logp"]) <= 4 and max(row["logp"]) < 0
         assert row["finish"] == ("length" if len(row["tokens"]) == 4 and row["tokens"][-1] != 2 else "eos")
     # The same prompt first in another list: its samples are addressed by the prompt, and land in the file as well.
-    assert main(["generate", *SMALL, prompts[0], f"--output={tmp_path / 'new/out.jsonl'}"]) == 0
+    (tiny,) = (f for f in cache.iterdir() if f.is_dir())
+    other = ["--config.model.source=/nowhere", f"--model={tiny}", f"--output={tmp_path / 'new/out.jsonl'}"]
+    assert main(["generate", *SMALL, prompts[0], *other]) == 0
     written = [json.loads(line) for line in (tmp_path / "new/out.jsonl").read_text().splitlines()]
     assert written == rows[:2] and capsys.readouterr().out == ""
 

@@ -54,6 +54,8 @@ if beta == 8:
     with open(folder + "/ready", "w") as f:
         f.write(str(os.getpid()))
     time.sleep(20)
+if beta == 12:
+    sys.exit(75)
 if beta != 11:
     rate = 0.5 + beta + 0.02 * int(args["config.seed"])
     open(folder + "/result.json", "w").write(json.dumps({"win_rate": rate}))
@@ -171,6 +173,12 @@ def test_a_stop_reaches_the_run_lets_it_save_and_the_same_command_goes_on(tmp_pa
     assert sweep.sweep(spec, out, {}) == 0
     assert [run["status"] for run in record(out)["runs"]] == ["done"] * 3
     assert attempts(out / "loss.beta=0.1,seed=0") == 1 and attempts(at_work) == 2
+
+
+def test_a_run_that_was_stopped_on_its_own_stops_the_sweep(tmp_path, swept, trainer):
+    spec, out = swept("for beta in (12.0, 0.1):\n    add({'loss.beta': beta})"), tmp_path / "out"
+    assert sweep.sweep(spec, out, {}) == 75
+    assert [run["status"] for run in record(out)["runs"]] == ["stopped", "pending"]
 
 
 def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path, swept, trainer):
