@@ -1,4 +1,4 @@
-"""The report's plots, as inline SVG that takes its text colour from the page. Only this file draws."""
+"""The report's plots, as inline SVG that takes its text colour from the page."""
 
 from __future__ import annotations
 

@@ -170,7 +170,7 @@ def _assemble(sampled: Sampled, source: np.ndarray, chosen, pairs: Pairs, rows: 
         target=pairs.target[rows],
         p_win=pairs.p_win[rows],
         similarity=pairs.similarity[rows],
-        advantage=np.zeros(length.shape + (2,), np.float32),
+        advantage=np.zeros((*length.shape, 2), np.float32),
         weight=np.ones(length.shape, np.float32),
     )
     return batch, take(sampled.samples.logp)

