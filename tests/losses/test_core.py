@@ -139,6 +139,14 @@ def test_ratio_one_and_no_divergence_on_policy():
     assert [stats[f"kl/{k}"] for k in ("old_k1", "old_k3", "init_k1", "init_k3")] == [0, 0, 0, 0]
 
 
+@pytest.mark.parametrize("shift", [-1.0, 1.0])
+def test_extreme_ratios_are_of_real_tokens(shift):
+    """Padding has ratio 1: the least ratio of a policy that rose everywhere, the greatest of one that fell."""
+    policy, batch = at_random()
+    stats = results(policy, batch._replace(old_logp=policy.logp - np.float32(shift)))
+    assert [stats["ratio/min"], stats["ratio/max"]] == pytest.approx([np.exp(shift)] * 2, rel=1e-5)
+
+
 def test_unscored_initial_log_probs_do_not_count_as_divergence():
     policy, batch = at_random()
     init = batch.init_logp.copy()
