@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import ARCHES, PAD, PARAMS, V, jit, make_prompts, mask_of, random_params, scorer
 
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.core import cosine
 from ssppo_jax.models.decoder import Decoder, output_kernel
 from ssppo_jax.models.policy import make_apply, pool
@@ -130,3 +131,10 @@ def test_a_tapped_layer_gets_gradient_below_it_only():
     for leaf in jax.tree.leaves(gradient["layers"]):
         assert np.abs(leaf[0]).max() > 1e-4 and not np.any(leaf[1])
     assert not np.any(gradient["norm"]["scale"])
+
+
+@pytest.mark.parametrize("layer", ["2", "-1", "final"])
+def test_a_layer_the_model_does_not_have_is_refused(layer):
+    """Nothing would be tapped, and the embeddings repelled without a word."""
+    with pytest.raises(ConfigError, match=f"repulsion_layer='{layer}'.*from 0 to 1"):
+        make_apply(Decoder(ARCHES["tied"]), repulsion_layer=layer)
