@@ -57,7 +57,7 @@ def compare(
     seed: int,
     max_failed_fraction: float = 1.0,
 ) -> WinRate:
-    """P(candidate beats baseline), over all K x K pairs of each prompt, then over prompts; the interval is over prompts."""
+    """P(candidate beats baseline) over the K x K pairs of each prompt, then over prompts; so is the interval."""
     k = len(candidate[0])
     groups = [a + b[:k] for a, b in zip(candidate, baseline, strict=True)]
     verdict = consult(oracle, [e.prompt for e in encoded], groups)

@@ -65,6 +65,10 @@ def train(config: ConfigDict, workdir: Path) -> dict:
         stack.enter_context(RunLock(workdir))
         stop = stack.enter_context(StopSignal())
         run_folder.claim(workdir, config, __version__)
+        finished = workdir / "result.json"
+        if finished.is_file():
+            log.info("%s: this run is finished; its result:", workdir)
+            return json.loads(finished.read_text())
         metrics = stack.enter_context(MetricLog(workdir))
         return Trainer(build_runtime(config), workdir, metrics, stop).run()
 
@@ -83,6 +87,7 @@ class Trainer:
         self.journal = Journal(workdir / "verdicts.jsonl")
         self.embedder = _embedder(self.config)
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
+        self.saved: Position | None = None
         self.rate = _learning_rate(self.config, prompts=len(self._portion(0)))
         self.optimizer = _optimizer(self.config, self.rate)
         self._jit_steps()
@@ -92,15 +97,21 @@ class Trainer:
         baseline = self._baseline(state.params, at)
         initial = self._initial_policy()
         while True:
-            result = self._evaluate(state.params, baseline, at)
-            if at.iteration == self.config.train.iterations:
-                return self._finish(state.params, result)
-            rollout = self._rollout(state.params, initial, at)
+            boundary = self.metrics.offset()
+            try:
+                result = self._evaluate(state.params, baseline, at)
+                if at.iteration == self.config.train.iterations:
+                    return self._finish(state.params, result)
+                rollout = self._rollout(state.params, initial, at)
+            except Interrupted:
+                self._save(state, at, boundary)
+                raise
             state = self._train(state, rollout, at)
             at = Position(at.iteration + 1)
             if self._is_checkpoint(at):
-                self._save(state, at)
-            self._obey()
+                self._save(state, at, self.metrics.offset())
+            if self.stop.requested:
+                raise Interrupted
 
     # ---- start -------------------------------------------------------------------------------------------------------
 
@@ -148,7 +159,7 @@ class Trainer:
                 f"{self.workdir}: the training prompts changed since the checkpoint; put them back, or give --workdir "
                 "a new folder"
             )
-        at = Position(**meta["position"])
+        at = self.saved = Position(**meta["position"])
         self.metrics.truncate(meta["metrics_offset"])
         log.info("resuming at iteration %d, step %d of it", at.iteration, at.step_in_iteration)
         return state, at
@@ -256,8 +267,9 @@ class Trainer:
                 inside = i + 1 < len(batches)
                 if inside and (self.stop.requested or _is_due(c.checkpoint.every_steps, i + 1)):
                     self._log_step(lagged.flush(), at)
-                    self._save(state, Position(at.iteration, i + 1))
-                    self._obey()
+                    self._save(state, Position(at.iteration, i + 1), self.metrics.offset())
+                    if self.stop.requested:
+                        raise Interrupted
         self._log_step(lagged.flush(), at)
         return state
 
@@ -299,18 +311,18 @@ class Trainer:
         last = at.iteration == self.config.train.iterations
         return last or self.stop.requested or _is_due(self.config.checkpoint.every, at.iteration)
 
-    def _save(self, state: TrainState, at: Position) -> None:
+    def _save(self, state: TrainState, at: Position, metrics_offset: int) -> None:
+        """A checkpoint at `at`, unless the newest one is there already or nothing has been trained yet."""
+        if at in (self.saved, Position()):
+            return
         meta = {
             "position": dataclasses.asdict(at),
-            "metrics_offset": self.metrics.offset(),
+            "metrics_offset": metrics_offset,
             "fingerprint": self.fingerprint,
             "version": __version__,
         }
         self.checkpoints.save(int(state.step), state, meta, finite=True)  # `_log_step` has checked every step
-
-    def _obey(self) -> None:
-        if self.stop.requested:
-            raise Interrupted
+        self.saved = at
 
     def _finish(self, params: PyTree, result: dict) -> dict:
         folder = self.workdir / "policy"
