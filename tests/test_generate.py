@@ -124,6 +124,14 @@ def test_the_same_prompt_at_two_addresses_is_sampled_independently():
     assert (tokens[0] != tokens[1]).any() and (tokens[1] != tokens[2]).any()
 
 
+def test_every_token_of_a_row_is_drawn_anew():
+    """At a temperature that makes all tokens alike, a row that used one random number throughout would repeat it."""
+    samples = generator(3, SamplingParams(temperature=1e4, max_new_tokens=T))(PROMPTS, KEY)
+    first, second = samples.tokens[..., :-1], samples.tokens[..., 1:]
+    both = mask_of(samples.length, T)[..., 1:] > 0
+    assert both.sum() > 30 and (first == second)[both].mean() < 0.1
+
+
 def test_greedy_samples_of_one_prompt_are_equal_and_ignore_the_key():
     a, b = generator(3, GREEDY)(PROMPTS, KEY), generator(3, GREEDY)(PROMPTS, jax.random.key(9))
     same_rows(a, b)
