@@ -35,11 +35,12 @@ def some(samples, b=slice(None), k=slice(None)):
 # ---- the flagship: sampler and trainer agree -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sampling", [RAW, SHAPED, GREEDY], ids=["raw", "shaped", "greedy"])
-@pytest.mark.parametrize("name", ["tied", "llama3"])
+@pytest.mark.parametrize(
+    "name, sampling",
+    [("tied", RAW), ("tied", SHAPED), ("tied", GREEDY), ("llama3", SHAPED), ("qwen2", SHAPED)],
+    ids=["raw", "shaped", "greedy", "llama3", "qwen2"],
+)
 def test_log_probs_recorded_while_sampling_equal_the_trainers(name, sampling):
-    if (name, sampling) == ("llama3", RAW):
-        pytest.skip("covered by the other two")
     samples = generator(3, sampling, name)(PROMPTS, KEY)
     mask = mask_of(samples.length, T)
     policy = scorer(name)(PROMPTS, samples.tokens, mask)
