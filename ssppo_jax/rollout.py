@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -278,10 +279,10 @@ def load_rollout(path: Path, identity: dict) -> Rollout | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             meta = json.loads(file["meta"].tobytes())
             arrays = {name: file[name] for name in Batch._fields}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: damaged rollout ({error}); delete the file to sample this iteration again") from error
     if meta["identity"] != identity:
         return None

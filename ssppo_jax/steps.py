@@ -77,12 +77,12 @@ def _once(value: Array) -> Mean:
 
 
 def _accumulate(gradient, params: PyTree, batch: Batch) -> tuple[PyTree, Metrics]:
-    """Sum gradients and merge metrics over the leading micro-batch axis."""
+    """Sum gradients (in float32 at least) and merge metrics over the leading micro-batch axis."""
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.weight.shape[0] == 1:
         return gradient(params, first)
     shapes = jax.eval_shape(gradient, params, first)
-    grads = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[0])
+    grads = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes[0])
     metrics = {name: _neutral(kind) for name, kind in shapes[1].items()}
 
     def body(carry, micro):

@@ -19,7 +19,7 @@ from ssppo_jax.optim import OPTIMIZERS, make_optimizer
 from ssppo_jax.parallel import constrainer, make_mesh, put_rows, shardings
 from ssppo_jax.state import fresh_state
 from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
-from ssppo_jax.types import Batch, TrainState
+from ssppo_jax.types import Batch, Mean, Policy, TrainState
 
 B, K, PROMPT, T, CHUNK = 8, 2, 6, 12, 6
 ARCH = ARCHES["tied"]
@@ -113,12 +113,12 @@ def test_the_gradient_is_that_of_the_mean_loss():
     np.testing.assert_allclose(whole()[1]["loss"], mean, rtol=1e-6)
 
 
-@pytest.mark.parametrize("padding_rows", [0, 3])
-def test_micro_batches_give_the_gradient_and_metrics_of_the_whole_batch(padding_rows):
-    """Three padding rows make the micro-batches of unequal weight, where a mean of means would be wrong."""
+@pytest.mark.parametrize("count, padding_rows", [(8, 0), (8, 3), (2, 3)])
+def test_micro_batches_give_the_gradient_and_metrics_of_the_whole_batch(count, padding_rows):
+    """Three padding rows leave micro-batches of 4 and 1 real rows, where a mean of means would be wrong."""
     batch = make_batch(padding_rows)
-    (one, metrics), (eight, other) = (gradient_of(micro(batch, count)) for count in (1, 8))
-    assert_same_gradient(eight, one)
+    (one, metrics), (many, other) = (gradient_of(micro(batch, n)) for n in (1, count))
+    assert_same_gradient(many, one)
     assert metrics.keys() == other.keys()
     for name in metrics:
         np.testing.assert_allclose(other[name], metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
@@ -229,6 +229,27 @@ def test_no_device_holds_the_logits_or_the_states_of_every_row(shape):
 def shapes_in(text):
     """Dimensions of every float32 array in compiled HLO; each device's own part."""
     return {tuple(int(d) for d in found.split(",")) for found in re.findall(r"f32\[([\d,]+)\]", text)}
+
+
+def test_gradients_of_half_precision_parameters_are_summed_in_float32():
+    """256 + 0.5 is 256 in bfloat16: summed there, all micro-batches but the first would be lost."""
+    count = 256
+    slope = np.full((count, 1), 0.5, np.float32)
+    slope[0] = 256.0
+
+    def apply(params, *_):
+        return Policy(params["w"].astype(jnp.float32)[None, None], jnp.zeros((1, 1, 1))), None
+
+    def linear(policy, batch):
+        return Mean(jnp.sum(batch.p_win * policy.logp[:, 0, 0]), jnp.sum(batch.weight)), {}
+
+    fields = {name: np.zeros((count, 1), np.float32) for name in Batch._fields}
+    batch = Batch(**fields | {"p_win": slope, "weight": np.ones_like(slope)})
+    optimizer = optax.sgd(0.0)
+    params = {"w": jnp.ones((1,), jnp.bfloat16)}
+    step = make_train_step(apply, linear, lambda policy, batch: {}, optimizer)
+    _, metrics = jax.jit(step)(TrainState(params, optimizer.init(params), jnp.int32(0)), batch)
+    np.testing.assert_allclose(metrics["grad_norm"].result(), slope.mean(), rtol=1e-6)
 
 
 # ---- scoring and diagnostics -----------------------------------------------------------------------------------------

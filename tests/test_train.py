@@ -1,0 +1,150 @@
+"""The loop, run whole on a tiny model over eight virtual devices, and what makes it stop."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssppo_jax import schema
+from ssppo_jax import train as train_module
+from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.metrics import read_metrics
+from ssppo_jax.oracles.links import bradley_terry
+from ssppo_jax.train import train
+from ssppo_jax.types import Failed, Verdict
+
+SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")
+MESH = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
+SMALL = {"data.prompt_buckets": "256", "sampling.max_new_tokens": "6", "sampling.num_samples": "3", "data.heldout": "4"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def environment(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSPPO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SSPPO_PROGRESS", "off")
+        yield
+
+
+def configure(**overrides):
+    given = {key.replace("__", "."): str(value) for key, value in overrides.items()}
+    return schema.load(SMOKE, MESH | SMALL | given)
+
+
+def length_oracle(fails=lambda prompt: False):
+    """Prefers longer texts; cannot judge the prompts `fails` says."""
+
+    def oracle(prompts, responses):
+        score = np.array([[len(text) for text in group] for group in responses], np.float64)
+        preference = bradley_terry(score, temperature=1.0)
+        failed = tuple(Failed("no answer") if fails(p) else None for p in prompts)
+        preference[[f is not None for f in failed]] = np.nan
+        return Verdict(preference, None, failed)
+
+    return oracle
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two iterations of two steps; the batch of each step is one micro-batch, so its metrics are exact."""
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "build_oracle", lambda config: length_oracle())
+        result = train(configure(train__micro_batches=1, loss__repulsion_weight=0.5), folder)
+    return folder, result, list(read_metrics(folder / "metrics.jsonl"))
+
+
+def values(log, phase):
+    return [record["values"] for record in log if record["phase"] == phase]
+
+
+def test_a_run_leaves_what_the_readme_promises(run):
+    folder, result, log = run
+    assert json.loads((folder / "result.json").read_text()) == result
+    for name in ("config.json", "pairs.jsonl", "samples.jsonl", "policy/model.safetensors", "policy/tokenizer.json"):
+        assert (folder / name).is_file(), name
+    assert [len(values(log, phase)) for phase in ("generate", "judge", "score", "train", "evaluate")] == [2, 2, 2, 4, 2]
+    assert 0 <= result["low"] <= result["win_rate"] <= result["high"] <= 1
+
+
+def test_the_first_step_of_an_iteration_is_taken_at_pi_t(run):
+    """r = 0 there: no KL to pi_t, every ratio 1, and the reference was refreshed in the second iteration too."""
+    first = values(run[2], "train")[::2]
+    for step in first:
+        np.testing.assert_allclose([step["ratio/min"], step["ratio/max"]], 1, atol=2e-5)
+        np.testing.assert_allclose(step["kl/old_k3"], 0, atol=1e-8)
+    assert abs(first[1]["kl/init_k1"]) > 1e-4  # the policy did move between them
+
+
+def test_loss_at_pi_t_is_the_closed_form(run):
+    """Identity: at theta_t, L = mean over pairs of 1/2 sum_y ((P^c(y) - 1/2)/beta)^2 + lambda cos(h_w, h_l)."""
+    folder, _, log = run
+    pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    pairs = [p for p in pairs if p["iteration"] == 0]
+    order = np.random.default_rng([0, 0, 0]).permutation(len(pairs))[:8]
+    target = np.array([pairs[i]["target"] for i in order])
+    step = values(log, "train")[0]
+    expected = np.mean(((target - 0.5) / 0.05) ** 2)
+    assert expected > 0.1
+    np.testing.assert_allclose(step["term/regression"], expected, rtol=1e-5)
+    np.testing.assert_allclose(step["term/repulsion"], 0.5 * step["similarity/hidden"], rtol=1e-5)
+    np.testing.assert_allclose(step["loss"], step["term/regression"] + step["term/repulsion"], rtol=1e-6)
+
+
+def test_sampler_and_trainer_agree_to_1e_5_on_the_mesh(run):
+    assert max(score["sampler_gap"] for score in values(run[2], "score")) < 1e-5
+
+
+def test_the_two_terms_have_gradient_norms_in_each_iterations_first_step(run):
+    steps = values(run[2], "train")
+    assert [{"grad_norm/regression", "grad_norm/repulsion"} <= step.keys() for step in steps] == [True, False] * 2
+    assert steps[0]["grad_norm/repulsion"] > 0
+
+
+def test_a_finished_run_gives_its_result_and_another_config_is_refused(run):
+    folder, result, _ = run
+    before = (folder / "metrics.jsonl").read_bytes()
+    config = configure(train__micro_batches=1, loss__repulsion_weight=0.5)
+    assert train(config, folder) == result
+    assert (folder / "metrics.jsonl").read_bytes() == before
+    with pytest.raises(ConfigError, match=r"loss\.beta: the run has 0\.05, given 0\.1"):
+        train(configure(train__micro_batches=1, loss__repulsion_weight=0.5, loss__beta=0.1), folder)
+
+
+def test_the_run_aborts_when_sampler_and_trainer_disagree(tmp_path):
+    with pytest.raises(GateError, match="sampler and trainer disagree"):
+        train(configure(train__sampler_tolerance=1e-12), tmp_path)
+    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").glob("step_*"))
+
+
+def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
+    with pytest.raises(GateError, match="not finite"):
+        train(configure(optim__learning_rate=1e30, checkpoint__every_steps=0), tmp_path)
+    assert not list((tmp_path / "checkpoints").glob("step_*"))
+
+
+def test_prompts_the_oracle_fails_on_are_dropped_and_counted(tmp_path, monkeypatch):
+    config = configure(train__iterations=1, judge__max_failed_fraction=0.5, checkpoint__export="false")
+    heldout = set()
+    split = train_module.encode_split
+
+    def remember(runtime):
+        found = split(runtime)
+        heldout.update(e.prompt.id for e in found[1])
+        return found
+
+    monkeypatch.setattr(train_module, "encode_split", remember)
+    oracle = length_oracle(lambda p: p.id not in heldout and int(p.id[1:]) % 3 == 0)
+    monkeypatch.setattr(train_module, "build_oracle", lambda config: oracle)
+    train(config, tmp_path)
+    judged = values(read_metrics(tmp_path / "metrics.jsonl"), "judge")[0]
+    trained = [json.loads(line)["prompt_id"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert judged["oracle/dropped"] == judged["oracle/failed: no answer"] == 16 - len(trained) > 0
+    assert all(int(name[1:]) % 3 for name in trained)
+
+
+def test_too_many_failures_abort_with_the_commonest_reason(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle(lambda p: True))
+    with pytest.raises(GateError, match=r"16 of 16 prompts(.|\n)*no answer"):
+        train(configure(), tmp_path)
