@@ -25,6 +25,7 @@ REQUIRES = [
     "absl-py==2.5.1",
     "array-record==0.8.6",
     "ml-dtypes==0.6.0",
+    "scipy==1.17.1",  # the linear program of a game's equilibrium
 ]
 
 EXTRAS = {

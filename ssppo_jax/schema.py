@@ -18,7 +18,7 @@ from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import LOSSES
+from ssppo_jax.losses import LOSSES, group
 from ssppo_jax.losses.gates import GATES
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.policy import LAYERS, POOLINGS
@@ -112,7 +112,7 @@ COMPONENTS: tuple[Component, ...] = (
 )
 
 KEYWORD_RULES = {
-    "beta": cfg.positive,
+    "beta": cfg.non_negative,  # pair losses refuse 0 themselves
     "repulsion_weight": cfg.non_negative,
     "log_z_coef": cfg.unit,
     "label_smoothing": cfg.unit,
@@ -171,6 +171,11 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
         problems += _batch_problems(config, ways=shape[0] * shape[1])
     except ConfigError as e:
         problems.append(str(e))
+    if config.loss.name in group.LOSSES:
+        problems.append(
+            f"loss.name={config.loss.name}: group losses need rewards and all K samples, which `train` does not assemble "
+            f"yet; choose a pair loss: {', '.join(sorted(LOSSES.keys() - group.LOSSES.keys()))}"
+        )
     if max(config.data.prompt_buckets, default=0) < config.data.max_prompt_length:
         problems.append(
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "

@@ -79,7 +79,8 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(base, key):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ({"loss.beta": "0"}, "loss.beta=0.0: must be a number above 0"),
+        ({"loss.beta": "0"}, "loss=s_sppo: loss keyword beta=0.0: must be > 0"),
+        ({"loss.beta": "-1"}, "loss.beta=-1.0: must be 0 or more"),
         ({"loss.pair_reduction": "men"}, "loss=s_sppo: loss keyword pair_reduction='men': must be mean or sum"),
         ({"loss": "dpo", "loss.label_smoothing": "0.5"}, "loss=dpo: loss keyword label_smoothing=0.5"),
         ({"loss": "dpo", "loss.label_smoothing": "1.5"}, "loss.label_smoothing=1.5: must be between 0 and 1"),
@@ -184,3 +185,8 @@ def test_checking_computes_nothing(base, monkeypatch):
     schema.check(base, 8)
     with pytest.raises(TypeError):
         jax.jit(lambda x: x + 1)(1.0)  # the trap works
+
+
+def test_a_group_loss_is_refused_while_train_assembles_pairs_only(base):
+    schema.select(base, "loss", "sspo")
+    assert "loss.name=sspo: group losses need rewards" in problems_of(base)
