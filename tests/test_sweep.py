@@ -207,7 +207,7 @@ def test_every_point_that_cannot_run_is_told_before_any_runs(tmp_path, swept, tr
     message = str(error.value)
     assert message.startswith("6 problem(s)")  # once each, not once per seed
     assert "no such key; did you mean 'loss.beta'?" in message
-    assert "loss.beta=-1.0: must be a number above 0" in message
+    assert "loss.beta=-1.0: must be 0 or more" in message
     assert "--config.loss.beta=big: expected a number" in message
     assert "loss.beta takes float, as in 0.2, not '0.2'" in message
     assert "--config.train.epochs=1.5: expected a whole number" in message
