@@ -23,7 +23,8 @@ commands
   report     --workdir=DIR    one HTML file with plots and texts
   sweep      --config=FILE --workdir=DIR [--dry-run]   grid x seeds of a file that defines sweep(add)
 
-M is embedded:smollm2, a Hugging Face folder or repo id, or a .gguf file.
+M is embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or a run's checkpoint folder
+(RUN/checkpoints/step_00000012).
 `train --config=FILE --help` lists every key of that config with its meaning and value.
 """
 

