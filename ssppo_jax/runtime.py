@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.chat import eos_ids
 from ssppo_jax.config import call_kwargs
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
@@ -88,7 +89,13 @@ class Runtime:
 
 
 def build_runtime(config: ConfigDict) -> Runtime:
-    """Mesh, tokenizer and model of a checked config; no parameters are loaded yet."""
+    """Mesh, tokenizer and model of a checked config; no parameters are loaded yet.
+
+    Raises:
+      ConfigError: several processes (each would feed the whole batch as its own part), or a model that does not load.
+    """
+    if jax.process_count() > 1:
+        raise ConfigError(f"{jax.process_count()} processes: this version runs on the devices of one host; start one")
     shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, jax.device_count())
     mesh = make_mesh(shape)
     folder = resolve(config.model.source)
