@@ -163,6 +163,7 @@ def write_tensors(
         if list(held) != shard:
             raise ValueError(f"tensors out of order: planned {shard[:3]}..., got {list(held)[:3]}...")
         save_file(held, folder / file, metadata={"format": "pt"})  # transformers insists on the metadata
+        os.chmod(folder / file, 0o644)  # safetensors leaves it to its owner alone; others may have to serve it
         weight_map |= dict.fromkeys(shard, file)
     if count > 1:
         index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}

@@ -263,3 +263,10 @@ def test_configs_that_cannot_be_read_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match=r"config\.json: model_type 'bert'"):
         hf.read_arch(tmp_path)
+
+
+def test_exported_files_can_be_read_by_others(tiny_folder):
+    folder, _, _ = tiny_folder
+    assert {file.name: file.stat().st_mode & 0o044 for file in folder.iterdir()} == {
+        file.name: 0o044 for file in folder.iterdir()
+    }
