@@ -30,6 +30,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from ssppo_jax.disk import sync
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.types import PyTree
 
@@ -168,7 +169,7 @@ class Checkpoints:
         (temporary / "meta.json").write_text(text)
         write_manifest(temporary)
         os.replace(temporary, self.folder / name)
-        _sync(self.folder)
+        sync(self.folder)
         return 0
 
     def _prune(self, step: int, generation: int) -> int:
@@ -250,14 +251,14 @@ def write_manifest(folder: Path) -> None:
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     body = "".join(f"{digest}  {p.relative_to(folder)}\n" for p, digest in zip(files, _digests(files), strict=True))
     for inner in [p for p in folder.rglob("*") if p.is_dir()]:
-        _sync(inner)
+        sync(inner)
     temporary = folder / (MANIFEST + ".tmp")
     with open(temporary, "wb") as file:
         file.write(_seal(body.encode()))
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, folder / MANIFEST)
-    _sync(folder)
+    sync(folder)
 
 
 def find_damage(folder: Path) -> str | None:
@@ -288,15 +289,6 @@ def _digest(path: Path) -> str:
     with open(path, "rb") as file:
         os.fsync(file.fileno())  # a hash of what is only in memory would promise too much; free when already on disk
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove(path: Path) -> None:

@@ -49,13 +49,11 @@ def encode_split(runtime: Runtime) -> tuple[list[EncodedPrompt], list[EncodedPro
 
 
 def compare(
+    config: ConfigDict,
     oracle: Oracle,
     encoded: Sequence[EncodedPrompt],
     candidate: list[list[str]],  # B x K
     baseline: list[list[str]],  # B x K
-    *,
-    seed: int,
-    max_failed_fraction: float = 1.0,
 ) -> WinRate:
     """P(candidate beats baseline) over the K x K pairs of each prompt, then over prompts; so is the interval."""
     k = len(candidate[0])
@@ -65,9 +63,11 @@ def compare(
         reward = verdict.reward
         better = reward[:, :, None] > reward[:, None, :]
         verdict = verdict._replace(preference=better + 0.5 * (reward[:, :, None] == reward[:, None, :]))
-    kept = drop_failed(verdict, max_failed_fraction=max_failed_fraction).verdict
-    p = cross_win_probability(kept.preference, k)
-    return win_rate(p, rng=np.random.default_rng(seed), resamples=RESAMPLES)
+    kept = drop_failed(verdict, max_failed_fraction=config.judge.max_failed_fraction)
+    if kept.dropped:
+        log.warning("the oracle failed on %d of %d held-out prompts: %s", kept.dropped, len(encoded), kept.reasons)
+    p = cross_win_probability(kept.verdict.preference, k)
+    return win_rate(p, rng=np.random.default_rng(config.seed), resamples=RESAMPLES)
 
 
 class HeldOut:
@@ -128,7 +128,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
             params, num_samples=config.eval.final_num_samples, baseline=name == "baseline", what=f"sample {name}"
         )
         del params
-    rate = compare(oracle, encoded, texts["candidate"].texts, texts["baseline"].texts, seed=config.seed)
+    rate = compare(config, oracle, encoded, texts["candidate"].texts, texts["baseline"].texts)
     result = {
         "candidate": candidate,
         "baseline": baseline,

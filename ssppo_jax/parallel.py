@@ -132,11 +132,6 @@ def put_rows(mesh: Mesh, tree: PyTree, axis: int = 0) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
-def row_ways(mesh: Mesh) -> int:
-    """How many ways a batch is split: row counts must be multiples of it."""
-    return int(np.prod([mesh.shape[a] for a in ROWS]))
-
-
 def constrainer(mesh: Mesh) -> Callable[[Array, str], Array]:
     """The hook models call on activations. XLA left alone drops the batch sharding of the logits."""
     if mesh.size == 1:

@@ -28,7 +28,7 @@ from ssppo_jax.types import Prompt, PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
-ROLLOUT, EVALUATION, SELECTION = 0, 1, 2  # streams of random keys, folded into the run's key first
+ROLLOUT, EVALUATION = 0, 1  # streams of random keys, folded into the run's key first
 
 
 @dataclasses.dataclass(frozen=True)

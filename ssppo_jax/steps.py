@@ -59,11 +59,11 @@ def make_train_step(
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"].total)
+        norm, moved = optax.tree.norm(grads), optax.tree.norm(updates)
+        finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(metrics["loss"].total)
         metrics |= {
             "grad_norm": _once(norm),
-            "update_norm": _once(optax.tree.norm(updates)),
+            "update_norm": _once(moved),
             "finite": Min(finite.astype(jnp.float32)),
         }
         return TrainState(params, opt_state, state.step + 1), metrics

@@ -88,7 +88,8 @@ class Trainer:
         self.embedder = _embedder(self.config)
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
-        self.rate = _learning_rate(self.config, prompts=len(self._portion(0)))
+        self.steps_per_epoch = -(-len(self._portion(0)) // self.config.train.batch_size)  # planned: none dropped
+        self.rate = _learning_rate(self.config, self.steps_per_epoch)
         self.optimizer = _optimizer(self.config, self.rate)
         self._jit_steps()
 
@@ -194,7 +195,7 @@ class Trainer:
             return None
         k = c.eval.final_num_samples if last else c.eval.num_samples
         sampled = self._sample_heldout(params, k, baseline=False, what="evaluate")
-        rate = compare(self.oracle, self.heldout.encoded, sampled.texts, baseline, seed=c.seed)
+        rate = compare(c, self.oracle, self.heldout.encoded, sampled.texts, baseline)
         values = {"win_rate": rate.mean, "win_rate_low": rate.low, "win_rate_high": rate.high, "prompts": rate.n}
         self._log("evaluate", values | sampled.metrics, sampled.wall, at)
         records = self.heldout.records(sampled, "final" if last else f"iter_{at.iteration}", at.iteration)
@@ -292,8 +293,7 @@ class Trainer:
 
     def _steps_before(self, at: Position) -> int:
         """Planned optimizer steps before an iteration: the x axis of phases that take none."""
-        per_epoch = -(-len(self._portion(0)) // self.config.train.batch_size)
-        return at.iteration * per_epoch * self.config.train.epochs
+        return at.iteration * self.steps_per_epoch * self.config.train.epochs
 
     def _log_step(self, ready: tuple[int, dict] | None, at: Position) -> None:
         """Write a finished step's metrics; a step that is not finite ends the run before anything is saved."""
@@ -342,12 +342,11 @@ def _embedder(config: ConfigDict) -> SentenceEmbedder | None:
     return SentenceEmbedder.load(config.similarity.encoder, max_length=config.similarity.max_length)
 
 
-def _learning_rate(config: ConfigDict, *, prompts: int) -> optax.Schedule:
-    per_epoch = -(-prompts // config.train.batch_size)
+def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     if config.optim.scope == "iteration":
-        total = int(per_epoch * (config.optim.schedule_epochs or config.train.epochs))
+        total = int(steps_per_epoch * (config.optim.schedule_epochs or config.train.epochs))
     else:
-        total = per_epoch * config.train.epochs * config.train.iterations
+        total = steps_per_epoch * config.train.epochs * config.train.iterations
     return learning_rate(
         config.optim.learning_rate,
         schedule=config.optim.schedule,

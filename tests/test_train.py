@@ -9,12 +9,14 @@ import pytest
 
 from ssppo_jax import schema
 from ssppo_jax import train as train_module
+from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, GateError, UserError
+from ssppo_jax.evaluate import compare
 from ssppo_jax.metrics import read_metrics
 from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.runtime import build_runtime
 from ssppo_jax.train import train
-from ssppo_jax.types import Failed, Verdict
+from ssppo_jax.types import Failed, Prompt, Verdict
 from ssppo_jax.weights.source import resolve
 
 SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")
@@ -141,7 +143,7 @@ def test_the_run_aborts_when_sampler_and_trainer_disagree(tmp_path):
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
-    with pytest.raises(GateError, match="not finite"):
+    with pytest.raises(GateError, match=r"step 1: .*not finite"):
         train(configure(optim__learning_rate=1e30, checkpoint__every_steps=0), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("step_*"))
 
@@ -164,6 +166,14 @@ def test_prompts_the_oracle_fails_on_are_dropped_and_counted(tmp_path, monkeypat
     trained = [json.loads(line)["prompt_id"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert judged["oracle/dropped"] == judged["oracle/failed: no answer"] == 16 - len(trained) > 0
     assert all(int(name[1:]) % 3 for name in trained)
+
+
+def test_an_evaluation_the_oracle_could_not_judge_is_no_result():
+    encoded = [EncodedPrompt(Prompt(n, ({"role": "user", "content": n},)), np.ones(1), np.uint32(0)) for n in "ab"]
+    one, two = [["long text"], ["long text"]], [["short"], ["short"]]
+    assert compare(configure(), length_oracle(), encoded, one, two).mean > 0.5
+    with pytest.raises(GateError, match="1 of 2 prompts"):
+        compare(configure(), length_oracle(lambda p: p.id == "a"), encoded, one, two)
 
 
 def test_too_many_failures_abort_with_the_commonest_reason(tmp_path, monkeypatch):

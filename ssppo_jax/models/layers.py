@@ -174,8 +174,8 @@ def matmul(
 ) -> Array:  # [...,...]
     """x times a kernel as one two-dimensional product.
 
-    Left in three dimensions, XLA's CPU backend transposes activations for the kernel's gradient: the backward pass of
-    an mlp then takes 1.6 times as long.
+    Left in three dimensions, XLA's CPU backend transposes activations for the kernel's gradient, which
+    slows the backward pass.
     """
     out = kernel.shape[1:]
     y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1), preferred_element_type=accumulate)

@@ -23,7 +23,6 @@ from ssppo_jax.errors import GateError, UserError
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 Oracle = Callable[[list[Prompt], list[list[str]]], Verdict]  # B prompts and B x K responses
-Factory = Callable[..., Oracle]
 
 TOLERANCE = 1e-6  # of P + P^T = 1 and of the diagonal; float32 rounding is below 2e-7
 

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ssppo_jax.disk import sync
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import Arch, arch_from_hf, arch_to_hf, id_tuple
 from ssppo_jax.types import Array, PyTree
@@ -186,10 +187,10 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield tmp
         for file in tmp.iterdir():
-            _fsync(file)
-        _fsync(tmp)
+            sync(file)
+        sync(tmp)
         os.replace(tmp, folder)
-        _fsync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(tmp, ignore_errors=True)
 
@@ -370,11 +371,3 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
 
 def _few(items: list[str], most: int = 8) -> str:
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

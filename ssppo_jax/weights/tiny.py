@@ -23,16 +23,13 @@ CHAT_TEMPLATE = (
 )
 
 
-def write_tiny(folder: str | Path, *, seed: int = 0, scale: float = 1.0) -> Path:
-    """Write a random Llama of about 50 thousand parameters as a Hugging Face folder; the same seed, the same bytes.
-
-    `scale` multiplies the usual 1/sqrt(fan-in) initialisation.
-    """
+def write_tiny(folder: str | Path) -> Path:
+    """Write a random Llama of about 50 thousand parameters as a Hugging Face folder; the same bytes every time."""
     tokenizer = byte_tokenizer()
     arch = tiny_arch(vocab_size=len(tokenizer), bos_id=1, eos_ids=(2,))
     with tempfile.TemporaryDirectory() as files:
         tokenizer.save_pretrained(files)
-        return hf.save_params(_random(arch, seed, scale), arch, folder, tokenizer_from=files)
+        return hf.save_params(_random(arch), arch, folder, tokenizer_from=files)
 
 
 def byte_tokenizer():
@@ -57,14 +54,14 @@ def byte_tokenizer():
     return wrapped
 
 
-def _random(arch: Arch, seed: int, scale: float) -> dict:
-    rng = np.random.default_rng(seed)
+def _random(arch: Arch) -> dict:
+    rng = np.random.default_rng(0)
     tree: dict = {}
     for leaf in names.leaves(arch):
         shape = names.shape(leaf, arch)
         if leaf.path.endswith("scale"):
             value = np.ones(shape, np.float32)
         else:
-            value = rng.normal(size=shape).astype(np.float32) * scale * arch.hidden_size**-0.5
+            value = rng.normal(size=shape).astype(np.float32) * arch.hidden_size**-0.5
         hf.insert(tree, leaf.path, value)
     return tree

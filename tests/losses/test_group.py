@@ -1,6 +1,5 @@
 """Every group loss: by pencil, against a loop from its equation, and under the input that breaks losses."""
 
-import functools
 import inspect
 import math
 
@@ -11,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.test_util import check_grads
 from pair_batches import build
+from running import run, value
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.advantages import ADVANTAGES
@@ -33,26 +33,6 @@ SETTINGS = {  # not the defaults, so that a keyword that is ignored shows
     "dapo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1},
     "cispo": {"epsilon_high": 1.5, "beta": 0.1, "loss_agg_mode": "seq-mean-token-sum"},
 }
-
-
-@functools.cache
-def compiled(name, hyper):
-    def loss(policy, batch):
-        mean, metrics = LOSSES[name](policy, batch, **dict(hyper))
-        return mean.total, (mean, metrics)
-
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def run(name, policy, batch, **hyper):
-    """Mean, metrics, and gradients of the undivided total with respect to the policy's arrays."""
-    (_, (mean, metrics)), gradient = compiled(name, tuple(sorted(hyper.items())))(policy, batch)
-    return mean, metrics, gradient
-
-
-def value(name, policy, batch, **hyper):
-    """The loss alone, without jit: cheaper than a compilation where only a number is wanted."""
-    return float(LOSSES[name](policy, batch, **hyper)[0].result())
 
 
 def slope(name, policy, batch, **hyper):

@@ -1,6 +1,5 @@
 """Every pair loss: by pencil, against a loop from its equation, and under the input that breaks losses."""
 
-import functools
 import inspect
 import math
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from pair_batches import at_random, build, by_hand
+from running import run, value
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.preference import LOSSES
@@ -30,26 +30,6 @@ SETTINGS = {  # not the defaults, so that a keyword that is ignored shows
 
 def setting(name):
     return SETTINGS.get(name, {"beta": 0.5})
-
-
-@functools.cache
-def compiled(name, hyper):
-    def loss(policy, batch):
-        mean, metrics = LOSSES[name](policy, batch, **dict(hyper))
-        return mean.total, (mean, metrics)
-
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
-
-
-def run(name, policy, batch, **hyper):
-    """Mean, metrics, and gradients of the undivided total with respect to the policy's arrays."""
-    (_, (mean, metrics)), gradient = compiled(name, tuple(sorted(hyper.items())))(policy, batch)
-    return mean, metrics, gradient
-
-
-def value(name, policy, batch, **hyper):
-    """The loss alone, without jit: cheaper than a compilation where only a number is wanted."""
-    return float(LOSSES[name](policy, batch, **hyper)[0].result())
 
 
 def leaves(tree):
