@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import Any
 
 from ssppo_jax.errors import UserError
 
@@ -17,10 +19,23 @@ def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callab
     """
     found: dict[str, Callable] = {}
     owner: dict[str, str] = {}
-    for info in sorted(pkgutil.iter_modules(paths), key=lambda info: info.name):
-        module = importlib.import_module(f"{package}.{info.name}")
+    for module in _modules(paths, package):
         for name, function in getattr(module, table, {}).items():
             if name in found:
                 raise UserError(f"{name!r} is in the {table} of both {owner[name]} and {module.__name__}: rename one")
             found[name], owner[name] = function, module.__name__
     return found
+
+
+def constants(paths: Iterable[str], package: str, table: str, constant: str, default: Any) -> dict[str, Any]:
+    """What the module of each table entry says in its module-level `constant`, by entry; `default` where it is silent."""
+    return {
+        name: getattr(module, constant, default)
+        for module in _modules(paths, package)
+        for name in getattr(module, table, {})
+    }
+
+
+def _modules(paths: Iterable[str], package: str) -> Iterator[ModuleType]:
+    for info in sorted(pkgutil.iter_modules(paths), key=lambda info: info.name):
+        yield importlib.import_module(f"{package}.{info.name}")

@@ -3,8 +3,16 @@
 To add a loss, write one function in one file here and put it in that file's table: the name is then selectable and its
 keyword-only parameters are its configuration keys. A loss is
 `loss(policy: Policy, batch: Batch, *, hyper=default, ...) -> (Mean, Metrics)`, pure, on arrays alone.
+
+A module says in `ROWS` what a row of its batch holds, and so how a rollout is assembled for it:
+
+    "pair"      (default) winner at 0 and loser at 1, selected from K samples by preferences
+    "group"     all K samples with their advantages, from rewards
+    "opponent"  a sample of the policy at 0 and one of its opponent at 1, in this order whoever wins
 """
 
-from ssppo_jax.registry import discover
+from ssppo_jax.registry import constants, discover
 
+ROW_KINDS = ("pair", "group", "opponent")
 LOSSES = discover(__path__, __name__, "LOSSES")
+ROWS = constants(__path__, __name__, "LOSSES", "ROWS", "pair")

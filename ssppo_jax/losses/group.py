@@ -22,6 +22,7 @@ from ssppo_jax.losses.core import clean, require, sequence_mean, sequence_sum, s
 from ssppo_jax.losses.ratio_gates import MAX_LOG_RATIO, RATIO_GATES, Gated, ratio
 from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy
 
+ROWS = "group"
 LOSS_AGG_MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
 
 

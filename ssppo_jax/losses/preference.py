@@ -20,6 +20,7 @@ from ssppo_jax.losses.core import (
 )
 from ssppo_jax.types import Array, Batch, Mean, Metrics, Policy
 
+ROWS = "pair"
 MIN_NLL = 1e-6  # ORPO's log-odds are infinite at probability 1
 
 
