@@ -17,6 +17,7 @@ from ssppo_jax.groups import make_groups
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES
 from ssppo_jax.oracles.links import preference_of
+from ssppo_jax.oracles.protocol import take_rows
 from ssppo_jax.pairs import make_pairs, mean_win_rate, off_diagonal_mean
 from ssppo_jax.similarity import SentenceEmbedder, score_similarity
 from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Batch, Samples, Verdict
@@ -32,14 +33,11 @@ class Judged(NamedTuple):
 
     def take(self, rows: np.ndarray) -> Judged:
         """Some of the prompts, in the order of `rows`."""
-        v = self.verdict
-        preference, reward = (None if x is None else x[rows] for x in (v.preference, v.reward))
-        parts = None if v.parts is None else {name: x[rows] for name, x in v.parts.items()}
         return Judged(
             [self.encoded[i] for i in rows],
             Samples(*(x[rows] for x in self.samples)),
             [self.texts[i] for i in rows],
-            Verdict(preference, reward, (None,) * len(rows), parts),
+            take_rows(self.verdict, rows),
         )
 
 
