@@ -2,8 +2,9 @@
 
     reward = accuracy + format_weight * format
 
-Parts: `accuracy` (1 or 0), `format`, `extracted` (an answer was found at all). A response without an answer is wrong,
-not a failure of the oracle. Prompts need `meta["answer"]`; those without one are refused before anything is judged.
+Parts: `accuracy` (1 or 0), `format`, `extracted` (an answer was found at all), `unreadable` (one was found that the
+checker could not read, or not compare in time). Such responses are wrong, not failures of the oracle. Prompts need
+`meta["answer"]`; those without one are refused before anything is judged.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ssppo_jax.oracles.answers import STYLES, hashed, well_formed
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.types import Failed, Prompt, Verdict
 
-Grade = Callable[[Prompt, str], float | Failed]  # (prompt, extracted answer) -> score, 1 when right
+Grade = Callable[[Prompt, str], float | Failed | None]  # (prompt, answer) -> score, 1 when right; None: unreadable
 
 
 def reasoning_gym(*, answer_style: str = "auto", exact: bool = True, format_weight: float = 0.0) -> Oracle:
@@ -37,8 +38,12 @@ def reasoning_gym(*, answer_style: str = "auto", exact: bool = True, format_weig
       format_weight: weight of the format reward beside the answer's
     """
 
-    def grade(prompt: Prompt, answer: str) -> float:
-        return float(scorer(prompt)(answer))
+    def grade(prompt: Prompt, answer: str) -> float | None:
+        score = scorer(prompt)
+        try:
+            return float(score(answer))
+        except Exception:  # tasks parse as if the answer had their form; what they raise on a model's text is theirs
+            return None
 
     return _graded("reasoning_gym", grade, answer_style, exact=exact, format_weight=format_weight)
 
@@ -48,7 +53,7 @@ def math_verify(*, answer_style: str = "auto", format_weight: float = 0.0, timeo
 
     Numbers, fractions, sets, intervals, LaTeX; a gold answer may be a GSM8K solution that ends in "#### 42". Answers
     are compared in a process of their own that is killed after `timeout`: what takes longer (9**9**9**9) is wrong,
-    and counted in part `timeout`.
+    and counted as `unreadable`.
 
     Args:
       answer_style: how the answer is found: auto, boxed, tag, hash, final_number or whole
@@ -57,21 +62,11 @@ def math_verify(*, answer_style: str = "auto", format_weight: float = 0.0, timeo
     """
     if not timeout > 0:
         raise ConfigError(f"oracle math_verify: timeout={timeout!r} must be above 0 seconds")
-    comparer = MathComparer(timeout)
-    return _graded(
-        "math_verify", comparer.grade, answer_style, exact=True, format_weight=format_weight, late=comparer.take_late
-    )
+    grade = MathComparer(timeout).grade
+    return _graded("math_verify", grade, answer_style, exact=True, format_weight=format_weight)
 
 
-def _graded(
-    name: str,
-    grade: Grade,
-    answer_style: str,
-    *,
-    exact: bool,
-    format_weight: float,
-    late: Callable[[], bool] | None = None,
-) -> Oracle:
+def _graded(name: str, grade: Grade, answer_style: str, *, exact: bool, format_weight: float) -> Oracle:
     if answer_style not in STYLES:
         raise ConfigError(f"oracle {name}: answer_style={answer_style!r} must be one of {', '.join(STYLES)}")
     if format_weight < 0:
@@ -82,16 +77,20 @@ def _graded(
         score = grade(prompt, answer) if answer is not None else 0.0
         if isinstance(score, Failed):
             return score
-        accuracy = float(score >= 1.0)
-        parts = {"accuracy": accuracy, "format": float(well_formed(text, answer_style))}
-        parts |= {"extracted": float(answer is not None)} | ({"timeout": float(late())} if late else {})
-        return {"reward": (accuracy if exact else score) + format_weight * parts["format"]} | parts
+        accuracy = float(score is not None and score >= 1.0)
+        parts = {
+            "accuracy": accuracy,
+            "format": float(well_formed(text, answer_style)),
+            "extracted": float(answer is not None),
+            "unreadable": float(score is None),
+        }
+        return {"reward": (accuracy if exact else score or 0.0) + format_weight * parts["format"]} | parts
 
     def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         _check_answers(name, prompts)
         rows = [[one(p, text) for text in group] for p, group in zip(prompts, responses, strict=True)]
         failed = tuple(next((r for r in row if isinstance(r, Failed)), None) for row in rows)
-        names = ("reward", "accuracy", "format", "extracted", *(("timeout",) if late else ()))
+        names = ("reward", "accuracy", "format", "extracted", "unreadable")
         table = {
             n: np.array(
                 [[np.nan if bad else r[n] for r in row] for row, bad in zip(rows, failed, strict=True)], np.float32
@@ -116,20 +115,15 @@ class MathComparer:
     """Answers compared in a process that is killed, and started anew, when one comparison takes too long."""
 
     def __init__(self, timeout: float):
-        self._timeout, self._child, self._late = timeout, None, False
+        self._timeout, self._child = timeout, None
 
-    def grade(self, prompt: Prompt, answer: str) -> float | Failed:
+    def grade(self, prompt: Prompt, answer: str) -> float | Failed | None:
+        """1 or 0, Failed when the gold answer is no mathematics, None when there was no reply in time."""
         gold = str(prompt.meta["answer"])
         reply = self._ask({"gold": hashed(gold) or gold, "answer": answer})
         if reply is None:
-            self._late = True
-            return 0.0
+            return None
         return Failed(reply["error"]) if "error" in reply else float(reply["equal"])
-
-    def take_late(self) -> bool:
-        """Whether the last comparison ran out of time."""
-        late, self._late = self._late, False
-        return late
 
     def _ask(self, pair: dict) -> dict | None:
         """The reply, or None when it did not come in time (or the process died of it)."""
