@@ -60,11 +60,14 @@ def mixture(
 ) -> Array:  # [...,V] float32
     """sum_i w_i log pi_i: logits of the geometric mixture of policies, normalised by whoever reads them.
 
-    One policy's logits are returned as they are. One of weight 0 is left out, so that its -inf would not be NaN.
+    One policy's logits are returned as they are. The sum is written as a matrix product because a compiler computes
+    that once: a sum it may compute again for each reader, rounded differently, and `restrict` would lose the very token
+    that is its threshold.
     """
     if len(logits) == 1:
         return logits[0]
-    return sum(w * jax.nn.log_softmax(x, axis=-1) for w, x in zip(weights, logits, strict=True) if w > 0)
+    each = jnp.stack([jax.nn.log_softmax(x, axis=-1) for x in logits], axis=-1)
+    return jnp.matmul(each, jnp.asarray(weights, each.dtype), precision="highest")
 
 
 def log_prob(

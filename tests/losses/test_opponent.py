@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from pair_batches import at_random, build, by_hand
+from pair_batches import at_random, build
 from running import run, value
 
 from ssppo_jax import losses
@@ -27,6 +27,11 @@ def leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]
 
 
+def by_hand():
+    """y of two tokens with r = 0.75, y' of one with r = -1; sums of log-probs -3 and -4."""
+    return build([[[-1.0, -2.0], [-4.0, 0.0]]], [[[1, 1], [1, 0]]], ref=[[[-1.5, -2.25], [-3.0, 0.0]]])
+
+
 def won_by(policy, batch, p_win):
     return policy, batch._replace(p_win=np.full(len(batch.p_win), p_win, np.float32))
 
@@ -39,18 +44,18 @@ def labelled():
 
 # ---- by pencil -------------------------------------------------------------------------------------------------------
 
-# y: log pi = (-1, -2), log-ratios (.5, .25), r = .75; y': log pi = -3, r = -1; D = 1.75, beta D = .875
+# log-ratios of y: (.5, .25); D = r - r' = 1.75, beta D = .875, -log s(.875) = .3484446
 KL = 0.5 * (0.5 * -1 + 0.25 * -2)
 GOLDEN = [
     ("nash_md", {"beta": 0.5}, 0.9, KL + 0.4 * 3),
     ("nash_md", {"beta": 0.5, "mixture_coef": 0.0}, 0.9, KL + 0.4 * 3),
     ("nash_md", {"beta": 0.5}, 0.2, KL - 0.3 * 3),
     ("nash_md", {"beta": 0.25}, 0.5, KL / 2),
-    ("xpo", {"beta": 0.5, "alpha": 0.3}, 0.9, 0.3484446 - 0.9),
-    ("xpo", {"beta": 0.5, "alpha": 0.3}, 0.2, 0.875 + 0.3484446 - 0.9),
+    ("xpo", {"beta": 0.5, "alpha": 0.2}, 0.9, 0.3484446 - 0.8),
+    ("xpo", {"beta": 0.5, "alpha": 0.2}, 0.2, 0.875 + 0.3484446 - 0.8),
     ("xpo", {"beta": 0.5, "alpha": 0.0}, 0.5, 0.4375 + 0.3484446),
-    ("xpo", {"loss_type": "ipo", "beta": 0.5, "alpha": 0.3}, 0.9, 0.75**2 - 0.9),
-    ("xpo", {"loss_type": "ipo", "beta": 0.5, "alpha": 0.3}, 0.2, 2.75**2 - 0.9),
+    ("xpo", {"loss_type": "ipo", "beta": 0.5, "alpha": 0.3}, 0.9, 0.75**2 - 1.2),
+    ("xpo", {"loss_type": "ipo", "beta": 0.5, "alpha": 0.3}, 0.2, 2.75**2 - 1.2),
     ("xpo", {"loss_type": "ipo", "beta": 0.25, "alpha": 0.0}, 0.5, (0.25**2 + 3.75**2) / 2),
 ]
 
