@@ -21,7 +21,7 @@ commands
   generate   --config=FILE [--model=M] [--prompt=TEXT ...] [--output=FILE]   responses as JSON lines
   convert    --input=M --output=DIR [--dtype=float32|bfloat16]   write a Hugging Face folder
   report     --workdir=DIR    one HTML file with plots and texts
-  sweep      --config=FILE --workdir=DIR [--dry-run]   grid x seeds of a file that defines sweep(add)
+  sweep      --config=FILE --workdir=DIR [--jobs=N] [--dry-run]   grid x seeds of a file that defines sweep(add)
 
 M is embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or a run's checkpoint folder
 (RUN/checkpoints/step_00000012).
@@ -200,14 +200,16 @@ def _report(argv: list[str]) -> int:
 def _sweep(argv: list[str]) -> int:
     dry_run = "--dry-run" in argv
     argv = [a for a in argv if a != "--dry-run"]
-    args, overrides = _parse(argv, "sweep", {"config": None, "workdir": None})
+    args, overrides = _parse(argv, "sweep", {"config": None, "workdir": None, "jobs": "1"})
     if args.help:
         print(USAGE)
         return 0
+    if not args.jobs.isdecimal() or int(args.jobs) < 1:
+        raise ConfigError(f"--jobs={args.jobs}: must be a whole number from 1, the runs at work at one time")
     from ssppo_jax.sweep import sweep
 
     workdir = Path(args.workdir) if dry_run else _folder(args.workdir)
-    return sweep(args.config, workdir, overrides, dry_run=dry_run)
+    return sweep(args.config, workdir, overrides, jobs=int(args.jobs), dry_run=dry_run)
 
 
 COMMANDS = {

@@ -9,12 +9,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssppo_jax"
 # Modules and packages. On floors 0 and 4 a module may also import those that stand before it on its own floor.
 FLOORS = (
-    "__init__ types errors progress config registry disk",
+    "__init__ types errors progress config registry disk cores",
     "losses models parallel sampling chat optim checkpoint metrics lifecycle winrate",
     "weights generate data",
     "steps state oracles pairs groups similarity",
     "schema run_folder plots report runtime sample_phase judge_phase rollout score_phase assemble collect evaluate "
-    "inference train sweep",
+    "inference train measure grid sweep_table sweep_plots sweep",
     "__main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
