@@ -3,25 +3,44 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from ssppo_jax.losses import LOSSES
+from ssppo_jax.types import Policy
+
+
+def differentiate(name, policy, batch, **hyper):
+    """Mean, metrics, and gradients of the undivided total with respect to the policy's arrays."""
+
+    def loss(policy):
+        mean, metrics = LOSSES[name](policy, batch, **hyper)
+        return mean.total, (mean, metrics)
+
+    (_, (mean, metrics)), gradient = jax.value_and_grad(loss, has_aux=True)(policy)
+    return mean, metrics, gradient
 
 
 @functools.cache
 def compiled(name, hyper):
-    def loss(policy, batch):
-        mean, metrics = LOSSES[name](policy, batch, **dict(hyper))
-        return mean.total, (mean, metrics)
-
-    return jax.jit(jax.value_and_grad(loss, has_aux=True))
+    return jax.jit(lambda policy, batch: differentiate(name, policy, batch, **dict(hyper)))
 
 
 def run(name, policy, batch, **hyper):
-    """Mean, metrics, and gradients of the undivided total with respect to the policy's arrays."""
-    (_, (mean, metrics)), gradient = compiled(name, tuple(sorted(hyper.items())))(policy, batch)
-    return mean, metrics, gradient
+    """`differentiate`, under jit."""
+    return compiled(name, tuple(sorted(hyper.items())))(policy, batch)
 
 
 def value(name, policy, batch, **hyper):
     """The loss alone, without jit: cheaper than a compilation where only a number is wanted."""
     return float(LOSSES[name](policy, batch, **hyper)[0].result())
+
+
+def slope(name, policy, batch, **hyper):
+    """Gradient of the loss with respect to logp, without jit."""
+    loss = lambda logp: LOSSES[name](Policy(logp, policy.hidden), batch, **hyper)[0].result()  # noqa: E731
+    return np.asarray(jax.grad(loss)(jnp.asarray(policy.logp)))
+
+
+def leaves(tree):
+    return [np.asarray(x) for x in jax.tree.leaves(tree)]
