@@ -42,5 +42,13 @@ def slope(name, policy, batch, **hyper):
     return np.asarray(jax.grad(loss)(jnp.asarray(policy.logp)))
 
 
+def assert_agrees(name, policy, batch, hyper, loss, gradient):
+    """The mean loss and its gradient with respect to logp are these, to 1e-5."""
+    mean = lambda logp: LOSSES[name](Policy(logp, policy.hidden), batch, **hyper)[0].result()  # noqa: E731
+    found, slopes = jax.jit(jax.value_and_grad(mean))(policy.logp)
+    np.testing.assert_allclose(found, loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(slopes, gradient * batch.mask, rtol=1e-5, atol=1e-6)
+
+
 def leaves(tree):
     return [np.asarray(x) for x in jax.tree.leaves(tree)]

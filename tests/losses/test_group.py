@@ -289,6 +289,17 @@ def test_on_policy_eur_is_one(name):
     assert float(metrics["eur"].result()) == 1
 
 
+def test_logged_extremes_are_of_responses_with_tokens():
+    """Padding has ratio 1: the least of a policy that rose everywhere, the greatest of one that fell."""
+    policy, batch = at_random()
+    for shift in (-1.0, 1.0):
+        _, metrics = LOSSES["sspo"](policy, batch._replace(old_logp=policy.logp - np.float32(shift)))
+        for key in ("sequence_ratio", "sequence_weight"):
+            ends = [float(metrics[f"{key}/{end}"].result()) for end in ("min", "mean", "max")]
+            assert ends == pytest.approx([ends[1]] * 3, rel=0.02 if key == "sequence_weight" else 1e-5), (key, shift)
+        assert ends[1] != pytest.approx(1.0, abs=0.05)
+
+
 def test_silent_groups_are_counted():
     policy, batch = at_random()
     advantage = batch.advantage.copy()

@@ -199,10 +199,19 @@ def test_impossible_hyper_parameters_are_refused_by_name(name, hyper):
         LOSSES[name](*by_hand(), **hyper)
 
 
-def test_logged_rewards_are_beta_r():
-    _, metrics = LOSSES["dpo"](*by_hand(), beta=0.5)
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_logged_reward_is_the_implicit_one(name):
+    """By pencil: beta r; over tokens where the loss normalises; without a reference where it has none."""
+    hyper = {"eta": 0.5, "tau": 0.125} if name == "inpo" else {"beta": 0.5}
+    _, metrics = LOSSES[name](*by_hand(), **hyper)
+    winner, loser = {
+        "ipo": (0.5 * 0.75 / 2, -0.5),
+        "simpo": (0.5 * -1.5, 0.5 * -3),
+        "orpo": (0.5 * -1.5, 0.5 * -3),
+        "inpo": (0.5 * (0.25 * 0.75 + 0.75 * 0.5), 0.5 * (0.25 * -1 + 0.75 * 0.5)),
+    }.get(name, (0.5 * 0.75, -0.5))
     logged = {key.removeprefix("reward/"): float(m.result()) for key, m in metrics.items() if key.startswith("reward/")}
-    assert logged == pytest.approx({"winner": 0.375, "loser": -0.5, "margin": 0.875, "accuracy": 1.0})
+    assert logged == pytest.approx({"winner": winner, "loser": loser, "margin": winner - loser, "accuracy": 1.0})
 
 
 def test_accuracy_counts_the_pairs_whose_winner_leads():
