@@ -26,6 +26,8 @@ REQUIRES = [
     "array-record==0.8.6",
     "ml-dtypes==0.6.0",
     "scipy==1.17.1",  # the linear program of a game's equilibrium
+    "reasoning-gym==0.1.25",  # tasks with exact scores
+    "math-verify[antlr4_13_2]==0.9.0",
 ]
 
 EXTRAS = {

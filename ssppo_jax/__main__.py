@@ -132,9 +132,8 @@ def _evaluate(argv: list[str]) -> int:
 
     output = _folder(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
-    rate = result["win_rate"]
-    print(json.dumps({k: result[k] for k in ("candidate", "baseline", "win_rate", "oracle")}))
-    print(f"win rate {rate['mean']:.3f}, 95% interval [{rate['low']:.3f}, {rate['high']:.3f}], {rate['n']} prompts")
+    print(json.dumps({k: result[k] for k in ("candidate", "baseline", "win_rate", "rewards", "oracle")}))
+    print(f"{result['summary']} (95% intervals over {result['win_rate']['n']} prompts)")
     return 0
 
 

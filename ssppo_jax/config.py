@@ -210,11 +210,16 @@ def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def override(config: ConfigDict, overrides: Mapping[str, str], components: Iterable[Component]) -> list[str]:
+def override(
+    config: ConfigDict,
+    overrides: Mapping[str, str],
+    components: Iterable[Component],
+    elsewhere: Mapping[str, str] | None = None,
+) -> list[str]:
     """Apply `a.b=text` overrides in place and return every problem found.
 
     Component names are applied first (a newly named component starts from its own defaults), then the other keys, so
-    the order on the command line does not matter.
+    the order on the command line does not matter. `elsewhere` says where other frameworks' names of a key stand here.
     """
     by_path = {c.path: c for c in components}
     problems, rest, refused = [], {}, []
@@ -234,6 +239,8 @@ def override(config: ConfigDict, overrides: Mapping[str, str], components: Itera
             continue
         if path not in known:
             nearest = _nearest(path, known) or "train --config=FILE --help lists them"
+            if _leaf(path) in (elsewhere or {}):
+                nearest = f"here it is {elsewhere[_leaf(path)]}"
             problems.append(f"--config.{path}: no such key; {nearest.strip()}")
             continue
         try:

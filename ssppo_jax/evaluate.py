@@ -1,4 +1,4 @@
-"""Win rate of one policy over another on held-out prompts, as the configured oracle sees it, with a 95% interval."""
+"""One policy against another on held-out prompts, as the configured oracle sees them: win rate, rewards, intervals."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import logging
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -14,13 +16,14 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.oracles import ORACLES
+from ssppo_jax.judge_phase import build_oracle
+from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, consult, drop_failed
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
 from ssppo_jax.sample_phase import Sampled, sample_prompts
 from ssppo_jax.types import PyTree
 from ssppo_jax.weights.source import resolve
-from ssppo_jax.winrate import WinRate, cross_win_probability, win_rate
+from ssppo_jax.winrate import Estimate, cross_win_probability, mean_interval, win_rate
 
 log = logging.getLogger(__name__)
 
@@ -48,26 +51,74 @@ def encode_split(runtime: Runtime) -> tuple[list[EncodedPrompt], list[EncodedPro
     return train, heldout, account
 
 
+class Change(NamedTuple):
+    """A reward, or a part of one, of two policies on the same prompts."""
+
+    candidate: Estimate
+    baseline: Estimate
+    gain: Estimate  # of the difference, prompt by prompt
+
+
+class Comparison(NamedTuple):
+    """What the oracle says of a candidate's and a baseline's responses to the same prompts."""
+
+    win_rate: Estimate
+    rewards: dict[str, Change]  # "reward" and its named parts; empty when the oracle gives preferences
+
+    def values(self) -> dict[str, float]:
+        """For the metric log: the win rate and the candidate's rewards, each with its interval."""
+        named = {"win_rate": self.win_rate} | {name: change.candidate for name, change in self.rewards.items()}
+        values = {"prompts": float(self.win_rate.n)}
+        for name, e in named.items():
+            values |= {name: e.mean, f"{name}_low": e.low, f"{name}_high": e.high}
+        return values
+
+    def result(self) -> dict[str, float]:
+        """For result.json: the same, and where the rewards started and how much they gained."""
+        rate = self.win_rate
+        found = {"win_rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": rate.n}
+        for name, (candidate, baseline, gain) in self.rewards.items():
+            found |= {name: candidate.mean, f"{name}_start": baseline.mean, f"{name}_gain": gain.mean}
+            found |= {f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
+        return found
+
+    def __str__(self) -> str:
+        lines = [f"win rate {_shown(self.win_rate)}"]
+        lines += [f"{name} {_shown(c.candidate)}, from {c.baseline.mean:.3f}" for name, c in self.rewards.items()]
+        return "; ".join(lines)
+
+
+def _shown(e: Estimate) -> str:
+    return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
+
+
 def compare(
     config: ConfigDict,
     oracle: Oracle,
     encoded: Sequence[EncodedPrompt],
     candidate: list[list[str]],  # B x K
     baseline: list[list[str]],  # B x K
-) -> WinRate:
-    """P(candidate beats baseline) over the K x K pairs of each prompt, then over prompts; so is the interval."""
+) -> Comparison:
+    """P(candidate beats baseline) over the K x K pairs of each prompt, and mean rewards; all intervals over prompts."""
     k = len(candidate[0])
     groups = [a + b[:k] for a, b in zip(candidate, baseline, strict=True)]
-    verdict = consult(oracle, [e.prompt for e in encoded], groups)
-    if verdict.preference is None:
-        reward = verdict.reward
-        better = reward[:, :, None] > reward[:, None, :]
-        verdict = verdict._replace(preference=better + 0.5 * (reward[:, :, None] == reward[:, None, :]))
-    kept = drop_failed(verdict, max_failed_fraction=config.judge.max_failed_fraction)
+    kept = drop_failed(
+        consult(oracle, [e.prompt for e in encoded], groups), max_failed_fraction=config.judge.max_failed_fraction
+    )
     if kept.dropped:
         log.warning("the oracle failed on %d of %d held-out prompts: %s", kept.dropped, len(encoded), kept.reasons)
-    p = cross_win_probability(kept.verdict.preference, k)
-    return win_rate(p, rng=np.random.default_rng(config.seed), resamples=RESAMPLES)
+    rng = np.random.default_rng(config.seed)
+    preference = preference_of(kept.verdict, temperature=config.judge.reward_temperature)
+    rate = win_rate(cross_win_probability(preference, k), rng=rng, resamples=RESAMPLES)
+    if kept.verdict.reward is None:
+        return Comparison(rate, {})
+    scores = {"reward": kept.verdict.reward} | (kept.verdict.parts or {})
+    return Comparison(rate, {name: _change(x[:, :k].mean(1), x[:, k:].mean(1), rng) for name, x in scores.items()})
+
+
+def _change(candidate: np.ndarray, baseline: np.ndarray, rng: np.random.Generator) -> Change:  # [B] each
+    interval = partial(mean_interval, rng=rng, resamples=RESAMPLES)
+    return Change(interval(candidate), interval(baseline), interval(candidate - baseline))
 
 
 class HeldOut:
@@ -109,10 +160,6 @@ class HeldOut:
         ]
 
 
-def build_oracle(config: ConfigDict) -> Oracle:
-    return ORACLES[config.oracle.name](**call_kwargs(config.oracle))
-
-
 def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path | None) -> dict:
     """Load two policies, sample both on the held-out prompts, compare. Writes the result and all texts to `output`.
 
@@ -128,11 +175,15 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
             params, num_samples=config.eval.final_num_samples, baseline=name == "baseline", what=f"sample {name}"
         )
         del params
-    rate = compare(config, oracle, encoded, texts["candidate"].texts, texts["baseline"].texts)
+    found = compare(config, oracle, encoded, texts["candidate"].texts, texts["baseline"].texts)
     result = {
         "candidate": candidate,
         "baseline": baseline,
-        "win_rate": rate._asdict(),
+        "win_rate": found.win_rate._asdict(),
+        "rewards": {
+            name: {part: e._asdict() for part, e in change._asdict().items()} for name, change in found.rewards.items()
+        },
+        "summary": str(found),
         "oracle": {"name": config.oracle.name, **call_kwargs(config.oracle)},
         "samples_per_prompt": config.eval.final_num_samples,
         "prompts": account,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ssppo_jax.models.decoder import KV, Cache, Decoder, output_kernel
 from ssppo_jax.models.logprobs import logits_of
-from ssppo_jax.sampling import SamplingParams, choose, row_keys
+from ssppo_jax.sampling import SamplingParams, choose, log_prob, mixture, row_keys
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, Samples
 
 
@@ -18,7 +18,7 @@ class _Loop(NamedTuple):
     step: Array  # [] int32, tokens chosen so far
     token: Array  # [B,K] int32, the newest
     done: Array  # [B,K] bool
-    own: KV  # [N,B,K,T,G,E]
+    own: tuple[KV, ...]  # of each policy, [N,B,K,T,G,E]
     samples: Samples
 
 
@@ -29,47 +29,87 @@ def make_generate(
     eos_ids: tuple[int, ...],
     pad_id: int,
     sampling: SamplingParams,
+    weights: tuple[float, ...] = (1.0,),
+    first_sample: int = 0,
 ) -> Callable[[PyTree, Prompts, Array], Samples]:
     """generate(params, prompts, key) -> Samples: K completions per prompt.
 
     `key` belongs to (seed, iteration); each token's key is addressed from it by prompt, sample and position. EOS ids
     are looked for at completion positions only. A row that ends early is padded with `pad_id` beyond its length.
+
+    With several `weights`, `params` is a tuple of as many parameters of the one architecture, and every token is drawn
+    from their geometric mixture, proportional to prod_i pi_i^w_i; temperature, top-k, top-p and min-p act on it. Each
+    policy reads the tokens drawn so far and keeps its own keys and values. `Samples.logp` stays the raw log-prob under
+    the first policy, which a trainer can check, and `Samples.sampling_logp` is the log-prob as drawn.
+
+    Args:
+      decoder: the architecture of every policy.
+      num_samples: K.
+      eos_ids: tokens that end a completion.
+      pad_id: what is written behind it.
+      sampling: how a token is drawn.
+      weights: exponent of each policy in the mixture, >= 0 and 1 in sum.
+      first_sample: index of the first of the K samples in their random address. An opponent beside K samples of the
+        policy is sample K, so that it is drawn independently of them.
+
+    Raises:
+      ValueError: weights that are not of a mixture, or (when generating) another number of parameters than of weights.
     """
-    t = sampling.max_new_tokens
+    if not weights or not (min(weights) >= 0 and abs(sum(weights) - 1.0) <= 1e-6):
+        raise ValueError(f"weights={weights!r}: the exponents of a mixture are >= 0 and add up to 1, as in (0.5, 0.5)")
+    k, t = num_samples, sampling.max_new_tokens
     stops = jnp.asarray(eos_ids, jnp.int32)
 
     def pick(keys, step, logits):
         at_step = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
-        return choose(at_step, decoder.constrain(logits, "logits"), sampling)
+        logits = [decoder.constrain(x, "logits") for x in logits]
+        token, logp, sampling_logp = choose(at_step, mixture(logits, weights), sampling)
+        return token, (log_prob(logits[0], token) if len(weights) > 1 else logp), sampling_logp
 
     def is_stop(token):
         return (token[..., None] == stops[None, None, :]).any(-1)
 
     def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
-        kernel = output_kernel(params, decoder.arch)
-        b, k = prompts.tokens.shape[0], num_samples
-        keys = row_keys(key, prompts.address, k)
-        forward = decoder.apply({"params": params}, prompts.tokens, prompts.length, return_kv=True)
-        last = jnp.take_along_axis(forward.prompt, (prompts.length - 1)[:, None, None], axis=1)
-        logits = jnp.broadcast_to(logits_of(last, kernel), (b, k, kernel.shape[1]))
+        policies = (params,) if len(weights) == 1 else tuple(params)
+        if len(policies) != len(weights):
+            raise ValueError(f"{len(weights)} weights and {len(policies)} parameters: give a tuple with one tree each")
+        models = [(policy, output_kernel(policy, decoder.arch)) for policy in policies]
+        b, keys = prompts.tokens.shape[0], row_keys(key, prompts.address, k, first_sample)
+        logits, shared = zip(*(_prefill(decoder, *model, prompts, k) for model in models), strict=True)
         token, logp, sampling_logp = pick(keys, 0, logits)
         samples = _record(_blank(b, k, t, pad_id), 0, token, logp, sampling_logp, jnp.zeros((b, k), bool))
 
         def body(loop: _Loop) -> _Loop:
-            cache = Cache(forward.kv, loop.own, loop.step - 1)
-            out = decoder.apply({"params": params}, None, prompts.length, loop.token[..., None], cache, return_kv=True)
-            own = jax.tree.map(lambda old, new: _write(old, new, loop.step - 1), loop.own, out.kv)
-            token, logp, sampling_logp = pick(keys, loop.step, logits_of(out.completion[:, :, 0], kernel))
+            caches = [Cache(kv, own, loop.step - 1) for kv, own in zip(shared, loop.own, strict=True)]
+            read = [_read(decoder, *m, prompts, loop.token, cache) for m, cache in zip(models, caches, strict=True)]
+            logits, new = zip(*read, strict=True)
+            own = jax.tree.map(lambda old, x: _write(old, x, loop.step - 1), loop.own, new)
+            token, logp, sampling_logp = pick(keys, loop.step, logits)
             samples = _record(loop.samples, loop.step, token, logp, sampling_logp, loop.done)
             return _Loop(loop.step + 1, token, loop.done | is_stop(token), own, samples)
 
-        own = jax.tree.map(lambda x: jnp.zeros((x.shape[0], b, k, t, *x.shape[3:]), x.dtype), forward.kv)
+        own = jax.tree.map(lambda x: jnp.zeros((x.shape[0], b, k, t, *x.shape[3:]), x.dtype), shared)
         first = _Loop(jnp.int32(1), token, is_stop(token), own, samples)
         loop = jax.lax.while_loop(lambda l: (l.step < t) & ~l.done.all(), body, first)
         finish = jnp.where(loop.done, FINISH_EOS, FINISH_LENGTH).astype(jnp.int8)
         return loop.samples._replace(finish=finish)
 
     return generate
+
+
+def _prefill(decoder: Decoder, params: PyTree, kernel: Array, prompts: Prompts, k: int) -> tuple[Array, KV]:
+    """Logits [B,K,V] of the first token, and the prompts' keys and values."""
+    forward = decoder.apply({"params": params}, prompts.tokens, prompts.length, return_kv=True)
+    last = jnp.take_along_axis(forward.prompt, (prompts.length - 1)[:, None, None], axis=1)
+    return jnp.broadcast_to(logits_of(last, kernel), (len(last), k, kernel.shape[1])), forward.kv
+
+
+def _read(
+    decoder: Decoder, params: PyTree, kernel: Array, prompts: Prompts, token: Array, cache: Cache
+) -> tuple[Array, KV]:
+    """Logits [B,K,V] of what follows `token` [B,K], and its keys and values."""
+    out = decoder.apply({"params": params}, None, prompts.length, token[..., None], cache, return_kv=True)
+    return logits_of(out.completion[:, :, 0], kernel), out.kv
 
 
 def _write(cache: Array, new: Array, step: Array) -> Array:

@@ -147,7 +147,7 @@ def make_pairs(
     elif semantic_gate == "none":
         target = rate
     else:
-        alike = similarity[rows, winner, loser][:, None] if semantic_gate == "pair" else _mean_of_others(similarity)
+        alike = similarity[rows, winner, loser][:, None] if semantic_gate == "pair" else off_diagonal_mean(similarity)
         target = calibrate(rate, gate(alike))
 
     def of_pair(x):
@@ -166,7 +166,9 @@ def make_pairs(
     return pairs, _stats(pairs)
 
 
-def _mean_of_others(similarity: np.ndarray) -> np.ndarray:
+def off_diagonal_mean(
+    similarity: np.ndarray,  # [B,K,K]
+) -> np.ndarray:
     """1/(K-1) sum_{j != i} S_ij -> [B,K]."""
     off_diagonal = 1.0 - np.eye(similarity.shape[-1])
     return np.sum(similarity * off_diagonal, axis=-1) / (similarity.shape[-1] - 1)

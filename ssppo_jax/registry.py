@@ -28,7 +28,7 @@ def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callab
 
 
 def constants(paths: Iterable[str], package: str, table: str, constant: str, default: Any) -> dict[str, Any]:
-    """What the module of each table entry says in its module-level `constant`, by entry; `default` where it is silent."""
+    """What the module of each table entry says in its module-level `constant`, by entry; else `default`."""
     return {
         name: getattr(module, constant, default)
         for module in _modules(paths, package)

@@ -75,11 +75,27 @@ class Runtime:
             repulsion_layer=model.repulsion_layer,
         )
 
-    def make_generate(self, *, num_samples: int, sampling: SamplingParams) -> Callable:
-        """The jitted sampler: generate(params, prompts, key) -> Samples."""
+    def make_generate(
+        self,
+        *,
+        num_samples: int,
+        sampling: SamplingParams,
+        weights: tuple[float, ...] = (1.0,),
+        first_sample: int = 0,
+    ) -> Callable:
+        """The jitted sampler: generate(params, prompts, key) -> Samples.
+
+        With several `weights`, `params` is a tuple of as many policies and their geometric mixture is sampled.
+        """
         decoder = self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll)
         generate = make_generate(
-            decoder, num_samples=num_samples, eos_ids=self.eos, pad_id=self.eos[0], sampling=sampling
+            decoder,
+            num_samples=num_samples,
+            eos_ids=self.eos,
+            pad_id=self.eos[0],
+            sampling=sampling,
+            weights=weights,
+            first_sample=first_sample,
         )
         return jax.jit(generate)
 

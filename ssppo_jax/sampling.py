@@ -7,6 +7,7 @@ row's neighbours, its place in the batch, padding, or a restart.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -46,10 +47,35 @@ def row_keys(
     key: Array,  # [] typed key of (seed, iteration)
     address: Array,  # [B] uint32
     k: int,
+    first: int = 0,
 ) -> Array:  # [B,K] typed keys
-    """fold_in(fold_in(key, prompt address), sample index)."""
+    """fold_in(fold_in(key, prompt address), sample index), for the sample indices first ... first + k - 1."""
     fold = jax.random.fold_in
-    return jax.vmap(lambda a: jax.vmap(lambda i: fold(fold(key, a), i))(jnp.arange(k)))(address)
+    return jax.vmap(lambda a: jax.vmap(lambda i: fold(fold(key, a), i))(jnp.arange(first, first + k)))(address)
+
+
+def mixture(
+    logits: Sequence[Array],  # of each policy, [...,V] float32
+    weights: Sequence[float],
+) -> Array:  # [...,V] float32
+    """sum_i w_i log pi_i: logits of the geometric mixture of policies, normalised by whoever reads them.
+
+    One policy's logits are returned as they are. The sum is written as a matrix product because a compiler computes
+    that once: a sum it may compute again for each reader, rounded differently, and `restrict` would lose the very token
+    that is its threshold.
+    """
+    if len(logits) == 1:
+        return logits[0]
+    each = jnp.stack([jax.nn.log_softmax(x, axis=-1) for x in logits], axis=-1)
+    return jnp.matmul(each, jnp.asarray(weights, each.dtype), precision="highest")
+
+
+def log_prob(
+    logits: Array,  # [...,V]
+    token: Array,  # [...] int32
+) -> Array:  # [...]
+    """log softmax(logits)[token]."""
+    return _at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def restrict(

@@ -18,7 +18,8 @@ from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import LOSSES, group
+from ssppo_jax.losses import LOSSES, ROWS
+from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.policy import LAYERS, POOLINGS
@@ -65,6 +66,7 @@ KEYS: tuple[Key, ...] = (
     Key("sampling.batch_size", 16, "prompts sampled at one time", cfg.positive),
     # judging
     Key("judge.max_failed_fraction", 0.1, "abort when the oracle fails on more of an iteration's prompts than this", cfg.unit),
+    Key("judge.reward_temperature", 0.0, "pairs from an oracle of rewards: reward gap that makes the odds e to 1; 0: the higher reward wins", cfg.non_negative),
     # pairs
     Key("pairs.win_rate_estimator", "pairwise", "how win rates come from the preference matrix: " + ", ".join(WIN_RATE_ESTIMATORS), cfg.one_of(*WIN_RATE_ESTIMATORS)),
     Key("pairs.include_self", True, "count the self pair as 1/2, as the papers do"),
@@ -74,6 +76,12 @@ KEYS: tuple[Key, ...] = (
     Key("similarity.name", "relu_cosine", "max(0, cos) in the paper", cfg.one_of(*SIMILARITIES)),
     Key("similarity.embed_text", "response", "what is embedded (reconstruction)", cfg.one_of(*EMBED_TEXTS)),
     Key("similarity.max_length", 256, "word pieces read of each text; longer ones are counted", cfg.positive),
+    # groups
+    Key("group.filter_groups", False, "leave out groups whose rewards are all equal (DAPO's dynamic sampling)"),
+    Key("group.max_num_gen_batches", 1, "with filter_groups: rounds of sampling, at most, to fill the iteration", cfg.positive),
+    Key("group.overlong_buffer_len", 0, "tokens before max_new_tokens over which a length penalty grows (DAPO's soft overlong punishment); 0: none", cfg.non_negative),
+    Key("group.overlong_penalty_factor", 1.0, "the length penalty at max_new_tokens", cfg.non_negative),
+    Key("group.mask_truncated_completions", False, "responses cut at max_new_tokens do not train (they count in the advantages)"),
     # optimisation
     Key("optim.learning_rate", 5e-7, "peak learning rate", cfg.positive),
     Key("optim.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
@@ -84,8 +92,8 @@ KEYS: tuple[Key, ...] = (
     # loop
     Key("train.iterations", 3, "self-play iterations; pi_t is refreshed at each", cfg.positive),
     Key("train.prompts_per_iteration", 0, "prompts sampled per iteration, in shuffled passes; 0: the data cut into as many disjoint parts as iterations (the papers)", cfg.non_negative),
-    Key("train.epochs", 1, "passes over an iteration's pairs", cfg.positive),
-    Key("train.batch_size", 64, "prompts per optimizer step", cfg.positive),
+    Key("train.epochs", 1, "passes over an iteration's rollout (TRL's num_iterations)", cfg.positive),
+    Key("train.batch_size", 64, "prompts per optimizer step; prompts_per_iteration / batch_size is TRL's steps_per_generation", cfg.positive),
     Key("train.micro_batches", 1, "gradient accumulation: parts a batch is cut into", cfg.positive),
     Key("train.reference", "iteration", "the loss's reference: pi_t, or the initial policy", cfg.one_of("iteration", "initial")),
     Key("train.initial_policy", "reload", "how the initial policy is had for KL logging: reloaded each iteration, kept on the device, or off", cfg.one_of("reload", "keep", "off")),
@@ -106,6 +114,7 @@ KEYS: tuple[Key, ...] = (
 COMPONENTS: tuple[Component, ...] = (
     Component("data.source", SOURCES, "quickstart", "where prompts come from"),
     Component("oracle", ORACLES, "sentiment", "who judges"),
+    Component("advantage", ADVANTAGES, "grpo", "rewards of a group -> advantages (group losses)"),
     Component("pairs.gate", GATES, "linear", "similarity -> factor on the win-rate margin"),
     Component("loss", LOSSES, "s_sppo", "the objective"),
     Component("optim.transform", OPTIMIZERS, "rmsprop", "the optimizer"),
@@ -127,6 +136,27 @@ KEYWORD_RULES = {
 }
 
 
+ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
+    "num_iterations": "train.epochs",
+    "steps_per_generation": "train.prompts_per_iteration / train.batch_size",
+    "num_generations": "sampling.num_samples",
+    "max_completion_length": "sampling.max_new_tokens",
+    "max_new_tokens": "sampling.max_new_tokens",
+    "max_prompt_length": "data.max_prompt_length",
+    "temperature": "sampling.temperature",
+    "scale_rewards": "advantage.scale_rewards (of advantage.name=grpo)",
+    "num_train_epochs": "train.epochs",
+    "gradient_accumulation_steps": "train.micro_batches",
+    "per_device_train_batch_size": "train.batch_size",
+    "learning_rate": "optim.learning_rate",
+    "loss_type": "loss.name",
+    "epsilon": "loss.epsilon",
+    "epsilon_high": "loss.epsilon_high",
+    "mask_truncated_completions": "group.mask_truncated_completions",
+    "dynamic_sampling": "group.filter_groups",
+}
+
+
 def base_config() -> ConfigDict:
     """Every key at its default, locked: a typo in a config file raises and names the nearest key."""
     return cfg.build(KEYS, COMPONENTS)
@@ -145,7 +175,7 @@ def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> Co
       ConfigError: every problem with the file's own values and the overrides, at once.
     """
     config = cfg.load_config(spec)
-    problems = cfg.override(config, overrides, COMPONENTS)
+    problems = cfg.override(config, overrides, COMPONENTS, ELSEWHERE)
     problems += _value_problems(config) if devices is None else _problems(config, devices)
     cfg.raise_problems(problems)
     return config
@@ -171,11 +201,6 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
         problems += _batch_problems(config, ways=shape[0] * shape[1])
     except ConfigError as e:
         problems.append(str(e))
-    if config.loss.name in group.LOSSES:
-        problems.append(
-            f"loss.name={config.loss.name}: group losses need rewards and all K samples, which `train` does not assemble "
-            f"yet; choose a pair loss: {', '.join(sorted(LOSSES.keys() - group.LOSSES.keys()))}"
-        )
     if max(config.data.prompt_buckets, default=0) < config.data.max_prompt_length:
         problems.append(
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
@@ -188,7 +213,7 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
             f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
             f"{config.eval.num_samples}; the baseline is sampled final_num_samples times"
         )
-    return problems + _schedule_problems(config)
+    return problems + _rows_problems(config) + _schedule_problems(config)
 
 
 def _keyword_problems(config: ConfigDict) -> list[str]:
@@ -205,6 +230,34 @@ def _keyword_problems(config: ConfigDict) -> list[str]:
             jax.eval_shape(partial(table[node.name], **cfg.call_kwargs(node)), *arrays)
         except (ConfigError, ValueError) as error:
             problems.append(f"{path}={node.name}: {error}")
+    return problems
+
+
+def _rows_problems(config: ConfigDict) -> list[str]:
+    """What the kind of rows the loss learns from asks of other keys."""
+    kind, name, problems = ROWS[config.loss.name], config.loss.name, []
+    if kind == "opponent":
+        if config.sampling.num_samples != 2:
+            problems.append(
+                f"sampling.num_samples={config.sampling.num_samples}: {name} learns from one sample of the policy and "
+                "one of its opponent; set 2"
+            )
+        if config.train.reference != "initial":
+            problems.append(
+                f"train.reference={config.train.reference}: {name}'s opponent is made with a fixed reference; set initial"
+            )
+    group, slots = config.group, config.sampling.max_new_tokens
+    if group.filter_groups and kind != "group":
+        problems.append(f"group.filter_groups: {name} does not learn from groups of rewards; leave it false")
+    if group.max_num_gen_batches > 1 and not (group.filter_groups and config.train.prompts_per_iteration):
+        problems.append(
+            f"group.max_num_gen_batches={group.max_num_gen_batches} needs group.filter_groups=true and "
+            "train.prompts_per_iteration above 0"
+        )
+    if group.overlong_buffer_len > slots:
+        problems.append(
+            f"group.overlong_buffer_len={group.overlong_buffer_len} exceeds sampling.max_new_tokens={slots}; lower it"
+        )
     return problems
 
 

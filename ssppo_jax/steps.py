@@ -54,12 +54,14 @@ def make_train_step(
     gradient = jax.grad(objective, has_aux=True)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics = _accumulate(gradient, state.params, batch)
+        grads, metrics, squares = _accumulate(gradient, state.params, batch)
         weight = jnp.maximum(metrics["loss"].weight, 1e-20)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm, moved = optax.tree.norm(grads), optax.tree.norm(updates)
+        if squares is not None:
+            metrics["grad_variance"] = _variance(squares, norm)
         finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(metrics["loss"].total)
         metrics |= {
             "grad_norm": _once(norm),
@@ -76,22 +78,41 @@ def _once(value: Array) -> Mean:
     return Mean(value, jnp.float32(1))
 
 
-def _accumulate(gradient, params: PyTree, batch: Batch) -> tuple[PyTree, Metrics]:
-    """Sum gradients (in float32 at least) and merge metrics over the leading micro-batch axis."""
+def _accumulate(gradient, params: PyTree, batch: Batch) -> tuple[PyTree, Metrics, Mean | None]:
+    """Sum gradients (in float32 at least) and merge metrics over the leading micro-batch axis.
+
+    Last comes the mean of |g|^2 over the micro-batches, if there are several, g being the gradient of one's mean loss.
+    """
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.weight.shape[0] == 1:
-        return gradient(params, first)
+        grads, metrics = gradient(params, first)
+        return grads, metrics, None
     shapes = jax.eval_shape(gradient, params, first)
     grads = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes[0])
     metrics = {name: _neutral(kind) for name, kind in shapes[1].items()}
 
     def body(carry, micro):
-        grads, metrics = carry
+        grads, metrics, squares = carry
         more, seen = gradient(params, micro)
         merged = {name: metrics[name].merge(seen[name]) for name in metrics}
-        return (jax.tree.map(jnp.add, grads, more), merged), None
+        weight = seen["loss"].weight
+        square = jnp.where(weight > 0, (optax.tree.norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0)
+        squares = squares.merge(Mean(square, (weight > 0).astype(jnp.float32)))
+        return (jax.tree.map(jnp.add, grads, more), merged, squares), None
 
-    return jax.lax.scan(body, (grads, metrics), batch)[0]
+    zero = Mean(jnp.float32(0), jnp.float32(0))
+    return jax.lax.scan(body, (grads, metrics, zero), batch)[0]
+
+
+def _variance(squares: Mean, norm: Array) -> Mean:
+    """Variance of the step's gradient, estimated from its M > 1 micro-batches.
+
+    With g_m the gradient of micro-batch m, all of one weight, and g their mean:
+    1/M * 1/(M-1) * sum_m |g_m - g|^2 = (mean |g_m|^2 - |g|^2)/(M-1), the trace of the covariance of g.
+    Micro-batches of filler rows are not counted; unequal weights make it an approximation.
+    """
+    variance = (squares.result() - norm**2) / jnp.maximum(squares.weight - 1, 1)
+    return Mean(variance, (squares.weight > 1).astype(jnp.float32))
 
 
 def _neutral(kind):

@@ -19,23 +19,24 @@ import optax
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, run_folder, schema
+from ssppo_jax.assemble import RECORDS
 from ssppo_jax.checkpoint import Checkpoints
+from ssppo_jax.collect import Collector
 from ssppo_jax.config import call_kwargs
-from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, GateError
-from ssppo_jax.evaluate import HeldOut, build_oracle, compare, encode_split
+from ssppo_jax.evaluate import HeldOut, compare, encode_split
+from ssppo_jax.judge_phase import build_oracle
 from ssppo_jax.lifecycle import RunLock, StopSignal
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.metrics import Lagged, MetricLog
+from ssppo_jax.models.policy import Apply
 from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
-from ssppo_jax.oracles.protocol import Journal
 from ssppo_jax.parallel import put_rows
 from ssppo_jax.progress import bar
-from ssppo_jax.rollout import Rollout, identity_of, judge, load_rollout, make_rollout, save_rollout, take_rows
-from ssppo_jax.runtime import ROLLOUT, Runtime, build_runtime, sampling_params
-from ssppo_jax.sample_phase import Interrupted, sample_prompts
-from ssppo_jax.similarity import WITHOUT_ENCODER, SentenceEmbedder
+from ssppo_jax.rollout import Rollout, load_rollout, save_rollout, take_rows
+from ssppo_jax.runtime import Runtime, build_runtime
+from ssppo_jax.sample_phase import Interrupted
 from ssppo_jax.state import abstract_state, fresh_optimizer, fresh_state
 from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, PyTree, TrainState
@@ -84,14 +85,15 @@ class Trainer:
         self.fingerprint = self._fingerprint()
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = build_oracle(self.config)
-        self.journal = Journal(workdir / "verdicts.jsonl")
-        self.embedder = _embedder(self.config)
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
-        self.steps_per_epoch = -(-len(self._portion(0)) // self.config.train.batch_size)  # planned: none dropped
+        apply = runtime.make_apply()
+        score = jax.jit(make_score_step(apply))
+        self.collect = Collector(runtime, self.prompts, self.oracle, score, workdir / "verdicts.jsonl")
+        self.steps_per_epoch = -(-len(self.collect.portion(0)) // self.config.train.batch_size)  # planned: none dropped
         self.rate = _learning_rate(self.config, self.steps_per_epoch)
         self.optimizer = _optimizer(self.config, self.rate)
-        self._jit_steps()
+        self._jit_steps(apply)
 
     def run(self) -> dict:
         state, at = self._start()
@@ -116,16 +118,6 @@ class Trainer:
 
     # ---- start -------------------------------------------------------------------------------------------------------
 
-    def _portion(self, iteration: int) -> list[EncodedPrompt]:
-        rows = data.portion(
-            iteration,
-            len(self.prompts),
-            portions=self.config.train.iterations,
-            prompts_per_iteration=self.config.train.prompts_per_iteration,
-            seed=self.config.seed,
-        )
-        return [self.prompts[i] for i in rows]
-
     def _fingerprint(self) -> str:
         """Of everything that decides which prompt is trained on when."""
         c = self.config
@@ -138,11 +130,8 @@ class Trainer:
             max_prompt_length=c.data.max_prompt_length,
         )
 
-    def _jit_steps(self) -> None:
-        c, apply = self.config, self.runtime.make_apply()
-        loss = partial(LOSSES[c.loss.name], **call_kwargs(c.loss))
-        self.generate = self.runtime.make_generate(num_samples=c.sampling.num_samples, sampling=sampling_params(c))
-        self.score = jax.jit(make_score_step(apply))
+    def _jit_steps(self, apply: Apply) -> None:
+        loss = partial(LOSSES[self.config.loss.name], **call_kwargs(self.config.loss))
         self.step = jax.jit(make_train_step(apply, loss, ratio_stats, self.optimizer), donate_argnums=0)
         self.term_norms = jax.jit(make_term_norms(apply, loss))
 
@@ -188,20 +177,26 @@ class Trainer:
     # ---- phases ------------------------------------------------------------------------------------------------------
 
     def _evaluate(self, params: PyTree, baseline: list[list[str]], at: Position) -> dict | None:
-        """Held-out win rate over the initial policy, at iteration boundaries where it is due (never at the start)."""
+        """The policy against the initial one on held-out prompts, at iteration boundaries where it is due."""
         c, last = self.config, at.iteration == self.config.train.iterations
-        due = last or (c.eval.every and at.iteration % c.eval.every == 0)
-        if at.iteration == 0 or at.step_in_iteration or not due:
+        if at == Position():
+            return self._evaluate_start(baseline, at)
+        if at.step_in_iteration or not (last or _is_due(c.eval.every, at.iteration)):
             return None
         k = c.eval.final_num_samples if last else c.eval.num_samples
         sampled = self._sample_heldout(params, k, baseline=False, what="evaluate")
-        rate = compare(c, self.oracle, self.heldout.encoded, sampled.texts, baseline)
-        values = {"win_rate": rate.mean, "win_rate_low": rate.low, "win_rate_high": rate.high, "prompts": rate.n}
-        self._log("evaluate", values | sampled.metrics, sampled.wall, at)
+        found = compare(c, self.oracle, self.heldout.encoded, sampled.texts, baseline)
+        self._log("evaluate", found.values() | sampled.metrics, sampled.wall, at)
         records = self.heldout.records(sampled, "final" if last else f"iter_{at.iteration}", at.iteration)
         run_folder.append_records(self.workdir / "samples.jsonl", records, at.iteration)
-        log.info("iteration %d: held-out win rate %.3f [%.3f, %.3f]", at.iteration, rate.mean, rate.low, rate.high)
-        return {"win_rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": rate.n, "samples": k}
+        log.info("iteration %d: held-out %s", at.iteration, found)
+        return found.result() | {"samples": k}
+
+    def _evaluate_start(self, baseline: list[list[str]], at: Position) -> None:
+        """Where rewards start, for group losses. Against itself a policy's win rate is 0.5 and tells nothing."""
+        if self.collect.rows == "group":
+            found = compare(self.config, self.oracle, self.heldout.encoded, baseline, baseline)
+            self._log("evaluate", found.values(), {}, at)
 
     def _sample_heldout(self, params: PyTree, k: int, *, baseline: bool, what: str):
         return self.heldout.sample(
@@ -220,34 +215,14 @@ class Trainer:
         if rollout is None and at.step_in_iteration:
             raise ConfigError(f"{path} is missing, and the policy that sampled it is gone; start in a new --workdir")
         if rollout is None:
-            rollout = self._make_rollout(params, initial, at.iteration)
+            rollout = self.collect(params, initial, at.iteration, stopped=lambda: self.stop.requested)
             save_rollout(path, rollout, identity)
             path.with_name(f"iteration_{at.iteration - 1:05d}.npz").unlink(missing_ok=True)
         if at.step_in_iteration == 0:
             for phase, values in rollout.metrics.items():
                 self._log(phase, values, rollout.wall[phase], at)
-            run_folder.append_records(self.workdir / "pairs.jsonl", rollout.records, at.iteration)
+            run_folder.append_records(self.workdir / RECORDS[self.collect.rows], rollout.records, at.iteration)
         return rollout
-
-    def _make_rollout(self, params: PyTree, initial: Callable[[], PyTree] | None, iteration: int) -> Rollout:
-        encoded, key = self._portion(iteration), self.runtime.key(ROLLOUT, iteration)
-
-        def stopped():
-            return self.stop.requested
-
-        what = f"sample {iteration + 1}/{self.config.train.iterations}"
-        sampled = sample_prompts(self.runtime, self.generate, params, encoded, key, stopped=stopped, what=what)
-        verdict = judge(
-            self.oracle,
-            encoded,
-            sampled.texts,
-            journal=self.journal,
-            identity=identity_of(self.config),
-            stopped=stopped,
-        )
-        return make_rollout(
-            self.runtime, encoded, sampled, verdict, self.embedder, self.score, params, initial, iteration=iteration
-        )
 
     def _train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
         """One optimizer step per batch of this iteration; saves on the way when asked or told to stop."""
@@ -334,12 +309,6 @@ class Trainer:
 
 def _is_due(every: int, count: int) -> bool:
     return bool(every) and count % every == 0
-
-
-def _embedder(config: ConfigDict) -> SentenceEmbedder | None:
-    if config.similarity.name in WITHOUT_ENCODER:
-        return None
-    return SentenceEmbedder.load(config.similarity.encoder, max_length=config.similarity.max_length)
 
 
 def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:

@@ -1,4 +1,4 @@
-"""Win rates with their uncertainty. Pure NumPy, float64 inside."""
+"""Win rates and other means over prompts, with their uncertainty. Pure NumPy, float64 inside."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from ssppo_jax.errors import UserError
 
 
-class WinRate(NamedTuple):
-    """A mean win probability and its 95% interval, over `n` prompts."""
+class Estimate(NamedTuple):
+    """A mean over prompts and its 95% interval."""
 
     mean: float
     low: float
     high: float
-    n: int
+    n: int  # prompts
 
 
 def win_rate(
@@ -23,14 +23,8 @@ def win_rate(
     *,
     rng: np.random.Generator,
     resamples: int = 2000,
-) -> WinRate:
-    """Mean of p with a 95% bootstrap interval over prompts.
-
-    Prompts are resampled whole: the K samples of one prompt are alike, and counting each sample or pair as a new
-    observation would make the interval too narrow. The percentile interval of the bootstrap means is widened about
-    the mean by sqrt(n / (n - 1)), which undoes the bootstrap's underestimated variance, and clipped to [0, 1].
-    It covers the true mean slightly less than 95% of the time for small n. It knows only what it saw: prompts that
-    all say the same give an interval of width 0, and one prompt alone gives [0, 1].
+) -> Estimate:
+    """Mean of p with a 95% bootstrap interval over prompts (`mean_interval`), clipped to [0, 1].
 
     Raises:
         UserError: p is empty, not one-dimensional, or not in [0, 1].
@@ -40,13 +34,32 @@ def win_rate(
         raise UserError(f"a win rate needs one probability for each of at least one prompt, got shape {p.shape}")
     if not ((p >= 0) & (p <= 1)).all():  # NaN is in neither
         raise UserError("win probabilities must lie in [0, 1]; drop the prompts the oracle failed on first")
-    n, mean = p.size, p.mean()
+    return mean_interval(p, rng=rng, resamples=resamples, bounds=(0.0, 1.0))
+
+
+def mean_interval(
+    x: np.ndarray,  # [B] one number per prompt
+    *,
+    rng: np.random.Generator,
+    resamples: int = 2000,
+    bounds: tuple[float, float] = (-np.inf, np.inf),  # where the mean must lie
+) -> Estimate:
+    """Mean of x with a 95% bootstrap interval over prompts.
+
+    Prompts are resampled whole: the K samples of one prompt are alike, and counting each sample or pair as a new
+    observation would make the interval too narrow. The percentile interval of the bootstrap means is widened about
+    the mean by sqrt(n / (n - 1)), which undoes the bootstrap's underestimated variance, and clipped to the bounds.
+    It covers the true mean slightly less than 95% of the time for small n. It knows only what it saw: prompts that
+    all say the same give an interval of width 0, and one prompt alone gives the bounds.
+    """
+    x = np.asarray(x, np.float64)
+    n, mean = x.size, float(x.mean())
     if n == 1:
-        return WinRate(float(mean), 0.0, 1.0, 1)
-    means = np.array([p[rng.integers(0, n, n)].mean() for _ in range(resamples)])
+        return Estimate(mean, *bounds, 1)
+    means = np.array([x[rng.integers(0, n, n)].mean() for _ in range(resamples)])
     spread = np.quantile(means, (0.025, 0.975)) - mean
-    low, high = np.clip(mean + spread * np.sqrt(n / (n - 1)), 0, 1)
-    return WinRate(float(mean), float(min(low, mean)), float(max(high, mean)), n)
+    low, high = np.clip(mean + spread * np.sqrt(n / (n - 1)), *bounds)
+    return Estimate(mean, float(min(low, mean)), float(max(high, mean)), n)
 
 
 def cross_win_probability(

@@ -233,7 +233,7 @@ def test_evaluating_a_model_against_itself_gives_one_half_inside_the_interval(ca
     assert rate["low"] <= 0.5 <= rate["high"] and abs(rate["mean"] - 0.5) < 0.1 and rate["n"] == 64
     assert rate["low"] < rate["mean"] < rate["high"]  # two random streams: not the same texts compared with themselves
     out = capsys.readouterr().out
-    assert f"win rate {rate['mean']:.3f}, 95% interval [{rate['low']:.3f}, {rate['high']:.3f}], 64 prompts" in out
+    assert f"win rate {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] (95% intervals over 64 prompts)" in out
     texts = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(texts) == 64 * 2 * 2 and {t["stage"] for t in texts} == {"start", "final"}
 

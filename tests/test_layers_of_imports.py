@@ -12,8 +12,9 @@ FLOORS = (
     "__init__ types errors progress config registry disk",
     "losses models parallel sampling chat optim checkpoint metrics lifecycle winrate",
     "weights generate data",
-    "steps state oracles pairs similarity",
-    "schema run_folder plots report runtime sample_phase rollout evaluate inference train sweep",
+    "steps state oracles pairs groups similarity",
+    "schema run_folder plots report runtime sample_phase judge_phase rollout score_phase assemble collect evaluate "
+    "inference train sweep",
     "__main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

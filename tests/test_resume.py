@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 # Runs `train` with one function replaced by a version that kills the process at its n-th call.
 KILLER = """
 import os, signal, sys
-from ssppo_jax import checkpoint, rollout, train, runtime
+from ssppo_jax import checkpoint, collect, score_phase, train, runtime
 from ssppo_jax.__main__ import main
 
 def deadly(owner, name, call, number=signal.SIGKILL):
@@ -30,9 +30,9 @@ where = os.environ["KILL"]
 if where == "asked":         # SIGTERM in the first iteration's training: saves, exits with 75
     deadly(train, "take_rows", 1, signal.SIGTERM)
 elif where == "sampling":    # the second iteration's samples are being made
-    deadly(train, "sample_prompts", 1)
+    deadly(collect, "sample_prompts", 1)
 elif where == "scoring":     # they are sampled and judged, the rollout is not yet written
-    deadly(rollout, "score_rows", 1)
+    deadly(score_phase, "score_rows", 1)
 elif where == "saving":      # arrays written, manifest not: in the middle of a checkpoint inside the second iteration
     deadly(checkpoint, "write_manifest", 1)
 elif where == "other keys":  # not a kill: the negative control, random keys that were not restored

@@ -116,3 +116,4 @@ def test_keys_are_the_stated_fold_ins():
         want = jax.random.fold_in(jax.random.fold_in(KEY, address[b]), k)
         np.testing.assert_array_equal(keys[b, k], jax.random.key_data(want))
     assert len(np.unique(keys.reshape(6, -1), axis=0)) == 6
+    np.testing.assert_array_equal(jax.random.key_data(row_keys(KEY, address, 2, first=1)), keys[:, 1:])

@@ -119,9 +119,21 @@ def test_micro_batches_give_the_gradient_and_metrics_of_the_whole_batch(count, p
     batch = make_batch(padding_rows)
     (one, metrics), (many, other) = (gradient_of(micro(batch, n)) for n in (1, count))
     assert_same_gradient(many, one)
-    assert metrics.keys() == other.keys()
+    assert other.keys() - metrics.keys() == {"grad_variance"} and metrics.keys() <= other.keys()
     for name in metrics:
         np.testing.assert_allclose(other[name], metrics[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_the_gradients_variance_is_estimated_from_its_micro_batches():
+    """1/(M (M-1)) sum_m |g_m - g|^2 of gradients computed one by one; micro-batches of filler alone do not count."""
+    batch = make_batch()
+    parts = [micro(jax.tree.map(lambda x, m=m: x[m : m + 2], batch), 1) for m in range(0, B, 2)]
+    flat = np.stack([np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradient_of(p)[0])]) for p in parts])
+    spread = np.sum((flat - flat.mean(0)) ** 2) / (4 * 3)
+    np.testing.assert_allclose(gradient_of(micro(batch, 4))[1]["grad_variance"], spread, rtol=1e-4)
+    filled = jax.tree.map(lambda x, y: np.concatenate([x[:4], y[4:]]), batch, make_batch(padding_rows=4))
+    half = np.sum((flat[:2] - flat[:2].mean(0)) ** 2) / 2
+    np.testing.assert_allclose(gradient_of(micro(filled, 4))[1]["grad_variance"], half, rtol=1e-4)
 
 
 def test_padding_rows_change_nothing():

@@ -171,7 +171,7 @@ def test_prompts_the_oracle_fails_on_are_dropped_and_counted(tmp_path, monkeypat
 def test_an_evaluation_the_oracle_could_not_judge_is_no_result():
     encoded = [EncodedPrompt(Prompt(n, ({"role": "user", "content": n},)), np.ones(1), np.uint32(0)) for n in "ab"]
     one, two = [["long text"], ["long text"]], [["short"], ["short"]]
-    assert compare(configure(), length_oracle(), encoded, one, two).mean > 0.5
+    assert compare(configure(), length_oracle(), encoded, one, two).win_rate.mean > 0.5
     with pytest.raises(GateError, match="1 of 2 prompts"):
         compare(configure(), length_oracle(lambda p: p.id == "a"), encoded, one, two)
 

@@ -103,6 +103,43 @@ def cycle() -> tuple[str, dict]:
     return table("A cycle", head, rows), {"policies": runs["SPPO, eta 0.1, 4000 iterations"][:1000]}
 
 
+def nash_md_update(beta: float, mixture_coef: float, preference, reference) -> games.Update:
+    """One natural-gradient step of length ETA on Nash-MD: at mixture_coef = ETA * beta the paper's mirror descent."""
+    loss = functools.partial(LOSSES["nash_md"], beta=beta, mixture_coef=mixture_coef)
+
+    def update(logits):
+        rows = games.opponent_batch(logits, preference, reference=reference, mixture_coef=mixture_coef)
+        return games.improve(loss, logits, rows, step_size=ETA, learners=1)
+
+    return update
+
+
+def last_iterates() -> str:
+    """Where the last policy of Nash-MD ends on a biased cycle, held against the regularised equilibrium."""
+    p, reference, rows = games.rock_paper_scissors(*BIASED).preference, np.array([0.5, 0.25, 0.25]), []
+    start = np.log(reference)
+    settings = {"SPPO, no reference": (exact_update("sppo", 1 / ETA, p, np.eye(3)), games.equilibrium(p))}
+    for beta in (0.1, 0.03, 0.01):
+        solved = games.regularised_equilibrium(p, reference, beta)
+        for coef in (ETA * beta, 0.0, 0.5):
+            title = f"Nash-MD, beta {beta:g}, mixture_coef {coef:g}"
+            settings[title] = nash_md_update(beta, coef, p, start), solved
+    for title, (update, end) in settings.items():
+        policies = play(update, start, 4 * ITERATIONS)
+        written = [", ".join(f"{x:.4f}" for x in policy) for policy in (end, policies[-1])]
+        still = float(np.ptp(policies[-ITERATIONS:], axis=0).max())
+        rows.append([title, *written, float(np.abs(policies[-1] - end).max()), still, gaps(policies, p)[1]])
+    head = [
+        "biased cycle",
+        "equilibrium",
+        "last policy",
+        "apart by",
+        f"range of the last {ITERATIONS}",
+        "gap of the last",
+    ]
+    return table(f"The last of {4 * ITERATIONS} iterations at eta {ETA:g}", head, rows)
+
+
 def one_game(preference, similarity, *, name: str, beta: float, gate: str, length: int):
     update = exact_update(name, beta, preference, similarity, semantic_gate=gate)
     return games.play(update, jnp.zeros(ACTIONS), length)
@@ -308,7 +345,16 @@ def main(output: Path) -> None:
     rates_table, rates_data = rates()
     repulsion_table, repulsion_data = repulsion()
     wordings_table, wordings_data = wordings()
-    tables = [partition(), cycle_table, rates_table, methods(), repulsion_table, wordings_table, samples()]
+    tables = [
+        partition(),
+        cycle_table,
+        last_iterates(),
+        rates_table,
+        methods(),
+        repulsion_table,
+        wordings_table,
+        samples(),
+    ]
     (output / "tables.md").write_text("\n\n".join(tables) + "\n")
     figures.cycle(output / "cycle.svg", **cycle_data)
     figures.rates(output / "gap.svg", **rates_data)

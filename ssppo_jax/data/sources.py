@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from ssppo_jax.data.tasks import reasoning_gym
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt
 
@@ -129,7 +130,7 @@ def hf(
     return _prompts(rows, field=field, id_field=id_field, duplicates=duplicates)
 
 
-SOURCES = {"quickstart": quickstart, "jsonl": jsonl, "tfds": tfds, "hf": hf}
+SOURCES = {"quickstart": quickstart, "jsonl": jsonl, "tfds": tfds, "hf": hf, "reasoning_gym": reasoning_gym}
 
 
 def _require(module: str, *, install: str) -> Any:

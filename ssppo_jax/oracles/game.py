@@ -237,6 +237,33 @@ def repelled_equilibrium(
     return policy
 
 
+def regularised_equilibrium(
+    preference: np.ndarray,  # [A,A]
+    reference: np.ndarray,  # [A], positive
+    weight: float,
+) -> np.ndarray:  # [A]
+    """The equilibrium of U(pi, pi') = P(pi > pi') - weight KL(pi || ref) + weight KL(pi' || ref).
+
+    What Nash-MD (arXiv 2312.00886) converges to, weight being its tau. It is unique, and the solution of
+    pi(a) ~ ref(a) exp(P(a > pi)/weight). Raises UserError if the solver does not find it, as for a tiny weight.
+    """
+    from scipy.optimize import root
+
+    anchor = np.log(np.asarray(reference, np.float64))
+
+    def policy(logits):
+        e = np.exp(logits - logits.max())
+        return e / e.sum()
+
+    def error(logits):
+        return logits - anchor - preference @ policy(logits) / weight
+
+    found = root(error, anchor, tol=1e-13).x
+    if not np.abs(error(found)).max() <= SOLVED:
+        raise UserError(f"no regularised equilibrium found at weight {weight:g}: give a larger one")
+    return policy(found)
+
+
 def log_z(
     policy: Array,  # [A]
     win_rate: Array,  # [A]
@@ -332,6 +359,34 @@ def exact_batch(
     )
 
 
+def opponent_batch(
+    logits: Array,  # [A] of pi_t
+    preference: Array,  # [A,A]
+    *,
+    reference: Array,  # [A] logits
+    mixture_coef: float,
+) -> Batch:
+    """Every pair (a, b), weighted by pi_t(a) times the opponent's chance of b: the expectation of an opponent loss.
+
+    The opponent is pi_t^(1 - mixture_coef) * reference^mixture_coef, normalised (`losses.opponent`).
+    """
+    logp, ref = (jax.nn.log_softmax(jnp.asarray(x, jnp.float32)) for x in (logits, reference))
+    p, policy = jnp.asarray(preference, jnp.float32), jnp.exp(logp)
+    opponent = jax.nn.softmax((1.0 - mixture_coef) * logp + mixture_coef * ref)
+    actions = jnp.stack(jnp.meshgrid(*(jnp.arange(len(p)),) * 2, indexing="ij"), axis=-1).reshape(-1, 2)
+    rate = win_rates(policy, p)[actions]
+    return pair_batch(
+        actions,
+        logp=logp,
+        reference=ref,
+        win_rate=rate,
+        target=rate,
+        p_win=p.reshape(-1),
+        similarity=jnp.zeros(len(actions)),
+        weight=(policy[:, None] * opponent[None, :]).reshape(-1),
+    )
+
+
 def tabular_policy(
     logits: Array,  # [A]
     batch: Batch,
@@ -348,20 +403,29 @@ def improve(
     *,
     step_size: float,
     steps: int = 1,
+    learners: int = 2,
 ) -> Array:  # [A]
     """`steps` natural-gradient steps down the loss, from pi_t -> logits of pi_{t+1}.
 
     The gradient by each logit is divided by pi_t(a) (the Fisher matrix of a softmax, up to a shift of all logits), or
     by the action's share of the batch where that is larger, which keeps a rare action that was drawn from jumping.
-    Rare and frequent actions then learn alike. On an `exact_batch` one step is the whole of Newton's for
+    Rare and frequent actions then learn alike. The share is counted over the first `learners` responses of a row: 1 for
+    a loss that moves the policy's sample and not its opponent's.
+
+    On an `exact_batch` one step is the whole of Newton's for
 
         sppo, s_sppo  step_size 1/2: exactly `exponential_weights` at eta = 1/beta, whatever log_z_coef is
                       (at log_z_coef 1/2 the loss's minimum differs from it by O(eta^3): a softmax must normalise)
         ipo           step_size 1/4: the same (without length normalisation, which one token does not need)
         dpo           step_size 2/beta^2: `exponential_weights` at eta = 4/beta as the first of many steps
+
+    On an `opponent_batch` one step of nash_md, learners 1 and step_size eta, leads to what is proportional to
+    pi_t^(1 - eta beta) * reference^(eta beta) * exp(eta P(. > opponent)). With mixture_coef = eta beta that is the
+    mirror descent of Nash-MD (arXiv 2312.00886).
     """
     policy = jax.nn.softmax(logits)
-    share = jnp.zeros_like(policy).at[batch.completion[:, :, 0]].add(0.5 * batch.weight[:, None] * jnp.ones((1, 2)))
+    counted = batch.weight[:, None] / learners * jnp.ones((1, learners))
+    share = jnp.zeros_like(policy).at[batch.completion[:, :learners, 0]].add(counted)
     metric = jnp.maximum(jnp.maximum(share / jnp.sum(batch.weight), policy), RAREST)
     gradient = jax.grad(lambda x: loss(tabular_policy(x, batch), batch)[0].result())
     return jax.lax.fori_loop(0, steps, lambda _, x: x - step_size * gradient(x) / metric, logits)

@@ -7,6 +7,7 @@ import math
 import numpy as np
 
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.types import Verdict
 
 
 def bradley_terry(
@@ -30,6 +31,17 @@ def bradley_terry(
     with np.errstate(over="ignore"):  # gap / 1e-300 is a hard win, not a mistake
         small = np.exp(-np.abs(gap) / temperature)  # in [0, 1]: never overflows
     return (np.where(gap >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
+
+
+def preference_of(
+    verdict: Verdict,
+    *,
+    temperature: float,
+) -> np.ndarray:  # [B,K,K] float32
+    """The oracle's preferences, or, where it gave rewards, `bradley_terry` of them."""
+    if verdict.preference is not None:
+        return verdict.preference
+    return bradley_terry(verdict.reward, temperature=temperature)
 
 
 def check_temperature(temperature: float) -> None:

@@ -43,10 +43,16 @@ def checked(verdict: Verdict, shape: tuple[int, int] | None = None) -> Verdict:
     pairwise = verdict.preference is not None
     values = np.array(verdict.preference if pairwise else verdict.reward, np.float64)
     problem = _preference_problem if pairwise else _reward_problem
-    failed = tuple(old or problem(row) for old, row in zip(verdict.failed, values, strict=True))
-    values[[f is not None for f in failed]] = np.nan
+    parts = {name: np.array(part, np.float64) for name, part in (verdict.parts or {}).items()}
+    failed = tuple(
+        old or problem(row) or _part_problem({name: part[b] for name, part in parts.items()})
+        for b, (old, row) in enumerate(zip(verdict.failed, values, strict=True))
+    )
+    for x in (values, *parts.values()):
+        x[[f is not None for f in failed]] = np.nan
     values = values.astype(np.float32)
-    return Verdict(values if pairwise else None, None if pairwise else values, failed)
+    named = {name: part.astype(np.float32) for name, part in parts.items()} or None
+    return Verdict(values if pairwise else None, None if pairwise else values, failed, named)
 
 
 def _check_form(verdict: Verdict, shape: tuple[int, int] | None) -> None:
@@ -60,6 +66,11 @@ def _check_form(verdict: Verdict, shape: tuple[int, int] | None) -> None:
         raise UserError(
             f"an oracle returned Verdict.{name} of shape {got} with {len(verdict.failed)} entries in `failed`; "
             f"for {b} prompts of {k} responses it must be {dims} = {want} with {b} entries"
+        )
+    wrong = [part for part, x in (verdict.parts or {}).items() if np.shape(x) != (b, k)]
+    if wrong or (verdict.parts and name == "preference"):
+        raise UserError(
+            f"an oracle returned Verdict.parts {wrong or list(verdict.parts)}: parts are of rewards, [B,K] each"
         )
 
 
@@ -77,6 +88,11 @@ def _preference_problem(p: np.ndarray) -> Failed | None:  # [K,K]
 
 def _reward_problem(reward: np.ndarray) -> Failed | None:  # [K]
     return None if np.isfinite(reward).all() else Failed("reward is not finite")
+
+
+def _part_problem(parts: dict[str, np.ndarray]) -> Failed | None:  # [K] each
+    bad = [name for name, part in parts.items() if not np.isfinite(part).all()]
+    return Failed(f"part {bad[0]} of the reward is not finite") if bad else None
 
 
 def verdict_of_rows(rows: Sequence[np.ndarray | Failed], k: int, *, pairwise: bool) -> Verdict:
@@ -117,8 +133,14 @@ def drop_failed(verdict: Verdict, *, max_failed_fraction: float) -> Kept:
             f"max_failed_fraction = {max_failed_fraction:g}. Commonest reasons:\n{common}\n"
             "Mend the cause, or raise max_failed_fraction if these prompts may be dropped."
         )
+    return Kept(rows, take_rows(verdict, rows), dropped, dict(counts))
+
+
+def take_rows(verdict: Verdict, rows: np.ndarray) -> Verdict:
+    """Some prompts of a verdict."""
     preference, reward = (None if x is None else x[rows] for x in (verdict.preference, verdict.reward))
-    return Kept(rows, Verdict(preference, reward, (None,) * len(rows)), dropped, dict(counts))
+    parts = None if verdict.parts is None else {name: x[rows] for name, x in verdict.parts.items()}
+    return Verdict(preference, reward, tuple(verdict.failed[b] for b in rows), parts)
 
 
 def with_retries(
@@ -258,6 +280,7 @@ class Journal:
     def __init__(self, path: str | os.PathLike):
         self.path = os.fspath(path)
         self.rows: dict[str, np.ndarray] = {}  # key -> [K,K] preference or [K] reward, float32
+        self.parts: dict[str, dict[str, np.ndarray]] = {}  # key -> the reward's named parts, [K] float32 each
         self.torn = 0
         if os.path.exists(self.path):
             self._load()
@@ -270,7 +293,8 @@ class Journal:
             try:
                 entry = json.loads(line)
                 self.rows[entry["key"]] = _journalled(entry["value"])
-            except (ValueError, TypeError, KeyError) as error:
+                self.parts[entry["key"]] = {n: _journalled(part) for n, part in entry.get("parts", {}).items()}
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
                 raise UserError(
                     f"{self.path}:{number}: not a journal entry ({type(error).__name__}). "
                     "Delete this line, or the file: its prompts will then be judged again."
@@ -288,16 +312,19 @@ class Journal:
     def record(self, keys: Sequence[str], verdict: Verdict) -> None:
         """Appends the rows of a checked verdict that did not fail. float32 survives the text exactly."""
         values = verdict.preference if verdict.preference is not None else verdict.reward
-        done = [(key, row) for key, row, bad in zip(keys, values, verdict.failed, strict=True) if bad is None]
+        done = [(key, b) for b, key in enumerate(keys) if verdict.failed[b] is None]
         if not done:
             return
         os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
         with open(self.path, "ab") as file:
-            for key, row in done:
-                file.write(json.dumps({"key": key, "value": row.tolist()}).encode() + b"\n")
+            for key, b in done:
+                self.rows[key] = values[b]
+                self.parts[key] = {name: part[b] for name, part in (verdict.parts or {}).items()}
+                parts = {name: part.tolist() for name, part in self.parts[key].items()}
+                entry = {"key": key, "value": values[b].tolist()} | ({"parts": parts} if parts else {})
+                file.write(json.dumps(entry).encode() + b"\n")
             file.flush()
             os.fsync(file.fileno())
-        self.rows.update(done)
 
 
 def consult(
@@ -340,4 +367,12 @@ def consult(
         pairwise = verdict.preference is not None
     else:
         pairwise = journal.rows[keys[0]].ndim == 2
-    return verdict_of_rows([failures.get(key) or journal.rows[key] for key in keys], k, pairwise=pairwise)
+    found = verdict_of_rows([failures.get(key) or journal.rows[key] for key in keys], k, pairwise=pairwise)
+    return found._replace(parts=_parts_of_rows([None if failures.get(key) else journal.parts[key] for key in keys], k))
+
+
+def _parts_of_rows(rows: Sequence[dict[str, np.ndarray] | None], k: int) -> dict[str, np.ndarray] | None:
+    """Named parts [B,K] from those of each prompt (None: it failed, and holds NaN); None when there are no parts."""
+    names = next((list(row) for row in rows if row), [])
+    missing = np.full(k, np.nan, np.float32)
+    return {name: np.stack([missing if row is None else row[name] for row in rows]) for name in names} or None

@@ -13,11 +13,12 @@ import pytest
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.oracles import game as games
-from ssppo_jax.oracles.game import duality_gap, equilibrium, exact_batch, improve, pair_batch
+from ssppo_jax.oracles.game import duality_gap, equilibrium, exact_batch, improve, opponent_batch, pair_batch
 
 RNG = np.random.default_rng(0)
 LOGITS = np.log([0.5, 0.3, 0.15, 0.05]).astype(np.float32)  # a pi_t that is far from uniform
 SPPO = functools.partial(LOSSES["sppo"], beta=10.0)
+BIASED = (0.1, 0.2, 0.4)  # margins of a cycle whose equilibrium is not uniform
 S_SPPO = functools.partial(LOSSES["s_sppo"], beta=10.0, repulsion_weight=0.0)
 
 
@@ -158,6 +159,24 @@ def test_a_repulsion_that_is_not_convex_is_refused():
     s = np.array([[1, 0.9, 0.0], [0.9, 1, 0.9], [0.0, 0.9, 1]])
     with pytest.raises(UserError, match="positive semi-definite"):
         games.repelled_equilibrium(np.full((3, 3), 0.5), s, 0.1)
+
+
+@pytest.mark.parametrize("weight", [0.03, 0.3, 3.0])
+def test_nobody_gains_by_leaving_a_regularised_equilibrium(weight):
+    p, reference = games.random_skew(6, 3).preference, policies(1, 6)[0]
+    solved = games.regularised_equilibrium(p, reference, weight)
+    cost = lambda x: weight * np.sum(x * (np.log(x) - np.log(reference)), axis=-1)  # noqa: E731
+    others = np.concatenate([policies(200, 6), 0.99 * solved + 0.01 * np.eye(6)])
+    assert (others @ p @ solved - cost(others) + cost(solved)).max() < 0.5
+    assert solved.sum() == pytest.approx(1) and duality_gap(solved, p) > 0.01
+
+
+def test_a_regularised_equilibrium_lies_between_the_reference_and_an_equilibrium():
+    p, reference = games.rock_paper_scissors(*BIASED).preference, np.array([0.5, 0.25, 0.25])
+    np.testing.assert_allclose(games.regularised_equilibrium(p, reference, 1e4), reference, atol=1e-4)
+    np.testing.assert_allclose(games.regularised_equilibrium(p, reference, 1e-3), equilibrium(p), atol=1e-2)
+    with pytest.raises(UserError, match="larger"):
+        games.regularised_equilibrium(p, reference, 1e-12)
 
 
 # ---- log Z and the exact update ----
@@ -301,6 +320,44 @@ def test_an_action_that_is_rare_or_was_not_drawn_does_not_jump():
     assert abs(moved[2]) < 1e-6
 
 
+@pytest.mark.parametrize("name", ["nash_md", "xpo"])
+def test_a_loss_on_the_opponent_batch_is_its_expectation_over_the_policy_and_its_opponent(name):
+    p, reference = games.random_skew(4, 0).preference, np.array([0.4, 0.3, 0.2, 0.1])
+    logits = jnp.asarray([0.3, -0.2, 0.1, 0.9], jnp.float32)
+    batch = opponent_batch(LOGITS, p, reference=np.log(reference), mixture_coef=0.25)
+    value = LOSSES[name](games.tabular_policy(logits, batch), batch, beta=0.7)[0].result()
+    policy, logp = np.exp(LOGITS), np.asarray(jax.nn.log_softmax(logits), np.float64)
+    opponent = policy**0.75 * reference**0.25
+    r, total = logp - np.log(reference), 0.0
+    for a in range(4):
+        for b in range(4):
+            w, l = (a, b) if p[a, b] > 0.5 else (b, a)
+            term = {
+                "nash_md": 0.7 * r[a] * logp[a] - (p[a, b] - 0.5) * logp[a],
+                "xpo": np.log1p(np.exp(-0.7 * (r[w] - r[l]))) + 1e-5 * logp[b],
+            }[name]
+            total += policy[a] * opponent[b] / opponent.sum() * term
+    assert float(value) == pytest.approx(total, rel=1e-5)
+
+
+def nash_md(game, *, beta, mixture_coef, reference, step_size):
+    loss = functools.partial(LOSSES["nash_md"], beta=beta, mixture_coef=mixture_coef)
+
+    def update(logits):
+        batch = opponent_batch(logits, game.preference, reference=np.log(reference), mixture_coef=mixture_coef)
+        return improve(loss, logits, batch, step_size=step_size, learners=1)
+
+    return update
+
+
+def test_one_natural_gradient_step_on_nash_md_is_its_mirror_descent_step():
+    game, reference, eta, beta = games.random_skew(4, 0), np.array([0.4, 0.3, 0.2, 0.1]), 0.8, 0.25
+    update = nash_md(game, beta=beta, mixture_coef=eta * beta, reference=reference, step_size=eta)
+    mixed = np.exp(LOGITS) ** (1 - eta * beta) * reference ** (eta * beta)
+    expected = mixed * np.exp(eta * game.preference @ (mixed / mixed.sum()))
+    np.testing.assert_allclose(jax.nn.softmax(update(LOGITS)), expected / expected.sum(), rtol=1e-5)
+
+
 # ---- self-play ----
 
 
@@ -327,6 +384,22 @@ def test_on_a_cycle_the_average_converges_and_the_last_iterate_does_not():
         played = play(update, np.log([0.5, 0.25, 0.25]), iterations)
         np.testing.assert_allclose(games.averaged(played)[-1], 1 / 3, atol=0.01)
         assert duality_gap(played[iterations // 2 :], game.preference).min() > 0.15
+
+
+def test_on_a_cycle_the_last_iterate_of_nash_md_converges_to_the_regularised_equilibrium():
+    """Where SPPO's goes on cycling. With mixture_coef 1/2 Nash-MD's converges too, but elsewhere."""
+    game, reference, beta, eta = games.rock_paper_scissors(*BIASED), np.array([0.5, 0.25, 0.25]), 0.1, 0.1
+    solved = games.regularised_equilibrium(game.preference, reference, beta)
+    off = {}
+    for coef in (0.0, eta * beta, 0.5):
+        update = nash_md(game, beta=beta, mixture_coef=coef, reference=reference, step_size=eta)
+        played = play(update, np.log(reference), 3000)
+        assert np.abs(played[-500:] - played[-1]).max() < 1e-4, coef
+        off[coef] = np.abs(played[-1] - solved).max()
+    assert off[0.0] < 1e-4 and off[eta * beta] < 5e-3 and off[0.5] > 0.03
+    assert np.abs(solved - reference).max() > 0.1
+    sppo = play(update_with(functools.partial(LOSSES["sppo"], beta=1 / eta), game), np.log(reference), 3000)
+    assert np.ptp(sppo[-500:], axis=0).max() > 0.1
 
 
 def test_a_condorcet_winner_is_where_the_last_iterate_goes():

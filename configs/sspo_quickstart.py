@@ -1,0 +1,44 @@
+"""SmolLM2-135M-Instruct learns to answer sums by SSPO against an exact check (reasoning-gym), on two CPU cores.
+
+Off-policy, as SSPO is meant to be: every rollout of 32 prompts x 8 responses is learned in 4 minibatches of 8 prompts.
+The reward is 1 for the right number as the last number of the response and 0 otherwise. Evaluations sample at 0.7.
+"""
+
+from ssppo_jax.schema import base_config, select
+
+
+def get_config():
+    config = base_config()
+    config.model.source = "embedded:smollm2"
+    select(
+        config,
+        "data.source",
+        "reasoning_gym",
+        task="chain_sum",
+        size=1500,
+        settings='{"min_terms": 2, "max_terms": 3, "min_digits": 1, "max_digits": 1}',
+        instruction="Give only the number.",
+    )
+    config.data.heldout = 128
+    config.data.max_prompt_length = 64
+    config.data.prompt_buckets = (64,)
+    config.sampling.num_samples = 8
+    config.sampling.max_new_tokens = 12
+    config.sampling.batch_size = 32
+    select(config, "oracle", "reasoning_gym", answer_style="final_number")
+    select(config, "loss", "sspo")
+    select(config, "optim.transform", "adamw")
+    config.optim.learning_rate = 1e-5
+    config.optim.schedule = "constant"
+    config.optim.warmup_ratio = 0.0
+    config.train.iterations = 16
+    config.train.prompts_per_iteration = 32
+    config.train.batch_size = 8
+    config.train.initial_policy = "off"
+    config.train.term_norms = False
+    config.eval.every = 4
+    config.eval.num_samples = 2
+    config.eval.final_num_samples = 4
+    config.eval.temperature = 0.7
+    config.checkpoint.every = 4
+    return config

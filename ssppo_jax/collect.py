@@ -1,0 +1,178 @@
+"""Collecting an iteration's rollout under pi_t: sample, judge, assemble the rows the loss learns from, score them."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from ssppo_jax import data
+from ssppo_jax.assemble import ASSEMBLE, Judged, reward_of
+from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.groups import teaches
+from ssppo_jax.judge_phase import concatenated, identity_of, judge
+from ssppo_jax.losses import ROWS
+from ssppo_jax.metrics import sample_stats
+from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
+from ssppo_jax.rollout import Rollout
+from ssppo_jax.runtime import ROLLOUT, Runtime, sampling_params
+from ssppo_jax.sample_phase import Sampled, sample_prompts
+from ssppo_jax.score_phase import score_batch
+from ssppo_jax.similarity import WITHOUT_ENCODER, SentenceEmbedder
+from ssppo_jax.types import PyTree, Samples
+
+
+@dataclasses.dataclass
+class Account:
+    """What happened to the prompts of an iteration, over all rounds of sampling."""
+
+    samples: list[Samples] = dataclasses.field(default_factory=list)
+    sampling_seconds: float = 0.0
+    failed: Counter = dataclasses.field(default_factory=Counter)
+    flat: int = 0  # groups left out because their rewards are all equal
+    surplus: int = 0  # groups beyond what the iteration trains on
+
+    def add(self, sampled: Sampled) -> None:
+        self.samples.append(sampled.samples)
+        self.sampling_seconds += sampled.wall["seconds"]
+
+    def metrics(self) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
+        """Values of the phases generate and judge, and the wall values of generate."""
+        samples = Samples(*(np.concatenate(field) for field in zip(*self.samples, strict=True)))
+        tokens = int(samples.length.sum())
+        generated = sample_stats(samples) | {"tokens": float(tokens), "prompts": float(len(samples.length))}
+        judged = {"oracle/dropped": float(self.failed.total())}
+        judged |= {f"oracle/failed: {reason}": float(n) for reason, n in self.failed.items()}
+        seconds = self.sampling_seconds
+        return generated, judged, {"seconds": seconds, "tokens_per_second": tokens / seconds}
+
+
+class Collector:
+    """Makes rollouts. Random keys are addressed by (iteration, round, prompt), so a repeated call repeats itself."""
+
+    def __init__(self, runtime: Runtime, prompts: list[EncodedPrompt], oracle: Oracle, score: Callable, journal: Path):
+        config = runtime.config
+        self.runtime, self.config, self.prompts, self.oracle, self.score = runtime, config, prompts, oracle, score
+        self.rows = ROWS[config.loss.name]
+        self.journal = Journal(journal)
+        self.embedder = _embedder(runtime) if self.rows == "pair" else None
+        self.rounds = config.group.max_num_gen_batches if config.group.filter_groups else 1
+        self.generate = runtime.make_generate(
+            num_samples=1 if self.rows == "opponent" else config.sampling.num_samples, sampling=sampling_params(config)
+        )
+        if self.rows == "opponent":
+            coef = config.loss.mixture_coef
+            self.generate_opponent = runtime.make_generate(
+                num_samples=1, sampling=sampling_params(config), weights=(1.0 - coef, coef), first_sample=1
+            )
+
+    def portion(self, iteration: int, sampling_round: int = 0) -> list[EncodedPrompt]:
+        """The prompts of one round of sampling: disjoint from those of other rounds within a pass over the data."""
+        rows = data.portion(
+            iteration * self.rounds + sampling_round,
+            len(self.prompts),
+            portions=self.config.train.iterations,
+            prompts_per_iteration=self.config.train.prompts_per_iteration,
+            seed=self.config.seed,
+        )
+        return [self.prompts[i] for i in rows]
+
+    def __call__(
+        self,
+        params: PyTree,  # of pi_t
+        initial: Callable[[], PyTree] | None,  # loads the initial policy
+        iteration: int,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Rollout:
+        """The rollout of an iteration.
+
+        Raises:
+          GateError: too many prompts failed, or sampler and trainer disagree on the log-probs of the same tokens.
+          Interrupted: `stopped()` became true; verdicts so far are in the journal.
+        """
+        start, account = time.perf_counter(), Account()
+        judged = self._judged(params, initial, iteration, stopped, account)
+        generated, verdicts, sampling = account.metrics()
+        rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
+        seconds = time.perf_counter() - start - account.sampling_seconds
+        verdicts |= rows.stats
+        if self.rows == "group":
+            verdicts |= {"group/filtered": float(account.flat), "group/surplus": float(account.surplus)}
+        batch, scored, scoring = score_batch(self.runtime, self.score, rows.batch, rows.sampler_logp, params, initial)
+        return Rollout(
+            batch,
+            rows.records,
+            {"generate": generated, "judge": verdicts, "score": scored},
+            {"generate": sampling, "judge": {"seconds": seconds}, "score": scoring},
+        )
+
+    def _judged(self, params, initial, iteration: int, stopped, account: Account) -> Judged:
+        """Prompts with their verdicts. With group.filter_groups, sampled round by round until enough groups differ."""
+        parts: list[Judged] = []
+        for sampling_round in range(self.rounds):
+            encoded = self.portion(iteration, sampling_round)
+            key = self.runtime.key(ROLLOUT, iteration * self.rounds + sampling_round)
+            what = f"sample {iteration + 1}/{self.config.train.iterations}"
+            sampled = self._sample(params, initial, encoded, key, stopped=stopped, what=what)
+            account.add(sampled)
+            parts.append(self._kept(encoded, sampled, stopped, account))
+            if sum(len(part.encoded) for part in parts) >= len(encoded):
+                break
+        judged = _merged(parts) if len(parts) > 1 else parts[0]
+        wanted = min(len(judged.encoded), len(encoded))
+        account.surplus = len(judged.encoded) - wanted
+        return judged.take(np.arange(wanted)) if account.surplus else judged
+
+    def _sample(self, params, initial, encoded, key, *, stopped, what) -> Sampled:
+        """K samples of the policy; for opponent rows one of the policy and one of its opponent."""
+        own = sample_prompts(self.runtime, self.generate, params, encoded, key, stopped=stopped, what=what)
+        if self.rows != "opponent":
+            return own
+        both = (params, initial())
+        other = sample_prompts(
+            self.runtime, self.generate_opponent, both, encoded, key, stopped=stopped, what=what + " (opponent)"
+        )
+        samples = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), own.samples, other.samples)
+        texts = [a + b for a, b in zip(own.texts, other.texts, strict=True)]
+        seconds = own.wall["seconds"] + other.wall["seconds"]
+        return Sampled(samples, texts, {}, {"seconds": seconds})
+
+    def _kept(self, encoded, sampled: Sampled, stopped, account: Account) -> Judged:
+        """The prompts the oracle could judge and, with group.filter_groups, whose rewards differ."""
+        verdict = judge(
+            self.oracle,
+            encoded,
+            sampled.texts,
+            journal=self.journal,
+            identity=identity_of(self.config),
+            stopped=stopped,
+        )
+        kept = drop_failed(verdict, max_failed_fraction=self.config.judge.max_failed_fraction)
+        account.failed.update(kept.reasons)
+        judged = Judged(encoded, sampled.samples, sampled.texts, verdict).take(kept.rows)
+        if not self.config.group.filter_groups:
+            return judged
+        different = np.flatnonzero(teaches(reward_of(self.config, judged.verdict)))
+        account.flat += len(judged.encoded) - len(different)
+        return judged.take(different)
+
+
+def _merged(parts: list[Judged]) -> Judged:
+    return Judged(
+        [e for part in parts for e in part.encoded],
+        Samples(*(np.concatenate(field) for field in zip(*(part.samples for part in parts), strict=True))),
+        [group for part in parts for group in part.texts],
+        concatenated([part.verdict for part in parts]),
+    )
+
+
+def _embedder(runtime: Runtime) -> SentenceEmbedder | None:
+    similarity = runtime.config.similarity
+    if similarity.name in WITHOUT_ENCODER:
+        return None
+    return SentenceEmbedder.load(similarity.encoder, max_length=similarity.max_length)

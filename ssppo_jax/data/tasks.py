@@ -1,0 +1,131 @@
+"""Prompts with exact answers, made by reasoning-gym's generators, and the scorer that belongs to each.
+
+An item is a pure function of (task, settings, seed, index), so a prompt carries those and not the generator's own
+entry, which JSON cannot always hold.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.types import Prompt
+
+_log = logging.getLogger(__name__)
+
+
+def reasoning_gym(
+    *, task: str = "chain_sum", size: int = 1000, task_seed: int = 0, settings: str = "", instruction: str = ""
+) -> list[Prompt]:
+    """Questions of reasoning-gym (https://github.com/open-thought/reasoning-gym) with answers its tasks can score.
+
+    A question that comes twice is kept once; how many went is logged.
+
+    Args:
+      task: a generator's name, or several with commas, mixed in equal parts
+      size: questions generated in all, repeats included
+      task_seed: of the generators; another seed makes other questions
+      settings: the generator's own options as a JSON object, e.g. {"max_terms": 2}; of several tasks one object each,
+        by name
+      instruction: text put under each question, e.g. Give only the number.
+
+    Raises:
+      ConfigError: unknown task or option, or a value the generator refuses.
+    """
+    names = [name.strip() for name in task.split(",") if name.strip()]
+    options = _options(names, settings)
+    prompts: dict[str, Prompt] = {}
+    each = -(-size // max(len(names), 1))
+    for name in names:
+        text = json.dumps(options[name], sort_keys=True)
+        made = generator(name, text, task_seed, each)
+        for index in range(each):
+            entry = made[index]
+            question = entry["question"] + ("\n" + instruction if instruction else "")
+            where = {"task": name, "settings": text, "seed": task_seed, "size": each, "index": index}
+            meta = {"answer": str(entry["answer"]), "reasoning_gym": where}
+            turns = ({"role": "user", "content": question},)
+            prompts.setdefault(question, Prompt(f"{name}-{task_seed}-{index}", turns, meta))
+    if not prompts:
+        raise ConfigError(f"data source reasoning_gym: task={task!r}, size={size} makes no question")
+    repeats = each * len(names) - len(prompts)
+    if repeats:
+        _log.warning("reasoning_gym: %d of %d questions repeat another and were left out", repeats, each * len(names))
+    return list(prompts.values())
+
+
+def scorer(prompt: Prompt) -> Callable[[str], float]:
+    """answer -> the task's own score of it, 1 when right.
+
+    Raises:
+      ConfigError: the prompt is not one of this source's.
+    """
+    where = prompt.meta.get("reasoning_gym")
+    if where is None:
+        raise ConfigError(
+            f"oracle reasoning_gym: prompt {prompt.id!r} comes from another source; set "
+            "--config.data.source.name=reasoning_gym, or --config.oracle.name=math_verify for answers of your own"
+        )
+    made = generator(where["task"], where["settings"], where["seed"], where["size"])
+    return functools.partial(_score, made, where["index"])
+
+
+def _score(made: Any, index: int, answer: str) -> float:
+    return made.score_answer(answer, _entry(made, index))
+
+
+@functools.lru_cache(maxsize=65536)
+def _entry(made: Any, index: int) -> dict:
+    return made[index]
+
+
+@functools.cache
+def generator(task: str, settings: str, seed: int, size: int) -> Any:
+    """The data set of a task.
+
+    Raises:
+      ConfigError: unknown task or option, or a value it refuses.
+    """
+    try:
+        import reasoning_gym as library
+        from reasoning_gym.factory import DATASETS
+    except ImportError as error:
+        raise ConfigError("data source reasoning_gym needs the package: pip install reasoning-gym==0.1.25") from error
+    if task not in DATASETS:
+        near = difflib.get_close_matches(task, DATASETS, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise ConfigError(f"reasoning_gym has no task {task!r}; {hint}there are: {', '.join(sorted(DATASETS))}")
+    allowed = [name for name in inspect.signature(DATASETS[task][1]).parameters if name not in ("seed", "size")]
+    options = json.loads(settings)
+    unknown = [name for name in options if name not in allowed]
+    if unknown:
+        raise ConfigError(f"reasoning_gym task {task} takes no {unknown[0]!r}; it takes: {', '.join(allowed)}")
+    try:
+        return library.create_dataset(task, seed=seed, size=size, **options)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ConfigError(f"reasoning_gym task {task}, settings {settings}: {error}") from error
+
+
+def _options(names: list[str], settings: str) -> dict[str, dict]:
+    """Each task's own options."""
+    try:
+        given = json.loads(settings or "{}")
+    except ValueError as error:
+        raise ConfigError(f"reasoning_gym settings={settings!r} is not JSON ({error}); write an object") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"reasoning_gym settings={settings!r} must be a JSON object of options")
+    if len(names) < 2:
+        return dict.fromkeys(names, given)
+    strange = [key for key, value in given.items() if key not in names or not isinstance(value, dict)]
+    if strange:
+        raise ConfigError(
+            f"reasoning_gym settings: {strange[0]!r}: with several tasks each gets its own object, by name, such as "
+            f'{{"{names[0]}": {{...}}}}'
+        )
+    return {name: given.get(name, {}) for name in names}

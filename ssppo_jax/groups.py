@@ -1,0 +1,71 @@
+"""From K rewards to K advantages: length penalty, groups that teach nothing, statistics. NumPy, on the host.
+
+Rewards are those of one iteration, so an advantage that is scaled by the batch sees the whole of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+
+from ssppo_jax.losses.advantages import soft_overlong, zero_spread
+from ssppo_jax.types import Mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """B groups of K responses."""
+
+    reward: np.ndarray  # [B,K] float32, length penalty included
+    advantage: np.ndarray  # [B,K] float32
+
+
+def teaches(
+    reward: np.ndarray,  # [B,K] as the oracle gave it
+) -> np.ndarray:  # [B] bool
+    """Whether a group's rewards differ: the others have no advantage, and DAPO's dynamic sampling leaves them out.
+
+    Asked of the oracle's reward, before any length penalty (arXiv 2503.14476 eq. 11 speaks of the accuracy).
+    """
+    return ~zero_spread(reward)
+
+
+def make_groups(
+    reward: np.ndarray,  # [B,K] float32, no failed rows
+    length: np.ndarray,  # [B,K] tokens
+    advantage: Callable[[np.ndarray], np.ndarray],  # an entry of `ADVANTAGES` with its keywords bound
+    *,
+    max_length: int,
+    overlong_buffer_len: int = 0,
+    overlong_penalty_factor: float = 1.0,
+) -> tuple[Groups, dict[str, Mean]]:
+    """Add the length reward, if any, and turn rewards into advantages; statistics are undivided means over groups.
+
+    Args:
+      max_length: completion slots, where the length reward reaches -overlong_penalty_factor
+      overlong_buffer_len: tokens before max_length over which it falls (DAPO's soft overlong punishment); 0: none
+      overlong_penalty_factor: its weight
+    """
+    shaped = np.asarray(reward, np.float64)
+    if overlong_buffer_len:
+        penalty = soft_overlong(np.asarray(length), max_length=max_length, buffer=overlong_buffer_len)
+        shaped = shaped + overlong_penalty_factor * penalty
+    value = advantage(shaped) if len(shaped) else np.zeros_like(shaped)
+    groups = Groups(shaped.astype(np.float32), np.asarray(value, np.float32))
+    return groups, _stats(np.asarray(reward, np.float64), groups)
+
+
+def _stats(reward: np.ndarray, groups: Groups) -> dict[str, Mean]:
+    """The oracle's reward (mean, spread within a group, best of K) and what became of it."""
+    values = {
+        "reward/mean": reward.mean(axis=1),
+        "reward/std": reward.std(axis=1, ddof=1),
+        "reward/best_of_k": reward.max(axis=1),
+        "reward/shaped": groups.reward.mean(axis=1),
+        "reward/zero_spread": ~teaches(reward),
+        "advantage/abs": np.abs(groups.advantage).mean(axis=1),
+    }
+    count = np.float32(len(reward))
+    return {name: Mean(np.float32(np.sum(value, dtype=np.float64)), count) for name, value in values.items()}

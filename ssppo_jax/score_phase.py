@@ -1,0 +1,76 @@
+"""Scoring a rollout's rows under pi_t and the initial policy, and the gate that stops a run whose sampler disagrees."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from ssppo_jax.errors import GateError
+from ssppo_jax.parallel import put_rows
+from ssppo_jax.progress import bar
+from ssppo_jax.rollout import take_rows
+from ssppo_jax.runtime import Runtime
+from ssppo_jax.types import Batch, PyTree
+
+
+def score_batch(
+    runtime: Runtime,
+    score: Callable,  # score(params, prompt, prompt_length, completion, mask) -> Scored, jitted
+    batch: Batch,
+    sampler_logp: np.ndarray,  # [M,K,T]
+    params: PyTree,  # of pi_t
+    initial: Callable[[], PyTree] | None,  # loads the initial policy
+) -> tuple[Batch, dict[str, float], dict[str, float]]:
+    """The batch with its log-probs under pi_t, the reference and the initial policy; entropy and KL so far; seconds.
+
+    Raises:
+      GateError: sampler and trainer disagree on the log-probs of the same tokens (the step-0 gate).
+    """
+    config, start = runtime.config, time.perf_counter()
+    logp, entropy = score_rows(runtime, score, params, batch)
+    gap = float(np.max(np.abs(logp - sampler_logp) * batch.mask, initial=0.0))
+    if not gap <= config.train.sampler_tolerance:
+        raise GateError(
+            f"sampler and trainer disagree: max |log-prob difference| of the same tokens is {gap:.3g}, allowed "
+            f"train.sampler_tolerance={config.train.sampler_tolerance:g}. With dtype bfloat16 a larger tolerance is "
+            "normal; in float32 this is a bug in the model code or a damaged weight"
+        )
+    init_logp = np.zeros_like(logp)
+    if initial is not None:
+        init_logp, _ = score_rows(runtime, score, initial(), batch)
+    tokens, responses = max(float(batch.mask.sum()), 1.0), max(np.prod(batch.mask.shape[:2]), 1)
+    metrics = {
+        "sampler_gap": gap,
+        "entropy": float(entropy.sum()) / tokens,
+        "logp_per_token": float(logp.sum()) / tokens,
+    }
+    if initial is not None:
+        metrics["init_logp_per_token"] = float(init_logp.sum()) / tokens
+        metrics["kl_to_initial"] = float((logp - init_logp).sum()) / responses
+    ref_logp = init_logp if config.train.reference == "initial" else logp
+    scored = batch._replace(old_logp=logp, ref_logp=ref_logp, init_logp=init_logp)
+    return scored, metrics, {"seconds": time.perf_counter() - start}
+
+
+def score_rows(runtime: Runtime, score: Callable, params: PyTree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Token log-probs and entropies of every row, [M,K,T] each, in batches of the training micro-batch's shape."""
+    config = runtime.config
+    size = config.train.batch_size // config.train.micro_batches
+    logp, entropy = np.zeros_like(batch.mask), np.zeros_like(batch.mask)
+    with bar(len(batch.weight), what="score", unit="prompts") as progress:
+        for rows in _by_length(batch.prompt_length, size):
+            part = take_rows(batch, rows, size, config.data.prompt_buckets)
+            fields = (part.prompt, part.prompt_length, part.completion, part.mask)
+            scored = jax.device_get(score(params, *put_rows(runtime.mesh, fields)))
+            logp[rows], entropy[rows] = scored.logp[: len(rows)], scored.entropy[: len(rows)]
+            progress.update(len(rows))
+    return logp, entropy
+
+
+def _by_length(length: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    order = np.argsort(length, kind="stable")
+    for start in range(0, len(order), size):
+        yield order[start : start + size]
