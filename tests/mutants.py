@@ -345,6 +345,59 @@ CORE = [
     ("_k3", "MAX_LOG_RATIO)) - u", "MAX_LOG_RATIO)) + u", "sign"),
 ]
 
+OPPONENT = [
+    ("_opponents", "batch.ref_logp", "batch.old_logp", "pi_t for the reference"),
+    ("_opponents", "shape[1] != 2", "shape[1] < 2", "a group is taken for two samples"),
+    ("_check", "beta > 0", "beta >= 0", "beta 0 is let through"),
+    ("_check", "0 <= mixture_coef <= 1", "0 <= mixture_coef", "a mixture beyond the reference is let through"),
+    ("_label", "batch.p_win - 0.5, 0.5)", "0.5 - batch.p_win, 0.5)", "winner and loser swapped"),
+    ("_label", "0.5, 0.5)", "0.5, 1.0)", "a tie is a win"),
+    ("_finish", "weight * ~tie", "weight", "ties count as failures"),
+    ("_finish", '"kl/ref_k1": r[:, 0]', '"kl/ref_k1": r[:, 1]', "the opponent's KL"),
+    ("_finish", "label * r[:, 1] + (1.0 - label) * r[:, 0]", "r[:, 1]", "rewards are not sorted"),
+    ("nash_md", "jax.lax.stop_gradient(policy.logp - batch.ref_logp)", "policy.logp - batch.ref_logp", "sg dropped"),
+    ("nash_md", "policy.logp - batch.ref_logp)", "batch.ref_logp - policy.logp)", "pushed off the reference"),
+    ("nash_md", "-(batch.p_win - 0.5)", "(batch.p_win - 0.5)", "the loser is raised"),
+    ("nash_md", "(batch.p_win - 0.5)", "batch.p_win", "no baseline"),
+    ("nash_md", "beta * sequence_sum", "sequence_sum", "beta is ignored"),
+    ("nash_md", "sequence_sum(policy.logp, batch.mask)[:, 0]", "jnp.sum(policy.logp, (1, 2))", "both samples move"),
+    ("xpo", "alpha * sequence_sum", "-alpha * sequence_sum", "exploration: sign"),
+    ("xpo", "batch.mask)[:, 1]", "batch.mask)[:, 0]", "exploration lowers the policy's own sample"),
+    ("xpo", "r[:, 0] - r[:, 1]", "r[:, 1] - r[:, 0]", "winner and loser swapped"),
+    ("xpo", "(1.0 - label) * loss(-margin)", "(1.0 - label) * loss(margin)", "the loser is desired"),
+    ("xpo", "0.5 / beta", "1.0 / beta", "the margin: 1/beta"),
+    ("xpo", "log_sigmoid(beta * d)", "log_sigmoid(d)", "beta is ignored"),
+    ("xpo", "alpha >= 0", "alpha == alpha", "a negative alpha is let through"),
+]
+
+PAIRS = [
+    ("scores", "np.log(clipped) - np.log1p(-clipped)", "clipped", "ranked by win rates"),
+    ("scores", "np.clip(preference, SCORE_CLIP, 1.0 - SCORE_CLIP)", "preference", "the logit of 0"),
+    ("score_bt", "2.0 * scores", "scores", "not doubled"),
+    ("score_bt", "score[:, :, None] - score[:, None, :]", "score[:, None, :] - score[:, :, None]", "transposed"),
+    ("hard", "np.sign(preference - 0.5)", "np.sign(preference)", "everyone wins"),
+    ("mean_win_rate", "total / k if", "total / (k - 1) if", "the self pair is not counted"),
+    ("mean_win_rate", "(total - 0.5)", "total", "the self pair stays in"),
+    ("mean_win_rate", "axis=-1", "axis=-2", "the rate of losing"),
+    ("select", "np.argmax(score >= top - TIE, axis=1)", "np.argmin(score, axis=1)", "the worst is the winner"),
+    ("select", "np.where(tied, 1,", "np.where(tied, 0,", "a response beats itself"),
+    ("make_pairs", "calibrate(matrix, gate(similarity))", "matrix", "pairwise: no gate"),
+    ("make_pairs", "similarity[rows, winner, loser][:, None] if", "similarity[rows, winner] if", "each its own factor"),
+    ("make_pairs", 'semantic_gate == "pair" else', 'semantic_gate != "pair" else', "pair and group_mean swapped"),
+    ("make_pairs", "calibrate(rate, gate(alike))", "gate(alike) * rate", "pulled to 0, not to a tie"),
+    ("make_pairs", "calibrate(rate, gate(alike))", "rate", "no gate"),
+    (
+        "make_pairs",
+        "[x[rows, winner], x[rows, loser]]",
+        "[x[rows, loser], x[rows, winner]]",
+        "winner and loser swapped",
+    ),
+    ("make_pairs", "matrix[rows, winner, loser]", "matrix[rows, loser, winner]", "P of the loser"),
+    ("make_pairs", "~tied if drop_tied", "tied if drop_tied", "only ties are kept"),
+    ("off_diagonal_mean", "similarity * off_diagonal", "similarity", "a response is like itself"),
+    ("_checked_similarity", "swapaxes(1, 2)), 0.0, 1.0)", "swapaxes(1, 2)), -1.0, 1.0)", "negative cosines sharpen"),
+]
+
 LOSSES = "tests/losses/"
 EVERY = LOSSES + "test_every_loss.py"
 PAIR_TESTS = [LOSSES + "test_preference.py", EVERY, LOSSES + "test_preference_identities.py"]
@@ -352,8 +405,10 @@ GROUP_TESTS = [LOSSES + "test_group.py", EVERY, LOSSES + "test_group_identities.
 FILES = {  # file of the package: (its mutants, the tests that must see them, those likely to see them first)
     "losses/preference.py": (PREFERENCE, PAIR_TESTS),
     "losses/group.py": (GROUP, GROUP_TESTS),
+    "losses/opponent.py": (OPPONENT, [LOSSES + "test_opponent.py", EVERY]),
     "losses/ratio_gates.py": (RATIO_GATES, [LOSSES + "test_ratio_gates.py", *GROUP_TESTS]),
     "losses/gates.py": (GATES, [LOSSES + "test_gates.py"]),
     "losses/advantages.py": (ADVANTAGES, [LOSSES + "test_advantages.py"]),
+    "pairs.py": (PAIRS, ["tests/test_pairs.py"]),
     "losses/core.py": (CORE, [LOSSES + "test_core.py", EVERY, LOSSES + "test_preference.py", LOSSES + "test_group.py"]),
 }

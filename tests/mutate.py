@@ -3,8 +3,8 @@
     python tests/mutate.py [WORD ...]      only mutants whose file, function or reason holds one of the words
 
 Every mutant of `mutants.py` is made in a copy of the repository, never in the source, and the tests of its file run on
-it until one fails. A mutant that survives is a test that is missing; a mutant whose text is gone is an error.
-Exit code 0 if all were killed. Not run by pytest.
+it until one fails. A mutant that survives is a test that is missing. A mutant whose text is gone, or that crashes for a
+name that does not exist, proves nothing and is an error. Exit code 0 if all were killed. Not run by pytest.
 """
 
 import ast
@@ -23,6 +23,7 @@ import mutants
 
 ROOT = Path(__file__).parents[1]
 COPIED = ("ssppo_jax", "tests", "configs", "pytest.ini", "pyproject.toml")
+SENSELESS = ("NameError", "UnboundLocalError", "AttributeError", "ImportError", "IndexError")
 SECONDS = 300  # a mutant that takes longer hangs, which a person would see too: killed
 
 
@@ -67,16 +68,17 @@ def checkout(folder: Path) -> Path:
 
 
 def passes(folder: Path, tests: list[str]) -> tuple[bool, str]:
-    """Whether the tests pass in this copy, and the last line they print. Byte code is not kept: it would be stale."""
-    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "--no-header", "--tb=no", *tests]
+    """Whether the tests pass in this copy, and the first that did not. Byte code is not kept: it would be stale."""
+    command = [sys.executable, "-B", "-m", "pytest", "-x", "-q", "--no-header", "--tb=line", *tests]
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=_environment())
     except subprocess.TimeoutExpired:
         return False, f"took over {SECONDS} s"
-    if done.returncode not in (0, 1):  # 2: the tests could not even be collected
+    senseless = [line for line in done.stdout.splitlines() if any(f": {name}: " in line for name in SENSELESS)]
+    if senseless or done.returncode not in (0, 1):  # 2: the tests could not even be collected
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode == 0, failed[0] if failed else done.stdout.strip().splitlines()[-1]
+    failed = [line.split(" - ")[0] for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return done.returncode == 0, failed[0] if failed else ""
 
 
 def _environment() -> dict[str, str]:

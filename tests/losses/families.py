@@ -1,12 +1,13 @@
 """Every loss with the batches of its family, and keywords that are not the defaults: one that is ignored shows."""
 
 import group_batches
+import opponent_batches
 import pair_batches
 
-from ssppo_jax.losses import group, preference
+from ssppo_jax.losses import group, opponent, preference
 
-PAIRS, GROUPS = sorted(preference.LOSSES), sorted(group.LOSSES)
-NAMES = PAIRS + GROUPS
+PAIRS, GROUPS, OPPONENTS = sorted(preference.LOSSES), sorted(group.LOSSES), [*sorted(opponent.LOSSES), "xpo/ipo"]
+NAMES = PAIRS + GROUPS + OPPONENTS  # what stands after a slash tells cases of one loss apart
 SETTINGS = {name: {"beta": 0.5} for name in PAIRS} | {
     "s_sppo": {"beta": 0.5, "repulsion_weight": 2.0, "log_z_coef": 0.6},
     "sppo": {"beta": 0.5, "log_z_coef": 0.6},
@@ -26,9 +27,12 @@ SETTINGS = {name: {"beta": 0.5} for name in PAIRS} | {
     "bnpo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1},
     "dapo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1},
     "cispo": {"epsilon_high": 1.5, "beta": 0.1, "loss_agg_mode": "seq-mean-token-sum"},
+    "nash_md": {"beta": 0.5, "mixture_coef": 0.25},
+    "xpo": {"beta": 0.5, "alpha": 0.3},
+    "xpo/ipo": {"loss_type": "ipo", "beta": 0.5, "alpha": 0.3, "mixture_coef": 0.75},
 }
 
 
 def batches(name):
     """The module with `at_random`, `degenerate` and LENGTH of the loss's family."""
-    return pair_batches if name in PAIRS else group_batches
+    return pair_batches if name in PAIRS else group_batches if name in GROUPS else opponent_batches

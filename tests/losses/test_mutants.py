@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-import mutate
 import mutants
+import mutate
 import pytest
 
-from ssppo_jax.losses import LOSSES
+from ssppo_jax.losses import LOSSES, group, opponent, preference
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES
 from ssppo_jax.losses.ratio_gates import RATIO_GATES
@@ -22,9 +22,23 @@ def test_every_mutant_is_another_program(file):
     assert source not in made and len(set(made)) == len(made) > 10
 
 
-def test_every_loss_gate_and_advantage_has_a_mutant():
-    broken = {m.function for m in mutate.MUTANTS}
-    assert {*LOSSES, *ADVANTAGES, *GATES, *RATIO_GATES} <= broken
+TABLES = {
+    "losses/preference.py": preference.LOSSES,
+    "losses/group.py": group.LOSSES,
+    "losses/opponent.py": opponent.LOSSES,
+    "losses/ratio_gates.py": RATIO_GATES,
+    "losses/gates.py": GATES,
+    "losses/advantages.py": ADVANTAGES,
+}
+
+
+@pytest.mark.parametrize("file", TABLES)
+def test_every_entry_of_a_table_has_a_mutant(file):
+    assert set(TABLES[file]) <= {m.function for m in mutate.MUTANTS if m.file == file}
+
+
+def test_no_family_of_losses_is_forgotten():
+    assert set(LOSSES) == {name for file in list(TABLES)[:3] for name in TABLES[file]}
 
 
 def test_a_mutant_whose_text_is_gone_or_stands_twice_is_an_error():
