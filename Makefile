@@ -5,12 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SEED ?= 0
-RUN ?= runs/quickstart
+RUN ?= runs/$(if $(filter sspo,$(MAKECMDGOALS)),sspo,quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test mutate quickstart smoke lint format clean
+.PHONY: help setup test mutate quickstart sspo smoke lint format clean
 help:
-	@sed -n '1,2s/^# //p' Makefile; echo "also: make setup, mutate, smoke, lint, format, clean"
+	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, setup, mutate, smoke, lint, format, clean"
 
 setup: $(VENV)/.installed
 
@@ -33,6 +33,9 @@ mutate: setup
 
 quickstart: setup
 	$(PY) -m ssppo_jax train --config=configs/quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
+
+sspo: setup
+	$(PY) -m ssppo_jax train --config=configs/sspo_quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
 
 smoke: setup
 	$(PY) -m ssppo_jax train --config=configs/smoke.py --workdir=runs/smoke
