@@ -37,6 +37,7 @@ def test_the_length_reward_by_hand():
 
 
 def test_groups_of_one_reward_teach_nothing():
+    """Identity 24: dynamic sampling draws others in their place."""
     np.testing.assert_array_equal(teaches(REWARD), [True, False, True])
 
 

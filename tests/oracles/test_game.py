@@ -184,6 +184,7 @@ def test_a_regularised_equilibrium_lies_between_the_reference_and_an_equilibrium
 
 @pytest.mark.parametrize("eta, tolerance", [(1.0, 1e-3), (0.1, 1e-3)])
 def test_log_z_of_coin_flips_is_half_eta(eta, tolerance):
+    """Identity 10, first half: as K grows."""
     k = 1000
     flips = np.triu(RNG.integers(0, 2, (k, k)), 1)
     rate = ((flips + np.tril(1 - flips.T, -1) + 0.5 * np.eye(k)).mean(1)).astype(np.float32)
@@ -192,6 +193,7 @@ def test_log_z_of_coin_flips_is_half_eta(eta, tolerance):
 
 @pytest.mark.parametrize("eta, coefficient", [(1.0, 0.5413), (1000.0, 0.99309)])
 def test_log_z_of_a_strict_order_is_between_half_eta_and_eta(eta, coefficient):
+    """Identity 10, second half: log((e^eta - 1)/eta)."""
     k = 2000
     rate = ((np.arange(k) + 0.5) / k).astype(np.float32)
     assert float(games.log_z(np.full(k, 1 / k, np.float32), rate, eta)) / eta == pytest.approx(coefficient, abs=1e-4)
@@ -375,6 +377,7 @@ def test_play_is_the_loop_it_says():
 
 
 def test_on_a_cycle_the_average_converges_and_the_last_iterate_does_not():
+    """Identity 11, first half: by the exact update, and by SPPO."""
     game = games.rock_paper_scissors()
     exact = functools.partial(games.exponential_weights, preference=jnp.asarray(game.preference, jnp.float32), eta=0.02)
     for update, iterations in (
@@ -403,6 +406,7 @@ def test_on_a_cycle_the_last_iterate_of_nash_md_converges_to_the_regularised_equ
 
 
 def test_a_condorcet_winner_is_where_the_last_iterate_goes():
+    """Identity 11, second half."""
     game = games.condorcet_winner(5, 0)
     played = play(update_with(functools.partial(LOSSES["sppo"], beta=2.0), game), np.zeros(5), 500)
     assert played[-1, 0] > 0.999 and played[0, 0] == pytest.approx(0.2)
