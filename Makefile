@@ -8,9 +8,9 @@ SEED ?= 0
 RUN ?= runs/quickstart
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test quickstart smoke lint format clean
+.PHONY: help setup test mutate quickstart smoke lint format clean
 help:
-	@sed -n '1,2s/^# //p' Makefile; echo "also: make setup, smoke, lint, format, clean"
+	@sed -n '1,2s/^# //p' Makefile; echo "also: make setup, mutate, smoke, lint, format, clean"
 
 setup: $(VENV)/.installed
 
@@ -27,6 +27,9 @@ $(VENV)/.installed: setup.py requirements.lock
 
 test: setup
 	$(PY) -m pytest
+
+mutate: setup
+	$(PY) tests/mutate.py
 
 quickstart: setup
 	$(PY) -m ssppo_jax train --config=configs/quickstart.py --config.seed=$(SEED) --workdir=$(RUN)

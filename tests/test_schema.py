@@ -1,5 +1,7 @@
 """The real keys: each has a meaning and a rule that holds, and a config that cannot run is refused before a compile."""
 
+import re
+
 import jax
 import pytest
 
@@ -190,6 +192,26 @@ def test_checking_computes_nothing(base, monkeypatch):
         jax.jit(lambda x: x + 1)(1.0)  # the trap works
 
 
-def test_a_group_loss_is_refused_while_train_assembles_pairs_only(base):
-    schema.select(base, "loss", "sspo")
-    assert "loss.name=sspo: group losses need rewards" in problems_of(base)
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"loss": "nash_md", "train.reference": "initial"}, r"sampling\.num_samples=5: nash_md learns from one sample"),
+        ({"loss": "xpo", "sampling.num_samples": "2"}, r"train\.reference=iteration: xpo's opponent .* set initial"),
+        ({"group.filter_groups": "true"}, r"group\.filter_groups: s_sppo does not learn from groups"),
+        ({"loss": "sspo", "group.max_num_gen_batches": "3"}, r"max_num_gen_batches=3 needs group\.filter_groups=true"),
+        ({"loss": "sspo", "group.overlong_buffer_len": "513"}, r"overlong_buffer_len=513 exceeds .*max_new_tokens=512"),
+    ],
+)
+def test_what_a_loss_learns_from_must_fit_the_other_keys(base, given, message):
+    assert cfg.override(base, given, schema.COMPONENTS) == []
+    assert re.search(message, problems_of(base))
+
+
+@pytest.mark.parametrize("name", sorted(schema.ELSEWHERE))
+def test_names_of_other_frameworks_are_answered_with_ours(base, name):
+    """The answer names keys that exist."""
+    problem = cfg.override(base, {f"train.{name}": "1"}, schema.COMPONENTS, schema.ELSEWHERE)[0]
+    keys = re.findall(r"[a-z]+\.[a-z_]+", problem.partition("here it is ")[2])
+    group = schema.base_config()
+    assert cfg.override(group, {"loss": "grpo"}, schema.COMPONENTS) == []
+    assert keys and set(keys) <= set(cfg.flatten(group))

@@ -2,26 +2,20 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from small_runs import configure, length_oracle, values
 
-from ssppo_jax import schema
 from ssppo_jax import train as train_module
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.evaluate import compare
 from ssppo_jax.metrics import read_metrics
-from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.runtime import build_runtime
 from ssppo_jax.train import train
-from ssppo_jax.types import Failed, Prompt, Verdict
+from ssppo_jax.types import Prompt
 from ssppo_jax.weights.source import resolve
-
-SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")
-MESH = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
-SMALL = {"data.prompt_buckets": "256", "sampling.max_new_tokens": "6", "sampling.num_samples": "3", "data.heldout": "4"}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,24 +26,6 @@ def environment(tmp_path_factory):
         yield
 
 
-def configure(**overrides):
-    given = {key.replace("__", "."): str(value) for key, value in overrides.items()}
-    return schema.load(SMOKE, MESH | SMALL | given)
-
-
-def length_oracle(fails=lambda prompt: False):
-    """Prefers longer texts; cannot judge the prompts `fails` says."""
-
-    def oracle(prompts, responses):
-        score = np.array([[len(text) for text in group] for group in responses], np.float64)
-        preference = bradley_terry(score, temperature=1.0)
-        failed = tuple(Failed("no answer") if fails(p) else None for p in prompts)
-        preference[[f is not None for f in failed]] = np.nan
-        return Verdict(preference, None, failed)
-
-    return oracle
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Two iterations of two steps; the batch of each step is one micro-batch, so its metrics are exact."""
@@ -58,10 +34,6 @@ def run(tmp_path_factory):
         patch.setattr(train_module, "build_oracle", lambda config: length_oracle())
         result = train(configure(train__micro_batches=1, loss__repulsion_weight=0.5), folder)
     return folder, result, list(read_metrics(folder / "metrics.jsonl"))
-
-
-def values(log, phase):
-    return [record["values"] for record in log if record["phase"] == phase]
 
 
 def test_a_run_leaves_what_the_readme_promises(run):

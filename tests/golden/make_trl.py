@@ -16,12 +16,16 @@ the model is replaced by something that returns the stored log-probs. Nothing of
 Each case stores its keywords, the loss, and its gradient with respect to the log-probs of the policy. (SimPO and ORPO
 read logits; the gradient of a token's log-prob is that of its logit over 1 - p.)
 
-Not here, because TRL computes them in the middle of a method that also generates: advantages. Not in TRL 1.16: SPPO
-with soft win rates, cDPO, S-SPPO, SSPO, INPO, GSPO-token.
+* Advantages: TRL computes them in the middle of a method that also generates. The lines that do are cut out of its
+  source and run as they stand, on rewards of 5 groups of 6. DAPO's length reward is called.
+
+Not in TRL 1.16: SPPO with soft win rates, cDPO, S-SPPO, SSPO, INPO, GSPO-token (verl has it: make_verl.py).
 """
 
+import inspect
 import json
 import pathlib
+import textwrap
 from collections import defaultdict
 from types import SimpleNamespace
 
@@ -30,6 +34,8 @@ import torch
 from trl.experimental.cpo import CPOTrainer
 from trl.experimental.gmpo import GMPOTrainer
 from trl.experimental.orpo import ORPOTrainer
+from trl.rewards import get_soft_overlong_punishment
+from trl.trainer import grpo_trainer, rloo_trainer
 from trl.trainer.dpo_trainer import DPOTrainer
 from trl.trainer.grpo_trainer import GRPOTrainer
 from trl.trainer.kto_trainer import KTOTrainer
@@ -247,6 +253,34 @@ def group_family(logp, old, ref, mask, advantage):
         yield case, hyper, loss, policy.grad
 
 
+def between(module, kind, first, last):
+    """The lines of TRL's method that turn rewards into advantages, from one that begins so to the next that does so."""
+    lines = inspect.getsource(getattr(module, kind)._generate_and_score_completions).splitlines()
+    start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
+    stop = next(i for i, line in enumerate(lines) if i > start and line.strip().startswith(last))
+    return textwrap.dedent("\n".join(lines[start : stop + 1]))
+
+
+def advantages(reward):
+    per_func, last = reward.reshape(-1, 1), "advantages = torch.nan_to_num"
+    given = {
+        "torch": torch,
+        "nanstd": grpo_trainer.nanstd,
+        "device": "cpu",
+        "num_generations": reward.shape[1],
+        "unscorable_mask": torch.isnan(per_func).all(dim=1),
+    }
+    settings = {"reward_weights": torch.ones(1), "multi_objective_aggregation": "sum_then_normalize", "beta": 0.0}
+    settings |= {"reward_clip_range": None, "normalize_advantages": False}
+    grpo = between(grpo_trainer, "GRPOTrainer", "if self.multi_objective_aggregation ==", last)
+    rloo = between(rloo_trainer, "RLOOTrainer", "rewards = (rewards_per_func *", last)
+    cases = {f"grpo/{scale}": (grpo, {"scale_rewards": scale}) for scale in ("group", "batch", "none")}
+    for case, (lines, more) in (cases | {"rloo": (rloo, {})}).items():
+        names = given | {"self": SimpleNamespace(**settings, **more), "rewards_per_func": per_func.clone()}
+        exec(lines, names)
+        yield case, names["advantages"].reshape(reward.shape).numpy()
+
+
 def main() -> None:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -281,6 +315,15 @@ def main() -> None:
         keep(*case)
     arrays |= {"group/logp": logp.numpy(), "group/old": old.numpy(), "group/ref": ref.numpy()}
     arrays |= {"group/mask": mask.numpy(), "group/advantage": advantage.numpy(), "cases": np.array(json.dumps(cases))}
+
+    reward = torch.tensor(rng.normal(1, 2, (5, 6)), dtype=torch.float32)
+    reward[1], reward[2] = torch.tensor([0.0, 1, 0, 0, 1, 0]), 0.5
+    arrays["reward"] = reward.numpy()
+    for case, found in advantages(reward):
+        arrays[f"advantages/{case}"] = found
+    length = range(1, 16)
+    punished = get_soft_overlong_punishment(10, 4)([[0] * n for n in length])
+    arrays["soft_overlong"] = np.array(punished, np.float32)
     np.savez_compressed(pathlib.Path(__file__).with_name("trl.npz"), **arrays)
     for case in cases:
         print(case["case"], arrays[case["case"] + "/loss"])

@@ -1,4 +1,6 @@
-"""Small batches for the loss tests: one by hand, one at random."""
+"""Batches of pairs for the loss tests: by hand, at random, and what breaks losses."""
+
+import math
 
 import numpy as np
 
@@ -71,3 +73,40 @@ def at_random(seed=0):
         p_win=rng.uniform(0.1, 0.9, b),
         similarity=rng.uniform(0, 1, b),
     )
+
+
+class Row:
+    """One pair in float64: token lists of the winner and the loser, padding gone."""
+
+    def __init__(self, policy, batch, b):
+        n = [int(x) for x in np.sum(batch.mask[b], axis=-1)]
+        take = lambda x: [[float(v) for v in x[b, k, : n[k]]] for k in (0, 1)]  # noqa: E731
+        logp, ref, old = take(policy.logp), take(batch.ref_logp), take(batch.old_logp)
+        self.n = n
+        self.r = [sum(p - q for p, q in zip(logp[k], ref[k], strict=True)) for k in (0, 1)]
+        self.r_t = [sum(p - q for p, q in zip(logp[k], old[k], strict=True)) for k in (0, 1)]
+        self.m = [sum(logp[k]) / n[k] for k in (0, 1)]
+        self.P, self.Pc = batch.win_rate[b].astype(float), batch.target[b].astype(float)
+        self.p_win = float(batch.p_win[b])
+        h = policy.hidden[b].astype(float)
+        self.cos = float(h[0] @ h[1] / math.sqrt(h[0] @ h[0]) / math.sqrt(h[1] @ h[1]))
+
+
+def degenerate():
+    """Batches of the shape of `at_random`, so that nothing is compiled again."""
+    ones, t = np.ones((4, 2, 5)), np.full((4, 2, 5), -1.0)
+    yield "all masked", build(t, 0 * ones)
+    yield "padding only", build(t, 0 * ones, weight=np.zeros(4))
+    yield "tie", build(t, ones)
+    yield "no hidden state", build(t, ones, hidden=np.zeros((4, 2, 3)))
+    for p in (0.0, 1.0):
+        rate = np.tile([p, 1 - p], (4, 1))
+        yield f"p = {p}", build(t, ones, win_rate=rate, target=rate, p_win=np.full(4, p))
+    yield "a winner without tokens", build(t, ones * np.array([0.0, 1.0])[None, :, None])
+    yield "one hidden state", build(t, ones, hidden=np.ones((4, 2, 3)) * np.array([1.0, 0.0])[None, :, None])
+    for far in (-1e4, -100.0, 100.0, 1e4):
+        ref = t + np.array([far, -far])[None, :, None]
+        yield f"log-ratio {far}", build(t, ones, ref=ref, old=ref)
+        yield f"both {far}", build(t, ones, ref=t + far, old=t + far)
+    yield "certain tokens", build(0 * t, ones)
+    yield "impossible tokens", build(t - 1e4, ones, ref=t, old=t)

@@ -1,7 +1,9 @@
 """Advantages: by pencil, their sums, and groups that teach nothing."""
 
 import inspect
+from statistics import mean, stdev, variance
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -39,11 +41,27 @@ def test_every_advantage_has_a_pencil_value():
     assert {name for name, _ in by_pencil()} == set(ADVANTAGES)
 
 
-def test_rloo_leaves_its_own_reward_out():
-    """A loop from the definition."""
-    for row, found in zip(REWARD, rloo(REWARD), strict=True):
-        for i, r in enumerate(row):
-            assert found[i] == pytest.approx(r - np.delete(row, i).mean())
+def flat(groups):
+    return [r for group in groups for r in group]
+
+
+LOOP = {  # of one reward, from its group and all groups
+    "grpo": lambda r, group, _: (r - mean(group)) / (stdev(group) + 1e-4),
+    "dr_grpo": lambda r, group, _: r - mean(group),
+    "rloo": lambda r, group, _: r - (sum(group) - r) / (len(group) - 1),
+    "reinforce_plus_plus": lambda r, _, groups: (r - mean(flat(groups))) / (variance(flat(groups)) + 1e-8) ** 0.5,
+    "reinforce_plus_plus_baseline": lambda r, group, groups: (
+        (r - mean(group)) / (variance([x - mean(g) for g in groups for x in g]) + 1e-8) ** 0.5
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_advantage_equals_a_float64_loop_of_its_definition(name):
+    reward = np.random.default_rng(5).normal(1, 2, (4, 5))
+    groups = reward.tolist()
+    expected = [[LOOP[name](r, group, groups) for r in group] for group in groups]
+    np.testing.assert_allclose(ADVANTAGES[name](reward.astype(np.float32)), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CENTRED)
@@ -95,6 +113,41 @@ def test_numpy_and_jax_agree_and_keep_float32(name):
     assert isinstance(on_host, np.ndarray) and on_host.dtype == np.float32
     assert isinstance(on_device, jnp.ndarray) and on_device.dtype == jnp.float32
     np.testing.assert_allclose(on_host, on_device, rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_and_sharding_over_prompts_change_nothing(name):
+    reward = np.random.default_rng(6).normal(size=(4, 3)).astype(np.float32)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.device_put(reward, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    for given in (reward, split):
+        np.testing.assert_allclose(jax.jit(ADVANTAGES[name])(given), ADVANTAGES[name](reward), rtol=2e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
+def test_an_advantage_of_the_group_alone_does_not_see_other_groups(name):
+    """So rollouts may be cut anywhere between prompts; those that divide by the batch's spread may not."""
+    reward = np.random.default_rng(7).normal(size=(4, 3)).astype(np.float32)
+    cut = np.concatenate([ADVANTAGES[name](reward[:1]), ADVANTAGES[name](reward[1:])])
+    np.testing.assert_allclose(ADVANTAGES[name](reward), cut, rtol=1e-6)
+    whole, alone = (ADVANTAGES["reinforce_plus_plus_baseline"](x)[0] for x in (reward, reward[:1]))
+    assert not np.allclose(whole, alone, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "rewards", [[0, 0, 0, 1], [1, 1, 1, 0], [-1e9, 0, 1e9, 1e9], [0, 0, 0, 1e-30], [1, 1, 1, 1 + 2**-23], [7] * 4]
+)
+def test_extreme_rewards_have_finite_advantages_in_the_order_of_the_rewards(name, rewards):
+    found = ADVANTAGES[name](np.array([rewards, [0, 1, 0, 1]], np.float32))
+    assert np.all(np.isfinite(found))
+    assert np.all(np.diff(found[0][np.argsort(rewards)]) >= 0)
+
+
+def test_divided_by_a_standard_deviation_of_one_grpo_is_dr_grpo():
+    """Identity 23, the advantage's part: but for the 1e-4 beside the std."""
+    reward = np.array([[0.0, 1.0, 2.0], [5.0, 6.0, 4.0]])
+    np.testing.assert_allclose(grpo(reward), dr_grpo(reward) / 1.0001, rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", NAMES)

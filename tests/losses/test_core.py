@@ -11,6 +11,26 @@ from ssppo_jax.losses import core
 from ssppo_jax.types import Mean
 
 
+def test_clean_makes_constants_of_all_that_must_not_count():
+    """Whatever stood there: log-probs, states and row values 0, win rates 1/2; the rest as it was, in float32."""
+    policy, batch = at_random()
+    token, row = (batch.mask > 0), (batch.weight > 0)
+    fills = dict.fromkeys(("old_logp", "ref_logp", "init_logp", "similarity", "advantage", "weight"), 0.0)
+    fills |= dict.fromkeys(("win_rate", "target", "p_win"), 0.5)
+    counts = {f: token if "logp" in f else row.reshape(-1, *[1] * (getattr(batch, f).ndim - 1)) for f in fills}
+    dirty = batch._replace(
+        **{f: np.where(counts[f], getattr(batch, f), np.nan) for f in fills if f != "weight"},
+        mask=np.where(row[:, None, None], batch.mask, 1.0),
+    )
+    states = np.where(row[:, None, None], policy.hidden, np.nan)
+    found_policy, found = core.clean(policy._replace(logp=np.where(token, policy.logp, np.nan), hidden=states), dirty)
+    for f, fill in fills.items():
+        np.testing.assert_array_equal(getattr(found, f), np.where(counts[f], getattr(batch, f), fill), err_msg=f)
+    np.testing.assert_array_equal(found.mask, batch.mask)
+    np.testing.assert_array_equal(found_policy.logp, np.where(token, policy.logp, 0))
+    np.testing.assert_array_equal(found_policy.hidden, np.where(row[:, None, None], policy.hidden, 0))
+
+
 def test_sequence_logratio_is_the_sum_over_real_tokens_only():
     r = core.sequence_logratio(
         np.array([[[-1.0, -2.0, np.nan]]]), np.array([[[-1.5, -4.0, 1e6]]]), np.array([[[1.0, 1.0, 0.0]]])

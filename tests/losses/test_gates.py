@@ -1,5 +1,6 @@
 """Semantic gates: factors in [0,1] that shrink a preference and never turn it."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -63,6 +64,18 @@ def test_gates_take_numpy_and_jax_arrays_and_keep_their_dtype(name):
     assert isinstance(on_host, np.ndarray) and on_host.dtype == np.float32
     assert isinstance(on_device, jnp.ndarray) and on_device.dtype == jnp.float32
     np.testing.assert_allclose(on_host, on_device, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_calibrated_win_rates_equal_a_loop_of_the_equation(name):
+    """S-SPPO eq. 3.1, one number at a time; jit changes nothing."""
+    rng = np.random.default_rng(0)
+    p, s = rng.uniform(size=20), rng.uniform(size=20)
+    factor = {"linear": lambda x: 1 - x, "power": lambda x: (1 - x) * (1 - x), "threshold": lambda x: float(x < 0.9)}
+    expected = [0.5 + factor[name](b) * (a - 0.5) for a, b in zip(p, s, strict=True)]
+    np.testing.assert_allclose(calibrate(p, GATES[name](s)), expected, rtol=1e-12)
+    jitted = jax.jit(lambda p, s: calibrate(p, GATES[name](s)))(p.astype(np.float32), s.astype(np.float32))
+    np.testing.assert_allclose(jitted, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

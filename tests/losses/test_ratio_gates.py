@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from gate_formulas import exact
 
 from ssppo_jax.losses.ratio_gates import RATIO_GATES, ratio
 
@@ -17,22 +18,6 @@ TAUS = [0.5, 1.05, 3.0, 10.0]
 
 def taus(name):
     return [tau for tau in TAUS if name != "arctan_log_affine" or tau >= math.pi / 2]
-
-
-def exact(name, u, tau):
-    """f in float64, from the table of formulas (ALGORITHMS, sections 3.2 and 5)."""
-    r = math.exp(u)
-    return {
-        "sigmoid": lambda: 4 / tau / (1 + math.exp(-tau * (r - 1))),
-        "sigmoid_norm": lambda: 1 + 4 / tau * (1 / (1 + math.exp(-tau * (r - 1))) - 0.5),
-        "arctan": lambda: 1 + math.atan(tau * (r - 1)) / tau,
-        "erf": lambda: 1 + math.sqrt(math.pi / (2 * tau**2)) * math.erf(tau * (r - 1) / math.sqrt(2)),
-        "softsign": lambda: 1 + (r - 1) / math.sqrt(1 + tau**2 * (r - 1) ** 2),
-        "arctan_log": lambda: math.exp(math.atan(tau * u) / tau),
-        "arctan_log_affine": lambda: 1 + math.atan(tau * u) / tau,
-        "log_clip": lambda: math.exp(min(max(u, -math.pi / (2 * tau)), math.pi / (2 * tau))),
-        "identity": lambda: r,
-    }[name]()
 
 
 def gate(name, u, tau):
@@ -58,6 +43,7 @@ def test_gates_equal_their_pencil_values():
     assert gate("arctan_log", half, 2.0).log_f[0] == pytest.approx(math.pi / 8, rel=1e-6)
     assert gate("arctan_log_affine", half, 2.0).log_f[0] == pytest.approx(0.3312437, rel=1e-6)
     assert gate("log_clip", 2 * half, 2.0).log_f[0] == pytest.approx(math.pi / 4, rel=1e-6)
+    assert gate("identity", half, 2.0).log_f[0] == 0.5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -158,3 +144,22 @@ def test_a_temperature_that_rounds_f_to_zero_keeps_it_positive():
 def test_ratio_is_cut_at_e_to_the_twenty():
     u = np.array([-1e30, -1.0, 0.0, 1.0, 1e30], np.float32)
     np.testing.assert_allclose(ratio(u), np.exp([-20, -1, 0, 1, 20]), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jit_and_sharding_over_tokens_change_nothing(name):
+    u = np.linspace(-3, 3, 8, dtype=np.float32)
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+    split = jax.device_put(u, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    for given in (u, split):
+        for a, b in zip(jax.jit(lambda x: gate(name, x, 2.0))(given), gate(name, u, 2.0), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gate_rises_with_the_ratio_and_its_slope_is_greatest_on_policy(name):
+    """The conditions of arXiv 2602.19345: f' is 1 at r = 1 and falls away from it."""
+    u = np.linspace(-2, 2, 81, dtype=np.float32)
+    log_f, slope = gate(name, u, 2.0)
+    assert np.all(np.diff(log_f) >= 0)
+    assert np.all(np.diff(slope[40:]) <= 1e-6) and np.all(np.diff(slope[:41]) >= -1e-6)

@@ -1,32 +1,31 @@
-"""Losses agree with TRL 1.16 on random log-probs: value and gradient (tests/golden/make_trl.py made the numbers)."""
+"""Losses and advantages agree with TRL 1.16 on random input, value and gradient (tests/golden/make_trl.py)."""
 
 import json
 import pathlib
 
-import jax
 import numpy as np
 import pytest
 from pair_batches import build
+from running import assert_agrees
 
-from ssppo_jax.losses import group, preference
-from ssppo_jax.types import Policy
+from ssppo_jax.losses.advantages import ADVANTAGES, soft_overlong
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden" / "trl.npz"))
 CASES = {case["case"]: case["hyper"] for case in json.loads(str(GOLDEN["cases"]))}
 PAIRS = ["dpo", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"]
 PAIRS += ["kto_pair", "simpo", "orpo"]
 GROUPS = ["grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "gspo", "gmpo"]
+ADVANTAGE = {  # TRL's: ours
+    "grpo/group": ("grpo", {}),
+    "grpo/batch": ("grpo", {"scale_rewards": "batch"}),
+    "grpo/none": ("dr_grpo", {}),
+    "rloo": ("rloo", {}),
+}
 
 
-def loss_and_gradient(function, policy, batch, hyper):
-    mean = lambda logp: function(Policy(logp, policy.hidden), batch, **hyper)[0].result()  # noqa: E731
-    return jax.jit(jax.value_and_grad(mean))(policy.logp)
-
-
-def agrees(case, function, policy, batch):
-    value, gradient = loss_and_gradient(function, policy, batch, CASES[case])
-    np.testing.assert_allclose(value, GOLDEN[f"{case}/loss"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(gradient, GOLDEN[f"{case}/gradient"] * batch.mask, rtol=1e-5, atol=1e-6)
+def agrees(case, policy, batch):
+    name = case.partition("/")[0]
+    assert_agrees(name, policy, batch, CASES[case], GOLDEN[f"{case}/loss"], GOLDEN[f"{case}/gradient"])
 
 
 def test_every_loss_trl_has_is_compared():
@@ -35,15 +34,13 @@ def test_every_loss_trl_has_is_compared():
 
 @pytest.mark.parametrize("case", PAIRS)
 def test_pair_loss_agrees_with_trl(case):
-    policy, batch = build(GOLDEN["pair/logp"], GOLDEN["pair/mask"], ref=GOLDEN["pair/ref"])
-    agrees(case, preference.LOSSES[case], policy, batch)
+    agrees(case, *build(GOLDEN["pair/logp"], GOLDEN["pair/mask"], ref=GOLDEN["pair/ref"]))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.partition("/")[0] in GROUPS])
 def test_group_loss_agrees_with_trl(case):
     arrays = {name: GOLDEN[f"group/{name}"] for name in ("old", "ref", "advantage")}
-    policy, batch = build(GOLDEN["group/logp"], GOLDEN["group/mask"], **arrays)
-    agrees(case, group.LOSSES[case.partition("/")[0]], policy, batch)
+    agrees(case, *build(GOLDEN["group/logp"], GOLDEN["group/mask"], **arrays))
 
 
 def test_the_random_inputs_reach_both_sides_of_the_clips():
@@ -52,3 +49,16 @@ def test_the_random_inputs_reach_both_sides_of_the_clips():
     assert (
         np.mean(ratio < 0.8) > 0.1 and np.mean(ratio > 1.5) > 0.03 and np.ptp(np.sign(GOLDEN["group/advantage"])) == 2
     )
+
+
+@pytest.mark.parametrize("case", ADVANTAGE)
+def test_advantage_agrees_with_trl(case):
+    """Normal rewards, rewards of 0 and 1, and equal ones."""
+    name, hyper = ADVANTAGE[case]
+    found = ADVANTAGES[name](GOLDEN["reward"], **hyper)
+    np.testing.assert_allclose(found, GOLDEN[f"advantages/{case}"], rtol=1e-5, atol=1e-6)
+
+
+def test_the_length_reward_agrees_with_trl():
+    found = soft_overlong(np.arange(1, 16)[None], max_length=10, buffer=4)[0]
+    np.testing.assert_allclose(found, GOLDEN["soft_overlong"], rtol=1e-6)
