@@ -101,8 +101,11 @@ def _shorten(text: str, most: int = 48) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def plot_win_rate(rows: list[list[float]]) -> str:
-    """Rows of iteration, win rate, low, high; a NaN bound leaves a gap in the band."""
+def plot_interval(name: str, rows: list[tuple[float, float, float, float]], *, wide: bool) -> str:
+    """Rows of iteration, value, low, high; a NaN bound leaves a gap in the band. Dashed: where nothing has changed,
+    which is 0.5 for a win rate and the value at iteration 0, when there is one, for what else is measured."""
+    is_rate = name == "win_rate"
+    words = _shorten(name.replace("_", " "))
 
     def draw(figure):
         ax = _axes_over("iteration", figure)
@@ -110,11 +113,39 @@ def plot_win_rate(rows: list[list[float]]) -> str:
         ax.fill_between(x, low, high, alpha=0.22, linewidth=0)
         ax.vlines(x, low, high, color=COLOURS[0], linewidth=1.2)  # the band alone would not show a single evaluation
         ax.plot(x, mean, marker="o", markersize=4)
-        ax.axhline(0.5, color=INK, linestyle="--", linewidth=0.8, alpha=0.6)
-        ax.set_ylim(min(0.35, np.nanmin([low, mean]) - 0.03), max(0.75, np.nanmax([high, mean]) + 0.03))
-        ax.set_ylabel("win rate over the starting policy")
+        if is_rate or x[0] == 0:
+            ax.axhline(0.5 if is_rate else mean[0], color=INK, linestyle="--", linewidth=0.8, alpha=0.6)
+        if is_rate:
+            ax.set_ylim(min(0.35, np.nanmin([low, mean]) - 0.03), max(0.75, np.nanmax([high, mean]) + 0.03))
+        ax.set_ylabel("win rate over the starting policy" if is_rate and wide else words)
 
-    return _svg(draw, (8.4, 3.3), "win rate over iterations with its 95% interval")
+    return _svg(draw, (8.4, 3.3) if wide else (4.2, 2.9), f"{words} over iterations with its 95% interval")
+
+
+def plot_group_rewards(rewards: dict[float, list[np.ndarray]]) -> str:
+    """{iteration: rewards [K] of each group}: mean, best and worst of K; the groups' means, first and last."""
+
+    def draw(figure):
+        from matplotlib.ticker import MaxNLocator
+
+        over, spread = figure.subplots(1, 2)
+        x = sorted(rewards)
+        for name, of, style in (("mean", np.mean, "-"), ("best of K", np.max, ":"), ("worst of K", np.min, ":")):
+            y = [np.mean([of(group) for group in rewards[i]]) for i in x]
+            over.plot(x, y, style, label=name, marker="o", markersize=2.5)
+        over.set(xlabel="iteration", ylabel="reward", title="reward, mean over groups")
+        over.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        over.legend()
+        ends = dict.fromkeys((x[0], x[-1]))
+        means = {i: np.array([group.mean() for group in rewards[i]]) for i in ends}
+        edges = np.histogram_bin_edges(np.concatenate(list(means.values())), bins=12)
+        for i, style in zip(ends, ("--", "-"), strict=False):
+            how = {"histtype": "step", "linestyle": style, "linewidth": 1.4, "label": f"iteration {i:g}"}
+            spread.hist(means[i], edges, weights=np.ones(len(means[i])) / len(means[i]), **how)
+        spread.set(xlabel="mean reward of a group", ylabel="share of groups", title="groups, first and last")
+        spread.legend()
+
+    return _svg(draw, (8.4, 3.3), "group rewards over iterations and their spread")
 
 
 def plot_margins(similarity: np.ndarray, raw: np.ndarray, gated: np.ndarray) -> str:

@@ -101,6 +101,8 @@ def test_an_unknown_flag_is_refused_with_those_there_are(capsys, command):
         (["convert", "--input=a", "--output=b", "--dtype=int8"], "--dtype=int8: must be float32 or bfloat16"),
         (["report", "--workdir=a", "--config.seed=1"], "report takes no --config keys"),
         (["report", "--workdir=/no/such"], "no such folder; give the folder of a run"),
+        (["sweep", SMOKE, "--workdir=x", "--jobs=0"], "--jobs=0: must be a whole number from 1"),
+        (["sweep", SMOKE, "--workdir=x", "--jobs=two", "--dry-run"], "--jobs=two: must be a whole number"),
     ],
 )
 def test_a_flag_that_would_be_misread_or_ignored_is_refused(capsys, argv, words):
@@ -257,3 +259,5 @@ def test_sweep_lists_its_runs_and_passes_on_its_exit_code(capsys, monkeypatch, t
     assert "--config.seed=3" in line and "--config.loss.beta=0.1" in line and not (tmp_path / "out").exists()
     monkeypatch.setattr("ssppo_jax.grid.TRAIN", ("false",))
     assert main(argv) == 1
+    monkeypatch.setattr("ssppo_jax.sweep.sweep", lambda *args, jobs, dry_run: 10 * jobs)
+    assert main([*argv, "--jobs=3"]) == 30

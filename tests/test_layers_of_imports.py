@@ -13,8 +13,8 @@ FLOORS = (
     "losses models parallel sampling chat optim checkpoint metrics lifecycle winrate",
     "weights generate data",
     "steps state oracles pairs groups similarity",
-    "schema run_folder plots report runtime sample_phase judge_phase rollout score_phase assemble collect evaluate "
-    "inference train measure grid sweep_table sweep_plots sweep",
+    "schema run_folder plots run_record report_page report_curves report_texts report runtime sample_phase judge_phase "
+    "rollout score_phase assemble collect evaluate inference train measure grid sweep_table sweep_plots sweep",
     "__main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

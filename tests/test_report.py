@@ -4,8 +4,9 @@ import re
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from ssppo_jax import plots, report
+from ssppo_jax import plots, report, report_curves, report_texts, run_record
 from ssppo_jax.errors import UserError
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp; \"q\""
@@ -135,12 +136,13 @@ def test_samples_stand_side_by_side_with_the_last_stage(workdir):
     text = Page(report.build_report(workdir)).text
     assert "iter_10 reply 0" in text and "iter_2 reply" not in text
     stages = ["final", "iter_10", "iter_9", "start"]
-    assert sorted(stages, key=report._stage_order) == stages[::-1]  # by number: as text, iter_9 would be the later
+    assert sorted(stages, key=report_texts.stage_order) == stages[::-1]  # by number: as text, iter_9 would be the later
 
 
 def test_an_empty_folder_gives_a_page_that_names_every_missing_file(tmp_path):
     page = Page(report.build_report(tmp_path))
-    for name in ("config.json", "result.json", "metrics.jsonl", "pairs.jsonl", "samples.jsonl"):
+    pairs = "pairs.jsonl (groups.jsonl, opponents.jsonl)"
+    for name in ("config.json", "result.json", "metrics.jsonl", pairs, "samples.jsonl"):
         assert f"{name} is missing." in page.words
     assert page.labels() == []
 
@@ -200,7 +202,7 @@ def test_metric_lines_are_series_by_phase_over_steps_or_iterations():
         dict(phase="train", step=5, iteration=1, time=2.0, loss=1.0),
         dict(phase="generate", step=5, iteration=2, time=3.0, loss=9.0),
     ]
-    lines = report.metric_lines(metrics)
+    lines = run_record.metric_lines(metrics)
     assert [(line.phase, line.key, line.x.tolist(), line.y.tolist()) for line in lines] == [
         ("train", "loss", [4, 5], [2, 1]),
         ("generate", "loss", [2], [9]),
@@ -210,6 +212,18 @@ def test_metric_lines_are_series_by_phase_over_steps_or_iterations():
 @pytest.mark.parametrize(
     ("key", "title"),
     [
+        ("eur", "Gates, clips and importance weights"),
+        ("clip/fraction", "Gates, clips and importance weights"),
+        ("sequence_weight/max", "Gates, clips and importance weights"),
+        ("sequence_ratio/mean", "Gates, clips and importance weights"),
+        ("ratio/max", "Gates, clips and importance weights"),
+        ("evaluate: ratio", None),
+        ("judge: reward/std", "Rewards and advantages"),
+        ("judge: group/truncated", "Rewards and advantages"),
+        ("accuracy", "Rewards and advantages"),
+        ("format", "Rewards and advantages"),
+        ("judge: advantage/abs", "Rewards and advantages"),
+        ("generate: reward", None),
         ("kl_initial", "KL divergence"),
         ("policy/kl", "KL divergence"),
         ("weekly", None),
@@ -224,7 +238,10 @@ def test_metric_lines_are_series_by_phase_over_steps_or_iterations():
     ],
 )
 def test_each_metric_finds_its_section(key, title):
-    assert next((topic.title for topic in report.TOPICS if topic.claims(key)), None) == title
+    """Keys are those of the train phase unless another stands before them."""
+    phase, colon, rest = key.partition(": ")
+    phase, key = (phase, rest) if colon else ("train", key)
+    assert next((topic.title for topic in report_curves.TOPICS if topic.claims(phase, key)), None) == title
 
 
 def test_phase_seconds_come_from_the_record_or_from_the_clock():
@@ -236,7 +253,7 @@ def test_phase_seconds_come_from_the_record_or_from_the_clock():
         dict(phase="generate", iteration=2, time=50.0, seconds=6.0),
         dict(phase="train", iteration=2, time=51.5),
     ]
-    assert report.phase_seconds(metrics) == {"generate": {1: 4.0, 2: 6.0}, "train": {1: 5.0, 2: 1.5}}
+    assert run_record.phase_seconds(metrics) == {"generate": {1: 4.0, 2: 6.0}, "train": {1: 5.0, 2: 1.5}}
 
 
 def test_many_pairs_embed_a_bitmap_and_stay_small(workdir):
@@ -288,3 +305,139 @@ def test_every_sample_of_a_prompt_is_paired_with_one_of_the_other_stage(workdir)
 def test_steps_and_iterations_are_those_trained(drawn):
     words = Page(report.build_report(drawn)).words
     assert words[words.index("optimizer steps") + 1] == "2" and words[words.index("iterations") + 1] == "1"
+
+
+# ---- runs on rewards -------------------------------------------------------------------------------------------------
+
+
+def group(iteration, rewards, answer="42", **more):
+    responses = [f"response {iteration} of reward {r}" for r in rewards]
+    worth = [r - sum(rewards) / len(rewards) for r in rewards]
+    base = dict(iteration=iteration, prompt_id="a", prompt=f"sum {iteration}", answer=answer, responses=responses)
+    return base | dict(reward=rewards, advantage=worth, length=[7 + i for i in range(len(rewards))]) | more
+
+
+@pytest.fixture
+def rewarded(workdir):
+    """A run of groups: held-out rewards from iteration 0 on, gates, and no pairs."""
+
+    def scores(iteration, accuracy):
+        values = dict(reward=2 * accuracy, reward_low=2 * accuracy - 0.1, reward_high=2 * accuracy + 0.1, prompts=64.0)
+        values |= dict(accuracy=accuracy, accuracy_low=accuracy - 0.05, accuracy_high=accuracy + 0.05)
+        return record("evaluate", 2 * iteration, iteration, iteration, {"win_rate": 0.5, **values, "entropy": 1.0})
+
+    judged = record("judge", 0, 0, 0.1, {"reward/std": 0.4, "advantage/abs": 0.3, "other": 1.0})
+    train = training(1, 0, 0.2, eur=0.9, **{"clip/fraction": 0.1, "sequence_ratio/max": 1.2})
+    jsonl(workdir / "metrics.jsonl", [scores(0, 0.25), judged, train, scores(2, 0.5)])
+    jsonl(workdir / "groups.jsonl", [group(0, [0.0, 0.0]), group(0, [0.25, 1.0, 0.0, 0.5]), group(1, [1.0, 0.5])])
+    result = dict(win_rate=0.61, accuracy=0.5, accuracy_start=0.25, accuracy_gain_low=0.125, accuracy_gain_high=0.375)
+    (workdir / "result.json").write_text(json.dumps(result | dict(reward=1.0, reward_start=0.5)))
+    return workdir
+
+
+def test_a_run_on_rewards_shows_its_own_sections_and_has_nothing_to_complain_of(rewarded):
+    page = Page(report.build_report(rewarded))
+    assert "Incomplete records" not in page.text and "pairs" not in page.text
+    wanted = ["reward over iterations with its 95% interval", "accuracy over iterations with its 95% interval"]
+    wanted += ["group rewards over iterations and their spread", "judge: reward/std", "judge: advantage/abs", "eur"]
+    assert set(wanted) <= set(page.labels())
+    drawn = {"evaluate: accuracy", "evaluate: reward_low", "evaluate: win_rate"}
+    assert drawn & set(page.labels()) == {"evaluate: win_rate"}  # which has no interval here
+    for title in ("Held-out results", "Groups trained on", "Gates, clips and importance weights"):
+        assert title in page.words
+
+
+def test_final_rewards_stand_with_where_they_started(rewarded):
+    words = Page(report.build_report(rewarded)).words
+    tiles = ["final accuracy (start)", "0.500 (0.250)", "accuracy gained, 95% interval", "0.125 to 0.375"]
+    assert words[(i := words.index(tiles[0])) : i + 4] == tiles
+    assert words[words.index("final reward (start)") + 1] == "1.000 (0.500)"
+    assert words[words.index("groups trained on") + 1] == "3"
+
+
+def test_groups_of_the_first_and_last_iteration_show_responses_from_best_to_worst(rewarded):
+    more = [group(0, [0.0, 1.0], prompt=f"extra {i}") for i in range(5)] + [group(2, [0.5, 0.5], answer=None)]
+    with open(rewarded / "groups.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in more)
+    words = Page(report.build_report(rewarded)).words
+    rewards = [re.fullmatch(r"response (\d) of reward (.*)", word) for word in words]
+    assert [(m[1], m[2]) for m in rewards if m] == [
+        *(("0", r) for r in ("1.0", "0.5", "0.25", "0.0")),  # the first group, of equal rewards, gives way
+        *(("0", r) for r in ("1.0", "0.0", "1.0", "0.0")),
+        *(("2", r) for r in ("0.5", "0.5")),
+    ]
+    best = words.index("response 0 of reward 1.0")
+    assert words[best - 3 : best] == ["reward 1.000", " ", "advantage +0.562, 8 tokens"]
+    assert words.count("answer: 42") == 3 and "answer: None" not in words  # three of seven groups, and one without
+
+
+def test_of_a_large_group_the_best_and_the_worst_are_open_and_the_rest_folded(rewarded):
+    jsonl(rewarded / "groups.jsonl", [group(0, [2.0, 5.0, 0.0, 4.0, 1.0, 3.0])])
+    raw = report.build_report(rewarded).read_text()
+    places = [raw.index(f"response 0 of reward {r}.0") for r in (5, 4, 3, 2, 1, 0)]
+    fold = [raw.index("2 responses between"), raw.index("</details>", places[2])]
+    order = [*places[:2], fold[0], *places[2:4], fold[1], *places[4:]]
+    assert order == sorted(order)
+
+
+def test_group_rewards_are_drawn_as_mean_best_and_worst_of_each_iteration(monkeypatch):
+    monkeypatch.setattr(plots, "_svg", lambda draw, size, label: draw(figure := Figure()) or figure)
+    groups = {0: [np.array([0.0, 1.0]), np.array([0.0, 0.0])], 2: [np.array([1.0, 0.5, 0.0])]}
+    over, spread = plots.plot_group_rewards(groups).axes
+    assert {line.get_label(): list(line.get_ydata()) for line in over.lines} == {
+        "mean": [0.25, 0.5],
+        "best of K": [0.5, 1.0],
+        "worst of K": [0.0, 0.0],
+    }
+    assert [text.get_text() for text in spread.get_legend().get_texts()] == ["iteration 0", "iteration 2"]
+
+
+def test_unusable_groups_are_told_and_left_out(rewarded):
+    odd = [{}, group(0, [1.0, float("nan")]), group(0, [1.0]) | {"responses": []}, group(None, [1.0]), group(0, [True])]
+    odd.append(group(0, [1.0, 1e300]))
+    with open(rewarded / "groups.jsonl", "a") as file:
+        file.writelines(json.dumps(row) + "\n" for row in [*odd, group(0, [1.0, 0.0], advantage="none", length=[3])])
+        file.write('{"iteration": 0, "promp')
+    text = Page(report.build_report(rewarded)).text
+    assert "groups.jsonl: 6 groups lack an iteration or a finite reward for every response; left out." in text
+    assert "groups.jsonl: the last line is torn" in text and "4 groups, 1 of them with equal rewards" in text
+    jsonl(rewarded / "groups.jsonl", odd)
+    assert "No groups were recorded." in Page(report.build_report(rewarded)).words
+
+
+def test_hostile_groups_and_opponents_are_shown_as_text(rewarded):
+    hostile = group(0, [1.0, 0.0], prompt=HOSTILE, answer=HOSTILE, responses=[HOSTILE, {"a": HOSTILE}])
+    jsonl(rewarded / "groups.jsonl", [hostile])
+    rows = [dict(iteration=HOSTILE, prompt=HOSTILE, policy=HOSTILE, opponent=HOSTILE, p_win="x"), {}]
+    jsonl(rewarded / "opponents.jsonl", rows)
+    path = report.build_report(rewarded)
+    assert "<script" not in path.read_text() and "<img" not in path.read_text()
+    assert Page(path).words.count(HOSTILE) >= 6
+
+
+def test_a_run_against_an_opponent_shows_both_and_how_often_it_wins(rewarded):
+    (rewarded / "groups.jsonl").unlink()
+    rows = [
+        dict(iteration=i, prompt=f"p{i}", policy=f"own {i}", opponent=f"other {i}", p_win=p)
+        for i, p in ((0, 0.25), (0, 0.75), (1, 0.9), (2, 1.0))
+    ]
+    jsonl(rewarded / "opponents.jsonl", rows)
+    page = Page(report.build_report(rewarded))
+    assert "Incomplete records" not in page.text and "No pairs" not in page.text
+    table = page.words[page.words.index("mean P(policy > opponent)") + 1 :]
+    assert table[:9] == ["0", "2", "0.500", "1", "1", "0.900", "2", "1", "1.000"]
+    assert "own 0" in page.words and "other 2" in page.words and "own 1" not in page.words
+    assert "wins with 0.250" in page.words
+
+
+def test_held_out_quantities_are_those_with_an_interval_and_the_win_rate_comes_last():
+    full = dict(win_rate=0.6, win_rate_low=0.5, win_rate_high=0.7, accuracy=0.3, accuracy_low=None, accuracy_high=0.4)
+    metrics = [dict(phase="evaluate", iteration=2, reward=1.0, reward_low=0.5, **full)]
+    metrics += [
+        dict(phase="evaluate", iteration=4, accuracy="x"),
+        dict(phase="train", iteration=2, a=1, a_low=1, a_high=1),
+    ]
+    found = run_record.held_out(metrics)
+    assert list(found) == ["accuracy", "win_rate"] and found["win_rate"] == [(2, 0.6, 0.5, 0.7)]
+    ((iteration, value, low, high),) = found["accuracy"]
+    assert (iteration, value, high) == (2, 0.3, 0.4) and np.isnan(low)
