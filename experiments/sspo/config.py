@@ -1,7 +1,6 @@
 """Which objective learns most from off-policy minibatches? GRPO, GSPO, GMPO, SAPO and three gates of SSPO on sums.
 
-`sspo_quickstart` with 4 minibatches per rollout and two passes over it (8 updates, 7 of them off-policy), and the same
-number of updates on-policy: one minibatch per rollout.
+`sspo_quickstart` with 4 minibatches per rollout and two passes over it: 8 updates, 7 of them off-policy.
 """
 
 from ssppo_jax.config import load_config
