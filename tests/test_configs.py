@@ -16,7 +16,7 @@ from ssppo_jax.weights import hf
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
-DEVICES = {"quickstart": (1, 8), "smoke": (1, 2, 4)}  # the others: 8 and more
+DEVICES = {"quickstart": (1, 8), "smoke": (1, 2, 4), "sspo_quickstart": (1, 2, 8)}  # the others: 8 and more
 PAPER = ("llama3_8b_s_sppo", "mistral_7b_s_sppo")
 
 # config.json of the two models, what shapes depend on. meta-llama/Meta-Llama-3-8B-Instruct and

@@ -28,15 +28,15 @@ def reasoning_gym(
     A question that comes twice is kept once; how many went is logged.
 
     Args:
-      task: a generator's name, or several with commas, mixed in equal parts
-      size: questions generated in all, repeats included
-      task_seed: of the generators; another seed makes other questions
-      settings: the generator's own options as a JSON object, e.g. {"max_terms": 2}; of several tasks one object each,
-        by name
-      instruction: text put under each question, e.g. Give only the number.
+        task: a generator's name, or several with commas, mixed in equal parts.
+        size: questions generated in all, repeats included.
+        task_seed: of the generators; another seed makes other questions.
+        settings: the generator's own options as a JSON object, e.g. {"max_terms": 2}; of several tasks one object
+            each, by name.
+        instruction: text put under each question, e.g. Give only the number.
 
     Raises:
-      ConfigError: unknown task or option, or a value the generator refuses.
+        ConfigError: unknown task or option, or a value the generator refuses.
     """
     names = [name.strip() for name in task.split(",") if name.strip()]
     options = _options(names, settings)
