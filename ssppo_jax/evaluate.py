@@ -18,7 +18,7 @@ from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.judge_phase import build_oracle
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.oracles.protocol import Oracle, consult, drop_failed
+from ssppo_jax.oracles.protocol import Oracle, check_prompts, consult, drop_failed
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
 from ssppo_jax.sample_phase import Sampled, sample_prompts
 from ssppo_jax.types import PyTree
@@ -168,6 +168,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     runtime = build_runtime(config)
     _, encoded, account = encode_split(runtime)
     heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
+    check_prompts(oracle, [e.prompt for e in encoded])
     texts, start = {}, time.perf_counter()
     for name, source in (("baseline", baseline), ("candidate", candidate)):
         params = runtime.load_params(resolve(source))

@@ -54,11 +54,14 @@ def judge(
     return concatenated(parts)
 
 
-def concatenated(parts: Sequence[Verdict]) -> Verdict:
-    """Verdicts on several batches of prompts as one."""
+def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
+    """Verdicts on several batches of prompts as one. A batch that failed whole has no parts; its rows hold NaN."""
     preference, reward = (
-        None if parts[0][i] is None else np.concatenate([part[i] for part in parts]) for i in range(2)
+        None if verdicts[0][i] is None else np.concatenate([verdict[i] for verdict in verdicts]) for i in range(2)
     )
-    names = parts[0].parts or {}
-    named = {name: np.concatenate([part.parts[name] for part in parts]) for name in names}
-    return Verdict(preference, reward, tuple(f for part in parts for f in part.failed), named or None)
+    names = next((list(verdict.parts) for verdict in verdicts if verdict.parts), [])
+    parts = {
+        name: np.concatenate([np.full_like(v.reward, np.nan) if v.parts is None else v.parts[name] for v in verdicts])
+        for name in names
+    }
+    return Verdict(preference, reward, tuple(f for verdict in verdicts for f in verdict.failed), parts or None)

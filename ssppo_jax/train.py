@@ -32,6 +32,7 @@ from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.metrics import Lagged, MetricLog
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
+from ssppo_jax.oracles.protocol import check_prompts
 from ssppo_jax.parallel import put_rows
 from ssppo_jax.progress import bar
 from ssppo_jax.rollout import Rollout, load_rollout, save_rollout, take_rows
@@ -85,6 +86,7 @@ class Trainer:
         self.fingerprint = self._fingerprint()
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = build_oracle(self.config)
+        check_prompts(self.oracle, [e.prompt for e in self.prompts + heldout])
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
         apply = runtime.make_apply()

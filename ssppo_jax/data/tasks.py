@@ -1,4 +1,4 @@
-"""Prompts with exact answers, made by reasoning-gym's generators, and the scorer that belongs to each.
+"""Prompts with exact answers, made by reasoning-gym's generators, and the generator's entry behind each.
 
 An item is a pure function of (task, settings, seed, index), so a prompt carries those and not the generator's own
 entry, which JSON cannot always hold.
@@ -11,7 +11,6 @@ import functools
 import inspect
 import json
 import logging
-from collections.abc import Callable
 from typing import Any
 
 from ssppo_jax.errors import ConfigError
@@ -46,7 +45,7 @@ def reasoning_gym(
         text = json.dumps(options[name], sort_keys=True)
         made = generator(name, text, task_seed, each)
         for index in range(each):
-            entry = made[index]
+            entry = _entry(made, index)
             question = entry["question"] + ("\n" + instruction if instruction else "")
             where = {"task": name, "settings": text, "seed": task_seed, "size": each, "index": index}
             meta = {"answer": str(entry["answer"]), "reasoning_gym": where}
@@ -60,24 +59,10 @@ def reasoning_gym(
     return list(prompts.values())
 
 
-def scorer(prompt: Prompt) -> Callable[[str], float]:
-    """answer -> the task's own score of it, 1 when right.
-
-    Raises:
-      ConfigError: the prompt is not one of this source's.
-    """
-    where = prompt.meta.get("reasoning_gym")
-    if where is None:
-        raise ConfigError(
-            f"oracle reasoning_gym: prompt {prompt.id!r} comes from another source; set "
-            "--config.data.source.name=reasoning_gym, or --config.oracle.name=math_verify for answers of your own"
-        )
-    made = generator(where["task"], where["settings"], where["seed"], where["size"])
-    return functools.partial(_score, made, where["index"])
-
-
-def _score(made: Any, index: int, answer: str) -> float:
-    return made.score_answer(answer, _entry(made, index))
+def entry_of(prompt: Prompt) -> dict:
+    """The generator's own entry of a prompt of this source, which its task's `score_answer` reads."""
+    where = prompt.meta["reasoning_gym"]
+    return _entry(generator(where["task"], where["settings"], where["seed"], where["size"]), where["index"])
 
 
 @functools.lru_cache(maxsize=65536)

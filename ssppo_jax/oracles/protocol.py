@@ -2,6 +2,7 @@
 
 An oracle is a plain function `oracle(prompts, responses) -> Verdict`, made by a factory `factory(**kwargs) -> oracle`
 whose keyword-only defaults are its config defaults. It may fail on a prompt (`Failed(reason)`), never invent a number.
+A function `check(prompts)` set on it as an attribute raises for prompts that it could never judge.
 
     verdict = consult(oracle, prompts, responses, journal=journal, identity=oracle_identity(name, kwargs))
     kept = drop_failed(verdict, max_failed_fraction=0.1)     # kept.rows indexes prompts and samples
@@ -28,6 +29,14 @@ TOLERANCE = 1e-6  # of P + P^T = 1 and of the diagonal; float32 rounding is belo
 
 
 # ---------------------------------------------------------------------------------------------- checks
+
+
+def check_prompts(oracle: Oracle, prompts: list[Prompt]) -> None:
+    """Raises what `oracle.check(prompts)` raises of prompts it could never judge; an oracle without `check` takes all.
+
+    For before anything is sampled: a missing answer should not be found out after the first iteration's sampling.
+    """
+    getattr(oracle, "check", lambda _: None)(prompts)
 
 
 def checked(verdict: Verdict, shape: tuple[int, int] | None = None) -> Verdict:
@@ -374,5 +383,10 @@ def consult(
 def _parts_of_rows(rows: Sequence[dict[str, np.ndarray] | None], k: int) -> dict[str, np.ndarray] | None:
     """Named parts [B,K] from those of each prompt (None: it failed, and holds NaN); None when there are no parts."""
     names = next((list(row) for row in rows if row), [])
+    if any(row is not None and set(row) != set(names) for row in rows):
+        raise UserError(
+            f"some verdicts of this oracle have the parts {', '.join(names)} and others have not: its journal is of "
+            "another version. Move that file away; its prompts will then be judged again."
+        )
     missing = np.full(k, np.nan, np.float32)
     return {name: np.stack([missing if row is None else row[name] for row in rows]) for name in names} or None

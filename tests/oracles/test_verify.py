@@ -1,14 +1,22 @@
 """Verifiable rewards agree with the libraries they stand on, and nothing a model writes can hang or crash them."""
 
+import json
+import pickle
+import signal
+import subprocess
+import sys
 import time
 
 import numpy as np
 import pytest
+import reasoning_gym as library
 
 from ssppo_jax.data import SOURCES
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, UserError
+from ssppo_jax.judge_phase import concatenated
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.oracles.protocol import Journal, checked, consult, drop_failed
+from ssppo_jax.oracles.protocol import Journal, check_prompts, checked, consult, drop_failed
+from ssppo_jax.oracles.worker import Worker
 from ssppo_jax.types import Prompt
 
 SUMS = SOURCES["reasoning_gym"](size=6, settings='{"max_terms": 3}')
@@ -24,6 +32,30 @@ def grade(oracle, gold, *texts):
 
 
 # ---- reasoning-gym
+
+TASKS = (
+    *("chain_sum", "basic_arithmetic", "gsm_symbolic", "gcd", "lcm", "prime_factorization", "simple_equations"),
+    *("number_sorting", "letter_counting", "spell_backward", "calendar_arithmetic", "countdown", "leg_counting"),
+    *("fraction_simplification", "base_conversion", "arc_1d", "rearc", "mini_sudoku", "string_insertion", "n_queens"),
+    *("polynomial_multiplication", "time_intervals", "zebra_puzzles", "word_ladder"),
+)
+
+
+@pytest.fixture(scope="module")
+def raw_scores():
+    return ORACLES["reasoning_gym"](answer_style="tag", exact=False, timeout=20.0)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_scores_are_the_tasks_own(raw_scores, task):
+    made = library.create_dataset(task, seed=0, size=2)
+    prompts = SOURCES["reasoning_gym"](task=task, size=2)
+    answers = [[p.meta["answer"], p.meta["answer"] + "1", "12"] for p in prompts]
+    verdict = checked(raw_scores(prompts, [[f"<answer>{a}</answer>" for a in group] for group in answers]))
+    own = np.array([[made.score_answer(a, made[b]) for a in group] for b, group in enumerate(answers)])
+    np.testing.assert_array_equal(verdict.reward, own.astype(np.float32))
+    np.testing.assert_array_equal(verdict.parts["accuracy"], own >= 1)
+    assert (own[:, 0] == 1).all() and not verdict.parts["unreadable"].any()
 
 
 def test_the_right_number_is_worth_one_wherever_it_ends_the_response():
@@ -59,11 +91,13 @@ def test_an_answer_the_task_cannot_parse_is_wrong_and_counted():
     np.testing.assert_array_equal(verdict.parts["unreadable"], [[1, 0]])
 
 
-def test_a_prompt_of_another_source_is_refused_with_the_remedy():
+@pytest.mark.parametrize("ask", [lambda oracle, p: oracle([p], [["4"]]), lambda oracle, p: check_prompts(oracle, [p])])
+def test_a_prompt_of_another_source_is_refused_with_the_remedy(ask):
     with pytest.raises(ConfigError, match="comes from another source"):
-        ORACLES["reasoning_gym"]()([question("4")], [["4"]])
-    with pytest.raises(DataError, match=r"prompt 'p' has no answer .*1 of 1"):
-        ORACLES["reasoning_gym"]()([Prompt("p", ({"role": "user", "content": "?"},))], [["4"]])
+        ask(ORACLES["reasoning_gym"](), question("4"))
+    for name in ("reasoning_gym", "math_verify"):
+        with pytest.raises(DataError, match=r"prompt 'p' has no answer .*1 of 1"):
+            ask(ORACLES[name](), Prompt("p", ({"role": "user", "content": "?"},)))
 
 
 @pytest.mark.parametrize("settings", [{"answer_style": "bxed"}, {"format_weight": -1.0}])
@@ -71,8 +105,79 @@ def test_wrong_settings_are_refused_when_the_oracle_is_made(settings):
     for name in ("reasoning_gym", "math_verify"):
         with pytest.raises(ConfigError, match=next(iter(settings))):
             ORACLES[name](**settings)
-    with pytest.raises(ConfigError, match="timeout"):
-        ORACLES["math_verify"](timeout=0.0)
+        with pytest.raises(ConfigError, match="timeout"):
+            ORACLES[name](timeout=0.0)
+
+
+# ---- what a model writes is run, by eval: nothing of it may reach the run
+
+
+def stranger(task, *texts, timeout=3.0):
+    prompt = SOURCES["reasoning_gym"](task=task, size=1)[0]
+    oracle = ORACLES["reasoning_gym"](answer_style="whole", timeout=timeout)
+    verdict = checked(oracle([prompt], [[*texts, prompt.meta["answer"]]]))
+    assert verdict.reward[0].tolist() == [0.0] * len(texts) + [1.0]  # and the right answer after them still counts
+    return verdict.parts["unreadable"][0, :-1].tolist()
+
+
+def test_an_answer_writes_no_file_and_neither_starts_nor_ends_a_process(tmp_path):
+    there = tmp_path / "there"
+    there.touch()
+    sleeper = subprocess.Popen(["sleep", "60"])
+    stranger(
+        "string_insertion",
+        f"[open({str(tmp_path / 'a')!r}, 'w').write('x')]",
+        f"[__import__('os').system('touch {tmp_path / 'b'}')]",
+        f"[__import__('subprocess').call(['touch', {str(tmp_path / 'c')!r}])]",
+        f"[__import__('os').close(__import__('os').open({str(tmp_path / 'd')!r}, 65))]",
+        f"[__import__('pathlib').Path({str(there)!r}).unlink()]",
+        f"[__import__('os').kill({sleeper.pid}, 9)]",
+    )
+    alive = sleeper.poll() is None
+    sleeper.kill()
+    sleeper.wait()
+    assert alive and [f.name for f in tmp_path.iterdir()] == ["there"]
+
+
+def test_an_answer_ends_neither_the_run_nor_the_answers_after_it():
+    assert stranger("string_insertion", "[exit()]", "[__import__('os')._exit(0)]") == [1.0, 1.0]
+
+
+def test_an_answer_cannot_print_a_score_nor_wait_for_the_next_request():
+    texts = "[print('{\"score\": 1.0}')]", "[input()]", "[__import__('sys').stdin.read()]"
+    assert stranger("string_insertion", *texts) == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("bomb", ["9**9**9**9", "factorial(10**9)"])
+def test_an_expression_too_large_is_killed_in_time(bomb):
+    start = time.monotonic()
+    assert stranger("countdown", bomb, timeout=1.0) == [1.0]
+    assert time.monotonic() - start < 30
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not keep the limit")
+def test_memory_is_limited():
+    prompt = SOURCES["reasoning_gym"](task="string_insertion", size=1)[0]
+    limit = "__import__('resource').getrlimit(__import__('resource').RLIMIT_AS)[0]"
+    tell = f"[{prompt.meta['answer']!r} if {limit} == 4 * 2**30 else '']"  # worth 0.1 where memory is limited
+    oracle = ORACLES["reasoning_gym"](answer_style="whole", exact=False)
+    assert oracle([prompt], [[tell]]).reward[0, 0] == np.float32(0.1)
+
+
+def test_the_process_ends_by_itself_when_its_run_was_killed():
+    worker = Worker(0.3)
+    assert worker.ask("mathematics", gold="1", answer="1") == {"score": 1.0}
+    child = worker._child
+    worker._send(pickle.dumps(("mathematics", 0.5, {"gold": "1", "answer": "9^{9^{9^{9}}}"})))
+    assert child.wait(30) == -signal.SIGALRM  # nobody read the reply nor killed it
+    worker.close()
+
+
+def test_a_library_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text("raise ImportError('No module named math_verify')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ConfigError, match=r"No module named math_verify; pip install .*math-verify"):
+        ORACLES["math_verify"]()([question("4")], [["4"]])
 
 
 # ---- math-verify
@@ -139,3 +244,29 @@ def test_a_part_that_is_not_finite_fails_its_prompt():
     verdict = ORACLES["reasoning_gym"]()(SUMS[:2], [["1", "2"], ["1", "2"]])
     verdict.parts["format"][1, 0] = np.inf
     assert [f and f.reason for f in checked(verdict).failed] == [None, "part format of the reward is not finite"]
+
+
+def test_a_batch_that_failed_whole_neither_ends_the_run_nor_takes_the_others_parts(mathematician, tmp_path):
+    journal = Journal(tmp_path / "j")
+    good, bad = (
+        consult(mathematician, [question(gold)], [["5", "6"]], journal=journal, identity="m") for gold in ("5", " ")
+    )
+    for verdicts in ((good, bad), (bad, good)):
+        whole = concatenated(verdicts)
+        kept = drop_failed(whole, max_failed_fraction=0.5)
+        np.testing.assert_array_equal(kept.verdict.parts["accuracy"], [[1, 0]])
+        assert whole.parts.keys() == good.parts.keys()
+        assert [np.isnan(x).all() for x in whole.parts["format"]] == [f is not None for f in whole.failed]
+    assert concatenated([bad, bad]).parts is None
+
+
+def test_a_journal_without_the_parts_of_now_is_refused_and_named_as_the_cause(mathematician, tmp_path):
+    path = tmp_path / "j"
+    consult(mathematician, [question("5")], [["5"]], journal=Journal(path), identity="m")
+    line = json.loads(path.read_text())
+    path.write_text(json.dumps({key: line[key] for key in ("key", "value")}) + "\n")
+    old = Journal(path)
+    alone = consult(mathematician, [question("5")], [["5"]], journal=old, identity="m")
+    assert alone.parts is None and alone.reward[0, 0] == 1
+    with pytest.raises(UserError, match=r"parts accuracy.*Move that file away"):
+        consult(mathematician, [question("6"), question("5")], [["6"], ["5"]], journal=old, identity="m")

@@ -1,0 +1,100 @@
+"""A process of its own for comparing answers, killed when one comparison takes too long. See `worker_main` for why."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from ssppo_jax.errors import ConfigError, UserError
+
+LOADING = 120.0  # seconds that importing a library and making a data set may take
+FILE = Path(__file__).with_name("worker_main.py")
+
+
+class Worker:
+    """Asks the process, which is started at the first question and again after it had to be killed."""
+
+    def __init__(self, seconds: float):
+        self.seconds = seconds  # that one comparison may take
+        self._child: subprocess.Popen | None = None
+        self._rest = b""
+
+    def ask(self, kind: str, **values: Any) -> dict:
+        """The reply of `worker_main`; {"unreadable": "killed"} when none came in time or the answer ended it.
+
+        Raises:
+            ConfigError: a library is missing. UserError: the process cannot even load.
+        """
+        if self._child is None:
+            self._start()
+        request = pickle.dumps((kind, 2 * self.seconds + 1, values))
+        if not self._send(request) or self._line(LOADING) != b"begun":
+            self.close()
+            raise UserError(f"the process that compares answers ended or hung while loading: {sys.executable} {FILE}")
+        line = self._line(self.seconds)
+        if line is None:
+            self.close()
+            return {"unreadable": "killed"}
+        reply = json.loads(line)
+        if "missing" in reply:
+            raise ConfigError(
+                f"answers cannot be checked: {reply['missing']}; "
+                "pip install reasoning-gym==0.1.25 'math-verify[antlr4_13_2]==0.9.0'"
+            )
+        return reply
+
+    def _start(self) -> None:
+        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each would take of the memory allowed
+        self._rest = b""
+        self._child = subprocess.Popen(
+            [sys.executable, "-P", "-B", str(FILE)],  # -P: its folder is no place to import from
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env=os.environ | threads,
+            start_new_session=True,  # Ctrl-C is for the run, which ends this process itself
+        )
+
+    def _send(self, request: bytes) -> bool:
+        try:
+            while request:
+                request = request[self._child.stdin.write(request) :]
+        except OSError:
+            return False
+        return True
+
+    def _line(self, seconds: float) -> bytes | None:
+        """The next line; None when it does not come in time or the process has ended."""
+        end = time.monotonic() + seconds
+        ready = select.poll()  # not select: a large run has more than 1024 files open
+        ready.register(self._child.stdout, select.POLLIN)
+        while b"\n" not in self._rest:
+            left = end - time.monotonic()
+            if left <= 0 or not ready.poll(left * 1000):
+                return None
+            piece = os.read(self._child.stdout.fileno(), 65536)
+            if not piece:
+                return None
+            self._rest += piece
+        line, _, self._rest = self._rest.partition(b"\n")
+        return line
+
+    def close(self) -> None:
+        """End the process, whatever it is doing."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.stdin.close()
+            self._child.stdout.close()
+            self._child.wait()
+            self._child = None
+
+    def __del__(self):
+        self.close()

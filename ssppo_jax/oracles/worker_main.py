@@ -1,0 +1,124 @@
+"""The process in which a model's answers are compared. `worker.Worker` runs it as a file; it imports no ssppo_jax.
+
+    one pickled request after another  ->  two lines for each: "begun" once all is loaded, then a JSON reply
+
+    {"score": x}         1 when right
+    {"unreadable": why}  the checker raised on the answer
+    {"error": why}       the question itself cannot be checked
+    {"missing": why}     a library is not installed
+
+Several reasoning-gym tasks call `eval` on the answer, and sympy's parser does too: what a model writes is run as Python
+here. While an answer is compared, writing files, starting processes, signals and the network are refused and memory is
+limited. That guards a run against what a model happens to write; it is no sandbox against an attacker.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import pickle
+import resource
+import signal
+import sys
+from collections.abc import Callable
+
+MEMORY = 4 << 30  # bytes of address space
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
+REFUSED = (  # beginnings of the names of Python's audit events
+    *("subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "signal.", "resource."),
+    *("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "os.putenv", "os.truncate"),
+    *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.ch", "os.utime"),
+)
+
+_comparing = False
+
+
+def task(name: str, settings: str, entry: dict, answer: str) -> Callable[[], dict]:
+    """A reasoning-gym task's own score of an answer to one of its entries."""
+    made = _dataset(name, settings)
+    return lambda: {"score": float(made.score_answer(answer, entry))}
+
+
+@functools.cache
+def _dataset(name: str, settings: str):
+    import reasoning_gym
+
+    return reasoning_gym.create_dataset(name, seed=0, size=1, **json.loads(settings))
+
+
+def mathematics(gold: str, answer: str) -> Callable[[], dict]:
+    """Whether two answers are equal as mathematics, by math-verify."""
+    from math_verify import parse, verify
+
+    def parsed(text: str) -> list:
+        """As LaTeX, else as plain text."""
+        found = parse(f"${text}$", parsing_timeout=None) if text.strip() else []
+        return found or parse(text, parsing_timeout=None)
+
+    def compare() -> dict:
+        truth = parsed(gold)
+        if not truth:
+            return {"error": f"gold answer {gold[:60]!r} is no mathematical expression"}
+        said = parsed(answer)
+        return {"score": float(bool(said) and bool(verify(truth, said, timeout_seconds=None)))}
+
+    return compare
+
+
+KINDS = {"task": task, "mathematics": mathematics}
+
+
+def serve() -> None:
+    """Answers requests until there are no more. The streams are moved to where an answer can neither read nor print."""
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    null = os.open(os.devnull, os.O_RDWR)
+    for stream in (0, 1, 2):
+        os.dup2(null, stream)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # elsewhere the limit is refused, or not kept
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    sys.addaudithook(_refuse)
+    while True:
+        try:
+            kind, seconds, values = pickle.load(requests)
+        except EOFError:
+            return
+        _answer(replies, kind, seconds, values)
+
+
+def _answer(replies, kind: str, seconds: float, values: dict) -> None:
+    try:
+        compare = KINDS[kind](**values)
+    except ImportError as error:
+        _say(replies, "begun")
+        return _say(replies, json.dumps({"missing": str(error)}))
+    _say(replies, "begun")
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # the end of this process should nobody be there to kill it
+    _say(replies, json.dumps(_guarded(compare)))
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _guarded(compare: Callable[[], dict]) -> dict:
+    global _comparing
+    _comparing = True
+    try:
+        return compare()
+    except BaseException as error:  # whatever a model's text makes a parser raise, exit() included
+        return {"unreadable": type(error).__name__}
+    finally:
+        _comparing = False
+
+
+def _refuse(event: str, values: tuple) -> None:
+    if _comparing and (event.startswith(REFUSED) or (event == "open" and (values[2] or 0) & WRITING)):
+        raise PermissionError(event)
+
+
+def _say(replies, line: str) -> None:
+    replies.write(line + "\n")
+    replies.flush()
+
+
+if __name__ == "__main__":
+    serve()
