@@ -143,6 +143,16 @@ def test_an_answer_ends_neither_the_run_nor_the_answers_after_it():
     assert stranger("string_insertion", "[exit()]", "[__import__('os')._exit(0)]") == [1.0, 1.0]
 
 
+def test_what_an_answer_raises_does_not_cost_a_new_process():
+    worker = Worker(3.0)
+    entry = library.create_dataset("string_insertion", seed=0, size=1)[0]
+    for answer, why in (("[exit()]", "SystemExit"), ("[__import__('os')._exit(0)]", "killed")):
+        assert worker.ask("task", name="string_insertion", settings="{}", entry=entry, answer=answer) == {
+            "unreadable": why
+        }
+    worker.close()
+
+
 def test_an_answer_cannot_print_a_score_nor_wait_for_the_next_request():
     texts = "[print('{\"score\": 1.0}')]", "[input()]", "[__import__('sys').stdin.read()]"
     assert stranger("string_insertion", *texts) == [0.0, 0.0, 0.0]
@@ -192,6 +202,7 @@ def mathematician():
     "gold, right, wrong",
     [
         ("so we add\n#### 1,234", "The answer is 1234.", "#### 1235"),
+        ("half of it is \\boxed{4}\n#### 8", "8", "4"),
         (r"\frac{1}{2}", r"\boxed{0.5}", r"\boxed{\frac{1}{3}}"),
         ("2*x + 2", r"\boxed{2(x+1)}", r"\boxed{2x+1}"),
         (r"\{1, 2\}", r"\boxed{\{2, 1\}}", r"\boxed{\{1, 3\}}"),
