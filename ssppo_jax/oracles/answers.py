@@ -1,11 +1,14 @@
 """Finding the final answer in a response. Pure functions of text; None where there is none.
 
-boxed         the last \\boxed{...}, braces nested
-tag           the last complete <answer>...</answer>
-hash          what follows the last ####, to the end of its line (GSM8K)
-final_number  the last number in the text
-whole         the whole text, without outer spaces and one full stop at the end
-auto          the first of boxed, tag, hash and final_number that finds something
+    boxed         the last \\boxed{...}, braces nested
+    tag           the last complete <answer>...</answer>
+    hash          what follows the last ####, to the end of its line (GSM8K)
+    final_number  the last number in the text
+    last_line     the last line that is not empty, without one full stop at the end
+    whole         the whole text, without outer spaces and one full stop at the end
+    auto          the first that finds something: boxed, tag, a number after ####, "the answer is ...", final_number
+
+Only what is said counts, not what is thought: the text after the last </think>, and nothing where <think> stays open.
 """
 
 from __future__ import annotations
@@ -13,23 +16,37 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
-# A sign counts only where no digit or closing bracket stands before it: "7-5" holds 7 and 5, "= -5" holds -5.
+# A sign counts only where no word or closing bracket stands before it: "7-5" holds 7 and 5, "(3,-5)" holds 3 and -5.
 NUMBER = re.compile(
-    r"(?<![\w.,)])[-+\u2212]?[$\u20ac\u00a3]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?:/\d+)?(?!\w)|\d+(?:\.\d+)?"
+    r"(?:(?<![\w)\]}])[-+\u2212])?[$\u20ac\u00a3]?(?:(?<=[$\u20ac\u00a3])[-+\u2212])?"
+    r"(?:(?<![0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
+    r"(?:[eE][-+]?[0-9]+(?!\w)|/[0-9]+)?"
 )
+BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # \{ and \} are text
 HASH = re.compile(r"####[ \t]*([^\n]+)")
 TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
+SAID = re.compile(r"\banswer\s*(?:is|are|:|=|(?:would|should|must) be)[\s:*=]*(?=([^\n]+))", re.IGNORECASE)
+WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # of a language: \frac and x are none
+
+
+def said(text: str) -> str:
+    """What comes after the thinking; empty when that never ended."""
+    spoken = text.rpartition("</think>")[2]
+    return "" if "<think>" in spoken else spoken
 
 
 def boxed(text: str) -> str | None:
     """The content of the last \\boxed{...} whose braces close."""
-    for start in reversed([m.end() for m in re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for end in range(start, len(text)):
-            depth += (text[end] == "{") - (text[end] == "}")
-            if depth == 0:
-                return text[start:end].strip() or None
-    return None
+    opened: list[int] = []  # where each open brace's content starts; -1 for braces of other things
+    found = (-1, "")
+    for token in BRACES.finditer(text):
+        if token[0].endswith("{") and token[0] != r"\{":
+            opened.append(token.end() if len(token[0]) > 1 else -1)
+        elif token[0] == "}" and opened:
+            start = opened.pop()
+            if start > found[0]:
+                found = (start, text[start : token.start()])
+    return found[1].strip() or None
 
 
 def tag(text: str) -> str | None:
@@ -46,10 +63,17 @@ def hashed(text: str) -> str | None:
 
 def final_number(text: str) -> str | None:
     """The last number: without its thousands commas, currency sign and the full stop that ends a sentence."""
-    found = NUMBER.findall(text)
-    if not found:
-        return None
-    return re.sub(r"[,$\u20ac\u00a3+]", "", found[-1].replace("\u2212", "-"))
+    found = NUMBER.findall(text.replace("{,}", ","))
+    return _plain(found[-1]) if found else None
+
+
+def _plain(number: str) -> str:
+    return re.sub(r"[,$\u20ac\u00a3+]", "", number.replace("\u2212", "-"))
+
+
+def last_line(text: str) -> str | None:
+    """The last line that is not empty, without one full stop at its end."""
+    return next((found for line in reversed(text.splitlines()) if (found := whole(line)) is not None), None)
 
 
 def whole(text: str) -> str | None:
@@ -58,8 +82,31 @@ def whole(text: str) -> str | None:
 
 
 def auto(text: str) -> str | None:
-    """The first of boxed, tag, hash and final_number that finds something."""
-    return next((found for style in (boxed, tag, hashed, final_number) if (found := style(text)) is not None), None)
+    """The first that finds something: boxed, tag, a number after ####, "the answer is ...", final_number."""
+    styles = (boxed, tag, _hashed_number, _stated, final_number)
+    return next((found for style in styles if (found := style(text)) is not None), None)
+
+
+def _hashed_number(text: str) -> str | None:
+    """GSM8K's; "#### Step 2" is a heading."""
+    found = hashed(text)
+    number = found and NUMBER.match(found)
+    return _plain(number[0]) if number else None
+
+
+def _stated(text: str) -> str | None:
+    """What the last "answer is" or "answer:" says: its number, an expression, or a few words."""
+    found = SAID.findall(text)
+    if not found:
+        return None
+    sentence = re.split(r"[.!?](?:\s|$)", found[-1])[0].rpartition("=")[2]
+    sentence = re.sub(r"[*`\"$]+", "", sentence).strip(" ,;:")
+    first = NUMBER.match(sentence)
+    if first and re.match(r"%?[\s,;]*(?:$|[(]?[A-Za-z]{2,})", sentence[first.end() :]):
+        return _plain(first[0])  # "42 apples", "42, because 40 + 2 is"
+    if WORD.search(sentence):
+        return final_number(sentence) or (sentence if len(sentence.split()) <= 3 else None)
+    return sentence or None  # "x^2 + 3x", "(3, -5)"
 
 
 STYLES: dict[str, Callable[[str], str | None]] = {
@@ -68,19 +115,31 @@ STYLES: dict[str, Callable[[str], str | None]] = {
     "tag": tag,
     "hash": hashed,
     "final_number": final_number,
+    "last_line": last_line,
     "whole": whole,
 }
 
 
-def well_formed(text: str, style: str) -> bool:
+def answer_of(response: str, style: str) -> str | None:
+    """The final answer of a response in one of `STYLES`."""
+    return STYLES[style](said(response))
+
+
+def well_formed(response: str, style: str) -> bool:
     """Whether a response keeps to its format: the marker exactly once; without marker, the answer and nothing else."""
-    if style == "boxed":
-        return len(re.findall(r"\\boxed\s*\{", text)) == 1 and boxed(text) is not None
-    if style == "tag":
-        return text.count("<answer>") == text.count("</answer>") == 1 and tag(text) is not None
-    if style == "hash":
-        return text.count("####") == 1 and hashed(text) is not None
-    if style == "whole":
-        return whole(text) is not None
-    answer = final_number(text)
-    return answer is not None and re.sub(r"[,$\u20ac\u00a3+]", "", whole(text) or "") == answer
+    text = said(response)
+    answer = STYLES[style](text)
+    match style:
+        case _ if answer is None:
+            return False
+        case "boxed":
+            return len(re.findall(r"\\boxed\s*\{", text)) == 1
+        case "tag":
+            return text.count("<answer>") == text.count("</answer>") == 1
+        case "hash":
+            return text.count("####") == 1
+        case "last_line":
+            return len(text.strip().splitlines()) == 1
+        case "whole":
+            return True
+    return _plain(whole(text)) == final_number(text)

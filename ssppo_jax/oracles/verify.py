@@ -19,7 +19,7 @@ import numpy as np
 
 from ssppo_jax.data.tasks import entry_of
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.oracles.answers import STYLES, hashed, well_formed
+from ssppo_jax.oracles.answers import STYLES, answer_of, hashed, well_formed
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.oracles.worker import Worker
 from ssppo_jax.types import Failed, Prompt, Verdict
@@ -37,7 +37,7 @@ def reasoning_gym(
     longer than `timeout` to score (9**9**9**9 where an expression is asked for) is wrong, and counted as `unreadable`.
 
     Args:
-        answer_style: how the answer is found: auto, boxed, tag, hash, final_number or whole.
+        answer_style: how the answer is found: auto, boxed, tag, hash, final_number, last_line or whole.
         exact: 1 for a full score and 0 for anything less; false takes the task's score as it is.
         format_weight: weight of the format reward beside the answer's.
         timeout: seconds the scoring of one answer may take.
@@ -58,7 +58,7 @@ def math_verify(*, answer_style: str = "auto", format_weight: float = 0.0, timeo
     longer than `timeout` to compare (9**9**9**9) is wrong, and counted as `unreadable`.
 
     Args:
-        answer_style: how the answer is found: auto, boxed, tag, hash, final_number or whole.
+        answer_style: how the answer is found: auto, boxed, tag, hash, final_number, last_line or whole.
         format_weight: weight of the format reward beside the answer's.
         timeout: seconds one comparison may take.
     """
@@ -85,7 +85,7 @@ def _graded(name: str, grade: Grade, check: Check, answer_style: str, *, exact: 
         raise ConfigError(f"oracle {name}: format_weight={format_weight!r} must be 0 or more, and finite")
 
     def one(prompt: Prompt, text: str) -> dict[str, float] | Failed:
-        answer = STYLES[answer_style](text)
+        answer = answer_of(text, answer_style)
         reply = {"score": 0.0} if answer is None else grade(prompt, answer)
         if "error" in reply:
             return Failed(reply["error"])

@@ -60,11 +60,12 @@ def test_scores_are_the_tasks_own(raw_scores, task):
 
 def test_the_right_number_is_worth_one_wherever_it_ends_the_response():
     gold = SUMS[0].meta["answer"]
-    texts = [gold, f"It is {gold}.", f"{gold} or 99999", "", "no idea"]
+    texts = [gold, f"It is {gold}.", f"{gold} or 99999", f"<think>{gold}", "no idea"]
     verdict = ORACLES["reasoning_gym"]()([SUMS[0]], [texts])
     np.testing.assert_array_equal(verdict.reward, [[1, 1, 0, 0, 0]])
     np.testing.assert_array_equal(verdict.parts["extracted"], [[1, 1, 1, 0, 0]])
     np.testing.assert_array_equal(verdict.parts["format"], [[1, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(ORACLES["reasoning_gym"]()([SUMS[0]], [[""]]).parts["extracted"], [[0]])
 
 
 def test_the_format_is_worth_its_weight_and_accuracy_stays_apart():
