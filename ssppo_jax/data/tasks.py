@@ -11,9 +11,10 @@ import functools
 import inspect
 import json
 import logging
+from collections.abc import Iterator
 from typing import Any
 
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.types import Prompt
 
 _log = logging.getLogger(__name__)
@@ -40,23 +41,31 @@ def reasoning_gym(
     names = [name.strip() for name in task.split(",") if name.strip()]
     options = _options(names, settings)
     prompts: dict[str, Prompt] = {}
-    each = -(-size // max(len(names), 1))
-    for name in names:
-        text = json.dumps(options[name], sort_keys=True)
-        made = generator(name, text, task_seed, each)
-        for index in range(each):
-            entry = _entry(made, index)
-            question = entry["question"] + ("\n" + instruction if instruction else "")
-            where = {"task": name, "settings": text, "seed": task_seed, "size": each, "index": index}
-            meta = {"answer": str(entry["answer"]), "reasoning_gym": where}
-            turns = ({"role": "user", "content": question},)
-            prompts.setdefault(question, Prompt(f"{name}-{task_seed}-{index}", turns, meta))
+    for n, name in enumerate(names):
+        count = size // len(names) + (n < size % len(names))
+        for prompt in _generated(name, json.dumps(options[name], sort_keys=True), task_seed, count, instruction):
+            prompts.setdefault(prompt.text, prompt)
     if not prompts:
         raise ConfigError(f"data source reasoning_gym: task={task!r}, size={size} makes no question")
-    repeats = each * len(names) - len(prompts)
-    if repeats:
-        _log.warning("reasoning_gym: %d of %d questions repeat another and were left out", repeats, each * len(names))
+    if len(prompts) < size:
+        _log.warning("reasoning_gym: %d of %d questions repeat another and were left out", size - len(prompts), size)
     return list(prompts.values())
+
+
+def _generated(task: str, settings: str, seed: int, count: int, instruction: str) -> Iterator[Prompt]:
+    """A task's questions, repeats included. Tasks that accept whatever works (rush_hour) may give no answer."""
+    for index in range(count):
+        where = {"task": task, "settings": settings, "seed": seed, "size": count, "index": index}
+        try:
+            entry = _entry(generator(task, settings, seed, count), index)
+        except UserError:
+            raise
+        except Exception as error:  # options that a task does not check when it is made, and trips over later
+            reason = f"{type(error).__name__}: {error}"
+            raise ConfigError(f"reasoning_gym task {task}, settings {settings}, question {index}: {reason}") from error
+        meta = {"reasoning_gym": where} | ({} if entry["answer"] is None else {"answer": str(entry["answer"])})
+        question = entry["question"] + ("\n" + instruction if instruction else "")
+        yield Prompt(f"{task}-{seed}-{index}", ({"role": "user", "content": question},), meta)
 
 
 def entry_of(prompt: Prompt) -> dict:

@@ -3,8 +3,8 @@
     reward = accuracy + format_weight * format
 
 Parts: `accuracy` (1 or 0), `format`, `extracted` (an answer was found at all), `unreadable` (one was found that the
-checker could not read, or not compare in time). Such responses are wrong, not failures of the oracle. Prompts need
-`meta["answer"]`; those without one are refused before anything is sampled.
+checker could not read, or not compare in time). Such responses are wrong, not failures of the oracle. Prompts
+without what it takes (a task, or `meta["answer"]`) are refused before anything is sampled.
 
 Checkers run what a model writes (`worker_main` says how), so answers are compared in a process of their own.
 """
@@ -116,7 +116,6 @@ def _graded(name: str, grade: Grade, check: Check, answer_style: str, *, exact: 
 
 
 def _check_tasks(prompts: list[Prompt]) -> None:
-    _check_answers("reasoning_gym", prompts)
     for prompt in prompts:
         if "reasoning_gym" not in prompt.meta:
             raise ConfigError(

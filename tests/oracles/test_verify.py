@@ -94,11 +94,19 @@ def test_an_answer_the_task_cannot_parse_is_wrong_and_counted():
 
 @pytest.mark.parametrize("ask", [lambda oracle, p: oracle([p], [["4"]]), lambda oracle, p: check_prompts(oracle, [p])])
 def test_a_prompt_of_another_source_is_refused_with_the_remedy(ask):
-    with pytest.raises(ConfigError, match="comes from another source"):
+    with pytest.raises(ConfigError, match="prompt 'q' comes from another source"):
         ask(ORACLES["reasoning_gym"](), question("4"))
-    for name in ("reasoning_gym", "math_verify"):
-        with pytest.raises(DataError, match=r"prompt 'p' has no answer .*1 of 1"):
-            ask(ORACLES[name](), Prompt("p", ({"role": "user", "content": "?"},)))
+    with pytest.raises(DataError, match=r"prompt 'p' has no answer .*1 of 1"):
+        ask(ORACLES["math_verify"](), Prompt("p", ({"role": "user", "content": "?"},)))
+
+
+def test_a_task_without_a_gold_answer_takes_any_that_works():
+    prompt = SOURCES["reasoning_gym"](task="graph_color", size=1)[0]
+    made = library.create_dataset("graph_color", seed=0, size=1)[0]
+    works = json.dumps(made["metadata"]["possible_answer"])
+    oracle = ORACLES["reasoning_gym"](answer_style="whole")
+    np.testing.assert_array_equal(oracle([prompt], [[works, "{}"]]).reward, [[1, 0]])
+    assert "answer" not in prompt.meta
 
 
 @pytest.mark.parametrize("settings", [{"answer_style": "bxed"}, {"format_weight": -1.0}])
