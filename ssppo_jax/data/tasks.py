@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import difflib
 import functools
+import importlib
 import inspect
 import json
 import logging
+import sys
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 from ssppo_jax.errors import ConfigError, UserError
@@ -86,24 +89,44 @@ def generator(task: str, settings: str, seed: int, size: int) -> Any:
     Raises:
       ConfigError: unknown task or option, or a value it refuses.
     """
-    try:
-        import reasoning_gym as library
-        from reasoning_gym.factory import DATASETS
-    except ImportError as error:
-        raise ConfigError("data source reasoning_gym needs the package: pip install reasoning-gym==0.1.25") from error
-    if task not in DATASETS:
-        near = difflib.get_close_matches(task, DATASETS, n=1)
+    made_by = library()
+    tasks = made_by.factory.DATASETS
+    if task not in tasks:
+        near = difflib.get_close_matches(task, tasks, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"reasoning_gym has no task {task!r}; {hint}there are: {', '.join(sorted(DATASETS))}")
-    allowed = [name for name in inspect.signature(DATASETS[task][1]).parameters if name not in ("seed", "size")]
+        raise ConfigError(f"reasoning_gym has no task {task!r}; {hint}there are: {', '.join(sorted(tasks))}")
+    allowed = [name for name in inspect.signature(tasks[task][1]).parameters if name not in ("seed", "size")]
     options = json.loads(settings)
     unknown = [name for name in options if name not in allowed]
     if unknown:
         raise ConfigError(f"reasoning_gym task {task} takes no {unknown[0]!r}; it takes: {', '.join(allowed)}")
     try:
-        return library.create_dataset(task, seed=seed, size=size, **options)
+        return made_by.create_dataset(task, seed=seed, size=size, **options)
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(f"reasoning_gym task {task}, settings {settings}: {error}") from error
+
+
+def library() -> ModuleType:
+    """reasoning_gym, which takes a second to import.
+
+    Its pycosat comes as C source, and one generator of a hundred calls it: without a compiler the others still work.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        importlib.import_module("pycosat")
+    except ImportError:
+        sys.modules["pycosat"] = ModuleType("pycosat")
+        sys.modules["pycosat"].__getattr__ = _no_pycosat
+    try:
+        return importlib.import_module("reasoning_gym")
+    except ImportError as error:
+        raise ConfigError("data source reasoning_gym needs the package: pip install 'ssppo_jax[tasks]'") from error
+
+
+def _no_pycosat(name: str) -> Any:
+    raise ImportError("this task needs pycosat, and that a C compiler: pip install pycosat==0.6.6")
 
 
 def _options(names: list[str], settings: str) -> dict[str, dict]:

@@ -46,7 +46,7 @@ class Worker:
         if "missing" in reply:
             raise ConfigError(
                 f"answers cannot be checked: {reply['missing']}; "
-                "pip install reasoning-gym==0.1.25 'math-verify[antlr4_13_2]==0.9.0'"
+                "pip install 'ssppo_jax[tasks]' 'math-verify[antlr4_13_2]==0.9.0'"
             )
         return reply
 

@@ -9,9 +9,9 @@ import time
 
 import numpy as np
 import pytest
-import reasoning_gym as library
 
 from ssppo_jax.data import SOURCES
+from ssppo_jax.data.tasks import library
 from ssppo_jax.errors import ConfigError, DataError, UserError
 from ssppo_jax.judge_phase import concatenated
 from ssppo_jax.oracles import ORACLES
@@ -37,7 +37,7 @@ TASKS = (
     *("chain_sum", "basic_arithmetic", "gsm_symbolic", "gcd", "lcm", "prime_factorization", "simple_equations"),
     *("number_sorting", "letter_counting", "spell_backward", "calendar_arithmetic", "countdown", "leg_counting"),
     *("fraction_simplification", "base_conversion", "arc_1d", "rearc", "mini_sudoku", "string_insertion", "n_queens"),
-    *("polynomial_multiplication", "time_intervals", "zebra_puzzles", "word_ladder"),
+    *("polynomial_multiplication", "time_intervals", "word_ladder"),
 )
 
 
@@ -48,7 +48,7 @@ def raw_scores():
 
 @pytest.mark.parametrize("task", TASKS)
 def test_scores_are_the_tasks_own(raw_scores, task):
-    made = library.create_dataset(task, seed=0, size=2)
+    made = library().create_dataset(task, seed=0, size=2)
     prompts = SOURCES["reasoning_gym"](task=task, size=2)
     answers = [[p.meta["answer"], p.meta["answer"] + "1", "12"] for p in prompts]
     verdict = checked(raw_scores(prompts, [[f"<answer>{a}</answer>" for a in group] for group in answers]))
@@ -102,7 +102,7 @@ def test_a_prompt_of_another_source_is_refused_with_the_remedy(ask):
 
 def test_a_task_without_a_gold_answer_takes_any_that_works():
     prompt = SOURCES["reasoning_gym"](task="graph_color", size=1)[0]
-    made = library.create_dataset("graph_color", seed=0, size=1)[0]
+    made = library().create_dataset("graph_color", seed=0, size=1)[0]
     works = json.dumps(made["metadata"]["possible_answer"])
     oracle = ORACLES["reasoning_gym"](answer_style="whole")
     np.testing.assert_array_equal(oracle([prompt], [[works, "{}"]]).reward, [[1, 0]])
@@ -154,7 +154,7 @@ def test_an_answer_ends_neither_the_run_nor_the_answers_after_it():
 
 def test_what_an_answer_raises_does_not_cost_a_new_process():
     worker = Worker(3.0)
-    entry = library.create_dataset("string_insertion", seed=0, size=1)[0]
+    entry = library().create_dataset("string_insertion", seed=0, size=1)[0]
     for answer, why in (("[exit()]", "SystemExit"), ("[__import__('os')._exit(0)]", "killed")):
         assert worker.ask("task", name="string_insertion", settings="{}", entry=entry, answer=answer) == {
             "unreadable": why
