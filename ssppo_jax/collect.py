@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -96,6 +97,8 @@ class Collector:
           Interrupted: `stopped()` became true; verdicts so far are in the journal.
         """
         start, account = time.perf_counter(), Account()
+        if self.rows == "opponent":
+            initial = functools.cache(initial)  # the opponent's, and the reference of scoring: loaded once
         judged = self._judged(params, initial, iteration, stopped, account)
         generated, verdicts, sampling = account.metrics()
         rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)

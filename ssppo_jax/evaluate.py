@@ -21,7 +21,7 @@ from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, check_prompts, consult, drop_failed
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
 from ssppo_jax.sample_phase import Sampled, sample_prompts
-from ssppo_jax.types import PyTree
+from ssppo_jax.types import PyTree, Verdict
 from ssppo_jax.weights.source import resolve
 from ssppo_jax.winrate import Estimate, cross_win_probability, mean_interval, win_rate
 
@@ -67,11 +67,7 @@ class Comparison(NamedTuple):
 
     def values(self) -> dict[str, float]:
         """For the metric log: the win rate and the candidate's rewards, each with its interval."""
-        named = {"win_rate": self.win_rate} | {name: change.candidate for name, change in self.rewards.items()}
-        values = {"prompts": float(self.win_rate.n)}
-        for name, e in named.items():
-            values |= {name: e.mean, f"{name}_low": e.low, f"{name}_high": e.high}
-        return values
+        return logged({"win_rate": self.win_rate} | {name: change.candidate for name, change in self.rewards.items()})
 
     def result(self) -> dict[str, float]:
         """For result.json: the same, and where the rewards started and how much they gained."""
@@ -88,6 +84,14 @@ class Comparison(NamedTuple):
         return "; ".join(lines)
 
 
+def logged(estimates: dict[str, Estimate]) -> dict[str, float]:
+    """Estimates over the same prompts for the metric log, each with its interval."""
+    values: dict[str, float] = {}
+    for name, e in estimates.items():
+        values |= {"prompts": float(e.n), name: e.mean, f"{name}_low": e.low, f"{name}_high": e.high}
+    return values
+
+
 def _shown(e: Estimate) -> str:
     return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
@@ -101,19 +105,37 @@ def compare(
 ) -> Comparison:
     """P(candidate beats baseline) over the K x K pairs of each prompt, and mean rewards; all intervals over prompts."""
     k = len(candidate[0])
-    groups = [a + b[:k] for a, b in zip(candidate, baseline, strict=True)]
-    kept = drop_failed(
-        consult(oracle, [e.prompt for e in encoded], groups), max_failed_fraction=config.judge.max_failed_fraction
-    )
+    verdict = _judged(config, oracle, encoded, [a + b[:k] for a, b in zip(candidate, baseline, strict=True)])
+    rng = np.random.default_rng(config.seed)
+    preference = preference_of(verdict, temperature=config.judge.reward_temperature)
+    rate = win_rate(cross_win_probability(preference, k), rng=rng, resamples=RESAMPLES)
+    changes = {name: _change(x[:, :k].mean(1), x[:, k:].mean(1), rng) for name, x in _scores(verdict).items()}
+    return Comparison(rate, changes)
+
+
+def rewards(
+    config: ConfigDict,
+    oracle: Oracle,
+    encoded: Sequence[EncodedPrompt],
+    texts: list[list[str]],  # B x K
+) -> dict[str, Estimate]:
+    """Mean reward of one policy's responses, and of its parts; empty when the oracle gives preferences."""
+    scores = _scores(_judged(config, oracle, encoded, texts))
+    rng = np.random.default_rng(config.seed)
+    return {name: mean_interval(x.mean(1), rng=rng, resamples=RESAMPLES) for name, x in scores.items()}
+
+
+def _judged(config: ConfigDict, oracle: Oracle, encoded: Sequence[EncodedPrompt], groups: list[list[str]]) -> Verdict:
+    """The verdict on the held-out prompts the oracle could judge."""
+    verdict = consult(oracle, [e.prompt for e in encoded], groups)
+    kept = drop_failed(verdict, max_failed_fraction=config.judge.max_failed_fraction)
     if kept.dropped:
         log.warning("the oracle failed on %d of %d held-out prompts: %s", kept.dropped, len(encoded), kept.reasons)
-    rng = np.random.default_rng(config.seed)
-    preference = preference_of(kept.verdict, temperature=config.judge.reward_temperature)
-    rate = win_rate(cross_win_probability(preference, k), rng=rng, resamples=RESAMPLES)
-    if kept.verdict.reward is None:
-        return Comparison(rate, {})
-    scores = {"reward": kept.verdict.reward} | (kept.verdict.parts or {})
-    return Comparison(rate, {name: _change(x[:, :k].mean(1), x[:, k:].mean(1), rng) for name, x in scores.items()})
+    return kept.verdict
+
+
+def _scores(verdict: Verdict) -> dict[str, np.ndarray]:  # [B,K] each
+    return {} if verdict.reward is None else {"reward": verdict.reward} | (verdict.parts or {})
 
 
 def _change(candidate: np.ndarray, baseline: np.ndarray, rng: np.random.Generator) -> Change:  # [B] each

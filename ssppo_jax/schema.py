@@ -217,15 +217,18 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
 
 
 def _keyword_problems(config: ConfigDict) -> list[str]:
-    """What the loss and the gate themselves say of their keywords, asked with abstract arrays: nothing is computed."""
+    """What loss, gate and advantage say of their keywords, asked with abstract arrays: nothing is computed."""
     row, pair, tokens = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1,), (1, 2), (1, 2, 1)))
     pairwise = ("win_rate", "target", "advantage")
     fields = {name: pair if name in pairwise else tokens for name in Batch._fields}
     fields |= dict.fromkeys(("prompt_length", "p_win", "similarity", "weight"), row)
-    questions = {"loss": (LOSSES, (Policy(tokens, tokens), Batch(**fields))), "pairs.gate": (GATES, (row,))}
+    questions = (
+        ("loss", config.loss, LOSSES, (Policy(tokens, tokens), Batch(**fields))),
+        ("pairs.gate", config.pairs.gate, GATES, (row,)),
+        ("advantage", config.advantage, ADVANTAGES, (pair,)),
+    )
     problems = []
-    for path, (table, arrays) in questions.items():
-        node = config.pairs.gate if path == "pairs.gate" else config[path]
+    for path, node, table, arrays in questions:
         try:
             jax.eval_shape(partial(table[node.name], **cfg.call_kwargs(node)), *arrays)
         except (ConfigError, ValueError) as error:

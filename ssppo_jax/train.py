@@ -24,7 +24,7 @@ from ssppo_jax.checkpoint import Checkpoints
 from ssppo_jax.collect import Collector
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.errors import ConfigError, GateError
-from ssppo_jax.evaluate import HeldOut, compare, encode_split
+from ssppo_jax.evaluate import HeldOut, compare, encode_split, logged, rewards
 from ssppo_jax.judge_phase import build_oracle
 from ssppo_jax.lifecycle import RunLock, StopSignal
 from ssppo_jax.losses import LOSSES
@@ -195,10 +195,11 @@ class Trainer:
         return found.result() | {"samples": k}
 
     def _evaluate_start(self, baseline: list[list[str]], at: Position) -> None:
-        """Where rewards start, for group losses. Against itself a policy's win rate is 0.5 and tells nothing."""
+        """Where rewards start, for group losses."""
         if self.collect.rows == "group":
-            found = compare(self.config, self.oracle, self.heldout.encoded, baseline, baseline)
-            self._log("evaluate", found.values(), {}, at)
+            found = rewards(self.config, self.oracle, self.heldout.encoded, baseline)
+            if found:
+                self._log("evaluate", logged(found), {}, at)
 
     def _sample_heldout(self, params: PyTree, k: int, *, baseline: bool, what: str):
         return self.heldout.sample(

@@ -16,5 +16,15 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests reach no network
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module")
+def own_cache(tmp_path_factory):
+    """Whole runs keep their models in a folder of the test's and draw no progress bars."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSPPO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("SSPPO_PROGRESS", "off")
+        yield

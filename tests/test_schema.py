@@ -199,6 +199,7 @@ def test_checking_computes_nothing(base, monkeypatch):
         ({"loss": "xpo", "sampling.num_samples": "2"}, r"train\.reference=iteration: xpo's opponent .* set initial"),
         ({"group.filter_groups": "true"}, r"group\.filter_groups: s_sppo does not learn from groups"),
         ({"loss": "sspo", "group.max_num_gen_batches": "3"}, r"max_num_gen_batches=3 needs group\.filter_groups=true"),
+        ({"loss": "grpo", "advantage.scale_rewards": "grup"}, r"advantage=grpo: .*scale_rewards='grup' must be one of"),
         ({"loss": "sspo", "group.overlong_buffer_len": "513"}, r"overlong_buffer_len=513 exceeds .*max_new_tokens=512"),
     ],
 )

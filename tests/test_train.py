@@ -17,13 +17,7 @@ from ssppo_jax.train import train
 from ssppo_jax.types import Prompt
 from ssppo_jax.weights.source import resolve
 
-
-@pytest.fixture(scope="module", autouse=True)
-def environment(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SSPPO_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("SSPPO_PROGRESS", "off")
-        yield
+pytestmark = pytest.mark.usefixtures("own_cache")
 
 
 @pytest.fixture(scope="module")
