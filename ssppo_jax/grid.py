@@ -11,9 +11,10 @@ with the keys that point changes. It may say which seeds (else the config's own)
             add({"loss.beta": beta})
         add({"loss.beta": 0.05, "pairs.semantic_gate": "none"}, label="no gate")
 
-Every point runs once per seed. `add()` without keys is the config as it stands. A point that names a component
-(`loss.name`) gives it its own defaults, as on the command line. Values have the type of the key they replace. A label
-stands for the point's keys in tables, plots and folder names.
+Every point runs once per seed, all points with the first seed before any with the second: a third of the time shows all
+of them. `add()` without keys is the config as it stands. A point that names a component (`loss.name`) gives it its own
+defaults, as on the command line. Values have the type of the key they replace. A label stands for the point's keys in
+tables, plots and folder names.
 """
 
 from __future__ import annotations
@@ -81,8 +82,8 @@ def plan(spec: str, workdir: Path, overrides: Mapping[str, str]) -> Grid:
     module = cfg.load_module(spec)
     points, seeds, measures = _asked(spec, module, base.seed, overrides)
     before, runs, problems = _seconds_before(workdir), [], []
-    for label, point in points:
-        for seed in seeds:
+    for seed in seeds:
+        for label, point in points:
             run, found = _planned(spec, workdir, overrides, label, point, seed)
             run.seconds = before.get(run.folder.name, 0.0) if run.folder.is_dir() else 0.0
             read_result(run, measures)

@@ -1,4 +1,4 @@
-"""Does gating or repulsion keep self-play healthy when the oracle is overconfident? The 2 x 2 of S-SPPO.
+"""Does gating or repulsion keep self-play healthy when the oracle is overconfident? S-SPPO's 2 x 2, and lambda to 100.
 
 The oracle (`sentiment_overconfident`) knows the truth, VADER's score, and is certain of every comparison, however small
 the difference. `quickstart` with shorter responses, and sampled at 0.7, where near-duplicates are more frequent.
@@ -17,9 +17,20 @@ METRICS = (
     "judge/pairs/margin_raw",
     "judge/pairs/margin_gated",
     "train/grad_variance:mean",
+    "train/grad_norm/regression:mean",
+    "train/grad_norm/repulsion:mean",
     "score/kl_to_initial",
     "evaluate/repetition_4",
 )
+POINTS = {  # label: gate, lambda
+    "neither (SPPO)": ("none", 0.0),
+    "gate": ("pair", 0.0),
+    "repulsion": ("none", 1.0),
+    "both (S-SPPO)": ("pair", 1.0),
+    "both, lambda 0.1": ("pair", 0.1),
+    "both, lambda 10": ("pair", 10.0),
+    "both, lambda 100": ("pair", 100.0),
+}
 
 
 def get_config():
@@ -39,7 +50,5 @@ def get_config():
 
 
 def sweep(add):
-    add({"pairs.semantic_gate": "none", "loss.repulsion_weight": 0.0}, label="neither (SPPO)")
-    add({"pairs.semantic_gate": "pair", "loss.repulsion_weight": 0.0}, label="gate")
-    add({"pairs.semantic_gate": "none", "loss.repulsion_weight": 1.0}, label="repulsion")
-    add({"pairs.semantic_gate": "pair", "loss.repulsion_weight": 1.0}, label="both (S-SPPO)")
+    for label, (gate, weight) in POINTS.items():
+        add({"pairs.semantic_gate": gate, "loss.repulsion_weight": weight}, label=label)
