@@ -8,9 +8,9 @@ SEED ?= 0
 RUN ?= runs/$(if $(filter sspo,$(MAKECMDGOALS)),sspo,quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test mutate quickstart sspo smoke lint format clean
+.PHONY: help setup test mutate parity quickstart sspo smoke lint format clean
 help:
-	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, setup, mutate, smoke, lint, format, clean"
+	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, setup, mutate, parity, smoke, lint, format, clean"
 
 setup: $(VENV)/.installed
 
@@ -32,6 +32,13 @@ test: setup
 mutate: setup
 	$(PY) tests/mutate.py
 
+# our exports, opened by transformers on torch in an environment of its own
+parity: setup
+	test -x $(VENV)-torch/bin/python || $(PYTHON) -m venv $(VENV)-torch
+	$(VENV)-torch/bin/pip install --quiet --requirement requirements.lock torch==2.13.0
+	$(VENV)-torch/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)-torch/bin/python tests/golden/check_export.py
+
 quickstart: setup
 	$(PY) -m ssppo_jax train --config=configs/quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
 
@@ -48,4 +55,4 @@ format: setup
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-torch build dist *.egg-info

@@ -101,7 +101,8 @@ def _prefill(decoder: Decoder, params: PyTree, kernel: Array, prompts: Prompts, 
     """Logits [B,K,V] of the first token, and the prompts' keys and values."""
     forward = decoder.apply({"params": params}, prompts.tokens, prompts.length, return_kv=True)
     last = jnp.take_along_axis(forward.prompt, (prompts.length - 1)[:, None, None], axis=1)
-    return jnp.broadcast_to(logits_of(last, kernel), (len(last), k, kernel.shape[1])), forward.kv
+    logits = logits_of(last, kernel, decoder.arch.final_softcap)
+    return jnp.broadcast_to(logits, (len(last), k, kernel.shape[1])), forward.kv
 
 
 def _read(
@@ -109,7 +110,7 @@ def _read(
 ) -> tuple[Array, KV]:
     """Logits [B,K,V] of what follows `token` [B,K], and its keys and values."""
     out = decoder.apply({"params": params}, None, prompts.length, token[..., None], cache, return_kv=True)
-    return logits_of(out.completion[:, :, 0], kernel), out.kv
+    return logits_of(out.completion[:, :, 0], kernel, decoder.arch.final_softcap), out.kv
 
 
 def _write(cache: Array, new: Array, step: Array) -> Array:

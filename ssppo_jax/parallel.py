@@ -29,7 +29,7 @@ DECODER_RULES: Rules = (
     (r"attn/o/kernel$", P(None, "tensor", None, "fsdp")),
     (r"mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),
     (r"mlp/down/kernel$", P(None, "tensor", "fsdp")),
-    (r"(^|/)(attn_norm|mlp_norm|norm)/scale$", P()),
+    (r"norm/scale$", P()),
     (r"head/kernel$", P("fsdp", "tensor")),
 )
 

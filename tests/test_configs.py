@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from ssppo_jax import config as cfg
 from ssppo_jax import runtime, schema
 from ssppo_jax.config import load_config
-from ssppo_jax.models.arch import arch_from_hf
+from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.weights import hf
 
 FOLDER = Path(__file__).parents[1] / "configs"

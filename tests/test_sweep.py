@@ -95,7 +95,11 @@ def test_every_point_runs_once_per_seed_and_the_table_has_mean_and_standard_erro
     assert sweep.sweep(spec, out, {}) == 0
     names = [f"loss.beta={b},seed={s}" for b in (0.1, 0.2) for s in (0, 1, 3)]
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(names)
-    assert [(run["point"]["loss.beta"], run["seed"]) for run in record(out)["runs"][:3]] == [(0.1, 0), (0.2, 0), (0.1, 1)]
+    assert [(run["point"]["loss.beta"], run["seed"]) for run in record(out)["runs"][:3]] == [
+        (0.1, 0),
+        (0.2, 0),
+        (0.1, 1),
+    ]
     first, second = record(out)["table"]
     # rates 0.60, 0.62, 0.66: mean 0.62667, sample deviation 0.030551, over sqrt(3)
     assert first["point"] == {"loss.beta": 0.1} and second["point"] == {"loss.beta": 0.2}

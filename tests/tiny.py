@@ -6,7 +6,7 @@ import jax
 import numpy as np
 
 from ssppo_jax.generate import make_generate
-from ssppo_jax.models.arch import Llama3Scaling, tiny_arch
+from ssppo_jax.models.arch import LinearScaling, Llama3Scaling, tiny_arch
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
 from ssppo_jax.types import Prompts
@@ -22,8 +22,30 @@ PAD = 0
 ARCHES = {
     "tied": tiny_arch(vocab_size=V, eos_ids=EOS),
     "untied": tiny_arch(vocab_size=V, tie_embeddings=False, num_kv_heads=1, rope_theta=500.0),
-    "qwen2": tiny_arch(vocab_size=V, model_type="qwen2", qkv_bias=True, num_kv_heads=4),
+    "qwen2": tiny_arch(vocab_size=V, model_type="qwen2", num_kv_heads=4),
     "llama3": tiny_arch(vocab_size=V, tie_embeddings=False, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 16)),
+    "linear": tiny_arch(vocab_size=V, rope_scaling=LinearScaling(4.0), rope_theta=100.0),
+    "mistral": tiny_arch(vocab_size=V, model_type="mistral", sliding_window=4, sliding_layers=(0, 1)),
+    "qwen3": tiny_arch(vocab_size=V, model_type="qwen3", head_dim=6, sliding_window=3, sliding_layers=(1,)),
+    "gemma2": tiny_arch(
+        vocab_size=V,
+        model_type="gemma2",
+        sliding_window=4,
+        sliding_layers=(0,),
+        query_pre_attn_scalar=3,
+        attn_softcap=2.0,
+        final_softcap=1.5,
+    ),
+    "gemma3": tiny_arch(
+        vocab_size=V,
+        model_type="gemma3_text",
+        sliding_window=5,
+        sliding_layers=(0,),
+        query_pre_attn_scalar=5,
+        rope_theta=1000.0,
+        local_rope_theta=10.0,
+        rope_scaling=LinearScaling(2.0),
+    ),
 }
 
 
@@ -33,7 +55,7 @@ def random_params(arch, seed=0):
     for leaf in names.leaves(arch):
         value = rng.standard_normal(names.shape(leaf, arch))
         if leaf.path.endswith("scale"):
-            value = 1.0 + 0.3 * value
+            value = (0.0 if arch.family.gemma else 1.0) + 0.3 * value
         elif leaf.path.endswith(("bias", "embedding")):
             value = 0.25 * value
         else:

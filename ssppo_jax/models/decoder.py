@@ -8,6 +8,7 @@ gather of sharded weights) and part only inside attention.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.layers import Heads, KeyBlock, Merge, Mlp, RMSNorm, attend, rotary_table, rotate
+from ssppo_jax.models.masks import Masks, Scope, layer_kinds
 from ssppo_jax.types import Array, PyTree
 
 REMAT_POLICIES = ("none", "dots", "full")
@@ -76,7 +78,7 @@ def _keep(x: Array, kind: str) -> Array:
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x))."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); some families norm again before adding."""
 
     arch: Arch
     layout: Layout
@@ -87,16 +89,21 @@ class Block(nn.Module):
     return_kv: bool
 
     @nn.compact
-    def __call__(self, carry, past, table, prompt_mask, filled):
+    def __call__(self, carry, past, kind, scope):
         x, tap, index = carry
         kinds = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        y = RMSNorm(self.arch.norm_eps, **kinds, name="attn_norm")(x)
-        y, kv = Attention(self.arch, self.layout, **kinds, constrain=self.constrain, name="attn")(
-            y, past, table, prompt_mask, filled
-        )
+
+        def norm(y, name):
+            layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
+            return layer(y)
+
+        attention = Attention(self.arch, self.layout, **kinds, constrain=self.constrain, name="attn")
+        y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
+        y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
-        y = RMSNorm(self.arch.norm_eps, **kinds, name="mlp_norm")(x)
-        x = self.constrain(x + Mlp(self.arch.mlp_dim, **kinds, name="mlp")(y), "tokens")
+        y = Mlp(self.arch.mlp_dim, **kinds, gelu=self.arch.family.gemma, name="mlp")(norm(x, "mlp_norm"))
+        y = norm(y, "mlp_post_norm") if self.arch.family.post_norms else y
+        x = self.constrain(x + y, "tokens")
         if self.tap_layer is not None:
             tap = jnp.where(index == self.tap_layer, x, tap)
         return (x, tap, index + 1), (kv if self.return_kv else None)
@@ -112,39 +119,42 @@ class Attention(nn.Module):
     constrain: Callable[[Array, str], Array]
 
     @nn.compact
-    def __call__(self, x, past, table, prompt_mask, filled):
+    def __call__(self, x, past, kind, scope):
         a, layout = self.arch, self.layout
+        table = scope.table
+        if scope.local is not None:
+            table = jax.tree.map(lambda whole, local: jnp.where(kind.local, local, whole), table, scope.local)
 
         def heads(n, name):
-            layer = Heads(n, a.head_dim, a.qkv_bias, self.dtype, self.param_dtype, name=name)
-            return self.constrain(layer(x), "heads")
+            layer = Heads(n, a.head_dim, a.family.qkv_bias, self.dtype, self.param_dtype, name=name)
+            y = layer(x)
+            if a.family.qk_norm and name != "v":
+                norm = RMSNorm(a.norm_eps, self.dtype, self.param_dtype, a.family.gemma, name=f"{name}_norm")
+                y = norm(y)
+            return self.constrain(y, "heads")
 
-        q, k, v = rotate(heads(a.num_heads, "q"), table), rotate(heads(a.num_kv_heads, "k"), table), None
+        q, k = rotate(heads(a.num_heads, "q"), table), rotate(heads(a.num_kv_heads, "k"), table)
         v = heads(a.num_kv_heads, "v")
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (layout.split(part) for part in (q, k, v))
+        look = functools.partial(attend, scale=a.score_scale, softcap=a.attn_softcap)
+        masks = Masks(scope, None if kind is None else kind.window)
         out_prompt = out_own = None
         if layout.p:
-            seen = _causal(layout.p) & prompt_mask
-            out_prompt = attend(q_prompt[:, None], (KeyBlock(k_prompt, v_prompt, seen),))[:, 0]
+            out_prompt = look(q_prompt[:, None], (KeyBlock(k_prompt, v_prompt, masks.prompt(layout.p)),))[:, 0]
         if layout.k:
             shared = past.prompt if past is not None else KV(k_prompt, v_prompt)
-            blocks = [KeyBlock(shared.k, shared.v, prompt_mask)]
+            blocks = [KeyBlock(shared.k, shared.v, masks.of_prompt(layout.t, shared.k.shape[1]))]
             if past is not None:
-                before = jnp.arange(past.own.k.shape[2]) < filled
-                blocks.append(KeyBlock(past.own.k, past.own.v, before[None, None, None, :]))
-            blocks.append(KeyBlock(k_own, v_own, _causal(layout.t)))
-            out_own = attend(q_own, tuple(blocks))
+                blocks.append(KeyBlock(past.own.k, past.own.v, masks.of_past(layout.t, past.own.k.shape[2])))
+            blocks.append(KeyBlock(k_own, v_own, masks.own(layout.t)))
+            out_own = look(q_own, tuple(blocks))
         y = self.constrain(layout.join(out_prompt, out_own), "heads")
         y = Merge(a.hidden_size, self.dtype, self.param_dtype, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
 
 
-def _causal(size: int) -> Array:  # [1,1,size,size] bool
-    return jnp.tril(jnp.ones((size, size), bool))[None, None]
-
-
 class Decoder(nn.Module):
-    """A Llama-class decoder with scanned layers. Parameters are a plain dict; the cache is an ordinary argument.
+    """The decoder of every family, with scanned layers. Parameters are a plain dict; the cache is an ordinary argument.
 
     Attributes:
       arch: the architecture.
@@ -182,10 +192,8 @@ class Decoder(nn.Module):
         layout = Layout(
             0 if prompt is None else prompt.shape[1], *((0, 0) if completion is None else completion.shape[1:])
         )
-        width = layout.p if cache is None else cache.prompt.k.shape[2]
         filled = jnp.int32(0) if cache is None else cache.filled
         positions = _positions(layout, prompt_length, filled)
-        prompt_mask = (jnp.arange(width)[None, :] < prompt_length[:, None])[:, None, None, :]
         embed = nn.Embed(
             self.arch.vocab_size,
             self.arch.hidden_size,
@@ -194,7 +202,10 @@ class Decoder(nn.Module):
             name="embed",
         )
         table = self.constrain(embed.embedding.astype(self.dtype), "table")
-        x = self.constrain(jnp.take(table, layout.join(prompt, completion), axis=0), "tokens")
+        x = jnp.take(table, layout.join(prompt, completion), axis=0)
+        if self.arch.family.gemma:
+            x = x * jnp.asarray(self.arch.hidden_size**0.5, self.dtype)  # rounded to the dtype, as transformers does
+        x = self.constrain(x, "tokens")
         if not self.arch.tie_embeddings:  # used through `output_kernel`; declared here so that init makes it
             shape = (self.arch.hidden_size, self.arch.vocab_size)
             _Head(shape, self.param_dtype, name="head")()
@@ -209,9 +220,11 @@ class Decoder(nn.Module):
             name="layers",
         )
         past = None if cache is None else _Past(cache.prompt, cache.own)
+        slots = layout.p + layout.t if cache is None else cache.prompt.k.shape[2] + cache.own.k.shape[3] + layout.t
         tap = x if tap_layer is not None else None
-        (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, rotary_table(positions, self.arch), prompt_mask, filled)
-        x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, name="norm")(x)
+        scope = Scope(*_tables(positions, self.arch), prompt_length, filled)
+        (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
+        x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, self.arch.family.gemma, name="norm")(x)
         tapped = None if tap is None else layout.split(tap)[1]
         return Forward(*layout.split(x), tapped, kv)
 
@@ -225,7 +238,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast, nn.broadcast),
+            in_axes=(0, 0, nn.broadcast),
             length=self.arch.num_layers,
             unroll=self.unroll,
         )
@@ -253,6 +266,13 @@ def _positions(layout: Layout, prompt_length: Array, filled: Array) -> Array:  #
         own = prompt_length[:, None, None] + filled + jnp.arange(layout.t)[None, None, :]
         own = jnp.broadcast_to(own, (b, layout.k, layout.t))
     return layout.join(prompt, own)
+
+
+def _tables(positions: Array, arch: Arch) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
+    """Rotary tables of layers in general, and of those with a window where these have their own."""
+    table = rotary_table(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
+    local = arch.local_rope_theta
+    return table, None if local is None else rotary_table(positions, arch.head_dim, local)
 
 
 def output_kernel(params: PyTree, arch: Arch) -> Array:  # [D,V]

@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssppo_jax.models.arch import Arch
+from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
 from ssppo_jax.types import Array
 
 _MASKED = -1e30  # finite, so that a fully masked row stays finite in the forward and the backward pass
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32 whatever the compute dtype (as Llama does)."""
+    """x / rms(x) * scale, the quotient in float32 whatever the compute dtype.
+
+    Llama rounds the quotient to the compute dtype and multiplies by the scale; Gemma (`plus_one`) multiplies by
+    1 + scale in float32 and then rounds.
+    """
 
     eps: float
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    plus_one: bool = False
 
     @nn.compact
     def __call__(self, x):
-        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), self.param_dtype)
+        start = nn.initializers.zeros_init() if self.plus_one else nn.initializers.ones_init()
+        scale = self.param("scale", start, (x.shape[-1],), self.param_dtype).reshape((1,) * (x.ndim - 1) + (-1,))
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        return x32.astype(self.dtype) * scale.astype(self.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        if self.plus_one:
+            return (x32 * (1.0 + scale.astype(jnp.float32))).astype(self.dtype)
+        return x32.astype(self.dtype) * scale.astype(self.dtype)
 
 
 class KeyBlock(NamedTuple):
@@ -40,15 +49,22 @@ class KeyBlock(NamedTuple):
 def attend(
     q: Array,  # [B,K,T,H,E]
     blocks: tuple[KeyBlock, ...],
+    *,
+    scale: float,
+    softcap: float | None = None,
 ) -> Array:  # [B,K,T,H,E]
-    """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] / sqrt(E)) [v_1; v_2; ...], in float32.
+    """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] * scale) [v_1; v_2; ...], in float32.
 
     Grouped queries: H/G query heads share a key head. Query heads are ordered group-major, as in Hugging Face files.
+
+    Args:
+      scale: of the scores; 1 / sqrt(E) in most families.
+      softcap: bounds the scaled scores, before masking, to softcap * tanh(score / softcap).
     """
     b, k, t, h, e = q.shape
     g = blocks[0].k.shape[-2]
-    q = q.reshape(b, k, t, g, h // g, e) * (e**-0.5)
-    scores = [_scores(q, block) for block in blocks]
+    q = q.reshape(b, k, t, g, h // g, e) * scale
+    scores = [_scores(q, block, softcap) for block in blocks]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
     out, start = 0.0, 0
     for block, score in zip(blocks, scores, strict=True):
@@ -58,10 +74,10 @@ def attend(
     return out.reshape(b, k, t, h, e)
 
 
-def _scores(q: Array, block: KeyBlock) -> Array:  # [B,G,K,R,T,S] float32
+def _scores(q: Array, block: KeyBlock, softcap: float | None) -> Array:  # [B,G,K,R,T,S] float32
     equation = "bktgre,bsge->bgkrts" if block.k.ndim == 4 else "bktgre,bksge->bgkrts"
     scores = jnp.einsum(equation, q, block.k, preferred_element_type=jnp.float32)
-    return jnp.where(block.mask[:, None, :, None], scores, _MASKED)
+    return jnp.where(block.mask[:, None, :, None], soft_cap(scores, softcap), _MASKED)
 
 
 def _mix(weights: Array, block: KeyBlock) -> Array:  # [B,K,T,G,R,E]
@@ -69,21 +85,30 @@ def _mix(weights: Array, block: KeyBlock) -> Array:  # [B,K,T,G,R,E]
     return jnp.einsum(equation, weights, block.v)
 
 
+def soft_cap(x: Array, cap: float | None) -> Array:
+    """cap * tanh(x / cap); x itself without a cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def rotary_table(
     positions: Array,  # [B,S] int32
-    arch: Arch,
+    head_dim: int,
+    theta: float,
+    scaling: Llama3Scaling | LinearScaling | None = None,
 ) -> tuple[Array, Array]:  # cos, sin: [B,S,E] float32
     """cos and sin of position * inverse frequency, halves repeated (the rotate-half convention of Hugging Face)."""
-    half = jnp.arange(0, arch.head_dim, 2, dtype=jnp.float32)
-    frequency = arch.rope_theta ** (-half / arch.head_dim)
-    if arch.rope_scaling is not None:
-        frequency = _llama3_frequency(frequency, arch.rope_scaling)
+    half = jnp.arange(0, head_dim, 2, dtype=jnp.float32)
+    frequency = theta ** (-half / head_dim)
+    if isinstance(scaling, Llama3Scaling):
+        frequency = _llama3_frequency(frequency, scaling)
+    elif scaling is not None:
+        frequency = frequency / scaling.factor
     angle = positions.astype(jnp.float32)[..., None] * frequency[None, None, :]
     angle = jnp.concatenate([angle, angle], axis=-1)
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _llama3_frequency(frequency: Array, s) -> Array:
+def _llama3_frequency(frequency: Array, s: Llama3Scaling) -> Array:
     """Llama 3.1 long-context frequencies: long wavelengths divided by `factor`, a smooth ramp between the cut-offs."""
     turns = s.original_max_positions * frequency / (2 * jnp.pi)  # rotations over the original context
     ramp = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
@@ -138,11 +163,12 @@ class Merge(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)): act is SiLU, or with `gelu` GELU in its tanh form."""
 
     mlp_dim: int
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    gelu: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -150,7 +176,8 @@ class Mlp(nn.Module):
             layer = Dense(features, self.dtype, self.param_dtype, name=name)
             return layer(y)
 
-        gated = nn.silu(dense(x, self.mlp_dim, "gate")) * dense(x, self.mlp_dim, "up")
+        act = functools.partial(nn.gelu, approximate=True) if self.gelu else nn.silu
+        gated = act(dense(x, self.mlp_dim, "gate")) * dense(x, self.mlp_dim, "up")
         return dense(gated, x.shape[-1], "down")
 
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssppo_jax.models.layers import matmul
+from ssppo_jax.models.layers import matmul, soft_cap
 from ssppo_jax.types import Array
 
 
@@ -20,9 +20,10 @@ class TokenLogprobs(NamedTuple):
 def logits_of(
     hidden: Array,  # [...,D]
     kernel: Array,  # [D,V]
+    softcap: float | None = None,
 ) -> Array:  # [...,V] float32
-    """hidden @ kernel, accumulated to float32 whatever the compute dtype."""
-    return matmul(hidden, kernel.astype(hidden.dtype), accumulate=jnp.float32)
+    """hidden @ kernel, accumulated to float32 whatever the compute dtype; bounded by softcap * tanh(x / softcap)."""
+    return soft_cap(matmul(hidden, kernel.astype(hidden.dtype), accumulate=jnp.float32), softcap)
 
 
 def token_logprobs(
@@ -31,6 +32,7 @@ def token_logprobs(
     targets: Array,  # [B,K,T] int32
     *,
     chunk: int,
+    softcap: float | None = None,
     entropy: bool = False,
     constrain: Callable[[Array, str], Array] = lambda x, kind: x,
 ) -> TokenLogprobs:
@@ -49,7 +51,7 @@ def token_logprobs(
 
     @jax.checkpoint
     def body(kernel, hidden, targets):
-        logits = constrain(logits_of(hidden, kernel), "logits")
+        logits = constrain(logits_of(hidden, kernel, softcap), "logits")
         total = jax.nn.logsumexp(logits, axis=-1)
         logp = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0] - total
         if not entropy:

@@ -76,6 +76,7 @@ def make_apply(
             output_kernel(params, decoder.arch),
             completion,
             chunk=logprob_chunk,
+            softcap=decoder.arch.final_softcap,
             entropy=entropy,
             constrain=decoder.constrain,
         )

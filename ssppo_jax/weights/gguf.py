@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.models.arch import Arch, arch_to_hf
+from ssppo_jax.models.arch import Arch
+from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.weights import hf, names
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -92,7 +93,6 @@ def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
         norm_eps=_shortest(meta.need(f"{kind}.attention.layer_norm_rms_epsilon")),
         max_positions=meta.need(f"{kind}.context_length"),
         tie_embeddings=tied,
-        qkv_bias=kind == "qwen2",
         model_type=kind,
         bos_id=meta.get("tokenizer.ggml.bos_token_id"),
         eos_ids=() if eos is None else (eos,),

@@ -22,9 +22,10 @@ class Leaf:
 
     path: str
     hf: str
-    gguf: str
+    gguf: str  # "": its families are not read from GGUF
     ours: str
     theirs: str
+    of: str = ""  # what a model must have, see `leaves`; "": every model
 
     @property
     def stacked(self) -> bool:
@@ -36,30 +37,51 @@ _ATTN, _MLP = f"{_LAYER}.self_attn", f"{_LAYER}.mlp"
 LEAVES = tuple(
     Leaf(*row)
     for row in (
-        # our path, Hugging Face name, GGUF name, our axes, their axes
+        # our path, Hugging Face name, GGUF name, our axes, their axes, of which models
         ("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", "V D", "V D"),
         ("layers/attn_norm/scale", f"{_LAYER}.input_layernorm.weight", "blk.{n}.attn_norm.weight", "D", "D"),
         ("layers/attn/q/kernel", f"{_ATTN}.q_proj.weight", "blk.{n}.attn_q.weight", "D H E", "(H E) D"),
-        ("layers/attn/q/bias", f"{_ATTN}.q_proj.bias", "blk.{n}.attn_q.bias", "H E", "(H E)"),
+        ("layers/attn/q/bias", f"{_ATTN}.q_proj.bias", "blk.{n}.attn_q.bias", "H E", "(H E)", "qkv_bias"),
+        ("layers/attn/q_norm/scale", f"{_ATTN}.q_norm.weight", "", "E", "E", "qk_norm"),
         ("layers/attn/k/kernel", f"{_ATTN}.k_proj.weight", "blk.{n}.attn_k.weight", "D G E", "(G E) D"),
-        ("layers/attn/k/bias", f"{_ATTN}.k_proj.bias", "blk.{n}.attn_k.bias", "G E", "(G E)"),
+        ("layers/attn/k/bias", f"{_ATTN}.k_proj.bias", "blk.{n}.attn_k.bias", "G E", "(G E)", "qkv_bias"),
+        ("layers/attn/k_norm/scale", f"{_ATTN}.k_norm.weight", "", "E", "E", "qk_norm"),
         ("layers/attn/v/kernel", f"{_ATTN}.v_proj.weight", "blk.{n}.attn_v.weight", "D G E", "(G E) D"),
-        ("layers/attn/v/bias", f"{_ATTN}.v_proj.bias", "blk.{n}.attn_v.bias", "G E", "(G E)"),
+        ("layers/attn/v/bias", f"{_ATTN}.v_proj.bias", "blk.{n}.attn_v.bias", "G E", "(G E)", "qkv_bias"),
         ("layers/attn/o/kernel", f"{_ATTN}.o_proj.weight", "blk.{n}.attn_output.weight", "H E D", "D (H E)"),
-        ("layers/mlp_norm/scale", f"{_LAYER}.post_attention_layernorm.weight", "blk.{n}.ffn_norm.weight", "D", "D"),
+        # Hugging Face calls the norm before the mlp "post attention", and where there is one behind attention, that
+        ("layers/attn_post_norm/scale", f"{_LAYER}.post_attention_layernorm.weight", "", "D", "D", "post_norms"),
+        (
+            "layers/mlp_norm/scale",
+            f"{_LAYER}.post_attention_layernorm.weight",
+            "blk.{n}.ffn_norm.weight",
+            "D",
+            "D",
+            "pre_norms_only",
+        ),
+        ("layers/mlp_norm/scale", f"{_LAYER}.pre_feedforward_layernorm.weight", "", "D", "D", "post_norms"),
+        ("layers/mlp_post_norm/scale", f"{_LAYER}.post_feedforward_layernorm.weight", "", "D", "D", "post_norms"),
         ("layers/mlp/gate/kernel", f"{_MLP}.gate_proj.weight", "blk.{n}.ffn_gate.weight", "D F", "F D"),
         ("layers/mlp/up/kernel", f"{_MLP}.up_proj.weight", "blk.{n}.ffn_up.weight", "D F", "F D"),
         ("layers/mlp/down/kernel", f"{_MLP}.down_proj.weight", "blk.{n}.ffn_down.weight", "F D", "D F"),
         ("norm/scale", "model.norm.weight", "output_norm.weight", "D", "D"),
-        ("head/kernel", "lm_head.weight", "output.weight", "D V", "V D"),
+        ("head/kernel", "lm_head.weight", "output.weight", "D V", "V D", "head"),
     )
 )
 
 
 def leaves(arch: Arch) -> tuple[Leaf, ...]:
     """The rows that this architecture has."""
-    skip = (() if arch.qkv_bias else ("bias",)) + (("head/kernel",) if arch.tie_embeddings else ())
-    return tuple(leaf for leaf in LEAVES if not leaf.path.endswith(skip))
+    family = arch.family
+    has = {
+        "": True,
+        "qkv_bias": family.qkv_bias,
+        "qk_norm": family.qk_norm,
+        "post_norms": family.post_norms,
+        "pre_norms_only": not family.post_norms,
+        "head": not arch.tie_embeddings,
+    }
+    return tuple(leaf for leaf in LEAVES if has[leaf.of])
 
 
 def hf_names(leaf: Leaf, arch: Arch) -> tuple[str, ...]:

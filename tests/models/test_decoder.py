@@ -1,4 +1,4 @@
-"""The decoder is Llama: equal to an independent float64 implementation that knows no shared prompts and no caches."""
+"""The decoder is each family: equal to an independent float64 implementation without shared prompts and caches."""
 
 import functools
 
@@ -9,56 +9,76 @@ import pytest
 from jax.extend import core
 from tiny import ARCHES, PARAMS, V, jit, make_prompts
 
+from ssppo_jax.models.arch import LinearScaling
 from ssppo_jax.models.decoder import KV, Cache, Decoder, init_params, output_kernel
 from ssppo_jax.weights import hf, names
 
 LENGTHS, P, K, T = (6, 1, 4), 6, 2, 5
 
 
-# ---- Llama from its equations, one ordinary causal sequence at a time ------------------------------------------------
+# ---- every family from its equations, one ordinary causal sequence at a time -----------------------------------------
 
 
-def numpy_llama(tree, arch, tokens):
+def numpy_decoder(tree, arch, tokens):
     """tokens [S] -> logits [S,V] and the states after each block and after the final norm, all float64."""
-    p = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
-    x = p["embed"]["embedding"][tokens]
+    p, gemma = jax.tree.map(lambda x: np.asarray(x, np.float64), tree), arch.model_type.startswith("gemma")
+    x = p["embed"]["embedding"][tokens] * (np.sqrt(arch.hidden_size) if gemma else 1.0)
     states = []
     for n in range(arch.num_layers):
         layer = jax.tree.map(lambda a, n=n: a[n], p["layers"])
-        x = x + numpy_attention(layer["attn"], arch, numpy_norm(x, layer["attn_norm"], arch))
+        y = numpy_attention(layer["attn"], arch, n, numpy_norm(x, layer["attn_norm"], arch))
+        x = x + (numpy_norm(y, layer["attn_post_norm"], arch) if gemma else y)
         y, mlp = numpy_norm(x, layer["mlp_norm"], arch), layer["mlp"]
-        gate = y @ mlp["gate"]["kernel"]
-        x = x + (gate / (1 + np.exp(-gate)) * (y @ mlp["up"]["kernel"])) @ mlp["down"]["kernel"]
+        y = ((gelu if gemma else silu)(y @ mlp["gate"]["kernel"]) * (y @ mlp["up"]["kernel"])) @ mlp["down"]["kernel"]
+        x = x + (numpy_norm(y, layer["mlp_post_norm"], arch) if gemma else y)
         states.append(x)
     x = numpy_norm(x, p["norm"], arch)
-    head = p["embed"]["embedding"].T if arch.tie_embeddings else p["head"]["kernel"]
-    return x @ head, [*states, x]
+    logits = x @ (p["embed"]["embedding"].T if arch.tie_embeddings else p["head"]["kernel"])
+    return capped(logits, arch.final_softcap), [*states, x]
+
+
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
+def gelu(x):
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+
+
+def capped(x, cap):
+    return x if cap is None else cap * np.tanh(x / cap)
 
 
 def numpy_norm(x, params, arch):
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + arch.norm_eps) * params["scale"]
+    scale = params["scale"] + (1 if arch.model_type.startswith("gemma") else 0)
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + arch.norm_eps) * scale
 
 
-def numpy_attention(attn, arch, x):
+def numpy_attention(attn, arch, layer, x):
     def project(name):
         y = np.stack([x @ attn[name]["kernel"][:, h] for h in range(attn[name]["kernel"].shape[1])])  # [heads,S,E]
-        return y + attn[name]["bias"][:, None] if "bias" in attn[name] else y
+        y = y + attn[name]["bias"][:, None] if "bias" in attn[name] else y
+        return numpy_norm(y, attn[f"{name}_norm"], arch) if f"{name}_norm" in attn else y
 
     size, (q, k, v) = len(x), (project(name) for name in "qkv")
-    q, k = (numpy_rope(y, arch) for y in (q, k))
+    q, k = (numpy_rope(y, arch, layer) for y in (q, k))
+    back = np.arange(size)[:, None] - np.arange(size)
+    unseen = (back < 0) | ((back >= arch.sliding_window) if layer in arch.sliding_layers else False)
     out = np.zeros_like(x)
     for h in range(arch.num_heads):
         g = h // (arch.num_heads // arch.num_kv_heads)
-        score = q[h] @ k[g].T / np.sqrt(arch.head_dim)
-        score[np.triu_indices(size, 1)] = -np.inf
+        score = capped(q[h] @ k[g].T / np.sqrt(arch.query_pre_attn_scalar or arch.head_dim), arch.attn_softcap)
+        score[unseen] = -np.inf
         weight = np.exp(score - score.max(-1, keepdims=True))
         out += weight / weight.sum(-1, keepdims=True) @ v[g] @ attn["o"]["kernel"][h]
     return out
 
 
-def numpy_rope(x, arch):  # [heads,S,E]: element i turns with element i + E/2
-    half = arch.head_dim // 2
-    frequency = np.array([scaled(arch.rope_theta ** (-2 * i / arch.head_dim), arch.rope_scaling) for i in range(half)])
+def numpy_rope(x, arch, layer):  # [heads,S,E]: element i turns with element i + E/2
+    half, theta, scaling = arch.head_dim // 2, arch.rope_theta, arch.rope_scaling
+    if arch.local_rope_theta is not None and layer in arch.sliding_layers:
+        theta, scaling = arch.local_rope_theta, None
+    frequency = np.array([scaled(theta ** (-2 * i / arch.head_dim), scaling) for i in range(half)])
     angle = np.arange(x.shape[1])[:, None] * frequency
     a, b = x[..., :half], x[..., half:]
     return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
@@ -68,6 +88,8 @@ def scaled(frequency, s):
     """Llama 3.1: by wavelength against the original context over the two factors."""
     if s is None:
         return frequency
+    if isinstance(s, LinearScaling):
+        return frequency / s.factor
     wavelength = 2 * np.pi / frequency
     if wavelength < s.original_max_positions / s.high_freq_factor:
         return frequency
@@ -105,23 +127,25 @@ def test_completions_on_a_shared_prompt_equal_ordinary_causal_sequences(name, pr
     for b, n in enumerate(LENGTHS):
         for k in range(K):
             sequence = np.concatenate([prompts.tokens[b, :n], completion[b, k]])
-            logits, states = numpy_llama(params, arch, sequence)
+            logits, states = numpy_decoder(params, arch, sequence)
             np.testing.assert_allclose(out.prompt[b, :n], states[-1][:n], atol=1e-5)
             np.testing.assert_allclose(out.completion[b, k], states[-1][n:], atol=1e-5)
             np.testing.assert_allclose(out.tap[b, k], states[0][n:], atol=1e-5)
-            np.testing.assert_allclose(np.asarray(out.completion[b, k], np.float64) @ kernel, logits[n:], atol=1e-4)
+            spoken = capped(np.asarray(out.completion[b, k], np.float64) @ kernel, arch.final_softcap)
+            np.testing.assert_allclose(spoken, logits[n:], atol=1e-4)
 
 
 def test_the_models_compared_attend_and_speak_far_from_uniformly(prompts):
     """Otherwise a wrong mask or rotation could hide below the tolerance."""
     for name, arch in ARCHES.items():
-        logits, states = numpy_llama(PARAMS[name], arch, prompts.tokens[0])
-        other, _ = numpy_llama(PARAMS[name], arch, np.roll(prompts.tokens[0], 1))
+        logits, states = numpy_decoder(PARAMS[name], arch, prompts.tokens[0])
+        other, _ = numpy_decoder(PARAMS[name], arch, np.roll(prompts.tokens[0], 1))
         assert logits.std() > 0.5 and np.abs(states[-1][-1] - other[-1].mean()).max() > 0.1
 
 
-def test_decoding_through_the_cache_equals_the_whole_forward(prompts, completion):
-    decoder, params = Decoder(ARCHES["tied"]), {"params": PARAMS["tied"]}
+@pytest.mark.parametrize("name", ["tied", "mistral", "qwen3", "gemma2", "gemma3"])
+def test_decoding_through_the_cache_equals_the_whole_forward(name, prompts, completion):
+    decoder, params = Decoder(ARCHES[name]), {"params": PARAMS[name]}
     prefill = jit(lambda: decoder.apply(params, prompts.tokens, prompts.length, return_kv=True))()
     shape = (*prefill.kv.k.shape[:2], K, T, *prefill.kv.k.shape[3:])
     own = KV(np.full(shape, 1e6, np.float32), np.full(shape, 1e6, np.float32))  # what is not filled is not seen
@@ -132,7 +156,7 @@ def test_decoding_through_the_cache_equals_the_whole_forward(prompts, completion
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=filled, axis=3)
         return jax.tree.map(put, own, out.kv), out.completion[:, :, 0]
 
-    whole = forward("tied")(prompts.tokens, prompts.length, completion)
+    whole = forward(name)(prompts.tokens, prompts.length, completion)
     np.testing.assert_allclose(prefill.prompt, whole.prompt, atol=1e-5)
     for t in range(T):
         own, state = step(own, np.int32(t), completion[:, :, t : t + 1])

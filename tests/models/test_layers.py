@@ -1,5 +1,7 @@
 """The pieces of a block: shared keys are attention like any other, padding is never seen, statistics are float32."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 from tiny import jit
 
 from ssppo_jax.models import layers
-from ssppo_jax.models.arch import Llama3Scaling, tiny_arch
+from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
 from ssppo_jax.models.layers import KeyBlock, RMSNorm, rotate
 
 B, K, T, S, H, G, E = 2, 3, 4, 5, 4, 2, 8
-attend, rotary_table = jit(layers.attend), jit(layers.rotary_table, static_argnums=1)
+attend = jit(functools.partial(layers.attend, scale=E**-0.5))
+rotary_table = jit(layers.rotary_table, static_argnums=(1, 2, 3))
 
 
 @pytest.fixture
@@ -54,7 +57,7 @@ def test_a_masked_key_changes_no_bit(normal):
 def test_a_row_that_sees_nothing_is_finite_with_a_finite_gradient(normal):
     q, (k, v) = normal(1, 1, T, H, E), normal(2, 1, S, G, E)
     block = KeyBlock(k, v, np.zeros((1, 1, 1, S), bool))
-    value, gradient = jit(jax.value_and_grad(lambda q: jnp.sum(layers.attend(q, (block,)) ** 2)))(q)
+    value, gradient = jit(jax.value_and_grad(lambda q: jnp.sum(layers.attend(q, (block,), scale=1.0) ** 2)))(q)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -64,7 +67,9 @@ def test_attention_scores_of_bfloat16_inputs_are_summed_in_float32():
     block = KeyBlock(
         k.astype(jnp.bfloat16), jnp.eye(2, 256)[None, :, None].astype(jnp.bfloat16), jnp.ones((1, 1, 1, 2), bool)
     )
-    weight = np.asarray(attend(q, (block,)), np.float32)[0, 0, 0, 0, :2]  # scores 16 and 16 + 1/16
+    weight = np.asarray(jit(functools.partial(layers.attend, scale=256**-0.5))(q, (block,)), np.float32)[
+        0, 0, 0, 0, :2
+    ]  # scores 16 and 16 + 1/16
     np.testing.assert_allclose(weight, [1 / (1 + np.exp(1 / 16)), 1 / (1 + np.exp(-1 / 16))], atol=2e-3)
 
 
@@ -87,11 +92,10 @@ def test_rms_norm_eps_is_added_to_the_mean_square():
 
 
 def test_rotated_dot_products_depend_on_relative_position_only(normal):
-    arch = tiny_arch()
-    q, k = normal(1, 1, 1, arch.head_dim), normal(1, 1, 1, arch.head_dim)
+    q, k = normal(1, 1, 1, E), normal(1, 1, 1, E)
 
     def dot(i, j):
-        at = [rotate(x, rotary_table(np.array([[p]], np.int32), arch)) for x, p in ((q, i), (k, j))]
+        at = [rotate(x, rotary_table(np.array([[p]], np.int32), E, 10000.0)) for x, p in ((q, i), (k, j))]
         return float(jnp.sum(at[0] * at[1]))
 
     np.testing.assert_allclose(dot(3, 1), dot(90, 88), rtol=1e-4)
@@ -99,23 +103,45 @@ def test_rotated_dot_products_depend_on_relative_position_only(normal):
 
 
 def test_rotation_pairs_each_half_with_the_other():
-    arch = tiny_arch(head_dim=4, rope_theta=100.0)  # frequencies 1 and 0.1
     x = np.array([1.0, 2.0, 3.0, 4.0], np.float32).reshape(1, 1, 1, 4)
-    got = np.asarray(rotate(x, rotary_table(np.array([[2]], np.int32), arch))).ravel()
+    got = np.asarray(rotate(x, rotary_table(np.array([[2]], np.int32), 4, 100.0))).ravel()  # frequencies 1 and 0.1
     c, s = np.cos([2.0, 0.2]), np.sin([2.0, 0.2])
     want = [1 * c[0] - 3 * s[0], 2 * c[1] - 4 * s[1], 3 * c[0] + 1 * s[0], 4 * c[1] + 2 * s[1]]
     np.testing.assert_allclose(got, want, rtol=1e-6)
 
 
 def test_llama3_scaling_leaves_short_wavelengths_alone_and_divides_long_ones():
-    arch = tiny_arch(head_dim=16, rope_theta=10000.0)
-    scaled = tiny_arch(head_dim=16, rope_theta=10000.0, rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 64))
-    position = np.array([[1]], np.int32)
-    angle, turned = (
-        np.arctan2(*(np.asarray(x)[0, 0, :8] for x in rotary_table(position, a)[::-1])) for a in (arch, scaled)
-    )
+    angle, turned = angles(), angles(Llama3Scaling(8.0, 1.0, 4.0, 64))
     turns = 64 * 10000.0 ** (-np.arange(8) / 8) / (2 * np.pi)  # over the original context: 10.2, 3.2, 1.02, 0.3, ...
     np.testing.assert_allclose(turned[turns > 4], angle[turns > 4], rtol=1e-5)
     np.testing.assert_allclose(turned[turns < 1], angle[turns < 1] / 8, rtol=1e-5)
     between = (turns > 1) & (turns < 4)
     assert between.sum() == 2 and ((turned < angle) & (turned > angle / 8))[between].all()
+
+
+def test_linear_scaling_divides_every_frequency():
+    np.testing.assert_allclose(angles(LinearScaling(4.0)), angles() / 4, rtol=1e-5)
+
+
+def angles(scaling=None):
+    """Of position 1, in a head of 16."""
+    cos, sin = rotary_table(np.array([[1]], np.int32), 16, 10000.0, scaling)
+    return np.arctan2(np.asarray(sin), np.asarray(cos))[0, 0, :8]
+
+
+def test_a_soft_cap_bounds_the_scaled_scores_before_they_are_masked(normal):
+    q, (k, v) = normal(1, 1, 1, 1, E), normal(2, 1, S, 1, E)
+    mask = (np.arange(S) < 3)[None, None, None, :]
+    got = jit(functools.partial(layers.attend, scale=3.0, softcap=0.5))(q, (KeyBlock(k, v, mask),))
+    score = 0.5 * np.tanh(3.0 * (k[0, :3, 0].astype(float) @ q[0, 0, 0, 0]) / 0.5)
+    want = np.exp(score) / np.exp(score).sum() @ v[0, :3, 0]
+    np.testing.assert_allclose(np.asarray(got).ravel(), want, atol=1e-6)
+
+
+def test_gemma_multiplies_by_one_plus_the_scale_before_it_rounds(normal):
+    x, scale = normal(2, 3, 16), np.float32(0.3) * normal(16)
+    norm = RMSNorm(eps=1e-5, dtype=jnp.bfloat16, param_dtype=jnp.float32, plus_one=True)
+    got = norm.apply({"params": {"scale": scale}}, jnp.asarray(x))
+    wide = x.astype(np.float64)
+    want = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5) * (1 + scale)
+    np.testing.assert_array_equal(np.asarray(got, np.float32), np.asarray(jnp.asarray(want, jnp.bfloat16), np.float32))

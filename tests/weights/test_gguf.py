@@ -34,7 +34,7 @@ def interleave(rows, heads):
 
 
 def make_arch(kind="llama", **changes):
-    return tiny_arch(model_type=kind, qkv_bias=kind == "qwen2", vocab_size=len(vocabulary()), rope_theta=1e5, **changes)
+    return tiny_arch(model_type=kind, vocab_size=len(vocabulary()), rope_theta=1e5, **changes)
 
 
 def write_gguf(path, tree, arch, *, pre="smollm", drop=(), extra=None, **settings):

@@ -14,7 +14,7 @@ from ssppo_jax.weights import hf, names
 ARCHS = {
     "llama": tiny_arch(tie_embeddings=False, head_dim=6),
     "mistral": tiny_arch(model_type="mistral", num_kv_heads=1),
-    "qwen2": tiny_arch(model_type="qwen2", qkv_bias=True, num_layers=3),
+    "qwen2": tiny_arch(model_type="qwen2", num_layers=3),
 }
 
 

@@ -7,10 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from ssppo_jax.generate import make_generate
-from ssppo_jax.models.arch import arch_from_hf
 from ssppo_jax.models.decoder import Decoder, output_kernel
 from ssppo_jax.models.logprobs import logits_of, token_logprobs
 from ssppo_jax.models.policy import make_apply
@@ -131,23 +129,3 @@ def test_the_chat_template_writes_the_stored_texts(golden, tokenizer):
     for chat, text in zip(golden["chats"], golden["texts"], strict=True):
         made = tokenizer.apply_chat_template(json.loads(str(chat)), tokenize=False, add_generation_prompt=True)
         assert made == text
-
-
-@pytest.mark.parametrize("case", ["llama", "llama3", "mistral", "qwen2"])
-def test_random_models_of_every_family_equal_transformers(case, tmp_path):
-    """From config.json and tensors as transformers writes them to log-probs: bias, GQA, head size, RoPE scaling."""
-    with np.load(GOLDEN / "tiny_decoders.npz", allow_pickle=False) as file:
-        stored = {key.removeprefix(f"{case}/"): value for key, value in file.items() if key.startswith(f"{case}/")}
-        ids = file["ids"][None]
-    arch = arch_from_hf(json.loads(str(stored["config"])))
-    tensors = {key.removeprefix("tensor/"): value for key, value in stored.items() if key.startswith("tensor/")}
-    save_file(tensors, tmp_path / "model.safetensors")
-    params = hf.load_params(tmp_path, arch)
-
-    @jax.jit
-    def score(params, ids, length):
-        hidden = Decoder(arch).apply({"params": params}, ids, length).prompt[0]
-        return jax.nn.log_softmax(logits_of(hidden, output_kernel(params, arch)))
-
-    logp = score(params, ids, np.array([ids.shape[1]], np.int32))
-    np.testing.assert_allclose(logp, stored["logp"], rtol=0, atol=1e-4)  # float32 noise here is 2e-5
