@@ -27,6 +27,7 @@ REQUIRES = [
     "ml-dtypes==0.6.0",
     "scipy==1.17.1",  # the linear program of a game's equilibrium
     "math-verify[antlr4_13_2]==0.9.0",
+    "requests==2.34.2",  # oracle `judge`
 ]
 
 EXTRAS = {

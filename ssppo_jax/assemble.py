@@ -151,7 +151,6 @@ def group_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | 
         )
     ]
     values = {name: float(m.result()) for name, m in stats.items()}
-    values |= {f"reward/{name}": _mean(part) for name, part in (judged.verdict.parts or {}).items()}
     values |= {"group/truncated": _mean(truncated), "group/rows": float(len(records))}
     return Rows(batch, judged.samples.logp, records, values)
 

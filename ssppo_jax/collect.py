@@ -16,7 +16,7 @@ from ssppo_jax import data
 from ssppo_jax.assemble import ASSEMBLE, Judged, reward_of
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.groups import teaches
-from ssppo_jax.judge_phase import concatenated, identity_of, judge
+from ssppo_jax.judge_phase import concatenated, identity_of, judge, part_stats
 from ssppo_jax.losses import ROWS
 from ssppo_jax.metrics import sample_stats
 from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
@@ -103,7 +103,7 @@ class Collector:
         generated, verdicts, sampling = account.metrics()
         rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
         seconds = time.perf_counter() - start - account.sampling_seconds
-        verdicts |= rows.stats
+        verdicts |= rows.stats | part_stats(judged.verdict, judged.texts)
         if self.rows == "group":
             verdicts |= {"group/filtered": float(account.flat), "group/surplus": float(account.surplus)}
         batch, scored, scoring = score_batch(self.runtime, self.score, rows.batch, rows.sampler_logp, params, initial)

@@ -10,12 +10,12 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.oracles.protocol import Journal, Oracle, consult, oracle_identity
+from ssppo_jax.oracles.protocol import Journal, Oracle, asymmetry_stats, consult, oracle_identity
 from ssppo_jax.progress import bar
 from ssppo_jax.sample_phase import Interrupted
 from ssppo_jax.types import Verdict
 
-JUDGED_AT_ONCE = 64  # prompts per oracle call: what an interruption can lose
+JUDGED_AT_ONCE = 64  # prompts per oracle call, unless the oracle says: what an interruption can lose
 
 
 def build_oracle(config: ConfigDict) -> Oracle:
@@ -43,15 +43,30 @@ def judge(
       Interrupted: `stopped()` became true; what was judged so far is in the journal.
     """
     parts: list[Verdict] = []
+    at_once = getattr(oracle, "at_once", JUDGED_AT_ONCE)
     with bar(len(encoded), what="judge", unit="prompts") as progress:
-        for start in range(0, len(encoded), JUDGED_AT_ONCE):
+        for start in range(0, len(encoded), at_once):
             if stopped():
                 raise Interrupted
-            rows = slice(start, start + JUDGED_AT_ONCE)
+            rows = slice(start, start + at_once)
             prompts = [e.prompt for e in encoded[rows]]
             parts.append(consult(oracle, prompts, texts[rows], journal=journal, identity=identity))
             progress.update(len(prompts))
     return concatenated(parts)
+
+
+def part_stats(verdict: Verdict, texts: list[list[str]]) -> dict[str, float]:
+    """What is logged of a verdict's parts: the mean of each part of a reward; how much a judge favours the first place.
+
+    `texts` are the B x K responses judged.
+    """
+    parts = verdict.parts or {}
+    if verdict.preference is None:
+        return {f"reward/{name}": float(np.mean(part)) if part.size else 0.0 for name, part in parts.items()}
+    if "asymmetry" not in parts or not texts:
+        return {}
+    stats = asymmetry_stats(parts["asymmetry"], np.array([[len(text) for text in group] for group in texts]))
+    return {f"oracle/asymmetry/{name}": value for name, value in stats.items()}
 
 
 def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
@@ -61,7 +76,11 @@ def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
     )
     names = next((list(verdict.parts) for verdict in verdicts if verdict.parts), [])
     parts = {
-        name: np.concatenate([np.full_like(v.reward, np.nan) if v.parts is None else v.parts[name] for v in verdicts])
-        for name in names
+        name: np.concatenate([_missing(v) if v.parts is None else v.parts[name] for v in verdicts]) for name in names
     }
     return Verdict(preference, reward, tuple(f for verdict in verdicts for f in verdict.failed), parts or None)
+
+
+def _missing(verdict: Verdict) -> np.ndarray:
+    """The part of a batch that failed whole."""
+    return np.full_like(verdict.reward if verdict.preference is None else verdict.preference, np.nan)

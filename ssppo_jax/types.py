@@ -69,7 +69,7 @@ class Verdict(NamedTuple):
     preference: np.ndarray | None  # [B,K,K] float32, P(y_i > y_j) in [0,1], P + P^T = 1
     reward: np.ndarray | None  # [B,K] float32
     failed: tuple[Failed | None, ...]  # length B; rows with a Failed hold NaN and must not be used
-    parts: dict[str, np.ndarray] | None = None  # named components of a reward, [B,K] float32 each, logged beside it
+    parts: dict[str, np.ndarray] | None = None  # named components, each of the same shape, logged beside it
 
 
 class Policy(NamedTuple):

@@ -2,7 +2,8 @@
 
 An oracle is a plain function `oracle(prompts, responses) -> Verdict`, made by a factory `factory(**kwargs) -> oracle`
 whose keyword-only defaults are its config defaults. It may fail on a prompt (`Failed(reason)`), never invent a number.
-A function `check(prompts)` set on it as an attribute raises for prompts that it could never judge.
+A function `check(prompts)` set on it as an attribute raises for prompts that it could never judge; a number `at_once`
+says how many prompts one call takes (else `judge_phase.JUDGED_AT_ONCE`).
 
     verdict = consult(oracle, prompts, responses, journal=journal, identity=oracle_identity(name, kwargs))
     kept = drop_failed(verdict, max_failed_fraction=0.1)     # kept.rows indexes prompts and samples
@@ -76,11 +77,9 @@ def _check_form(verdict: Verdict, shape: tuple[int, int] | None) -> None:
             f"an oracle returned Verdict.{name} of shape {got} with {len(verdict.failed)} entries in `failed`; "
             f"for {b} prompts of {k} responses it must be {dims} = {want} with {b} entries"
         )
-    wrong = [part for part, x in (verdict.parts or {}).items() if np.shape(x) != (b, k)]
-    if wrong or (verdict.parts and name == "preference"):
-        raise UserError(
-            f"an oracle returned Verdict.parts {wrong or list(verdict.parts)}: parts are of rewards, [B,K] each"
-        )
+    wrong = [part for part, x in (verdict.parts or {}).items() if np.shape(x) != want]
+    if wrong:
+        raise UserError(f"an oracle returned Verdict.parts {wrong}: each must have the shape of its {name}, {want}")
 
 
 def _preference_problem(p: np.ndarray) -> Failed | None:  # [K,K]
@@ -165,9 +164,9 @@ def with_retries(
     """`fn`, tried up to `attempts` times; what still raises becomes `Failed(reason)`, never a number.
 
     The wait before retry i is base_delay * 2^i * u with u uniform in [0.5, 1.5), so that many callers do not come back
-    together. No retry begins once `deadline` seconds from the first try would have passed; a call that is already
-    under way is not interrupted, so `fn` needs a time limit of its own. `UserError` is raised at once: retrying does
-    not mend a wrong setting.
+    together, or the exception's `retry_after` seconds if that is longer. No retry begins once `deadline` seconds from
+    the first try would have passed; a call that is already under way is not interrupted, so `fn` needs a time limit of
+    its own. `UserError` is raised at once: retrying does not mend a wrong setting.
     """
     if attempts < 1 or base_delay < 0 or not deadline > 0:
         raise UserError(
@@ -183,10 +182,10 @@ def with_retries(
             except UserError:
                 raise
             except Exception as error:
-                failed = Failed(_brief(error))
+                failed, asked_for = Failed(_brief(error)), getattr(error, "retry_after", 0.0)
             if attempt + 1 == attempts:
                 return failed
-            delay = base_delay * 2**attempt * rng.uniform(0.5, 1.5)
+            delay = max(base_delay * 2**attempt * rng.uniform(0.5, 1.5), asked_for)
             if clock() - start + delay > deadline:
                 return Failed(f"deadline of {deadline:g} s passed: {failed.reason}")
             sleep(delay)
@@ -377,16 +376,19 @@ def consult(
     else:
         pairwise = journal.rows[keys[0]].ndim == 2
     found = verdict_of_rows([failures.get(key) or journal.rows[key] for key in keys], k, pairwise=pairwise)
-    return found._replace(parts=_parts_of_rows([None if failures.get(key) else journal.parts[key] for key in keys], k))
+    parts = _parts_of_rows([None if failures.get(key) else journal.parts[key] for key in keys], (k,) * (1 + pairwise))
+    return found._replace(parts=parts)
 
 
-def _parts_of_rows(rows: Sequence[dict[str, np.ndarray] | None], k: int) -> dict[str, np.ndarray] | None:
-    """Named parts [B,K] from those of each prompt (None: it failed, and holds NaN); None when there are no parts."""
+def _parts_of_rows(
+    rows: Sequence[dict[str, np.ndarray] | None], shape: tuple[int, ...]
+) -> dict[str, np.ndarray] | None:
+    """Named parts from those of each prompt (None: it failed, and holds NaN); None when there are no parts."""
     names = next((list(row) for row in rows if row), [])
     if any(row is not None and set(row) != set(names) for row in rows):
         raise UserError(
             f"some verdicts of this oracle have the parts {', '.join(names)} and others have not: its journal is of "
             "another version. Move that file away; its prompts will then be judged again."
         )
-    missing = np.full(k, np.nan, np.float32)
+    missing = np.full(shape, np.nan, np.float32)
     return {name: np.stack([missing if row is None else row[name] for row in rows]) for name in names} or None

@@ -1,0 +1,301 @@
+"""A judge behind HTTP, against a real local server: both orders, and every way a server can fail."""
+
+import itertools
+import math
+import time
+
+import numpy as np
+import pytest
+from http_judge import Cut, Hang, reply, serving, shown, token
+
+from ssppo_jax.errors import ConfigError, GateError, UserError
+from ssppo_jax.oracles.judge import judge
+from ssppo_jax.oracles.judge_prompts import STYLES, messages_of, probability
+from ssppo_jax.oracles.protocol import checked, consult, drop_failed
+from ssppo_jax.types import Prompt
+
+CANARY = "sk-canary-7f3a"
+PROMPTS = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i} with {{first}} in it"},)) for i in range(2)]
+RESPONSES = [["rock", "paper", "scissors"], ["a", "bb", "a"]]
+BEATS = {("rock", "scissors"), ("paper", "rock"), ("scissors", "paper")}
+
+
+def ok(text, tokens=None):
+    return 200, reply(text, tokens), {}
+
+
+def fair(body, _):
+    """Rock, paper, scissors; else the longer text; m is the first."""
+    first, second = (a or b for a, b in shown(body))
+    return ok("m" if (first, second) in BEATS or (len(first) > len(second) and (second, first) not in BEATS) else "M")
+
+
+@pytest.fixture
+def make(tmp_path):
+    """oracle(url, **settings) that keeps its replies in the test's folder and waits for nothing."""
+
+    def made(url, **settings):
+        given = {"model": "j", "replies": str(tmp_path / "replies.jsonl"), "retry_delay": 0.0, "timeout": 5.0}
+        return judge(base_url=url, **(given | settings))
+
+    return made
+
+
+def ask(oracle, n=2):
+    return checked(oracle(PROMPTS[:n], RESPONSES[:n]), (n, 3))
+
+
+# ---- verdicts --------------------------------------------------------------------------------------------------------
+
+
+def test_a_judge_that_always_favours_the_first_place_says_one_half_and_is_found_out(make):
+    with serving(lambda body, n: ok("m")) as (_, url):
+        verdict = ask(make(url))
+    np.testing.assert_array_equal(verdict.preference, np.full((2, 3, 3), 0.5, np.float32))
+    off = ~np.eye(3, dtype=bool)
+    np.testing.assert_array_equal(verdict.parts["asymmetry"][:, off], 1.0)
+
+
+def test_a_rock_paper_scissors_judge_stays_intransitive(make):
+    with serving(fair) as (_, url):
+        p = ask(make(url)).preference[0]
+    assert (p[0, 2], p[2, 1], p[1, 0]) == (1.0, 1.0, 1.0)
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_token_probabilities_are_used_where_they_are_offered(style, make):
+    one, two = STYLES[style].first, STYLES[style].second
+    words = one if style == "alpaca_eval" else f"Because. [[{one}]]"
+    before = [] if style == "alpaca_eval" else [token("Because"), token(". [[")]
+    after = [] if style == "alpaca_eval" else [token("]]")]
+    odds = {one: math.log(0.6), two: math.log(0.2), "x": math.log(0.2)}
+
+    def behave(body, n):
+        return ok(words, [*before, token(one, **odds), *after])
+
+    with serving(behave) as (server, url):
+        verdict = ask(make(url, style=style), n=1)
+    assert verdict.parts["asymmetry"][0, 0, 1] == pytest.approx(2 * 0.75 - 1)
+    assert all(body["logprobs"] is True and body["model"] == "j" for body in server.bodies)
+    assert server.bodies[0]["max_tokens"] == (8 if style == "alpaca_eval" else 1024)
+
+
+def test_without_token_probabilities_the_words_count_and_a_tie_is_one_half():
+    style = STYLES["mt_bench"]
+    assert [probability(style, f"[[B]] at first, but [[{v}]]", None) for v in "ABC"] == [1.0, 0.0, 0.5]
+    assert probability(style, "A is better", None) is None and probability(style, "", None) is None
+    short = STYLES["alpaca_eval"]
+    assert [probability(short, text, []) for text in ("m", "M", "**M**", " m.\n")] == [1.0, 0.0, 0.0, 1.0]
+    assert probability(short, "model m", []) is None
+    tied = [token("C", A=math.log(0.1), B=math.log(0.3), C=math.log(0.6))]
+    assert probability(style, "[[C]]", tied) == pytest.approx(0.4)
+    assert probability(style, "[[A]]", [token("[[A]]", A=0.0)]) == 1.0  # no token is the verdict alone: the words
+
+
+def test_texts_are_shown_as_they_are_and_in_both_orders(make):
+    with serving(fair) as (server, url):
+        ask(make(url, logprobs=False), n=1)
+    seen = {tuple(a or b for a, b in shown(body)) for body in server.bodies}
+    assert seen == set(itertools.permutations(RESPONSES[0], 2))
+    assert all("question 0 with {first} in it" in body["messages"][1]["content"] for body in server.bodies)
+    assert not any("logprobs" in body for body in server.bodies)
+
+
+def test_several_turns_are_shown_with_their_roles():
+    turns = (
+        {"role": "user", "content": "hi"},
+        {"role": "assistant", "content": "yes?"},
+        {"role": "user", "content": "go"},
+    )
+    asked = messages_of(STYLES["mt_bench"], Prompt("p", turns), "x", "y")[1]["content"]
+    assert "User: hi\n\nAssistant: yes?\n\nUser: go" in asked
+
+
+# ---- a server that fails ---------------------------------------------------------------------------------------------
+
+
+def fails(how):
+    if how == "hangs":
+        raise Hang(1.2)
+    if how == "half a reply":
+        raise Cut(reply("m")[:20])
+    if how == "nothing":
+        raise Hang(0.0)
+    return {
+        "garbage": (200, b"<html>\xff", {}),
+        "no verdict": ok("I cannot say."),
+        "other JSON": (200, b'{"choices": []}', {}),
+        "500": (500, b"oops", {}),
+        "429": (429, b"{}", {"Retry-After": "0"}),
+        "redirect": (302, b"", {"Location": "http://127.0.0.1:1/"}),
+        "endless": (200, b"x" * (5 << 20), {}),
+    }[how]
+
+
+FAILURES = [
+    "garbage", "no verdict", "other JSON", "500", "429", "redirect", "endless", "hangs", "half a reply", "nothing"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_a_failure_is_tried_again(how, make):
+    seen = set()
+
+    def behave(body, n):
+        if shown(body) not in seen:
+            seen.add(shown(body))
+            return fails(how)
+        return fair(body, n)
+
+    with serving(behave) as (server, url):
+        verdict = ask(make(url, attempts=2, timeout=0.8 if how == "hangs" else 5.0), n=1)
+    assert verdict.failed == (None,) and len(server.bodies) == 12
+    assert verdict.preference[0, 0, 2] == 1.0
+
+
+@pytest.mark.parametrize("how", FAILURES)
+def test_what_fails_for_good_is_a_counted_drop_and_never_a_number(how, make):
+    def behave(body, n):
+        return fails(how) if "question 1" in body["messages"][1]["content"] else fair(body, n)
+
+    with serving(behave) as (_, url):
+        verdict = ask(make(url, attempts=2, timeout=0.5 if how == "hangs" else 5.0))
+    assert verdict.failed[0] is None and np.isnan(verdict.preference[1]).all()
+    kept = drop_failed(verdict, max_failed_fraction=0.5)
+    assert kept.rows.tolist() == [0] and sum(kept.reasons.values()) == 1
+    with pytest.raises(GateError, match=r"failed on 1 of 2 prompts .* more than the allowed max_failed_fraction = 0.1"):
+        drop_failed(verdict, max_failed_fraction=0.1)
+
+
+def test_retry_after_is_waited_for(make):
+    def behave(body, n):
+        return (429, b"", {"Retry-After": "0.6"}) if n == 0 else fair(body, n)
+
+    with serving(behave) as (_, url):
+        start = time.monotonic()
+        assert ask(make(url, concurrency=1), n=1).failed == (None,)
+    assert 0.6 <= time.monotonic() - start < 5
+
+
+def many(n):
+    return [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}"},)) for i in range(n)]
+
+
+def test_nobody_there_ends_soon_and_says_so(make):
+    oracle = make("http://127.0.0.1:9/v1", attempts=2, concurrency=1)
+    verdict = oracle(many(9), [["a", "b"]] * 9)
+    assert all(failed is not None for failed in verdict.failed)
+    reasons = [failed.reason for failed in verdict.failed]
+    assert "ConnectionError" in reasons[0] and reasons[-1].startswith("not asked: 10 requests in a row had failed")
+
+
+def test_after_a_break_one_request_finds_out_whether_the_endpoint_is_back(make):
+    down = True
+
+    def behave(body, n):
+        return fails("500") if down else fair(body, n)
+
+    with serving(behave) as (server, url):
+        oracle = make(url, attempts=1, concurrency=1)
+        for asked in (10, 11):
+            assert all(oracle(many(9), [["a", "b"]] * 9).failed)
+            assert len(server.bodies) == asked
+        down = False
+        assert not any(oracle(many(9), [["a", "b"]] * 9).failed)
+
+
+@pytest.mark.parametrize(("status", "content"), [(401, b'{"error": {"message": "bad key"}}'), (404, b"no model j")])
+def test_a_refused_key_or_an_unknown_model_ends_at_once_without_showing_the_key(status, content, make, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", CANARY)
+    with serving(lambda body, n: (status, content, {})) as (server, url):
+        oracle = make(url, api_key_env="JUDGE_KEY", concurrency=1)
+        with pytest.raises(ConfigError, match=f"says {status} .*(bad key|no model j).*JUDGE_KEY") as error:
+            ask(oracle)
+    assert len(server.bodies) <= 2 and CANARY not in str(error.value)
+
+
+def test_a_request_the_server_will_not_take_is_not_repeated(make):
+    with serving(lambda body, n: (400, b'{"error": "context too long"}', {})) as (server, url):
+        verdict = ask(make(url), n=1)
+    assert "refused the request (400): context too long" in verdict.failed[0].reason and len(server.bodies) == 6
+
+
+# ---- what it costs and what it keeps ---------------------------------------------------------------------------------
+
+
+def test_nothing_is_asked_twice_not_even_by_another_run_after_a_failure(make):
+    broken = True
+
+    def behave(body, n):
+        return fails("500") if broken and shown(body)[0][0] == "paper" else fair(body, n)
+
+    with serving(behave) as (server, url):
+        first = ask(make(url, attempts=1))
+        assert first.failed[0] is not None and first.failed[1] is None
+        assert len(server.bodies) == 6 + 3  # "a", "bb", "a": only (a, bb), (bb, a) and (a, a) differ
+        broken = False
+        second = ask(make(url, attempts=1))
+        assert second.failed == (None, None) and len(server.bodies) == 9 + 2
+        third = consult(make(url), PROMPTS, RESPONSES)
+        assert len(server.bodies) == 11
+    np.testing.assert_array_equal(second.preference, third.preference)
+    np.testing.assert_array_equal(second.parts["asymmetry"], third.parts["asymmetry"])
+
+
+def test_a_torn_last_line_is_asked_again_and_a_bad_one_is_named(make, tmp_path):
+    with serving(fair) as (server, url):
+        ask(make(url), n=1)
+        path = tmp_path / "replies.jsonl"
+        path.write_bytes(path.read_bytes()[:-3])
+        ask(make(url), n=1)
+        assert len(server.bodies) == 7
+        path.write_bytes(b"{}\n" + path.read_bytes())
+        with pytest.raises(UserError, match=r"replies.jsonl:1: not a reply"):
+            make(url)
+
+
+def test_the_key_goes_to_the_server_and_nowhere_else(make, monkeypatch, tmp_path, capfd):
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    with serving(fair) as (server, url):
+        ask(make(url))
+    assert set(server.keys) == {f"Bearer {CANARY}"}
+    assert not any(CANARY in file.read_text() for file in tmp_path.iterdir())
+    assert CANARY not in "".join(capfd.readouterr())
+    monkeypatch.delenv("OPENAI_API_KEY")
+    with serving(fair) as (server, url):
+        ask(make(url, replies=str(tmp_path / "other.jsonl")))
+    assert set(server.keys) == {None}
+
+
+@pytest.mark.parametrize("concurrency", [1, 3])
+def test_so_many_requests_are_under_way_at_a_time(concurrency, make):
+    def behave(body, n):
+        time.sleep(0.02)
+        return fair(body, n)
+
+    with serving(behave) as (server, url):
+        ask(make(url, concurrency=concurrency))
+    assert server.most == concurrency
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ({"base_url": "localhost:8000"}, "must begin with http"),
+        ({"model": ""}, "say which model"),
+        ({"style": "arena"}, "one of alpaca_eval, mt_bench"),
+        ({"concurrency": 0}, "concurrency=0 must be at least 1"),
+        ({"timeout": 0.0}, "timeout=0.0"),
+        ({"deadline": math.inf}, "deadline=inf"),
+        ({"temperature": -1.0}, "temperature=-1.0"),
+    ],
+)
+def test_settings_are_checked_before_anything_is_asked(given, named):
+    with pytest.raises(ConfigError, match=named):
+        judge(**({"model": "j"} | given))
+
+
+def test_all_wrong_settings_are_named_at_once():
+    with pytest.raises(ConfigError) as error:
+        judge(base_url="x", attempts=0)
+    assert len(str(error.value).splitlines()) == 3
