@@ -126,12 +126,17 @@ def test_thread_bombs_end():
     assert run(source, seconds=2.0).outcome in ("failed", "memory", "time")
 
 
-@pytest.mark.parametrize("where", ["file", "parent", "home"])
-def test_nothing_is_written_outside_its_folder(where, tmp_path):
-    target = {"file": tmp_path / "new", "parent": "../new", "home": Path.home() / "ssppo-escape"}[where]
-    got = run(f"open({str(target)!r}, 'w').write('x')")
-    assert got.outcome == "failed" and "PermissionError" in got.reason and not Path(tmp_path / "new").exists()
-    assert not (Path.home() / "ssppo-escape").exists()
+@pytest.mark.parametrize("where", ["elsewhere", "parent", "home"])
+def test_nothing_is_written_outside_its_folder(where, tmp_path, monkeypatch):
+    monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path / "code"))
+    (tmp_path / "code").mkdir()
+    name = f"ssppo-escape-{os.getpid()}"
+    target = {"elsewhere": tmp_path / name, "parent": tmp_path / "code" / name, "home": Path.home() / name}[where]
+    try:
+        got = run(f"open({f'../{name}' if where == 'parent' else str(target)!r}, 'w').write('x')")
+        assert got.outcome == "failed" and "PermissionError" in got.reason and not target.exists()
+    finally:
+        target.unlink(missing_ok=True)
 
 
 @pytest.mark.parametrize(
