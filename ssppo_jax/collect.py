@@ -16,7 +16,7 @@ from ssppo_jax import data
 from ssppo_jax.assemble import ASSEMBLE, Judged, reward_of
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.groups import teaches
-from ssppo_jax.judge_phase import concatenated, identity_of, judge, part_stats
+from ssppo_jax.judge_phase import Ahead, concatenated, identity_of, judge, part_stats
 from ssppo_jax.losses import ROWS
 from ssppo_jax.metrics import sample_stats
 from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
@@ -121,7 +121,8 @@ class Collector:
             encoded = self.portion(iteration, sampling_round)
             key = self.runtime.key(ROLLOUT, iteration * self.rounds + sampling_round)
             what = f"sample {iteration + 1}/{self.config.train.iterations}"
-            sampled = self._sample(params, initial, encoded, key, stopped=stopped, what=what)
+            with Ahead(self.oracle, journal=self.journal, identity=identity_of(self.config)) as ahead:
+                sampled = self._sample(params, initial, encoded, key, ahead.add, stopped=stopped, what=what)
             account.add(sampled)
             parts.append(self._kept(encoded, sampled, stopped, account))
             if sum(len(part.encoded) for part in parts) >= len(encoded):
@@ -131,11 +132,12 @@ class Collector:
         account.surplus = len(judged.encoded) - wanted
         return judged.take(np.arange(wanted)) if account.surplus else judged
 
-    def _sample(self, params, initial, encoded, key, *, stopped, what) -> Sampled:
+    def _sample(self, params, initial, encoded, key, ready, *, stopped, what) -> Sampled:
         """K samples of the policy; for opponent rows one of the policy and one of its opponent."""
-        own = sample_prompts(self.runtime, self.generate, params, encoded, key, stopped=stopped, what=what)
+        settings = {"stopped": stopped, "what": what}
         if self.rows != "opponent":
-            return own
+            return sample_prompts(self.runtime, self.generate, params, encoded, key, ready=ready, **settings)
+        own = sample_prompts(self.runtime, self.generate, params, encoded, key, **settings)
         both = (params, initial())
         other = sample_prompts(
             self.runtime, self.generate_opponent, both, encoded, key, stopped=stopped, what=what + " (opponent)"

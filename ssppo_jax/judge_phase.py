@@ -1,8 +1,9 @@
-"""Judging a list of prompts, a few at a time, each verdict journalled once it is known."""
+"""Judging prompts, a few at a time, each verdict journalled once it is known; and ahead, while others are sampled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -36,15 +37,16 @@ def judge(
     journal: Journal | None,
     identity: str,
     stopped: Callable[[], bool] = lambda: False,
+    show: bool = True,
 ) -> Verdict:
-    """The oracle's verdict on every group.
+    """The oracle's verdict on every group; `show` its progress.
 
     Raises:
       Interrupted: `stopped()` became true; what was judged so far is in the journal.
     """
     parts: list[Verdict] = []
     at_once = getattr(oracle, "at_once", JUDGED_AT_ONCE)
-    with bar(len(encoded), what="judge", unit="prompts") as progress:
+    with bar(len(encoded), what="judge", unit="prompts", show=show) as progress:
         for start in range(0, len(encoded), at_once):
             if stopped():
                 raise Interrupted
@@ -53,6 +55,39 @@ def judge(
             parts.append(consult(oracle, prompts, texts[rows], journal=journal, identity=identity))
             progress.update(len(prompts))
     return concatenated(parts)
+
+
+class Ahead:
+    """Judges, on a thread beside the sampling of the next prompts, what is sampled already: into the journal.
+
+    Whoever judges afterwards finds those verdicts there, judges the rest, and meets again whatever failed here, so
+    nothing else depends on how far this came. Oracles that compute on the run's own devices (`oracle.on_device`) are
+    left alone: they and the sampler would only wait for each other.
+
+        with Ahead(oracle, journal=journal, identity=identity) as ahead:
+            ...                                # ahead.add(encoded, texts), batch by batch
+    """
+
+    def __init__(self, oracle: Oracle, *, journal: Journal, identity: str):
+        self.oracle, self.journal, self.identity = oracle, journal, identity
+        self.idle, self.left = getattr(oracle, "on_device", False), False
+        self.pool = ThreadPoolExecutor(1)
+
+    def add(self, encoded: Sequence[EncodedPrompt], texts: list[list[str]]) -> None:
+        if not self.idle:
+            self.pool.submit(self._judge, list(encoded), list(texts))
+
+    def _judge(self, encoded: list[EncodedPrompt], texts: list[list[str]]) -> None:
+        settings = {"journal": self.journal, "identity": self.identity, "show": False}
+        judge(self.oracle, encoded, texts, stopped=lambda: self.left, **settings)
+
+    def __enter__(self) -> Ahead:
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Ends with the oracle's call that is under way."""
+        self.left = True
+        self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def part_stats(verdict: Verdict, texts: list[list[str]]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 SECONDS_PER_LINE = 5.0
 
 
-def bar(work: Iterable | int | None, *, what: str, unit: str) -> tqdm:
+def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True) -> tqdm:
     """A tqdm over `work`: iterate over it, or give a total (None: unknown) and call `.update(n)` inside a `with`.
 
     On a terminal it is a bar; elsewhere (a log file) one line every 5 seconds and one at the end. Silent on every
@@ -23,12 +23,13 @@ def bar(work: Iterable | int | None, *, what: str, unit: str) -> tqdm:
         work: what to iterate over, or how many units there are.
         what: the phase, in front of the bar ("generate").
         unit: what is counted and timed ("samples").
+        show: False for a phase that runs beside another.
     """
     counted = work is None or isinstance(work, int)
     options = {"iterable": None, "total": work} if counted else {"iterable": work}
     if not sys.stderr.isatty():
         options |= {"file": _Lines(sys.stderr), "mininterval": SECONDS_PER_LINE, "bar_format": _line_format(work)}
-    return _Bar(**options, desc=what, unit=f" {unit}", miniters=1, dynamic_ncols=True, disable=_is_silent())
+    return _Bar(**options, desc=what, unit=f" {unit}", miniters=1, dynamic_ncols=True, disable=_is_silent() or not show)
 
 
 class _Bar(tqdm):

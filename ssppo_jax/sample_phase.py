@@ -39,24 +39,38 @@ def sample_prompts(
     key: Array,
     *,
     stopped: Callable[[], bool] = lambda: False,
+    ready: Callable[[list[EncodedPrompt], list[list[str]]], None] = lambda encoded, texts: None,
     what: str = "generate",
 ) -> Sampled:
     """K samples per prompt. Every row's tokens are addressed by (key, prompt, sample), so batching does not matter.
+
+    While the device samples a batch, the one before it is turned into text and handed to `ready`.
 
     Raises:
       Interrupted: `stopped()` became true between two batches.
     """
     config = runtime.config
     batches = bucket_batches(encoded, batch_size=config.sampling.batch_size, buckets=config.data.prompt_buckets)
-    order, parts, start = [], [], time.perf_counter()
+    order, parts, texts, start = [], [], [], time.perf_counter()
     with bar(len(encoded), what=what, unit="prompts") as progress:
+
+        def finish(batch, samples) -> None:
+            rows = batch.index[batch.real]
+            parts.append(jax.tree.map(lambda x: x[batch.real], jax.device_get(samples)))
+            order.append(rows)
+            texts.extend(_texts(runtime, parts[-1]))
+            progress.update(len(rows))
+            ready([encoded[i] for i in rows], texts[-len(rows) :])
+
+        under_way = None
         for batch in batches:
             if stopped():
                 raise Interrupted
-            samples = jax.device_get(generate(params, put_rows(runtime.mesh, batch.prompts), key))
-            parts.append(jax.tree.map(lambda x, real=batch.real: x[real], samples))
-            order.append(batch.index[batch.real])
-            progress.update(int(batch.real.sum()))
+            samples = generate(params, put_rows(runtime.mesh, batch.prompts), key)
+            if under_way is not None:
+                finish(*under_way)
+            under_way = (batch, samples)
+        finish(*under_way)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
     samples = Samples(*(np.concatenate(field)[back] for field in zip(*parts, strict=True)))
@@ -64,11 +78,12 @@ def sample_prompts(
     tokens = int(samples.length.sum())
     return Sampled(
         samples,
-        [[decode(runtime.tokenizer, ids[:n]) for ids, n in zip(*row, strict=True)] for row in _rows(samples)],
+        [texts[i] for i in back],
         sample_stats(samples) | {"tokens": float(tokens)},
         {"seconds": seconds, "tokens_per_second": tokens / seconds},
     )
 
 
-def _rows(samples: Samples):
-    return zip(samples.tokens, samples.length, strict=True)
+def _texts(runtime: Runtime, samples: Samples) -> list[list[str]]:
+    rows = zip(samples.tokens, samples.length, strict=True)
+    return [[decode(runtime.tokenizer, ids[:n]) for ids, n in zip(*row, strict=True)] for row in rows]

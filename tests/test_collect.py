@@ -1,6 +1,7 @@
 """Rewards and opponents through the whole loop: what is sampled, left out, assembled, trained on and reported."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from ssppo_jax import train as train_module
 from ssppo_jax.assemble import Judged, group_rows, opponent_rows, pair_rows
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.metrics import read_metrics
+from ssppo_jax.runtime import Runtime
 from ssppo_jax.train import train
 from ssppo_jax.types import Prompt, Samples, Verdict
 
@@ -165,3 +167,27 @@ def test_opponent_rows_keep_their_order():
     np.testing.assert_array_equal(rows.batch.completion, two.samples.tokens)
     np.testing.assert_allclose(rows.batch.p_win, 0.2, rtol=1e-6)
     assert rows.records[0]["policy"] == "text 0 0"
+
+
+def test_the_oracle_is_at_work_before_the_last_prompts_are_sampled(tmp_path, monkeypatch):
+    asked, calls, made = threading.Event(), [], Runtime.make_generate
+
+    def watched(runtime, **settings):
+        generate = made(runtime, **settings)
+
+        def counted(*args):
+            calls.append(None)
+            assert len(calls) < 4 or asked.wait(20), "four batches sampled, and nothing judged"
+            return generate(*args)
+
+        return counted if settings["num_samples"] == 3 else generate
+
+    def oracle(prompts, responses):
+        if len(responses[0]) == 3:  # not an evaluation's
+            asked.set()
+        return byte_oracle()(prompts, responses)
+
+    monkeypatch.setattr(Runtime, "make_generate", watched)
+    few = {"train__iterations": 1, "sampling__batch_size": 4, "eval__num_samples": 1, "eval__final_num_samples": 1}
+    run(tmp_path, oracle, loss="sspo", **few)
+    assert len(calls) == 4

@@ -1,10 +1,13 @@
 """Judging portion by portion: what a verdict's parts say, and what an oracle says of its own portions."""
 
+import threading
+
 import numpy as np
 import pytest
 
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.judge_phase import concatenated, judge, part_stats
+from ssppo_jax.errors import UserError
+from ssppo_jax.judge_phase import Ahead, concatenated, judge, part_stats
 from ssppo_jax.oracles.protocol import Journal, consult
 from ssppo_jax.types import Failed, Prompt, Verdict
 
@@ -61,6 +64,63 @@ def test_an_oracle_may_say_how_many_prompts_one_call_takes(at_once, calls, monke
 
     if at_once:
         oracle.at_once = at_once
-    encoded = [EncodedPrompt(p, np.array([1]), np.uint32(0)) for p in prompts(5)]
-    verdict = judge(oracle, encoded, [["a", "b"]] * 5, journal=None, identity="")
+    verdict = judge(oracle, encoded(5), [["a", "b"]] * 5, journal=None, identity="")
     assert seen == calls and len(verdict.failed) == 5
+
+
+def encoded(n):
+    return [EncodedPrompt(p, np.array([1]), np.uint32(0)) for p in prompts(n)]
+
+
+class Slow:
+    """Rewards nothing, remembers who it was asked about, and waits to be let go."""
+
+    def __init__(self, on_device=False):
+        self.asked, self.entered, self.go, self.at_once = [], threading.Event(), threading.Event(), 1
+        self.on_device = on_device
+
+    def __call__(self, asked, responses):
+        self.entered.set()
+        assert self.go.wait(10)
+        self.asked += [p.id for p in asked]
+        return Verdict(None, np.zeros((len(asked), 2)), (None,) * len(asked))
+
+
+def test_what_is_judged_ahead_is_found_in_the_journal(tmp_path):
+    oracle, journal, texts = Slow(), Journal(tmp_path / "journal.jsonl"), [["a", "b"]] * 4
+    oracle.go.set()
+    with Ahead(oracle, journal=journal, identity="x") as ahead:
+        ahead.add(encoded(2), texts[:2])
+        ahead.pool.submit(lambda: None).result()  # both were judged
+        assert oracle.asked == ["p0", "p1"]
+    judge(oracle, encoded(4), texts, journal=journal, identity="x")
+    assert oracle.asked == ["p0", "p1", "p2", "p3"]
+
+
+def test_leaving_ends_with_the_call_under_way_and_the_rest_is_judged_afterwards(tmp_path):
+    oracle, journal, texts = Slow(), Journal(tmp_path / "journal.jsonl"), [["a", "b"]] * 4
+    with Ahead(oracle, journal=journal, identity="x") as ahead:
+        ahead.add(encoded(4), texts)
+        assert oracle.entered.wait(10)
+        threading.Timer(0.2, oracle.go.set).start()
+    assert oracle.asked == ["p0"]
+    assert judge(oracle, encoded(4), texts, journal=journal, identity="x").failed == (None,) * 4
+    assert oracle.asked == ["p0", "p1", "p2", "p3"]
+
+
+def test_an_oracle_on_the_runs_own_devices_is_not_asked_ahead(tmp_path):
+    oracle = Slow(on_device=True)
+    with Ahead(oracle, journal=Journal(tmp_path / "journal.jsonl"), identity="x") as ahead:
+        ahead.add(encoded(1), [["a", "b"]])
+    assert oracle.asked == []
+
+
+def test_what_fails_ahead_fails_again_where_it_is_noticed(tmp_path):
+    def broken(asked, responses):
+        raise UserError("no such model")
+
+    journal = Journal(tmp_path / "journal.jsonl")
+    with Ahead(broken, journal=journal, identity="x") as ahead:
+        ahead.add(encoded(1), [["a", "b"]])
+    with pytest.raises(UserError, match="no such model"):
+        judge(broken, encoded(1), [["a", "b"]], journal=journal, identity="x")

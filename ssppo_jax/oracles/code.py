@@ -18,6 +18,7 @@ FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | 
 STYLES = ("auto", "fenced", "whole")
 SANDBOXES = ("strict", "limits")
 NO_CODE = "no_code"
+AT_ONCE = 8  # prompts a call: between calls a run may stop
 
 
 def code(
@@ -68,7 +69,7 @@ def code(
         parts |= {name: (became == name).astype(np.float32) for name in (NO_CODE, *OUTCOMES)}
         return Verdict(None, share if partial else accuracy, (None,) * len(prompts), parts)
 
-    oracle.check = _check_prompts
+    oracle.check, oracle.at_once = _check_prompts, AT_ONCE
     return oracle
 
 
