@@ -9,22 +9,22 @@ therefore options (reconstruction). Texts over the limit are cut as sentence-tra
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 from tokenizers import Tokenizer
 
+from ssppo_jax.buckets import buckets, padded
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.types import Array, PyTree
 from ssppo_jax.weights.encoder import load_encoder
+from ssppo_jax.weights.table import read_tokenizer
 
 Texts = Sequence[Sequence[str]]  # B groups of K texts
 Embed = Callable[[Sequence[str]], np.ndarray]  # R texts -> [R,D]
 
 EMBED_TEXTS = ("response", "prompt_response")
-SHORTEST_BUCKET = 16
 
 
 class EmbedCounts(NamedTuple):
@@ -96,7 +96,7 @@ class SentenceEmbedder:
         return cls(
             lambda params, tokens, length: loaded.encoder.apply({"params": params}, tokens, length),
             loaded.params,
-            _read_tokenizer(loaded.folder),
+            read_tokenizer(loaded.folder),
             max_length=max_length,
             batch_size=batch_size,
         )
@@ -123,8 +123,8 @@ class SentenceEmbedder:
     def _embed_ids(self, ids: list[list[int]]) -> np.ndarray:  # [R,D]
         out: np.ndarray | None = None
         pending = []
-        for rows, slots in _batches([len(i) for i in ids], self._max_length, self._batch_size):
-            tokens, length = _pad([ids[r] for r in rows], slots, self._batch_size)
+        for rows, slots in buckets([len(i) for i in ids], self._max_length, self._batch_size):
+            tokens, length = padded([ids[r] for r in rows], slots, self._batch_size)
             # Explicit put and get: implicit transfers raise inside the training loop's transfer guard.
             pending.append((rows, self._apply(self._params, *jax.device_put((tokens, length)))))
         for rows, vectors in pending:
@@ -132,40 +132,6 @@ class SentenceEmbedder:
             out = np.zeros((len(ids), values.shape[1]), np.float32) if out is None else out
             out[rows] = values
         return out
-
-
-def _batches(lengths: list[int], max_length: int, batch_size: int) -> list[tuple[list[int], int]]:
-    """(rows, token slots) per encoder call: rows of one length bucket, at most `batch_size` of them."""
-    buckets: dict[int, list[int]] = {}
-    for row, length in enumerate(lengths):
-        slots = max(SHORTEST_BUCKET, 1 << (length - 1).bit_length())
-        buckets.setdefault(min(slots, max_length), []).append(row)
-    return [
-        (rows[start : start + batch_size], slots)
-        for slots, rows in sorted(buckets.items())
-        for start in range(0, len(rows), batch_size)
-    ]
-
-
-def _pad(ids: list[list[int]], slots: int, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens [R,S], length [R]), right-padded; rows added to fill the shape have length 0."""
-    few = max(1, batch_size // 8)
-    tokens = np.zeros((few if len(ids) <= few else batch_size, slots), np.int32)
-    length = np.zeros(tokens.shape[0], np.int32)
-    for row, text in enumerate(ids):
-        tokens[row, : len(text)] = text
-        length[row] = len(text)
-    return tokens, length
-
-
-def _read_tokenizer(folder: Path) -> Tokenizer:
-    file = folder / "tokenizer.json"
-    if not file.exists():
-        raise ConfigError(f"{folder} has no tokenizer.json (transformers: save it with a fast tokenizer)")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing more specific
-        raise ConfigError(f"{file} is not a tokenizer the `tokenizers` library reads: {error}") from None
 
 
 def similarity_matrix(

@@ -10,7 +10,7 @@ PACKAGE = ROOT / "ssppo_jax"
 # Modules and packages. On floors 0 and 4 a module may also import those that stand before it on its own floor.
 FLOORS = (
     "__init__ types errors progress config registry disk cores",
-    "losses models parallel sampling chat optim checkpoint metrics lifecycle winrate",
+    "buckets losses models parallel sampling chat optim checkpoint metrics lifecycle winrate",
     "weights generate data",
     "steps state oracles pairs groups similarity",
     "schema run_folder plots run_record report_page report_curves report_texts report runtime sample_phase judge_phase "

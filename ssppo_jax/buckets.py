@@ -1,0 +1,38 @@
+"""Texts of many lengths as few array shapes: rows of like length together, padded to powers of two."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SHORTEST = 16
+
+
+def buckets(lengths: Sequence[int], max_length: int, batch_size: int) -> list[tuple[list[int], int]]:
+    """(rows, token slots) per call of a model: rows of one length bucket, at most `batch_size` of them."""
+    held: dict[int, list[int]] = {}
+    for row, length in enumerate(lengths):
+        slots = max(SHORTEST, 1 << (length - 1).bit_length())
+        held.setdefault(min(slots, max_length), []).append(row)
+    return [
+        (rows[start : start + batch_size], slots)
+        for slots, rows in sorted(held.items())
+        for start in range(0, len(rows), batch_size)
+    ]
+
+
+def padded(
+    ids: Sequence[Sequence[int]], slots: int, batch_size: int, *, few: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """(tokens [R,S], length [R]), right-padded; rows added to fill the shape have length 0.
+
+    R is `batch_size`, or with `few` an eighth of it where that is enough.
+    """
+    rows = max(1, batch_size // 8)
+    tokens = np.zeros((rows if few and len(ids) <= rows else batch_size, slots), np.int32)
+    length = np.zeros(tokens.shape[0], np.int32)
+    for row, text in enumerate(ids):
+        tokens[row, : len(text)] = text
+        length[row] = len(text)
+    return tokens, length

@@ -1,0 +1,154 @@
+"""PairRM (arXiv 2306.02561), the paper's oracle: a 0.4B ranker that reads the prompt and both responses at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ssppo_jax.buckets import buckets, padded
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.oracles.judge_prompts import conversation
+from ssppo_jax.oracles.protocol import Oracle
+from ssppo_jax.parallel import put_rows, replicated
+from ssppo_jax.types import Failed, Prompt, Verdict
+from ssppo_jax.weights.encoder import locate_encoder
+from ssppo_jax.weights.ranker import LoadedRanker, load_ranker
+from ssppo_jax.weights.table import DTYPES, read_tokenizer
+
+MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
+LONGEST = 2048  # tokens of prompt and both responses together, as PairRM was trained
+
+
+def pairrm(
+    *,
+    source: str = "llm-blender/PairRM-hf",
+    dtype: str = "float32",
+    batch_size: int = 16,
+    max_source_length: int = 1224,
+    source_template: str = "{prompt}",
+) -> Oracle:
+    """P(a beats b) = sigmoid((s_ab - s_ba) / 2), s the ranker's logit with the first named shown first.
+
+    Both orders of every pair are scored. Preferences [B,K,K] with the part `asymmetry` [B,K,K], sigmoid(s_ab) +
+    sigmoid(s_ba) - 1: above 0 where the first place is favoured. With pairs.win_rate_estimator=pairwise these are the
+    paper's win rates; score_bt makes of them what SPPO's published code does. PairRM reads 2048 tokens in all, up to
+    `max_source_length` of them the prompt's, the rest shared by the two responses. Longer inputs are failures of their
+    prompt (the reference cuts them silently).
+
+    Args:
+        source: a repo id or folder in the format of llm-blender/PairRM-hf.
+        dtype: compute dtype, float32 or bfloat16.
+        batch_size: pairs scored at a time.
+        max_source_length: tokens of the prompt, marker and special tokens included.
+        source_template: what is put around the prompt's text, as "[INST] {prompt} [/INST]" (reconstruction: SPPO's
+            scripts pass the chat-templated prompt, the paper is silent).
+    """
+    if dtype not in DTYPES:
+        raise ConfigError(f"oracle pairrm: dtype={dtype!r} must be one of {', '.join(DTYPES)}")
+    if "{prompt}" not in source_template:
+        raise ConfigError(f"oracle pairrm: source_template={source_template!r} must contain {{prompt}}")
+    for name, value in (("batch_size", batch_size), ("max_source_length", max_source_length)):
+        if value < 1:
+            raise ConfigError(f"oracle pairrm: {name}={value} must be at least 1")
+    folder = locate_encoder(source)
+    scorer = _Scorer(load_ranker(folder, dtype=dtype), batch_size)
+    reader = _Reader(folder, scorer.markers, max_source_length)
+
+    def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+        k = len(responses[0])
+        orders = list(itertools.permutations(range(k), 2))
+        groups: list[list[list[int]] | Failed] = []
+        for prompt, texts in zip(prompts, responses, strict=True):
+            text = source_template.replace("{prompt}", conversation(prompt))
+            groups.append(reader.pairs(text, texts, orders))
+        kept = [group for group in groups if not isinstance(group, Failed)]
+        logits = iter(scorer([ids for group in kept for ids in group]).reshape(len(kept), len(orders)))
+        return _verdict(groups, logits, orders, k)
+
+    oracle.on_device, oracle.place = True, scorer.place
+    return oracle
+
+
+def _verdict(groups, logits, orders: list[tuple[int, int]], k: int) -> Verdict:
+    first = np.full((len(groups), k, k), np.nan)  # s_ij, i shown first; NaN rows failed
+    for row, group in enumerate(groups):
+        if not isinstance(group, Failed):
+            first[row] = 0.0
+            for (i, j), logit in zip(orders, next(logits), strict=True):
+                first[row, i, j] = logit
+    second = first.swapaxes(1, 2)
+    preference = _sigmoid((first - second) / 2)
+    asymmetry = _sigmoid(first) + _sigmoid(second) - 1
+    failed = tuple(group if isinstance(group, Failed) else None for group in groups)
+    return Verdict(preference.astype(np.float32), None, failed, {"asymmetry": asymmetry.astype(np.float32)})
+
+
+def _sigmoid(x: np.ndarray) -> np.ndarray:
+    return 0.5 * (1.0 + np.tanh(0.5 * x))
+
+
+class _Reader:
+    """Texts as the ranker's ids: each of the three begins with its marker and has special tokens of its own."""
+
+    def __init__(self, folder: Path, markers: tuple[int, int, int], max_source_length: int):
+        self.tokenizer, self.markers, self.most = read_tokenizer(folder), markers, max_source_length
+        self.tokenizer.no_truncation()
+        self.tokenizer.no_padding()
+        found = tuple(self.tokenizer.token_to_id(marker) for marker in MARKERS)
+        if found != markers:
+            raise ConfigError(
+                f"oracle pairrm: {folder}: the tokenizer gives {', '.join(MARKERS)} the ids {found}, config.json says "
+                f"{markers}; use the tokenizer that belongs to the model"
+            )
+
+    def pairs(self, source: str, texts: Sequence[str], orders: Sequence[tuple[int, int]]) -> list[list[int]] | Failed:
+        """The ids of every order of two responses."""
+        head = self._ids(0, source)
+        one, two = ([self._ids(which, text) for text in texts] for which in (1, 2))
+        if any(sum(ids.count(marker) for marker in self.markers) != 1 for ids in (head, *one, *two)):
+            return Failed("the text holds one of PairRM's own markers")
+        if len(head) > self.most:
+            return Failed(f"the prompt is longer than max_source_length = {self.most} tokens of PairRM")
+        room = (LONGEST - len(head)) // 2
+        if max(map(len, (*one, *two))) > room:
+            return Failed(f"a response is longer than the {LONGEST} tokens of PairRM leave room for")
+        return [head + one[i] + two[j] for i, j in orders]
+
+    def _ids(self, which: int, text: str) -> list[int]:
+        return self.tokenizer.encode(MARKERS[which] + text).ids
+
+
+class _Scorer:
+    """Logits of many pairs, in buckets of like length; on a mesh the pairs are split over its devices."""
+
+    def __init__(self, loaded: LoadedRanker, batch_size: int):
+        ranker = loaded.ranker
+        self.markers = (ranker.arch.source_id, ranker.arch.first_id, ranker.arch.second_id)
+        self.params, self.batch_size, self.mesh = loaded.params, batch_size, None
+        self.apply = jax.jit(lambda params, tokens, length: ranker.apply({"params": params}, tokens, length))
+
+    def place(self, mesh: Mesh) -> None:
+        """Score on this mesh: parameters on every device, pairs split over the axes of the batch."""
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        self.mesh, self.batch_size = mesh, -(-self.batch_size // ways) * ways
+        self.params = jax.device_put(self.params, replicated(mesh))
+
+    def __call__(self, ids: list[list[int]]) -> np.ndarray:  # [R] float64
+        if self.mesh is None:
+            self.params = jax.device_put(self.params)
+        out, pending = np.zeros(len(ids)), []
+        for rows, slots in buckets([len(i) for i in ids], LONGEST, self.batch_size):
+            tokens, length = padded([ids[r] for r in rows], slots, self.batch_size, few=False)
+            batch = jax.device_put((tokens, length)) if self.mesh is None else put_rows(self.mesh, (tokens, length))
+            pending.append((rows, self.apply(self.params, *batch)))
+        for rows, logits in pending:
+            out[rows] = jax.device_get(logits)[: len(rows)]
+        return out
+
+
+ORACLES = {"pairrm": pairrm}

@@ -1,0 +1,121 @@
+"""Encoders and rankers from a folder of safetensors by a table of names: every tensor is used, known or refused."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
+
+from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.types import PyTree
+from ssppo_jax.weights.hf import flatten, insert
+
+DTYPES = ("float32", "bfloat16")  # to compute in
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+
+
+class EncoderError(UserError):
+    """The encoder cannot be found or is not one that is read here."""
+
+
+class Row(NamedTuple):
+    """One tensor under two names. `{}` in the file's name is the layer; such tensors are stacked on a leading axis."""
+
+    path: str  # in our parameters
+    name: str  # in the file
+    transpose: bool = False
+
+
+def dense(path: str, name: str) -> tuple[tuple, ...]:
+    """The rows of a torch Linear, whose kernel is stored [out, in]."""
+    return (f"{path}/kernel", f"{name}.weight", True), (f"{path}/bias", f"{name}.bias")
+
+
+def norm(path: str, name: str) -> tuple[tuple, ...]:
+    """The rows of a torch LayerNorm."""
+    return (f"{path}/scale", f"{name}.weight"), (f"{path}/bias", f"{name}.bias")
+
+
+def assemble(
+    rows: Sequence[Row],
+    layers: int,
+    tensors: dict[str, np.ndarray],
+    wanted: PyTree,  # shapes of the parameters
+    folder: Path,
+    ignorable: re.Pattern,
+) -> tuple[dict, tuple[str, ...]]:
+    """Stack, transpose and check against the shapes the module itself asks for; returns (params, ignored names).
+
+    Raises EncoderError for missing, unknown and misshapen tensors, all of them listed.
+    """
+    names = {row.path: [row.name.format(i) for i in range(layers)] if "{}" in row.name else [row.name] for row in rows}
+    used = {name for group in names.values() for name in group}
+    ignored = tuple(sorted(n for n in set(tensors) - used if ignorable.fullmatch(n)))
+    problems = [f"missing {n}" for n in sorted(used - set(tensors))]
+    problems += [f"unknown {n}" for n in sorted(set(tensors) - used - set(ignored))]
+    _raise_listed(problems, folder)
+    shapes, params = dict(flatten(wanted)), {}
+    for row in rows:
+        parts = [tensors[name].T if row.transpose else tensors[name] for name in names[row.path]]
+        shape = shapes[row.path].shape[1:] if "{}" in row.name else shapes[row.path].shape
+        problems += [
+            f"{n} has shape {tensors[n].shape}, config.json asks for {shape[::-1] if row.transpose else shape}"
+            for n, part in zip(names[row.path], parts, strict=True)
+            if part.shape != shape
+        ]
+        if not problems:
+            insert(params, row.path, (np.stack(parts) if "{}" in row.name else parts[0]).astype(np.float32))
+    _raise_listed(problems, folder)
+    return params, ignored
+
+
+def _raise_listed(problems: list[str], folder: Path) -> None:
+    if problems:
+        raise EncoderError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+
+
+def weights_file(folder: Path) -> Path:
+    file = folder / "model.safetensors"
+    if file.exists():
+        return file
+    pickled = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
+    if pickled:
+        raise EncoderError(
+            f"{folder} holds {', '.join(pickled)}: pickle can run code when opened and is refused. Convert once where "
+            f"you trust the file (transformers: model.save_pretrained(folder) writes model.safetensors)."
+        )
+    raise EncoderError(f"{folder} has no model.safetensors (one file; sharded encoders are not read)")
+
+
+def read_tensors(file: Path) -> dict[str, np.ndarray]:
+    try:
+        with safe_open(file, framework="np") as reader:
+            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
+    except SafetensorError as error:
+        raise EncoderError(f"{file} is not a readable safetensors file: {error}") from None
+    return tensors
+
+
+def read_json(file: Path) -> dict | list:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise EncoderError(f"{file} does not exist; a sentence encoder folder needs it") from None
+    except ValueError as error:
+        raise EncoderError(f"{file} is not JSON: {error}") from None
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    file = folder / "tokenizer.json"
+    if not file.exists():
+        raise ConfigError(f"{folder} has no tokenizer.json (transformers: save it with a fast tokenizer)")
+    try:
+        return Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing more specific
+        raise ConfigError(f"{file} is not a tokenizer the `tokenizers` library reads: {error}") from None
