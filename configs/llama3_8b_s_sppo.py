@@ -2,9 +2,9 @@
 
 Written down from the paper; this file has not been run at its full size.
 
-- The oracle is NOT the paper's. The paper asks PairRM-0.4B, which this version cannot run; this names `sentiment`,
-  a known oracle that stands for no human preference, so its results say nothing about the paper's tables. Once
-  `train --help` lists `pairrm` among the oracles, put select(config, "oracle", "pairrm") in its place.
+- The oracle is the paper's, PairRM-0.4B, on the same mesh; it has never been run here with its own weights, only held
+  against llm-blender's model with random ones. Its input is the prompt's plain text; SPPO's scripts pass the
+  chat-templated one (`oracle.source_template`).
 - The optimizer is not named in the paper: RMSProp, as in the SPPO scripts it builds on (reconstruction).
 - "18 epochs" is the length of the learning rate schedule; the policy after epoch 1 goes on, as in SPPO (reconstruction:
   the 16 minutes of training the paper reports fit one epoch).
@@ -42,7 +42,7 @@ def get_config():
     config.sampling.max_new_tokens = 512
     config.sampling.batch_size = 64
 
-    select(config, "oracle", "sentiment", temperature=0.25)  # not the paper's: see above
+    select(config, "oracle", "pairrm", source="llm-blender/PairRM-hf", dtype="bfloat16", batch_size=64)
     config.pairs.win_rate_estimator = "pairwise"
     config.pairs.include_self = True
     config.pairs.semantic_gate = "pair"

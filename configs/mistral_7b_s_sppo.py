@@ -1,7 +1,6 @@
 """S-SPPO on Mistral-7B-Instruct-v0.2: the paper's settings for Llama-3-8B-Instruct with its other model.
 
-What llama3_8b_s_sppo.py says of the oracle (a known one, not the paper's PairRM), of reconstructions and of lengths
-holds here too. This model is not gated.
+What llama3_8b_s_sppo.py says of the oracle, of reconstructions and of lengths holds here too. This model is not gated.
 """
 
 from pathlib import Path

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.judge_phase import build_oracle
+from ssppo_jax.judge_phase import build_oracle, place_oracle
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, check_prompts, consult, drop_failed
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
@@ -190,6 +190,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     runtime = build_runtime(config)
     _, encoded, account = encode_split(runtime)
     heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
+    place_oracle(oracle, runtime.mesh)
     check_prompts(oracle, [e.prompt for e in encoded])
     texts, start = {}, time.perf_counter()
     for name, source in (("baseline", baseline), ("candidate", candidate)):

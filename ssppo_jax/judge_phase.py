@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssppo_jax.config import call_kwargs
@@ -22,6 +23,11 @@ JUDGED_AT_ONCE = 64  # prompts per oracle call, unless the oracle says: what an 
 def build_oracle(config: ConfigDict) -> Oracle:
     """The configured oracle."""
     return ORACLES[config.oracle.name](**call_kwargs(config.oracle))
+
+
+def place_oracle(oracle: Oracle, mesh: Mesh) -> None:
+    """Puts an oracle that is a model itself on the run's mesh; others have nothing to place."""
+    getattr(oracle, "place", lambda _: None)(mesh)
 
 
 def identity_of(config: ConfigDict) -> str:

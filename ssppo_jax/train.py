@@ -25,7 +25,7 @@ from ssppo_jax.collect import Collector
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.errors import ConfigError, GateError
 from ssppo_jax.evaluate import HeldOut, compare, encode_split, logged, rewards
-from ssppo_jax.judge_phase import build_oracle
+from ssppo_jax.judge_phase import build_oracle, place_oracle
 from ssppo_jax.lifecycle import RunLock, StopSignal
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
@@ -86,6 +86,7 @@ class Trainer:
         self.fingerprint = self._fingerprint()
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = build_oracle(self.config)
+        place_oracle(self.oracle, runtime.mesh)
         check_prompts(self.oracle, [e.prompt for e in self.prompts + heldout])
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None

@@ -6,18 +6,23 @@ from pathlib import Path
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from ssppo_jax import config as cfg
 from ssppo_jax import runtime, schema
 from ssppo_jax.config import load_config
+from ssppo_jax.models.decoder import init_params
 from ssppo_jax.models.hf_config import arch_from_hf
+from ssppo_jax.optim import OPTIMIZERS
+from ssppo_jax.parallel import AXES, shardings
 from ssppo_jax.weights import hf
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
 DEVICES = {"quickstart": (1, 8), "smoke": (1, 2, 4), "sspo_quickstart": (1, 2, 8)}  # the others: 8 and more
 PAPER = ("llama3_8b_s_sppo", "mistral_7b_s_sppo")
+SSPO = "qwen2_5_7b_sspo"
 
 # config.json of the two models, what shapes depend on. meta-llama/Meta-Llama-3-8B-Instruct and
 # mistralai/Mistral-7B-Instruct-v0.2.
@@ -45,6 +50,25 @@ MISTRAL = LLAMA | {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+QWEN = {
+    "model_type": "qwen2",
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 32768,
+    "max_window_layers": 28,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1e6,
+    "sliding_window": 131072,
+    "use_sliding_window": False,
+    "bos_token_id": 151643,
+    "eos_token_id": 151645,
+    "tie_word_embeddings": False,
+}
+MODELS = {PAPER[0]: (LLAMA, 8_030_261_248), PAPER[1]: (MISTRAL, 7_241_732_096), SSPO: (QWEN, 7_615_616_512)}
 
 
 def load(name):
@@ -52,7 +76,7 @@ def load(name):
 
 
 def test_the_configs_are_the_ones_known_here():
-    assert {f.stem for f in FILES} >= {"quickstart", "smoke", *PAPER}
+    assert {f.stem for f in FILES} >= {"quickstart", "smoke", *MODELS}
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.stem)
@@ -132,21 +156,30 @@ def test_a_config_that_lacks_the_papers_oracle_says_so(name):
     assert config.oracle.name == "pairrm" or ("PairRM" in text.split('"""')[1] and "not the paper's" in text)
 
 
-@pytest.mark.parametrize(
-    ("name", "published", "parameters"),
-    [(PAPER[0], LLAMA, 8_030_261_248), (PAPER[1], MISTRAL, 7_241_732_096)],
-    ids=PAPER,
-)
-def test_the_paper_models_are_cut_over_eight_devices_and_no_array_is_made(
-    tmp_path, monkeypatch, name, published, parameters
-):
+@pytest.fixture
+def build(tmp_path, monkeypatch):
+    """The runtime of a large config, from its published config.json alone: shapes, no arrays."""
+
+    def built(name):
+        return _built(name, tmp_path, monkeypatch)
+
+    return built
+
+
+def _built(name, tmp_path, monkeypatch):
+    published = MODELS[name][0]
     (tmp_path / "config.json").write_text(json.dumps(published))
     monkeypatch.setattr(runtime, "resolve", lambda source: tmp_path)
     monkeypatch.setattr(runtime, "load_tokenizer", lambda folder, vocab_size: None)
     monkeypatch.setattr(runtime, "eos_ids", lambda tokenizer, generation: tuple(generation["eos_token_id"]))
     config = load(name)
     schema.check(config, jax.device_count())
-    made = runtime.build_runtime(config)
+    return runtime.build_runtime(config)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_large_models_are_cut_over_eight_devices_and_no_array_is_made(name, build):
+    made, (published, parameters) = build(name), MODELS[name]
     leaves = dict(hf.flatten(made.abstract_params))
     assert made.mesh.shape == {"data": 1, "fsdp": 8, "tensor": 1} and made.arch == arch_from_hf(published)
     assert sum(leaf.size for leaf in leaves.values()) == parameters
@@ -154,3 +187,21 @@ def test_the_paper_models_are_cut_over_eight_devices_and_no_array_is_made(
     local = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves.values())
     assert parameters / 8 < local < parameters / 8 * 1.001  # only the norms are on every device
     assert leaves["layers/attn/q/kernel"].sharding.spec == P(None, "fsdp", "tensor", None)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 1), (2, 16, 2), (1, 16, 4)], ids=str)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_large_models_build_on_64_described_devices_with_their_optimizer(name, shape, build):
+    """Everything a train step holds: parameters, optimizer state, and a batch of the config's own size."""
+    made, mesh = build(name), AbstractMesh(shape, AXES)
+    config, parameters = made.config, MODELS[name][1]
+    schema.check(config, 64)
+    shapes = jax.eval_shape(lambda: init_params(made.decoder, jax.random.key(0)))
+    transform = OPTIMIZERS[config.optim.transform.name](**cfg.call_kwargs(config.optim.transform))
+    state = jax.eval_shape(transform.init, shapes)
+    ways = shape[1] * shape[2]
+    for tree, copies in ((shapes, 1), (state, 1 if config.optim.transform.name == "rmsprop" else 2)):
+        cut = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(mesh, tree)), strict=True)
+        local = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in cut)
+        assert copies * parameters / ways < local < copies * parameters / ways * 1.01
+    assert config.train.batch_size % (shape[0] * shape[1]) == 0 == config.sampling.batch_size % (shape[0] * shape[1])

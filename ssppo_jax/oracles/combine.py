@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import numpy as np
+from jax.sharding import Mesh
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import check_temperature, preference_of
@@ -62,7 +63,12 @@ def combine(*, members: str = "[]", temperature: float = 1.0) -> Oracle:
         for member in made:
             getattr(member.ask, "check", lambda _: None)(prompts)
 
-    oracle.check = check
+    def place(mesh: Mesh) -> None:
+        for member in made:
+            getattr(member.ask, "place", lambda _: None)(mesh)
+
+    oracle.check, oracle.place = check, place
+    oracle.on_device = any(getattr(member.ask, "on_device", False) for member in made)
     portions = [member.ask.at_once for member in made if hasattr(member.ask, "at_once")]
     if portions:
         oracle.at_once = min(portions)

@@ -3,7 +3,8 @@
 An oracle is a plain function `oracle(prompts, responses) -> Verdict`, made by a factory `factory(**kwargs) -> oracle`
 whose keyword-only defaults are its config defaults. It may fail on a prompt (`Failed(reason)`), never invent a number.
 Attributes set on it: `check(prompts)` raises for prompts that it could never judge; a number `at_once` says how many
-prompts one call takes (else `judge_phase.JUDGED_AT_ONCE`); `on_device` that it computes on the run's own devices.
+prompts one call takes (else `judge_phase.JUDGED_AT_ONCE`); `on_device` that it computes on the run's own devices, on
+the mesh that `place(mesh)` gives it.
 
     verdict = consult(oracle, prompts, responses, journal=journal, identity=oracle_identity(name, kwargs))
     kept = drop_failed(verdict, max_failed_fraction=0.1)     # kept.rows indexes prompts and samples

@@ -115,11 +115,16 @@ def test_checks_and_portions_are_those_of_the_members(monkeypatch):
         def check(prompts):
             raise DataError("no answer")
 
-        oracle.check, oracle.at_once = check, 3
+        oracle.check, oracle.at_once, oracle.on_device = check, 3, True
+        oracle.place = placed.append
         return oracle
+
+    placed = []
 
     monkeypatch.setitem(oracles.ORACLES, "picky", picky)
     made = combine(members='[{"oracle": "length"}, {"oracle": "picky"}]')
+    made.place("mesh")
+    assert placed == ["mesh"] and made.on_device and not combine(members='[{"oracle": "length"}]').on_device
     assert made.at_once == 3 and not hasattr(combine(members='[{"oracle": "length"}]'), "at_once")
     with pytest.raises(DataError, match="no answer"):
         made.check(PROMPTS)

@@ -1,0 +1,50 @@
+"""SSPO on Qwen2.5-7B-Instruct and GSM8K, for 8 or more devices.
+
+Written down, not run at its full size. SSPO's own paper (arXiv 2602.19327) gives few settings; these follow the sibling
+paper on soft gates, which trains the same model: G = 8, AdamW at 1e-6 with linear decay, 512 new tokens, every rollout
+used twice (`train.epochs`). Reconstruction throughout: here the reward is the answer alone, by math-verify, and a
+rollout of 256 prompts is learned in 4 minibatches.
+
+Prompts need `pip install 'ssppo_jax[hf]'`. Set data.source.revision to a commit for a run that is to be repeated.
+"""
+
+from ssppo_jax.schema import base_config, select
+
+
+def get_config():
+    config = base_config()
+    config.model.source = "Qwen/Qwen2.5-7B-Instruct"
+    config.model.dtype = "bfloat16"
+    config.model.param_dtype = "float32"  # at a rate of 1e-6, updates of bfloat16 parameters would round to nothing
+    config.model.remat = "full"
+    config.mesh.data = 1
+    config.mesh.fsdp = -1
+
+    select(config, "data.source", "hf", repo_id="openai/gsm8k", subset="main", field="question")
+    config.data.heldout = 256
+    config.data.max_prompt_length = 512
+    config.data.prompt_buckets = (128, 256, 512)
+
+    config.sampling.num_samples = 8
+    config.sampling.temperature = 1.0
+    config.sampling.max_new_tokens = 512
+    config.sampling.batch_size = 64
+
+    select(config, "oracle", "math_verify", answer_style="auto")
+    select(config, "loss", "sspo")
+    select(config, "optim.transform", "adamw")
+    config.optim.learning_rate = 1e-6
+    config.optim.schedule = "linear"
+    config.optim.warmup_ratio = 0.0
+
+    config.train.iterations = 100
+    config.train.prompts_per_iteration = 256
+    config.train.batch_size = 64
+    config.train.epochs = 2
+    config.train.initial_policy = "off"
+    config.train.sampler_tolerance = 5.0  # as in llama3_8b_s_sppo.py
+    config.eval.every = 10
+    config.eval.num_samples = 1
+    config.eval.final_num_samples = 4
+    config.checkpoint.every = 10
+    return config
