@@ -23,8 +23,10 @@ PLAIN_TEMPLATE = (
 TEMPLATES = {"model": None, "plain": PLAIN_TEMPLATE}  # None: the template that the tokenizer carries
 
 
-def encode_chat(tokenizer: Any, messages: Sequence[dict], *, template: str = "model") -> np.ndarray:  # [P] int32
-    """The prompt ids of a chat, ready for the assistant's first token.
+def encode_chat(
+    tokenizer: Any, messages: Sequence[dict], *, template: str = "model", answered: bool = False
+) -> np.ndarray:  # [P] int32
+    """The ids of a chat, ready for the assistant's first token; `answered`: ending with the assistant's last turn.
 
     The chat template writes every special token (BOS included), so nothing is added on encoding and BOS is not doubled.
     A message that spells a special token ("<|im_end|>") keeps its text: it is encoded as ordinary characters and cannot
@@ -34,14 +36,15 @@ def encode_chat(tokenizer: Any, messages: Sequence[dict], *, template: str = "mo
         tokenizer: a transformers tokenizer.
         messages: turns with "role" and "content".
         template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE` ("User: ...").
+        answered: the last turn is an answer to be read whole, and no further one is asked for.
 
     Raises:
         ConfigError: unknown template, a tokenizer without a chat template under "model", or a BOS written twice.
         DataError: the template refuses these turns or changes their text, or a spelled special token cannot stay text.
     """
     marked, spelled = _mark_specials(tokenizer, messages)
-    text = _render(tokenizer, marked, template)
-    _check_verbatim(text, marked)
+    text = _render(tokenizer, marked, template, answered=answered)
+    _check_verbatim(text, marked, answered=answered)
     ids = _encode_marked(tokenizer, text, spelled) if spelled else _encode(tokenizer, text)
     if not ids:
         raise DataError("the chat template turned this prompt into no tokens at all")
@@ -106,7 +109,7 @@ def check_completions(samples: Samples, eos: Sequence[int]) -> None:
         )
 
 
-def _render(tokenizer: Any, messages: Sequence[dict], template: str) -> str:
+def _render(tokenizer: Any, messages: Sequence[dict], template: str, *, answered: bool) -> str:
     if template not in TEMPLATES:
         raise ConfigError(f"chat template {template!r} is unknown; allowed: {', '.join(TEMPLATES)}")
     if template == "model" and not tokenizer.chat_template:
@@ -116,7 +119,7 @@ def _render(tokenizer: Any, messages: Sequence[dict], template: str) -> str:
         )
     try:
         return tokenizer.apply_chat_template(
-            list(messages), chat_template=TEMPLATES[template], add_generation_prompt=True, tokenize=False
+            list(messages), chat_template=TEMPLATES[template], add_generation_prompt=not answered, tokenize=False
         )
     except ImportError:
         raise  # jinja2 is missing: not the data's fault
@@ -125,10 +128,11 @@ def _render(tokenizer: Any, messages: Sequence[dict], template: str) -> str:
         raise DataError(f"the chat template refuses turns ({roles}): {exc}") from exc
 
 
-def _check_verbatim(text: str, messages: Sequence[dict]) -> None:
-    """Templates may strip a turn's outer spaces, never touch its inside; assistant turns may lose their thoughts."""
-    for message in messages:
-        if message["role"] != "assistant" and message["content"].strip() not in text:
+def _check_verbatim(text: str, messages: Sequence[dict], *, answered: bool) -> None:
+    """Templates may strip a turn's outer spaces, never touch its inside; earlier answers may lose their thoughts."""
+    for i, message in enumerate(messages):
+        whole = message["role"] != "assistant" or (answered and i == len(messages) - 1)
+        if whole and message["content"].strip() not in text:
             raise DataError(
                 f"the chat template changes or drops the {message['role']} turn {message['content'][:60]!r}"
             )

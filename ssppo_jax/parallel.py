@@ -31,6 +31,7 @@ DECODER_RULES: Rules = (
     (r"mlp/down/kernel$", P(None, "tensor", "fsdp")),
     (r"norm/scale$", P()),
     (r"head/kernel$", P("fsdp", "tensor")),
+    (r"score/kernel$", P("fsdp", None)),
 )
 
 

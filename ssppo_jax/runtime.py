@@ -116,6 +116,11 @@ def build_runtime(config: ConfigDict) -> Runtime:
     mesh = make_mesh(shape)
     folder = resolve(config.model.source)
     arch = hf.read_arch(folder)
+    if arch.num_labels:
+        raise ConfigError(
+            f"model.source={config.model.source!r} is a reward model ({arch.family.classifier}), not a language model; "
+            "use it as an oracle: --config.oracle.name=reward_model --config.oracle.source=..."
+        )
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
     decoder = Decoder(
         arch,

@@ -7,11 +7,12 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec as P
-from tiny import ARCHES, EOS, PAD, PARAMS, generator, jit, make_prompts
+from tiny import ARCHES, EOS, PAD, PARAMS, generator, jit, make_prompts, random_params
 
 from ssppo_jax import parallel
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.generate import make_generate
+from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.optim import OPTIMIZERS, make_optimizer
 from ssppo_jax.parallel import DECODER_RULES, constrainer, make_mesh, mesh_shape, put_rows, shardings, specs
@@ -37,7 +38,8 @@ def test_every_parameter_matches_exactly_one_rule(name):
 
 
 def test_rules_without_a_leaf_are_not_kept():
-    paths = {path for tree in PARAMS.values() for path, _ in hf.flatten(tree)}
+    trees = [*PARAMS.values(), random_params(tiny_arch(num_labels=1))]
+    paths = {path for tree in trees for path, _ in hf.flatten(tree)}
     for pattern, _ in DECODER_RULES:
         assert any(re.search(pattern, path) for path in paths), pattern
 

@@ -66,6 +66,7 @@ class Arch:
     query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: by the root of head_dim
     attn_softcap: float | None = None
     final_softcap: float | None = None
+    num_labels: int = 0  # outputs of a classification head (a reward model has 1); 0: a language model
 
     def __post_init__(self):
         problems = list(_arch_problems(self))
@@ -123,6 +124,8 @@ def _arch_problems(arch: Arch):
         value = getattr(arch, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             yield f"{name} must be finite and > 0, got {value}"
+    if not isinstance(arch.num_labels, int) or arch.num_labels < 0:
+        yield f"num_labels must be a whole number >= 0, got {arch.num_labels!r}"
     for token in (*arch.eos_ids, *(() if arch.bos_id is None else (arch.bos_id,))):
         if not 0 <= token < arch.vocab_size:
             yield f"token id {token} (bos or eos) is outside the vocabulary of {arch.vocab_size}"

@@ -206,9 +206,11 @@ class Decoder(nn.Module):
         if self.arch.family.gemma:
             x = x * jnp.asarray(self.arch.hidden_size**0.5, self.dtype)  # rounded to the dtype, as transformers does
         x = self.constrain(x, "tokens")
-        if not self.arch.tie_embeddings:  # used through `output_kernel`; declared here so that init makes it
-            shape = (self.arch.hidden_size, self.arch.vocab_size)
-            _Head(shape, self.param_dtype, name="head")()
+        # A head is used through `output_kernel` or `score_kernel`; declared here so that init makes it.
+        if self.arch.num_labels:
+            _Head((self.arch.hidden_size, self.arch.num_labels), self.param_dtype, name="score")()
+        elif not self.arch.tie_embeddings:
+            _Head((self.arch.hidden_size, self.arch.vocab_size), self.param_dtype, name="head")()
         blocks = self._scanned()(
             self.arch,
             layout,

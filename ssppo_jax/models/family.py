@@ -16,6 +16,7 @@ class Family:
     """The switches of one `model_type`, and what transformers assumes where its config.json leaves a field out."""
 
     architecture: str  # the class that transformers builds
+    classifier: str  # and with a classification head
     omitted: Mapping[str, Any]
     qkv_bias: bool = False
     qk_norm: bool = False  # RMSNorm over the head dim of queries and keys, before they are rotated
@@ -49,17 +50,29 @@ _GEMMA2 = {"max_position_embeddings": 8192, "attn_logit_softcapping": 50.0, "fin
 _GEMMA3 = {"max_position_embeddings": 131072, "rope_theta": 1e6, "rope_local_base_freq": 1e4}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", _LLAMA),
+    "llama": Family("LlamaForCausalLM", "LlamaForSequenceClassification", _LLAMA),
     "mistral": Family(
         "MistralForCausalLM",
+        "MistralForSequenceClassification",
         _LLAMA | {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
         windows="all",
     ),
-    "qwen2": Family("Qwen2ForCausalLM", _QWEN, qkv_bias=True, windows="some"),
-    "qwen3": Family("Qwen3ForCausalLM", _QWEN | {"head_dim": 128}, qk_norm=True, windows="some"),
-    "gemma2": Family("Gemma2ForCausalLM", _GEMMA | _GEMMA2, post_norms=True, gemma=True, windows="some", softcaps=True),
+    "qwen2": Family("Qwen2ForCausalLM", "Qwen2ForSequenceClassification", _QWEN, qkv_bias=True, windows="some"),
+    "qwen3": Family(
+        "Qwen3ForCausalLM", "Qwen3ForSequenceClassification", _QWEN | {"head_dim": 128}, qk_norm=True, windows="some"
+    ),
+    "gemma2": Family(
+        "Gemma2ForCausalLM",
+        "Gemma2ForSequenceClassification",
+        _GEMMA | _GEMMA2,
+        post_norms=True,
+        gemma=True,
+        windows="some",
+        softcaps=True,
+    ),
     "gemma3_text": Family(
         "Gemma3ForCausalLM",
+        "Gemma3TextForSequenceClassification",
         _GEMMA | _GEMMA3,
         qk_norm=True,
         post_norms=True,

@@ -48,9 +48,13 @@ _IDLE = {
     "auto_map",
     "cache_implementation",
     "dtype",
+    "id2label",
     "initializer_range",
     "is_llama_config",
+    "label2id",
+    "num_labels",
     "pad_token_id",
+    "problem_type",
     "torch_dtype",
     "transformers.js_config",
     "transformers_version",
@@ -113,6 +117,7 @@ def arch_from_hf(config: dict[str, Any]) -> Arch:
         query_pre_attn_scalar=_field(config, "query_pre_attn_scalar"),
         attn_softcap=_number(_field(config, "attn_logit_softcapping")),
         final_softcap=_number(_field(config, "final_logit_softcapping")),
+        num_labels=_labels(config, family),
     )
 
 
@@ -120,7 +125,7 @@ def arch_to_hf(arch: Arch) -> dict[str, Any]:
     """The `config.json` of an `Arch`, in a spelling that transformers 4 and 5 both read: `arch_from_hf`'s inverse."""
     family, act = arch.family, "gelu_pytorch_tanh" if arch.family.gemma else "silu"
     config: dict[str, Any] = {
-        "architectures": [family.architecture],
+        "architectures": [family.classifier if arch.num_labels else family.architecture],
         "model_type": arch.model_type,
         "vocab_size": arch.vocab_size,
         "hidden_size": arch.hidden_size,
@@ -138,6 +143,9 @@ def arch_to_hf(arch: Arch) -> dict[str, Any]:
         "bos_token_id": arch.bos_id,
         "eos_token_id": arch.eos_ids[0] if len(arch.eos_ids) == 1 else (list(arch.eos_ids) or None),
     }
+    if arch.num_labels:
+        config["id2label"] = {str(i): f"LABEL_{i}" for i in range(arch.num_labels)}
+        config["label2id"] = {label: int(i) for i, label in config["id2label"].items()}
     if arch.model_type == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
     if arch.rope_scaling is not None:
@@ -156,6 +164,13 @@ def id_tuple(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(dict.fromkeys(value))
+
+
+def _labels(config: dict, family: Family) -> int:
+    """How many outputs a classification head has; 0 without one."""
+    if family.classifier not in (config.get("architectures") or ()):
+        return 0
+    return len(config.get("id2label") or ()) or config.get("num_labels") or 2  # transformers' default
 
 
 def _number(value: Any) -> float | None:

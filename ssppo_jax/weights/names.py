@@ -1,7 +1,7 @@
 """One table between our parameter paths, Hugging Face tensor names and GGUF tensor names, read in every direction.
 
-Axes are written as letters: V vocabulary, D width, H / G query / key-value heads, E head dim, F mlp width. A Hugging
-Face `nn.Linear` stores `[out, in]`; ours are `[in, out]` with heads as real axes, so `(H E) D` becomes `D H E`.
+Axes are written as letters: V vocabulary, D width, H / G query / key-value heads, E head dim, F mlp width, C labels.
+A Hugging Face `nn.Linear` stores `[out, in]`; ours are `[in, out]` with heads as real axes: `(H E) D` becomes `D H E`.
 Layer tensors are per layer there (`{n}`) and stacked on axis 0 here.
 """
 
@@ -66,6 +66,7 @@ LEAVES = tuple(
         ("layers/mlp/down/kernel", f"{_MLP}.down_proj.weight", "blk.{n}.ffn_down.weight", "F D", "D F"),
         ("norm/scale", "model.norm.weight", "output_norm.weight", "D", "D"),
         ("head/kernel", "lm_head.weight", "output.weight", "D V", "V D", "head"),
+        ("score/kernel", "score.weight", "", "D C", "C D", "score"),
     )
 )
 
@@ -79,7 +80,8 @@ def leaves(arch: Arch) -> tuple[Leaf, ...]:
         "qk_norm": family.qk_norm,
         "post_norms": family.post_norms,
         "pre_norms_only": not family.post_norms,
-        "head": not arch.tie_embeddings,
+        "head": not arch.tie_embeddings and not arch.num_labels,
+        "score": arch.num_labels > 0,
     }
     return tuple(leaf for leaf in LEAVES if has[leaf.of])
 
@@ -131,6 +133,7 @@ def sizes(arch: Arch) -> dict[str, int]:
         "G": arch.num_kv_heads,
         "E": arch.head_dim,
         "F": arch.mlp_dim,
+        "C": arch.num_labels,
     }
 
 

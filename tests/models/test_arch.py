@@ -12,6 +12,8 @@ VARIANTS = [
     tiny_arch(tie_embeddings=False, num_kv_heads=4, eos_ids=(2, 7)),
     tiny_arch(rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5, bos_id=None, eos_ids=()),
     tiny_arch(rope_scaling=LinearScaling(4.0)),
+    tiny_arch(num_labels=1),
+    tiny_arch(model_type="qwen2", num_labels=3, tie_embeddings=False),
     tiny_arch(model_type="mistral", sliding_window=512, sliding_layers=(0, 1)),
     tiny_arch(model_type="mistral"),
     tiny_arch(model_type="qwen2"),
