@@ -25,6 +25,12 @@ Rules = tuple[tuple[str, P], ...]
 DECODER_RULES: Rules = (
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"attn/[qkv]/kernel$", P(None, "fsdp", "tensor", None)),
+    (r"(attn/[qkv]|mlp/(gate|up))/lora_a$", P(None, "fsdp", None)),
+    (r"attn/[qkv]/lora_b$", P(None, None, "tensor", None)),
+    (r"attn/o/lora_a$", P(None, "tensor", None, None)),
+    (r"(attn/o|mlp/down)/lora_b$", P(None, None, "fsdp")),
+    (r"mlp/(gate|up)/lora_b$", P(None, None, "tensor")),
+    (r"mlp/down/lora_a$", P(None, "tensor", None)),
     (r"attn/[qkv]/bias$", P(None, "tensor", None)),
     (r"attn/o/kernel$", P(None, "tensor", None, "fsdp")),
     (r"mlp/(gate|up)/kernel$", P(None, "fsdp", "tensor")),

@@ -21,6 +21,7 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
+from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.policy import Apply, make_apply
 from ssppo_jax.parallel import AXES, constrainer, make_mesh, mesh_shape, shardings
 from ssppo_jax.sampling import SamplingParams
@@ -28,7 +29,7 @@ from ssppo_jax.types import Prompt, PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
-ROLLOUT, EVALUATION = 0, 1  # streams of random keys, folded into the run's key first
+ROLLOUT, EVALUATION, ADAPTERS, DROPOUT = range(4)  # streams of random keys, folded into the run's key first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,30 @@ class Runtime:
         )
 
     def load_params(self, folder: Path | None = None) -> PyTree:
-        """Parameters of a model folder (the initial policy's by default), each leaf straight into its sharding."""
+        """Parameters of a model folder (the initial policy's by default), each leaf straight into its sharding.
+
+        With lora.rank, beside them adapters that do nothing yet.
+        """
         flat = dict(hf.flatten(self.abstract_params))
 
         def put(path: str, array: np.ndarray):
             return jax.device_put(array, flat[path].sharding)
 
-        return hf.load_params(folder or self.folder, self.arch, dtype=self.param_dtype, put=put)
+        own = hf.load_params(folder or self.folder, self.arch, dtype=self.param_dtype, put=put)
+        return own if self.decoder.lora is None else join(own, self.fresh_adapters())
+
+    def fresh_adapters(self) -> PyTree:
+        """Adapters as they start, in their shardings: the same whenever they are made."""
+        wanted = split(self.abstract_params)[1]
+        make = jax.jit(
+            lambda: split(init_params(self.decoder, self.key(ADAPTERS)))[1],
+            out_shardings=jax.tree.map(lambda s: s.sharding, wanted),
+        )
+        return make()
+
+    def parted(self, params: PyTree) -> tuple[PyTree | None, PyTree]:
+        """(what is frozen, what is trained): with lora.rank the adapters alone are trained, else everything."""
+        return (None, params) if self.decoder.lora is None else split(params)
 
     def make_apply(self) -> Apply:
         model = self.config.model
@@ -128,9 +146,27 @@ def build_runtime(config: ConfigDict) -> Runtime:
         param_dtype=jnp.dtype(config.model.param_dtype),
         remat=config.model.remat,
         constrain=constrainer(mesh),
+        lora=lora_of(config),
     )
+    _check_targets(decoder)
     generation = {"eos_token_id": list(arch.eos_ids)}
     return Runtime(config, folder, mesh, arch, decoder, tokenizer, eos_ids(tokenizer, generation))
+
+
+def lora_of(config: ConfigDict) -> Lora | None:
+    """The configured adapters; None at rank 0."""
+    c = config.lora
+    return Lora(c.rank, float(c.alpha), float(c.dropout), c.targets) if c.rank else None
+
+
+def _check_targets(decoder: Decoder) -> None:
+    shapes = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+    if decoder.lora is not None and not split(shapes)[1]:
+        kernels = [path.removesuffix("/kernel") for path, _ in hf.flatten(shapes["layers"]) if path.endswith("kernel")]
+        raise ConfigError(
+            f"lora.targets={decoder.lora.targets!r} is found in no projection of this model; they are "
+            + ", ".join(f"layers/{path}" for path in kernels)
+        )
 
 
 def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> SamplingParams:

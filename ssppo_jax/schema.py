@@ -8,6 +8,7 @@ needs. `base_config()` is what every config file starts from.
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import jax
@@ -22,6 +23,7 @@ from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES
 from ssppo_jax.models.decoder import REMAT_POLICIES
+from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
 from ssppo_jax.optim import OPTIMIZERS, SCHEDULES
 from ssppo_jax.oracles import ORACLES
@@ -35,6 +37,14 @@ _DTYPES = cfg.one_of("float32", "bfloat16")
 
 def _layer_rule(value) -> str | None:
     return None if value in LAYERS or value.isdigit() else f"one of {', '.join(LAYERS)}, or a block's number"
+
+
+def _pattern(value: str) -> str | None:
+    try:
+        re.compile(value)
+    except re.error as error:
+        return f"a regular expression ({error})"
+    return None
 
 
 KEYS: tuple[Key, ...] = (
@@ -99,13 +109,19 @@ KEYS: tuple[Key, ...] = (
     Key("train.initial_policy", "reload", "how the initial policy is had for KL logging: reloaded each iteration, kept on the device, or off", cfg.one_of("reload", "keep", "off")),
     Key("train.sampler_tolerance", 1e-3, "largest |trainer - sampler| log-prob allowed at step 0, else the run aborts", cfg.positive),
     Key("train.term_norms", True, "log the gradient norm of each loss term, once per iteration"),
+    # low-rank adapters
+    Key("lora.rank", 0, "rank of the adapters that are trained in place of the model; 0: the model itself", cfg.non_negative),
+    Key("lora.alpha", 16.0, "an adapter's share is multiplied by alpha / rank", cfg.positive),
+    Key("lora.dropout", 0.0, "dropout of an adapter's input while training", lambda x: None if 0 <= x < 1 else "in [0, 1)"),
+    Key("lora.targets", TARGETS, "regular expression: which projections have adapters (layers/attn/q, layers/mlp/up, ...)", _pattern),
     # evaluation
     Key("eval.every", 1, "iterations between evaluations on held-out prompts; 0: only first and last", cfg.non_negative),
     Key("eval.num_samples", 2, "responses per held-out prompt and policy", cfg.positive),
     Key("eval.final_num_samples", 4, "the same, for the first and the last evaluation", cfg.positive),
     Key("eval.temperature", 1.0, "sampling temperature of evaluations", cfg.non_negative),
     # checkpoints
-    Key("checkpoint.every", 1, "iterations between checkpoints; 0: only at the end", cfg.non_negative),
+    Key("checkpoint.every", 1, "iterations between checkpoints; 0: none but the final one", cfg.non_negative),
+    Key("checkpoint.final", True, "save the state of the finished run; false spares a sweep three copies of the model per run"),
     Key("checkpoint.every_steps", 0, "optimizer steps between checkpoints inside an iteration; 0: none", cfg.non_negative),
     Key("checkpoint.keep", 2, "checkpoints kept", lambda x: None if x >= 2 else "2 or more"),
     Key("checkpoint.export", True, "write the final policy as a Hugging Face folder"),
@@ -145,6 +161,12 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "max_prompt_length": "data.max_prompt_length",
     "temperature": "sampling.temperature",
     "scale_rewards": "advantage.scale_rewards (of advantage.name=grpo)",
+    "r": "lora.rank",
+    "lora_r": "lora.rank",
+    "lora_alpha": "lora.alpha",
+    "lora_dropout": "lora.dropout",
+    "target_modules": "lora.targets",
+    "lora_target_modules": "lora.targets",
     "num_train_epochs": "train.epochs",
     "gradient_accumulation_steps": "train.micro_batches",
     "per_device_train_batch_size": "train.batch_size",

@@ -7,12 +7,14 @@ train step: its log-probs travel in the batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from ssppo_jax.models.lora import join
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.types import Array, Batch, Mean, Metrics, Min, Policy, PyTree, TrainState
 
@@ -38,23 +40,35 @@ def make_score_step(apply: Apply) -> Callable[..., Scored]:
 
 
 def make_train_step(
-    apply: Apply, loss: Loss, stats: Stats, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """step(state, batch) -> (state, metrics), for a batch whose arrays are [M,B,...]: M micro-batches of B prompts.
+    apply: Apply,
+    loss: Loss,
+    stats: Stats,
+    optimizer: optax.GradientTransformation,
+    *,
+    dropout_key: Array | None = None,
+) -> Callable[..., tuple[TrainState, Metrics]]:
+    """step(state, batch, frozen=None) -> (state, metrics), for arrays [M,B,...]: M micro-batches of B prompts.
 
     Gradients of the loss *total* are summed over micro-batches and divided once by the summed weight, so 1 x 8 equals
     8 x 1 for every loss. `metrics` holds the loss, its terms, `stats` of the policy, the gradient norm and `finite`.
+
+    With adapters, `state` holds them alone and `frozen` the model's own parameters, which get neither gradient nor
+    optimizer state; `dropout_key` turns the adapters' dropout on, anew for every micro-batch of every step.
     """
 
-    def objective(params, batch: Batch):
-        policy, _ = apply(params, batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+    def objective(params, batch: Batch, at: Array, frozen):
+        fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+        dropout = {} if dropout_key is None else {"dropout_key": jax.random.fold_in(dropout_key, at)}
+        policy, _ = apply(join(frozen, params), *fields, **dropout)
         mean, metrics = loss(policy, batch)
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
 
     gradient = jax.grad(objective, has_aux=True)
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, metrics, squares = _accumulate(gradient, state.params, batch)
+    def train_step(state: TrainState, batch: Batch, frozen: PyTree | None = None) -> tuple[TrainState, Metrics]:
+        micro_batches = batch.weight.shape[0]
+        at = state.step * micro_batches + jnp.arange(micro_batches)  # of each micro-batch in the run
+        grads, metrics, squares = _accumulate(partial(gradient, frozen=frozen), state.params, batch, at)
         weight = jnp.maximum(metrics["loss"].weight, 1e-20)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -78,22 +92,22 @@ def _once(value: Array) -> Mean:
     return Mean(value, jnp.float32(1))
 
 
-def _accumulate(gradient, params: PyTree, batch: Batch) -> tuple[PyTree, Metrics, Mean | None]:
+def _accumulate(gradient, params: PyTree, batch: Batch, at: Array) -> tuple[PyTree, Metrics, Mean | None]:
     """Sum gradients (in float32 at least) and merge metrics over the leading micro-batch axis.
 
     Last comes the mean of |g|^2 over the micro-batches, if there are several, g being the gradient of one's mean loss.
     """
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.weight.shape[0] == 1:
-        grads, metrics = gradient(params, first)
+        grads, metrics = gradient(params, first, at[0])
         return grads, metrics, None
-    shapes = jax.eval_shape(gradient, params, first)
+    shapes = jax.eval_shape(gradient, params, first, at[0])
     grads = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes[0])
     metrics = {name: _neutral(kind) for name, kind in shapes[1].items()}
 
-    def body(carry, micro):
+    def body(carry, xs):
         grads, metrics, squares = carry
-        more, seen = gradient(params, micro)
+        more, seen = gradient(params, *xs)
         merged = {name: metrics[name].merge(seen[name]) for name in metrics}
         weight = seen["loss"].weight
         square = jnp.where(weight > 0, (optax.tree.norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0)
@@ -101,7 +115,7 @@ def _accumulate(gradient, params: PyTree, batch: Batch) -> tuple[PyTree, Metrics
         return (jax.tree.map(jnp.add, grads, more), merged, squares), None
 
     zero = Mean(jnp.float32(0), jnp.float32(0))
-    return jax.lax.scan(body, (grads, metrics, zero), batch)[0]
+    return jax.lax.scan(body, (grads, metrics, zero), (batch, at))[0]
 
 
 def _variance(squares: Mean, norm: Array) -> Mean:
@@ -121,19 +135,19 @@ def _neutral(kind):
     return jax.tree.map(lambda s: jnp.full(s.shape, zero, s.dtype), kind)
 
 
-def make_term_norms(apply: Apply, loss: Loss) -> Callable[[PyTree, Batch], dict[str, Mean]]:
-    """norms(params, batch [B,...]) -> {"grad_norm/<term>": Mean} of each additive term of the loss, on its own.
+def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
+    """norms(params, batch [B,...], frozen=None) -> {"grad_norm/<term>": Mean} of each additive term, on its own.
 
     A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the repulsion's.
     """
 
-    def forward(params, batch: Batch):
-        policy, _ = apply(params, batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+    def forward(params, batch: Batch, frozen):
+        policy, _ = apply(join(frozen, params), batch.prompt, batch.prompt_length, batch.completion, batch.mask)
         _, metrics = loss(policy, batch)
         return {name: m.result() for name, m in metrics.items() if name.startswith("term/")}
 
-    def norms(params: PyTree, batch: Batch) -> dict[str, Mean]:
-        terms, pullback = jax.vjp(lambda p: forward(p, batch), params)
+    def norms(params: PyTree, batch: Batch, frozen: PyTree | None = None) -> dict[str, Mean]:
+        terms, pullback = jax.vjp(lambda p: forward(p, batch, frozen), params)
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}

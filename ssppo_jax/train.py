@@ -30,18 +30,20 @@ from ssppo_jax.lifecycle import RunLock, StopSignal
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.metrics import Lagged, MetricLog
+from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
 from ssppo_jax.oracles.protocol import check_prompts
 from ssppo_jax.parallel import put_rows
 from ssppo_jax.progress import bar
 from ssppo_jax.rollout import Rollout, load_rollout, save_rollout, take_rows
-from ssppo_jax.runtime import Runtime, build_runtime
+from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
 from ssppo_jax.sample_phase import Interrupted
 from ssppo_jax.state import abstract_state, fresh_optimizer, fresh_state
 from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, PyTree, TrainState
 from ssppo_jax.weights import hf
+from ssppo_jax.weights.adapters import save_adapters
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +92,7 @@ class Trainer:
         check_prompts(self.oracle, [e.prompt for e in self.prompts + heldout])
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
+        self.frozen: PyTree | None = None  # with adapters, the model's own parameters
         apply = runtime.make_apply()
         score = jax.jit(make_score_step(apply))
         self.collect = Collector(runtime, self.prompts, self.oracle, score, workdir / "verdicts.jsonl")
@@ -100,15 +103,15 @@ class Trainer:
 
     def run(self) -> dict:
         state, at = self._start()
-        baseline = self._baseline(state.params, at)
+        baseline = self._baseline(state, at)
         initial = self._initial_policy()
         while True:
-            boundary = self.metrics.offset()
+            boundary, policy = self.metrics.offset(), self._policy(state)
             try:
-                result = self._evaluate(state.params, baseline, at)
+                result = self._evaluate(policy, baseline, at)
                 if at.iteration == self.config.train.iterations:
-                    return self._finish(state.params, result)
-                rollout = self._rollout(state.params, initial, at)
+                    return self._finish(policy, result)
+                rollout = self._rollout(policy, initial, at)
             except Interrupted:
                 self._save(state, at, boundary)
                 raise
@@ -135,7 +138,9 @@ class Trainer:
 
     def _jit_steps(self, apply: Apply) -> None:
         loss = partial(LOSSES[self.config.loss.name], **call_kwargs(self.config.loss))
-        self.step = jax.jit(make_train_step(apply, loss, ratio_stats, self.optimizer), donate_argnums=0)
+        dropout = self.runtime.key(DROPOUT) if self.config.lora.rank and self.config.lora.dropout else None
+        step = make_train_step(apply, loss, ratio_stats, self.optimizer, dropout_key=dropout)
+        self.step = jax.jit(step, donate_argnums=0)
         self.term_norms = jax.jit(make_term_norms(apply, loss))
 
     def _start(self) -> tuple[TrainState, Position]:
@@ -144,8 +149,11 @@ class Trainer:
         step = self.checkpoints.latest()
         if step is None:
             self.metrics.truncate(0)
-            return fresh_state(runtime.mesh, runtime.load_params(), self.optimizer), Position()
-        like = abstract_state(runtime.mesh, runtime.abstract_params, self.optimizer)
+            self.frozen, trained = runtime.parted(runtime.load_params())
+            return fresh_state(runtime.mesh, trained, self.optimizer), Position()
+        if self.config.lora.rank:
+            self.frozen, _ = runtime.parted(runtime.load_params())
+        like = abstract_state(runtime.mesh, runtime.parted(runtime.abstract_params)[1], self.optimizer)
         state, meta = self.checkpoints.restore(step, like)
         if meta["fingerprint"] != self.fingerprint:
             raise ConfigError(
@@ -157,12 +165,16 @@ class Trainer:
         log.info("resuming at iteration %d, step %d of it", at.iteration, at.step_in_iteration)
         return state, at
 
-    def _baseline(self, params: PyTree, at: Position) -> list[list[str]]:
+    def _policy(self, state: TrainState) -> PyTree:
+        """All parameters of pi_theta, those that are not trained included."""
+        return join(self.frozen, state.params)
+
+    def _baseline(self, state: TrainState, at: Position) -> list[list[str]]:
         """Responses of the initial policy to the held-out prompts, sampled once per run and kept on disk."""
         path = self.workdir / "baseline.json"
         if path.is_file():
             return json.loads(path.read_text())
-        params = params if at == Position() else self.runtime.load_params()
+        params = self._policy(state) if at == Position() else self._load_initial()
         k = self.config.eval.final_num_samples
         sampled = self._sample_heldout(params, k, baseline=True, what="sample baseline")
         run_folder.append_records(self.workdir / "samples.jsonl", self.heldout.records(sampled, "start", 0), 0)
@@ -173,9 +185,15 @@ class Trainer:
         """A loader of the initial policy, for KL and for `reference: initial`; None when it is off."""
         how = self.config.train.initial_policy
         if how == "keep":
-            kept = self.runtime.load_params()
+            kept = self._load_initial()
             return lambda: kept
-        return self.runtime.load_params if how == "reload" else None
+        return self._load_initial if how == "reload" else None
+
+    def _load_initial(self) -> PyTree:
+        """The initial policy; with adapters the frozen model and adapters that do nothing, so nothing is loaded."""
+        if self.frozen is None:
+            return self.runtime.load_params()
+        return join(self.frozen, self.runtime.fresh_adapters())
 
     # ---- phases ------------------------------------------------------------------------------------------------------
 
@@ -241,7 +259,7 @@ class Trainer:
                 batch = self._place(take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets))
                 extra = self._term_norms(state.params, batch, i)
                 extra["learning_rate"] = Mean(self.rate(before + i if c.optim.scope == "run" else i), 1.0)
-                state, metrics = self.step(state, batch)
+                state, metrics = self.step(state, batch, self.frozen)
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 progress.update()
                 inside = i + 1 < len(batches)
@@ -263,7 +281,7 @@ class Trainer:
         """Gradient norms of the loss terms, on the iteration's first micro-batch."""
         if index or not self.config.train.term_norms:
             return {}
-        return self.term_norms(params, jax.tree.map(lambda x: x[0], batch))
+        return self.term_norms(params, jax.tree.map(lambda x: x[0], batch), self.frozen)
 
     # ---- bookkeeping -------------------------------------------------------------------------------------------------
 
@@ -287,8 +305,10 @@ class Trainer:
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
     def _is_checkpoint(self, at: Position) -> bool:
-        last = at.iteration == self.config.train.iterations
-        return last or self.stop.requested or _is_due(self.config.checkpoint.every, at.iteration)
+        c = self.config.checkpoint
+        if at.iteration == self.config.train.iterations:
+            return c.final or self.stop.requested
+        return self.stop.requested or _is_due(c.every, at.iteration)
 
     def _save(self, state: TrainState, at: Position, metrics_offset: int) -> None:
         """A checkpoint at `at`, unless the newest one is there already or nothing has been trained yet."""
@@ -306,7 +326,11 @@ class Trainer:
     def _finish(self, params: PyTree, result: dict) -> dict:
         folder = self.workdir / "policy"
         if self.config.checkpoint.export and not folder.is_dir():
-            hf.save_params(params, self.runtime.arch, folder, tokenizer_from=self.runtime.folder)
+            lora, arch = self.runtime.decoder.lora, self.runtime.arch
+            if lora is not None:
+                save_adapters(split(params)[1], arch, lora, self.workdir / "adapters", base=self.config.model.source)
+                params = merged(params, lora.scale)
+            hf.save_params(params, arch, folder, tokenizer_from=self.runtime.folder)
         run_folder.write_json(self.workdir / "result.json", result)
         return result
 

@@ -188,6 +188,13 @@ def test_the_oracle_is_at_work_before_the_last_prompts_are_sampled(tmp_path, mon
         return byte_oracle()(prompts, responses)
 
     monkeypatch.setattr(Runtime, "make_generate", watched)
-    few = {"train__iterations": 1, "sampling__batch_size": 4, "eval__num_samples": 1, "eval__final_num_samples": 1}
+    few = {
+        "checkpoint__final": "false",
+        "train__iterations": 1,
+        "sampling__batch_size": 4,
+        "eval__num_samples": 1,
+        "eval__final_num_samples": 1,
+    }
     run(tmp_path, oracle, loss="sspo", **few)
     assert len(calls) == 4
+    assert not list(tmp_path.glob("checkpoints/step_*"))

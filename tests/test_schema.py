@@ -74,7 +74,15 @@ def test_numbers_that_are_not_finite_are_refused_by_name(base, path, text):
     assert f"{path}={text}: must be a finite number" in problems_of(base)
 
 
-@pytest.mark.parametrize("key", [k for k in schema.KEYS if k.rule and isinstance(k.default, str)])
+CHOICES = [k for k in schema.KEYS if k.rule and isinstance(k.default, str) and k.path != "lora.targets"]
+
+
+def test_a_pattern_that_is_no_regular_expression_is_refused(base):
+    assert cfg.override(base, {"lora.targets": "attn/(q"}, schema.COMPONENTS) == []
+    assert "lora.targets='attn/(q': must be a regular expression (missing )" in problems_of(base)
+
+
+@pytest.mark.parametrize("key", CHOICES)
 def test_a_word_that_is_no_choice_is_refused_with_the_choices(base, key):
     assert cfg.override(base, {key.path: "nonsense"}, schema.COMPONENTS) == []
     message = problems_of(base)

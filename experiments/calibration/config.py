@@ -45,6 +45,7 @@ def get_config():
     config.eval.num_samples = 2
     config.eval.every = 2
     config.checkpoint.every = 0
+    config.checkpoint.final = False
     config.checkpoint.export = False
     return config
 

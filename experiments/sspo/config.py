@@ -44,6 +44,7 @@ def get_config():
     config.train.batch_size = 4
     config.eval.every = 2
     config.checkpoint.every = 0
+    config.checkpoint.final = False
     config.checkpoint.export = False
     return config
 

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.layers import Heads, KeyBlock, Merge, Mlp, RMSNorm, attend, rotary_table, rotate
+from ssppo_jax.models.lora import Lora
 from ssppo_jax.models.masks import Masks, Scope, layer_kinds
 from ssppo_jax.types import Array, PyTree
 
@@ -87,6 +88,7 @@ class Block(nn.Module):
     constrain: Callable[[Array, str], Array]
     tap_layer: int | None
     return_kv: bool
+    lora: Lora | None
 
     @nn.compact
     def __call__(self, carry, past, kind, scope):
@@ -97,11 +99,12 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        attention = Attention(self.arch, self.layout, **kinds, constrain=self.constrain, name="attn")
+        attention = Attention(self.arch, self.layout, **kinds, constrain=self.constrain, lora=self.lora, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
-        y = Mlp(self.arch.mlp_dim, **kinds, gelu=self.arch.family.gemma, name="mlp")(norm(x, "mlp_norm"))
+        mlp = Mlp(self.arch.mlp_dim, **kinds, gelu=self.arch.family.gemma, lora=self.lora, name="mlp")
+        y = mlp(norm(x, "mlp_norm"))
         y = norm(y, "mlp_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
         if self.tap_layer is not None:
@@ -117,6 +120,7 @@ class Attention(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     constrain: Callable[[Array, str], Array]
+    lora: Lora | None
 
     @nn.compact
     def __call__(self, x, past, kind, scope):
@@ -126,7 +130,7 @@ class Attention(nn.Module):
             table = jax.tree.map(lambda whole, local: jnp.where(kind.local, local, whole), table, scope.local)
 
         def heads(n, name):
-            layer = Heads(n, a.head_dim, a.family.qkv_bias, self.dtype, self.param_dtype, name=name)
+            layer = Heads(n, a.head_dim, a.family.qkv_bias, self.dtype, self.param_dtype, self.lora, name=name)
             y = layer(x)
             if a.family.qk_norm and name != "v":
                 norm = RMSNorm(a.norm_eps, self.dtype, self.param_dtype, a.family.gemma, name=f"{name}_norm")
@@ -149,7 +153,7 @@ class Attention(nn.Module):
             blocks.append(KeyBlock(k_own, v_own, masks.own(layout.t)))
             out_own = look(q_own, tuple(blocks))
         y = self.constrain(layout.join(out_prompt, out_own), "heads")
-        y = Merge(a.hidden_size, self.dtype, self.param_dtype, name="o")(y)
+        y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
 
 
@@ -164,6 +168,7 @@ class Decoder(nn.Module):
       unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
       constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
         "logits" [...,V] and "table" [V,D], the embeddings about to be looked up.
+      lora: low-rank adapters beside some projections; None for none.
     """
 
     arch: Arch
@@ -172,6 +177,7 @@ class Decoder(nn.Module):
     remat: str = "none"
     unroll: int = 1
     constrain: Callable[[Array, str], Array] = _keep
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(
@@ -219,6 +225,7 @@ class Decoder(nn.Module):
             self.constrain,
             tap_layer,
             return_kv,
+            self.lora,
             name="layers",
         )
         past = None if cache is None else _Past(cache.prompt, cache.own)
@@ -239,7 +246,7 @@ class Decoder(nn.Module):
         return nn.scan(
             block,
             variable_axes={"params": 0},
-            split_rngs={"params": True},
+            split_rngs={"params": True, "dropout": True},
             in_axes=(0, 0, nn.broadcast),
             length=self.arch.num_layers,
             unroll=self.unroll,

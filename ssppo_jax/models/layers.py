@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
+from ssppo_jax.models.lora import Lora, add_adapter
 from ssppo_jax.types import Array
 
 _MASKED = -1e30  # finite, so that a fully masked row stays finite in the forward and the backward pass
@@ -135,6 +136,7 @@ class Heads(nn.Module):
     use_bias: bool
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x):
@@ -144,7 +146,7 @@ class Heads(nn.Module):
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), shape[1:], self.param_dtype)
             y = y + bias.astype(self.dtype)[None, None]
-        return y
+        return add_adapter(self, y, x, shape[1:], self.lora)
 
 
 class Merge(nn.Module):
@@ -153,13 +155,15 @@ class Merge(nn.Module):
     features: int
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x):
         shape = (*x.shape[-2:], self.features)
         kernel = self.param("kernel", _init(fan_in=shape[0] * shape[1]), shape, self.param_dtype)
         b, s, h, e = x.shape
-        return matmul(x.reshape(b, s, h * e), kernel.astype(self.dtype).reshape(h * e, self.features))
+        y = matmul(x.reshape(b, s, h * e), kernel.astype(self.dtype).reshape(h * e, self.features))
+        return add_adapter(self, y, x, shape[-1:], self.lora)
 
 
 class Mlp(nn.Module):
@@ -169,11 +173,12 @@ class Mlp(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     gelu: bool = False
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x):
         def dense(y, features, name):
-            layer = Dense(features, self.dtype, self.param_dtype, name=name)
+            layer = Dense(features, self.dtype, self.param_dtype, self.lora, name=name)
             return layer(y)
 
         act = functools.partial(nn.gelu, approximate=True) if self.gelu else nn.silu
@@ -187,11 +192,13 @@ class Dense(nn.Module):
     features: int
     dtype: jnp.dtype
     param_dtype: jnp.dtype
+    lora: Lora | None = None
 
     @nn.compact
     def __call__(self, x):
         shape = (x.shape[-1], self.features)
-        return matmul(x, self.param("kernel", _init(shape[0]), shape, self.param_dtype).astype(self.dtype))
+        y = matmul(x, self.param("kernel", _init(shape[0]), shape, self.param_dtype).astype(self.dtype))
+        return add_adapter(self, y, x, shape[1:], self.lora)
 
 
 def matmul(

@@ -48,7 +48,9 @@ def make_apply(
     repulsion_pooling: str = "last_token",
     repulsion_layer: str = "final_post_norm",
 ) -> Apply:
-    """apply(params, prompt, prompt_length, completion, mask, entropy=False) -> (Policy, entropy [B,K,T] or None).
+    """apply(params, prompt, prompt_length, completion, mask, entropy=False, dropout_key=None) -> (Policy, entropy).
+
+    The entropy is [B,K,T], or None when it is not asked for; a `dropout_key` turns the adapters' dropout on.
 
     Args:
       decoder: the model.
@@ -69,8 +71,10 @@ def make_apply(
         mask: Array,  # [B,K,T]
         *,
         entropy: bool = False,
+        dropout_key: Array | None = None,
     ) -> tuple[Policy, Array | None]:
-        forward = decoder.apply({"params": params}, prompt, prompt_length, completion, tap_layer=tap)
+        rngs = None if dropout_key is None else {"dropout": dropout_key}
+        forward = decoder.apply({"params": params}, prompt, prompt_length, completion, tap_layer=tap, rngs=rngs)
         out: TokenLogprobs = token_logprobs(
             predictors(forward, prompt_length),
             output_kernel(params, decoder.arch),

@@ -15,6 +15,7 @@ from typing import Any
 
 from ssppo_jax.checkpoint import MANIFEST, read_arrays
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.gguf import convert_gguf
 
@@ -126,14 +127,18 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
         raise ConfigError(
             f"{path} is a training checkpoint away from its run: {settings} is missing; leave it in place"
         )
-    base = resolve(hf.read_json(settings)["config"]["model.source"], cache)
+    config = hf.read_json(settings)["config"]
+    base = resolve(config["model.source"], cache)
     folder = cache / f"{path.name}-{_sha256(path / MANIFEST)[:16]}-v{_CONVERTER}"
 
     def make() -> Path:
         tree: dict = {}
         for leaf, value in read_arrays(path, "params/").items():
             hf.insert(tree, leaf, value)
-        return hf.save_params(tree, hf.read_arch(base), folder, tokenizer_from=base)
+        arch, rank = hf.read_arch(base), config.get("lora.rank", 0)  # runs of older versions know no adapters
+        if rank:
+            tree = merged(join(hf.load_params(base, arch), tree), config["lora.alpha"] / rank)
+        return hf.save_params(tree, arch, folder, tokenizer_from=base)
 
     return _made_once(folder, make)
 
