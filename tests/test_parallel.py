@@ -13,7 +13,8 @@ from ssppo_jax import parallel
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import tiny_arch
-from ssppo_jax.models.decoder import Decoder
+from ssppo_jax.models.decoder import Decoder, init_params
+from ssppo_jax.models.lora import Lora
 from ssppo_jax.optim import OPTIMIZERS, make_optimizer
 from ssppo_jax.parallel import DECODER_RULES, constrainer, make_mesh, mesh_shape, put_rows, shardings, specs
 from ssppo_jax.sampling import SamplingParams
@@ -38,7 +39,8 @@ def test_every_parameter_matches_exactly_one_rule(name):
 
 
 def test_rules_without_a_leaf_are_not_kept():
-    trees = [*PARAMS.values(), random_params(tiny_arch(num_labels=1))]
+    adapted = jax.eval_shape(lambda: init_params(Decoder(ARCHES["tied"], lora=Lora(2, 2.0)), jax.random.key(0)))
+    trees = [*PARAMS.values(), random_params(tiny_arch(num_labels=1)), adapted]
     paths = {path for tree in trees for path, _ in hf.flatten(tree)}
     for pattern, _ in DECODER_RULES:
         assert any(re.search(pattern, path) for path in paths), pattern
