@@ -246,7 +246,7 @@ def test_a_stop_reaches_every_run_at_work_and_starts_no_other(tmp_path, swept, t
     assert sweep.sweep(spec, out, {}, jobs=2) == 75
     thread.join()
     assert all((f / "saved").is_file() for f in folders)
-    assert [run["status"] for run in record(out)["runs"]] == ["stopped", "stopped", "pending", "pending"]
+    assert [run["status"] for run in record(out)["runs"]] == ["stopped", "done", "stopped", "pending"]
     assert sweep.sweep(spec, out, {}, jobs=2) == 0
 
 
