@@ -19,7 +19,6 @@ METRICS = (
     "train/ratio/min:min",
     "train/kl/old_k3:max",
     "train/grad_norm:max",
-    "train/kl/init_k3",
 )
 OBJECTIVES = {
     "grpo": {"loss.name": "grpo"},
