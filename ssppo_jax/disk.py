@@ -6,6 +6,18 @@ import os
 from pathlib import Path
 
 
+def whole_lines(path: Path) -> tuple[list[bytes], bool]:
+    """The lines of a file that is only appended to, and whether a last one was torn by a kill: it is cut off.
+
+    Else the next line would be glued to the torn one.
+    """
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        os.truncate(path, whole)
+    return data[:whole].splitlines(), whole < len(data)
+
+
 def sync(path: Path) -> None:
     """Make a file's content, or the renames inside a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.judge_phase import build_oracle, place_oracle
+from ssppo_jax.judge_phase import build_oracle, judge, place_oracle
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.oracles.protocol import Oracle, check_prompts, consult, drop_failed
+from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
 from ssppo_jax.sample_phase import Sampled, sample_prompts
 from ssppo_jax.types import PyTree, Verdict
@@ -127,7 +127,7 @@ def rewards(
 
 def _judged(config: ConfigDict, oracle: Oracle, encoded: Sequence[EncodedPrompt], groups: list[list[str]]) -> Verdict:
     """The verdict on the held-out prompts the oracle could judge."""
-    verdict = consult(oracle, [e.prompt for e in encoded], groups)
+    verdict = judge(oracle, encoded, groups, journal=None, identity="")
     kept = drop_failed(verdict, max_failed_fraction=config.judge.max_failed_fraction)
     if kept.dropped:
         log.warning("the oracle failed on %d of %d held-out prompts: %s", kept.dropped, len(encoded), kept.reasons)

@@ -118,6 +118,15 @@ def shardings(mesh: Mesh, tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
     return result
 
 
+def abstract(mesh: Mesh, shapes: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
+    """Shapes and dtypes of a tree with its leaves' shardings on the mesh: what arrays are loaded or made into."""
+    return jax.tree.map(
+        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
+        shapes,
+        shardings(mesh, shapes, rules),
+    )
+
+
 def _names(entry) -> tuple[str, ...]:
     if entry is None:
         return ()

@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -23,7 +22,7 @@ from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.policy import Apply, make_apply
-from ssppo_jax.parallel import AXES, constrainer, make_mesh, mesh_shape, shardings
+from ssppo_jax.parallel import AXES, abstract, constrainer, make_mesh, mesh_shape
 from ssppo_jax.sampling import SamplingParams
 from ssppo_jax.types import Prompt, PyTree
 from ssppo_jax.weights import hf
@@ -52,33 +51,25 @@ class Runtime:
     def abstract_params(self) -> PyTree:
         """Shapes, dtypes and shardings of the parameters."""
         shapes = jax.eval_shape(lambda: init_params(self.decoder, jax.random.key(0)))
-        return jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-            shapes,
-            shardings(self.mesh, shapes),
-        )
+        return abstract(self.mesh, shapes)
 
     def load_params(self, folder: Path | None = None) -> PyTree:
         """Parameters of a model folder (the initial policy's by default), each leaf straight into its sharding.
 
         With lora.rank, beside them adapters that do nothing yet.
         """
-        flat = dict(hf.flatten(self.abstract_params))
-
-        def put(path: str, array: np.ndarray):
-            return jax.device_put(array, flat[path].sharding)
-
-        own = hf.load_params(folder or self.folder, self.arch, dtype=self.param_dtype, put=put)
+        own = hf.load_placed(folder or self.folder, self.arch, self.abstract_params)
         return own if self.decoder.lora is None else join(own, self.fresh_adapters())
 
     def fresh_adapters(self) -> PyTree:
         """Adapters as they start, in their shardings: the same whenever they are made."""
+        return self._make_adapters(self.key(ADAPTERS))
+
+    @functools.cached_property
+    def _make_adapters(self) -> Callable:
         wanted = split(self.abstract_params)[1]
-        make = jax.jit(
-            lambda: split(init_params(self.decoder, self.key(ADAPTERS)))[1],
-            out_shardings=jax.tree.map(lambda s: s.sharding, wanted),
-        )
-        return make()
+        placed = jax.tree.map(lambda s: s.sharding, wanted)
+        return jax.jit(lambda key: split(init_params(self.decoder, key))[1], out_shardings=placed)
 
     def parted(self, params: PyTree) -> tuple[PyTree | None, PyTree]:
         """(what is frozen, what is trained): with lora.rank the adapters alone are trained, else everything."""
@@ -148,7 +139,8 @@ def build_runtime(config: ConfigDict) -> Runtime:
         constrain=constrainer(mesh),
         lora=lora_of(config),
     )
-    _check_targets(decoder)
+    if decoder.lora is not None:
+        _check_targets(decoder)
     generation = {"eos_token_id": list(arch.eos_ids)}
     return Runtime(config, folder, mesh, arch, decoder, tokenizer, eos_ids(tokenizer, generation))
 
@@ -161,7 +153,7 @@ def lora_of(config: ConfigDict) -> Lora | None:
 
 def _check_targets(decoder: Decoder) -> None:
     shapes = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
-    if decoder.lora is not None and not split(shapes)[1]:
+    if not split(shapes)[1]:
         kernels = [path.removesuffix("/kernel") for path, _ in hf.flatten(shapes["layers"]) if path.endswith("kernel")]
         raise ConfigError(
             f"lora.targets={decoder.lora.targets!r} is found in no projection of this model; they are "

@@ -7,25 +7,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ssppo_jax.parallel import replicated, shardings
+from ssppo_jax.parallel import abstract, replicated
 from ssppo_jax.types import PyTree, TrainState
 
 
 def abstract_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """Shapes, dtypes and shardings of everything a train step updates; optimizer scalars are replicated explicitly."""
-    opt_state = jax.eval_shape(optimizer.init, params)
-    placed = jax.tree.map(
-        lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-        opt_state,
-        shardings(mesh, opt_state),
-    )
-    return TrainState(params, placed, jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh)))
+    opt_state = abstract(mesh, jax.eval_shape(optimizer.init, params))
+    return TrainState(params, opt_state, jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh)))
 
 
 def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
     """The optimizer's initial state, created in its shardings."""
-    abstract = abstract_state(mesh, params, optimizer).opt_state
-    return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda s: s.sharding, abstract))(params)
+    wanted = abstract_state(mesh, params, optimizer).opt_state
+    return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda s: s.sharding, wanted))(params)
 
 
 def fresh_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from small_runs import configure, length_oracle, values
 
 from ssppo_jax import train as train_module
@@ -14,7 +15,6 @@ from ssppo_jax.runtime import build_runtime
 from ssppo_jax.sample_phase import Interrupted
 from ssppo_jax.train import Trainer, train
 from ssppo_jax.weights import hf
-from ssppo_jax.weights.adapters import load_adapters
 from ssppo_jax.weights.source import resolve
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -42,13 +42,14 @@ def test_the_policy_left_behind_is_the_model_with_the_adapters_left_behind(run):
     arch = hf.read_arch(folder / "policy")
     start = hf.load_params(resolve("random:tiny"), arch)
     policy = dict(hf.flatten(hf.load_params(folder / "policy", arch)))
-    adapters, lora = load_adapters(folder / "adapters", arch)
-    assert (lora.rank, lora.alpha) == (4, 8.0)
+    settings = json.loads((folder / "adapters/adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (4, 8.0)
     moved = {path for path, leaf in hf.flatten(start) if not np.array_equal(leaf, policy[path])}
-    assert moved == {f"{path.rpartition('/')[0]}/kernel" for path, _ in hf.flatten(adapters)}
-    a, b = (adapters["layers"]["attn"]["v"][x] for x in ("lora_a", "lora_b"))
-    want = start["layers"]["attn"]["v"]["kernel"] + 2.0 * np.einsum("nir,nrge->nige", a, b)
-    np.testing.assert_allclose(policy["layers/attn/v/kernel"], want, atol=1e-5)
+    assert moved == {path for path, _ in hf.flatten(start) if path.startswith("layers/") and path.endswith("kernel")}
+    adapters = load_file(folder / "adapters/adapter_model.safetensors")
+    a, b = (adapters[f"base_model.model.model.layers.1.self_attn.v_proj.lora_{x}.weight"] for x in "AB")
+    want = start["layers"]["attn"]["v"]["kernel"][1].reshape(arch.hidden_size, -1) + 2.0 * (b @ a).T
+    np.testing.assert_allclose(policy["layers/attn/v/kernel"][1].reshape(want.shape), want, atol=1e-5)
 
 
 def test_checkpoints_hold_adapters_alone_and_may_stand_for_the_whole_policy(run):

@@ -7,7 +7,8 @@ import numpy as np
 
 from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling, tiny_arch
-from ssppo_jax.models.decoder import Decoder
+from ssppo_jax.models.decoder import Decoder, init_params
+from ssppo_jax.models.lora import split
 from ssppo_jax.models.policy import make_apply
 from ssppo_jax.types import Prompts
 from ssppo_jax.weights import hf, names
@@ -61,6 +62,15 @@ def random_params(arch, seed=0):
         else:
             value = value * arch.hidden_size**-0.5
         hf.insert(tree, leaf.path, value.astype(np.float32))
+    return tree
+
+
+def random_adapters(arch, lora, seed=0, scale=0.3):
+    """Adapters of a model, B included."""
+    shapes = split(jax.eval_shape(lambda: init_params(Decoder(arch, lora=lora), jax.random.key(0))))[1]
+    rng, tree = np.random.default_rng(seed), {}
+    for path, leaf in hf.flatten(shapes):
+        hf.insert(tree, path, (scale * rng.standard_normal(leaf.shape)).astype(np.float32))
     return tree
 
 

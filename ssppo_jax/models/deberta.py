@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssppo_jax.models.encoder import dense, norm, precision_of
 from ssppo_jax.types import Array
 
 
@@ -55,10 +56,10 @@ class Ranker(nn.Module):
         arch, slots = self.arch, tokens.shape[1]
         mask = jnp.arange(slots)[None, :] < length[:, None]
         word = nn.Embed(arch.vocab_size, arch.width, dtype=self.dtype, name="word")(tokens)
-        x = _norm(arch, self.dtype, "norm")(word)
+        x = norm(arch.norm_eps, self.dtype, "norm")(word)
         positions = self.param("positions", nn.initializers.normal(0.02), (2 * arch.buckets, arch.width))
         if arch.norm_positions:
-            positions = _norm(arch, self.dtype, "positions_norm")(positions.astype(self.dtype))
+            positions = norm(arch.norm_eps, self.dtype, "positions_norm")(positions.astype(self.dtype))
         stack = nn.scan(
             _Layer,
             variable_axes={"params": 0},
@@ -84,14 +85,14 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array, positions: Array) -> tuple[Array, None]:
         arch = self.arch
-        x = _norm(arch, self.dtype, "attention_norm")(x + self._attention(x, mask, positions))
-        hidden = jax.nn.gelu(_dense(arch.mlp, self.dtype, "up")(x), approximate=False)
-        return _norm(arch, self.dtype, "mlp_norm")(x + _dense(arch.width, self.dtype, "down")(hidden)), None
+        x = norm(arch.norm_eps, self.dtype, "attention_norm")(x + self._attention(x, mask, positions))
+        hidden = jax.nn.gelu(dense(arch.mlp, self.dtype, "up")(x), approximate=False)
+        return norm(arch.norm_eps, self.dtype, "mlp_norm")(x + dense(arch.width, self.dtype, "down")(hidden)), None
 
     def _attention(self, x: Array, mask: Array, positions: Array) -> Array:
         """Scores (q_i.k_j + q_i.pk_d + k_j.pq_d) / sqrt(3 E): d the bucket of i - j, pk and pq its key and query."""
         heads, head_dim = self.arch.heads, self.arch.width // self.arch.heads
-        query, key, value = (_dense(self.arch.width, self.dtype, name) for name in ("query", "key", "value"))
+        query, key, value = (dense(self.arch.width, self.dtype, name) for name in ("query", "key", "value"))
 
         def split(y):
             return y.reshape(*y.shape[:-1], heads, head_dim)
@@ -99,7 +100,7 @@ class _Layer(nn.Module):
         q, k, v = split(query(x)), split(key(x)), split(value(x))
         position_q, position_k = split(query(positions)), split(key(positions))  # [2 buckets,H,E]
         bucket = relative_buckets(x.shape[1], self.arch.buckets, self.arch.reach)  # [S,S] of query and key
-        precision = _precision(self.dtype)
+        precision = precision_of(self.dtype)
         scores = jnp.einsum("rqhe,rkhe->rhqk", q, k, precision=precision)
         to_position = jnp.einsum("rqhe,phe->rhqp", q, position_k, precision=precision)
         from_position = jnp.einsum("rkhe,phe->rhkp", k, position_q, precision=precision)
@@ -109,7 +110,7 @@ class _Layer(nn.Module):
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("rhqk,rkhe->rqhe", weights, v, precision=precision)
-        return _dense(self.arch.width, self.dtype, "out")(mixed.reshape(x.shape))
+        return dense(self.arch.width, self.dtype, "out")(mixed.reshape(x.shape))
 
 
 class _Head(nn.Module):
@@ -117,8 +118,8 @@ class _Head(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = jnp.tanh(_dense(self.arch.width, "float32", "hidden")(x.astype(jnp.float32)))
-        return _dense(self.arch.tasks, "float32", "out")(hidden)
+        hidden = jnp.tanh(dense(self.arch.width, "float32", "hidden")(x.astype(jnp.float32)))
+        return dense(self.arch.tasks, "float32", "out")(hidden)
 
 
 def relative_buckets(slots: int, buckets: int, reach: int) -> np.ndarray:  # [S,S] int32 in [0, 2 buckets)
@@ -139,15 +140,3 @@ def _at(x: Array, marker: Array, mask: Array) -> Array:  # [R,S,D], [R,S] bool -
     """The state at the marker token of each row."""
     index = jnp.argmax(marker & mask, axis=1)
     return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]
-
-
-def _dense(features: int, dtype: str, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, precision=_precision(dtype), name=name)
-
-
-def _norm(arch: RankerArch, dtype: str, name: str) -> nn.LayerNorm:
-    return nn.LayerNorm(epsilon=arch.norm_eps, dtype=dtype, use_fast_variance=False, name=name)
-
-
-def _precision(dtype: str) -> jax.lax.Precision | None:
-    return jax.lax.Precision.HIGHEST if dtype == "float32" else None

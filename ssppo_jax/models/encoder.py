@@ -90,7 +90,7 @@ class _Embeddings(nn.Module):
             jnp.arange(tokens.shape[1])[None, :]
         )
         kind = nn.Embed(arch.token_types, arch.width, dtype=self.dtype, name="type")(jnp.zeros((1, 1), jnp.int32))
-        return _norm(arch, self.dtype, "norm")(word + position + kind)
+        return norm(arch.norm_eps, self.dtype, "norm")(word + position + kind)
 
 
 class _Layer(nn.Module):
@@ -107,23 +107,23 @@ class _Layer(nn.Module):
     ) -> tuple[Array, None]:
         arch = self.arch
         attended = self._attention(x, mask)
-        x = _norm(arch, self.dtype, "attention_norm")(x + attended)
-        hidden = jax.nn.gelu(_dense(arch.mlp, self.dtype, "up")(x), approximate=False)
-        return _norm(arch, self.dtype, "mlp_norm")(x + _dense(arch.width, self.dtype, "down")(hidden)), None
+        x = norm(arch.norm_eps, self.dtype, "attention_norm")(x + attended)
+        hidden = jax.nn.gelu(dense(arch.mlp, self.dtype, "up")(x), approximate=False)
+        return norm(arch.norm_eps, self.dtype, "mlp_norm")(x + dense(arch.width, self.dtype, "down")(hidden)), None
 
     def _attention(self, x: Array, mask: Array) -> Array:
         heads, head_dim = self.arch.heads, self.arch.width // self.arch.heads
         query, key, value = (
-            _dense(self.arch.width, self.dtype, name)(x).reshape(*x.shape[:2], heads, head_dim)
+            dense(self.arch.width, self.dtype, name)(x).reshape(*x.shape[:2], heads, head_dim)
             for name in ("query", "key", "value")
         )
-        precision = _precision(self.dtype)
+        precision = precision_of(self.dtype)
         scores = jnp.einsum("rqhe,rkhe->rhqk", query, key, precision=precision).astype(jnp.float32) / head_dim**0.5
         # A finite floor, not -inf: a row of length 0 must stay finite.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("rhqk,rkhe->rqhe", weights, value, precision=precision)
-        return _dense(self.arch.width, self.dtype, "out")(mixed.reshape(x.shape))
+        return dense(self.arch.width, self.dtype, "out")(mixed.reshape(x.shape))
 
 
 def _pool(
@@ -145,14 +145,16 @@ def _pool(
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
 
-def _dense(features: int, dtype: str, name: str) -> nn.Dense:
-    return nn.Dense(features, dtype=dtype, precision=_precision(dtype), name=name)
+def dense(features: int, dtype: str, name: str) -> nn.Dense:
+    """A projection with bias, in full precision where the compute dtype is float32."""
+    return nn.Dense(features, dtype=dtype, precision=precision_of(dtype), name=name)
 
 
-def _norm(arch: EncoderArch, dtype: str, name: str) -> nn.LayerNorm:
-    # The fast variance E[x^2] - E[x]^2 cancels; the two-pass one costs nothing that shows.
-    return nn.LayerNorm(epsilon=arch.norm_eps, dtype=dtype, use_fast_variance=False, name=name)
+def norm(eps: float, dtype: str, name: str) -> nn.LayerNorm:
+    """LayerNorm by two passes: the fast variance E[x^2] - E[x]^2 cancels; this costs nothing that shows."""
+    return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
-def _precision(dtype: str) -> jax.lax.Precision | None:
+def precision_of(dtype: str) -> jax.lax.Precision | None:
+    """Of products whose inputs accelerators would otherwise round."""
     return jax.lax.Precision.HIGHEST if dtype == "float32" else None

@@ -8,16 +8,15 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from ssppo_jax.buckets import buckets, padded
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.judge_prompts import conversation
 from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.parallel import put_rows, replicated
+from ssppo_jax.oracles.scorer import Scorer
+from ssppo_jax.parallel import replicated
 from ssppo_jax.types import Failed, Prompt, Verdict
 from ssppo_jax.weights.encoder import locate_encoder
-from ssppo_jax.weights.ranker import LoadedRanker, load_ranker
+from ssppo_jax.weights.ranker import load_ranker
 from ssppo_jax.weights.table import DTYPES, read_tokenizer
 
 MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
@@ -56,8 +55,15 @@ def pairrm(
         if value < 1:
             raise ConfigError(f"oracle pairrm: {name}={value} must be at least 1")
     folder = locate_encoder(source)
-    scorer = _Scorer(load_ranker(folder, dtype=dtype), batch_size)
-    reader = _Reader(folder, scorer.markers, max_source_length)
+    loaded = load_ranker(folder, dtype=dtype)
+    arch = loaded.ranker.arch
+    reader = _Reader(folder, (arch.source_id, arch.first_id, arch.second_id), max_source_length)
+    scorer = Scorer(
+        lambda params, tokens, length: loaded.ranker.apply({"params": params}, tokens, length),
+        lambda mesh: jax.device_put(loaded.params, replicated(mesh)),
+        batch_size=batch_size,
+        longest=LONGEST,
+    )
 
     def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         k = len(responses[0])
@@ -121,34 +127,6 @@ class _Reader:
 
     def _ids(self, which: int, text: str) -> list[int]:
         return self.tokenizer.encode(MARKERS[which] + text).ids
-
-
-class _Scorer:
-    """Logits of many pairs, in buckets of like length; on a mesh the pairs are split over its devices."""
-
-    def __init__(self, loaded: LoadedRanker, batch_size: int):
-        ranker = loaded.ranker
-        self.markers = (ranker.arch.source_id, ranker.arch.first_id, ranker.arch.second_id)
-        self.params, self.batch_size, self.mesh = loaded.params, batch_size, None
-        self.apply = jax.jit(lambda params, tokens, length: ranker.apply({"params": params}, tokens, length))
-
-    def place(self, mesh: Mesh) -> None:
-        """Score on this mesh: parameters on every device, pairs split over the axes of the batch."""
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
-        self.mesh, self.batch_size = mesh, -(-self.batch_size // ways) * ways
-        self.params = jax.device_put(self.params, replicated(mesh))
-
-    def __call__(self, ids: list[list[int]]) -> np.ndarray:  # [R] float64
-        if self.mesh is None:
-            self.params = jax.device_put(self.params)
-        out, pending = np.zeros(len(ids)), []
-        for rows, slots in buckets([len(i) for i in ids], LONGEST, self.batch_size):
-            tokens, length = padded([ids[r] for r in rows], slots, self.batch_size, few=False)
-            batch = jax.device_put((tokens, length)) if self.mesh is None else put_rows(self.mesh, (tokens, length))
-            pending.append((rows, self.apply(self.params, *batch)))
-        for rows, logits in pending:
-            out[rows] = jax.device_get(logits)[: len(rows)]
-        return out
 
 
 ORACLES = {"pairrm": pairrm}

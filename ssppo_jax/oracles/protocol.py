@@ -18,10 +18,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssppo_jax.disk import whole_lines
 from ssppo_jax.errors import GateError, UserError
 from ssppo_jax.types import Failed, Prompt, Verdict
 
@@ -295,10 +297,9 @@ class Journal:
             self._load()
 
     def _load(self) -> None:
-        with open(self.path, "rb") as file:
-            data = file.read()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), 1):
+        lines, torn = whole_lines(Path(self.path))
+        self.torn = int(torn)
+        for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
                 self.rows[entry["key"]] = _journalled(entry["value"])
@@ -308,9 +309,6 @@ class Journal:
                     f"{self.path}:{number}: not a journal entry ({type(error).__name__}). "
                     "Delete this line, or the file: its prompts will then be judged again."
                 ) from error
-        if whole < len(data):
-            self.torn = 1
-            os.truncate(self.path, whole)  # else the next line would be glued to the torn one
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from pathlib import Path
 from typing import Any
 
+from ssppo_jax.disk import whole_lines
 from ssppo_jax.errors import UserError
 
 
@@ -28,9 +28,7 @@ class Replies:
             self._load()
 
     def _load(self) -> None:
-        data = self.path.read_bytes()
-        whole = data.rfind(b"\n") + 1
-        for number, line in enumerate(data[:whole].splitlines(), 1):
+        for number, line in enumerate(whole_lines(self.path)[0], 1):
             try:
                 entry = json.loads(line)
                 self.known[str(entry["key"])] = float(entry["value"])
@@ -38,8 +36,6 @@ class Replies:
                 raise UserError(
                     f"{self.path}:{number}: not a reply ({type(error).__name__}); delete this line: it is asked again"
                 ) from error
-        if whole < len(data):
-            os.truncate(self.path, whole)
 
     def get(self, request: dict[str, Any]) -> float | None:
         return self.known.get(key_of(request))

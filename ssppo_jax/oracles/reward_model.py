@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.buckets import buckets, padded
 from ssppo_jax.chat import encode_chat
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.models.arch import Arch
-from ssppo_jax.models.decoder import Decoder
+from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.parallel import constrainer, make_mesh, put_rows, shardings
+from ssppo_jax.oracles.scorer import Scorer
+from ssppo_jax.parallel import abstract
 from ssppo_jax.types import Failed, Prompt, PyTree, Verdict
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
@@ -60,7 +60,10 @@ def reward_model(
     if max_length > arch.max_positions:
         raise ConfigError(f"oracle reward_model: max_length={max_length} is beyond its {arch.max_positions} positions")
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
-    scorer = _Scorer(folder, arch, dtype, batch_size, max_length)
+    decoder = Decoder(arch, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
+    scorer = Scorer(
+        partial(scores, decoder), partial(_load, folder, decoder), batch_size=batch_size, longest=max_length
+    )
 
     def read(prompt: Prompt, text: str) -> list[int] | Failed:
         turns = [*prompt.messages, {"role": "assistant", "content": text}]
@@ -85,46 +88,10 @@ def reward_model(
     return oracle
 
 
-class _Scorer:
-    """Scores of many texts, in buckets of like length. The parameters are loaded at the first, straight into place."""
-
-    def __init__(self, folder: Path, arch: Arch, dtype: str, batch_size: int, max_length: int):
-        self.folder, self.arch, self.dtype = folder, arch, jnp.dtype(dtype)
-        self.batch_size, self.max_length = batch_size, max_length
-        self.mesh, self.params, self.apply = None, None, None
-
-    def place(self, mesh: Mesh) -> None:
-        """Score on this mesh."""
-        self.mesh, self.params = mesh, None
-
-    def __call__(self, ids: list[list[int]]) -> np.ndarray:  # [R] float32
-        if self.params is None:
-            self._load()
-        out, pending = np.zeros(len(ids), np.float32), []
-        for rows, slots in buckets([len(i) for i in ids], self.max_length, self.batch_size):
-            batch = padded([ids[r] for r in rows], slots, self.batch_size, few=False)
-            pending.append((rows, self.apply(self.params, *put_rows(self.mesh, batch))))
-        for rows, scores in pending:
-            out[rows] = jax.device_get(scores)[: len(rows)]
-        return out
-
-    def _load(self) -> None:
-        self.mesh = self.mesh or make_mesh((1, 1, 1), devices=jax.devices()[:1])
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        self.batch_size = -(-self.batch_size // ways) * ways
-        decoder = Decoder(self.arch, dtype=self.dtype, param_dtype=self.dtype, constrain=constrainer(self.mesh))
-        self.params = self._params(decoder)
-        self.apply = jax.jit(lambda params, tokens, length: scores(decoder, params, tokens, length))
-
-    def _params(self, decoder: Decoder) -> PyTree:
-        tokens, length = jnp.zeros((1, 2), jnp.int32), jnp.ones((1,), jnp.int32)
-        shapes = jax.eval_shape(lambda: decoder.init(jax.random.key(0), tokens, length)["params"])
-        cut = dict(hf.flatten(shardings(self.mesh, shapes)))
-
-        def put(path: str, array: np.ndarray) -> Any:
-            return jax.device_put(array, cut[path])
-
-        return hf.load_params(self.folder, self.arch, dtype=self.dtype, put=put)
+def _load(folder: Path, decoder: Decoder, mesh: Mesh) -> PyTree:
+    """The parameters, cut over the mesh as a policy's are."""
+    shapes = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
+    return hf.load_placed(folder, decoder.arch, abstract(mesh, shapes))
 
 
 def scores(decoder: Decoder, params: PyTree, tokens: Any, length: Any) -> Any:  # [R,S], [R] -> [R] float32

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import ml_dtypes  # noqa: F401  registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -95,6 +96,20 @@ def load_params(
         if arch.tie_embeddings and "lm_head.weight" in where:
             _check_tied(where, folder)
     return tree
+
+
+def load_placed(
+    folder: str | Path,
+    arch: Arch,
+    wanted: PyTree,  # jax.ShapeDtypeStruct with a sharding each; leaves that the folder cannot have are not looked at
+) -> PyTree:
+    """`load_params` with each leaf straight into its sharding and dtype."""
+    leaves = dict(flatten(wanted))
+
+    def put(path: str, array: np.ndarray) -> Array:
+        return jax.device_put(array, leaves[path].sharding)
+
+    return load_params(folder, arch, dtype=leaves["embed/embedding"].dtype, put=put)
 
 
 def save_params(

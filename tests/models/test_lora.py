@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import ARCHES, PARAMS, V, jit, make_prompts, mask_of
+from tiny import ARCHES, PARAMS, V, jit, make_prompts, mask_of, random_adapters
 
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, merged, split
@@ -24,13 +24,8 @@ MASK = mask_of(LENGTH, 4)
 TOKENS = np.random.default_rng(1).integers(1, V, MASK.shape).astype(np.int32)
 
 
-def adapters_of(name, lora=LORA, seed=0):
-    """Random adapters of a model, B included."""
-    shapes = split(jax.eval_shape(lambda: init_params(Decoder(ARCHES[name], lora=lora), jax.random.key(0))))[1]
-    rng, tree = np.random.default_rng(seed), {}
-    for path, leaf in hf.flatten(shapes):
-        hf.insert(tree, path, (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32))
-    return tree
+def adapters_of(name, lora=LORA):
+    return random_adapters(ARCHES[name], lora)
 
 
 def logp(name, params, lora=None, **more):

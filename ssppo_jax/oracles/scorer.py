@@ -1,0 +1,49 @@
+"""One number for each of many token rows, from a model on the run's mesh."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from ssppo_jax.buckets import buckets, padded
+from ssppo_jax.parallel import make_mesh, put_rows
+from ssppo_jax.types import PyTree
+
+Score = Callable  # (params, tokens [R,S], length [R]) -> [R] float32
+
+
+class Scorer:
+    """Rows of like length are scored together, split over the batch axes of the mesh.
+
+    Args:
+        score: the model as a function.
+        load: its parameters on a mesh; called when the first rows come.
+        batch_size: rows at a time, rounded up to what the mesh divides.
+        longest: tokens of the longest row.
+    """
+
+    def __init__(self, score: Score, load: Callable[[Mesh], PyTree], *, batch_size: int, longest: int):
+        self.score, self.load, self.batch_size, self.longest = jax.jit(score), load, batch_size, longest
+        self.mesh: Mesh | None = None
+        self.params: PyTree | None = None
+
+    def place(self, mesh: Mesh) -> None:
+        """Score on this mesh; without one, on one device."""
+        self.mesh, self.params = mesh, None
+
+    def __call__(self, ids: list[list[int]]) -> np.ndarray:  # [R] float32
+        if self.params is None:
+            self.mesh = self.mesh or make_mesh((1, 1, 1), devices=jax.devices()[:1])
+            self.params = self.load(self.mesh)
+        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        size = -(-self.batch_size // ways) * ways
+        out, pending = np.zeros(len(ids), np.float32), []
+        for rows, slots in buckets([len(i) for i in ids], self.longest, size):
+            batch = padded([ids[r] for r in rows], slots, size, few=False)
+            pending.append((rows, self.score(self.params, *put_rows(self.mesh, batch))))
+        for rows, scores in pending:
+            out[rows] = jax.device_get(scores)[: len(rows)]
+        return out
