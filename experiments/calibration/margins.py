@@ -3,6 +3,7 @@
 python experiments/calibration/margins.py runs/calibration
 """
 
+import itertools
 import json
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def main(workdir: Path) -> None:
         print(
             f"{label}: cosine of winner and loser in the last three steps {np.mean([cosine(f) for f in folders]):.2f}"
         )
-        for low, high in zip(BINS[:-1], BINS[1:], strict=True):
+        for low, high in itertools.pairwise(BINS):
             here = (similarity >= low) & ((similarity < high) | (high == 1.0))
             if here.any():
                 margins = f"margin {raw[here].mean():.3f}, trained on {gated[here].mean():.3f}"
