@@ -32,10 +32,11 @@ test: setup
 mutate: setup
 	$(PY) tests/mutate.py
 
-# our exports, opened by transformers on torch in an environment of its own
+# our exports, opened by transformers and PEFT on torch in an environment of its own
 parity: setup
 	test -x $(VENV)-torch/bin/python || $(PYTHON) -m venv $(VENV)-torch
 	$(VENV)-torch/bin/pip install --quiet --requirement requirements.lock torch==2.13.0
+	$(VENV)-torch/bin/pip install --quiet --no-deps peft==0.21.2 accelerate==1.15.0 psutil==7.2.2
 	$(VENV)-torch/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(VENV)-torch/bin/python tests/golden/check_export.py
 
