@@ -37,8 +37,9 @@ def some(samples, b=slice(None), k=slice(None)):
 
 @pytest.mark.parametrize(
     "name, sampling",
-    [("tied", RAW), ("tied", SHAPED), ("tied", GREEDY), ("llama3", SHAPED)],
-    ids=["raw", "shaped", "greedy", "llama3"],
+    [("tied", RAW), ("tied", SHAPED), ("tied", GREEDY)]
+    + [(name, SHAPED) for name in ("llama3", "mistral", "qwen3", "gemma2", "gemma3")],
+    ids=["raw", "shaped", "greedy", "llama3", "mistral", "qwen3", "gemma2", "gemma3"],
 )
 def test_log_probs_recorded_while_sampling_equal_the_trainers(name, sampling):
     samples = generator(3, sampling, name)(PROMPTS, KEY)

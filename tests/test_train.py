@@ -14,7 +14,7 @@ from ssppo_jax.evaluate import compare
 from ssppo_jax.metrics import read_metrics
 from ssppo_jax.runtime import build_runtime
 from ssppo_jax.train import train
-from ssppo_jax.types import Prompt
+from ssppo_jax.types import Prompt, Verdict
 from ssppo_jax.weights.source import resolve
 
 pytestmark = pytest.mark.usefixtures("own_cache")
@@ -140,6 +140,17 @@ def test_an_evaluation_the_oracle_could_not_judge_is_no_result():
     assert compare(configure(), length_oracle(), encoded, one, two).win_rate.mean > 0.5
     with pytest.raises(GateError, match="1 of 2 prompts"):
         compare(configure(), length_oracle(lambda p: p.id == "a"), encoded, one, two)
+
+
+def test_an_evaluation_asks_about_each_response_under_its_own_prompt():
+    encoded = [EncodedPrompt(Prompt(n, ({"role": "user", "content": n},)), np.ones(1), np.uint32(0)) for n in "ab"]
+
+    def own_name(prompts, responses):
+        reward = [[float(text == p.id) for text in group] for p, group in zip(prompts, responses, strict=True)]
+        return Verdict(None, np.array(reward), (None,) * len(prompts))
+
+    found = compare(configure(), own_name, encoded, [["a"], ["b"]], [["b"], ["a"]])
+    assert found.rewards["reward"].candidate.mean == 1 and found.rewards["reward"].baseline.mean == 0
 
 
 def test_too_many_failures_abort_with_the_commonest_reason(tmp_path, monkeypatch):

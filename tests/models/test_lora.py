@@ -133,6 +133,21 @@ def test_dropout_is_for_training_and_anew_in_every_step():
     assert stepped(lora, adapters, dropout_key=jax.random.key(6))[1]["loss"].result() != dropped
 
 
+def test_dropout_differs_from_step_to_step_and_between_micro_batches():
+    lora, adapters, key = dataclasses.replace(LORA, dropout=0.5), adapters_of("tied"), jax.random.key(5)
+    apply = make_apply(Decoder(ARCHES["tied"], lora=lora), logprob_chunk=4)
+    still = optax.sgd(0.0)
+    step = jit(make_train_step(apply, loss, lambda policy, batch: {}, still, dropout_key=key))
+    state, found = TrainState(adapters, still.init(adapters), jnp.int32(0)), []
+    for _ in range(3):
+        state, metrics = step(state, batch(), PARAMS["tied"])
+        found.append(float(metrics["loss"].result()))
+    assert len(set(found)) == 3
+    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch())  # the same micro-batch at places 0 and 1
+    both = step(TrainState(adapters, still.init(adapters), jnp.int32(0)), twice, PARAMS["tied"])[1]["loss"].result()
+    np.testing.assert_allclose(both, (found[0] + found[1]) / 2, rtol=1e-5)
+
+
 def test_dropout_keeps_the_mean_of_what_an_adapter_adds():
     lora = dataclasses.replace(LORA, dropout=0.5)
     small = join(PARAMS["tied"], jax.tree.map(lambda x: 0.2 * x, adapters_of("tied")))  # where the model is near linear

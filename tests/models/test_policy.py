@@ -32,13 +32,15 @@ def alone(name, b, k):
     return np.asarray(outs[0].prompt)[0], np.asarray(outs[0].completion)[0, 0], taps
 
 
-def test_each_token_is_scored_by_the_state_before_it():
-    """The first one by the prompt's last state."""
-    policy = scorer()(PROMPTS, TOKENS, MASK)
-    kernel = np.asarray(output_kernel(PARAMS["tied"], ARCHES["tied"]), np.float64)
+@pytest.mark.parametrize("name", ["tied", "gemma2"])
+def test_each_token_is_scored_by_the_state_before_it(name):
+    """The first one by the prompt's last state; where logits have a soft cap, through it."""
+    policy = scorer(name)(PROMPTS, TOKENS, MASK)
+    kernel, cap = np.asarray(output_kernel(PARAMS[name], ARCHES[name]), np.float64), ARCHES[name].final_softcap
     for b, k in ((0, 0), (1, 1), (2, 0)):
-        prompt, own, _ = alone("tied", b, k)
+        prompt, own, _ = alone(name, b, k)
         logits = np.concatenate([prompt[-1:], own[:-1]]) @ kernel
+        logits = logits if cap is None else cap * np.tanh(logits / cap)
         logp = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
         want = logp[np.arange(len(own)), TOKENS[b, k, : len(own)]]
         np.testing.assert_allclose(policy.logp[b, k, : len(own)], want, atol=1e-5)

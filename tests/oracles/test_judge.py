@@ -189,6 +189,12 @@ def test_nobody_there_ends_soon_and_says_so(make):
     assert "ConnectionError" in reasons[0] and reasons[-1].startswith("not asked: 10 requests in a row had failed")
 
 
+def test_failures_with_answers_between_them_are_no_break(make):
+    with serving(lambda body, n: fails("500") if n % 2 else fair(body, n)) as (server, url):
+        verdict = make(url, attempts=1, concurrency=1)(many(15), [["a", "b"]] * 15)
+    assert len(server.bodies) == 30 and all("500" in failed.reason for failed in verdict.failed)
+
+
 def test_after_a_break_one_request_finds_out_whether_the_endpoint_is_back(make):
     down = True
 
