@@ -11,7 +11,7 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -66,35 +66,23 @@ def read_arch(folder: str | Path) -> Arch:
     return dataclasses.replace(arch, eos_ids=tuple(dict.fromkeys(arch.eos_ids + extra)))
 
 
-def load_params(
-    folder: str | Path,
-    arch: Arch,
-    *,
-    dtype: Any = np.float32,
-    put: Callable[[str, np.ndarray], Array] | None = None,
-) -> PyTree:
-    """The parameter tree of a folder of safetensors, each leaf placed by `put(path, array)` as soon as it is complete.
-
-    Host memory holds one stacked leaf at a time if `put` moves it away. Without `put` the leaves are NumPy arrays.
+def load_params(folder: str | Path, arch: Arch, *, dtype: Any = np.float32) -> PyTree:
+    """The parameter tree of a folder of safetensors as NumPy arrays on the host.
 
     Args:
       folder: a model folder (`model.safetensors`, or shards with an index).
       arch: what `read_arch` says of it.
       dtype: of the returned leaves; bfloat16 through ml_dtypes.
-      put: receives the path ('layers/attn/q/kernel') and the array, returns what the tree holds.
 
     Raises:
       ConfigError: no safetensors (pickles are refused), or names or shapes that do not match `arch`, all listed.
       DataError: a damaged or hostile file.
     """
-    put = put or (lambda path, array: array)
     tree: PyTree = {}
-    with _opened(Path(folder)) as where:
-        _check_names(where, arch, folder)
+    with _checked(Path(folder), arch) as where:
         for leaf in names.leaves(arch):
-            insert(tree, leaf.path, put(leaf.path, _stack(where, leaf, arch, np.dtype(dtype))))
-        if arch.tie_embeddings and "lm_head.weight" in where:
-            _check_tied(where, folder)
+            whole = (slice(None),) * len(names.shape(leaf, arch))
+            insert(tree, leaf.path, read_blocks(where, leaf, arch, np.dtype(dtype), [whole])[0])
     return tree
 
 
@@ -103,13 +91,26 @@ def load_placed(
     arch: Arch,
     wanted: PyTree,  # jax.ShapeDtypeStruct with a sharding each; leaves that the folder cannot have are not looked at
 ) -> PyTree:
-    """`load_params` with each leaf straight into its sharding and dtype."""
-    leaves = dict(flatten(wanted))
+    """`load_params` straight into the mesh: each leaf has its sharding and dtype.
 
-    def put(path: str, array: np.ndarray) -> Array:
-        return jax.device_put(array, leaves[path].sharding)
+    Host memory holds one tensor of the folder, and of the leaf being read this process's own shards, once each.
+    """
+    structs, tree = dict(flatten(wanted)), {}
+    with _checked(Path(folder), arch) as where:
+        for leaf in names.leaves(arch):
+            insert(tree, leaf.path, _placed(where, leaf, arch, structs[leaf.path]))
+    return tree
 
-    return load_params(folder, arch, dtype=leaves["embed/embedding"].dtype, put=put)
+
+def _placed(where: dict[str, Any], leaf: names.Leaf, arch: Arch, wanted: jax.ShapeDtypeStruct) -> Array:
+    """A leaf on this process's devices; those that hold the same part of it share one buffer on the host."""
+    parts = wanted.sharding.addressable_devices_indices_map(wanted.shape)
+    keys = {device: str(part) for device, part in parts.items()}
+    distinct = {keys[device]: part for device, part in parts.items()}
+    blocks = read_blocks(where, leaf, arch, np.dtype(wanted.dtype), list(distinct.values()))
+    held = dict(zip(distinct, blocks, strict=True))
+    shards = [jax.device_put(held[key], device) for device, key in keys.items()]
+    return jax.make_array_from_single_device_arrays(wanted.shape, wanted.sharding, shards)
 
 
 def save_params(
@@ -297,6 +298,16 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
         yield where
 
 
+@contextlib.contextmanager
+def _checked(folder: Path, arch: Arch) -> Iterator[dict[str, Any]]:
+    """`_opened`, with every name, shape and dtype as `arch` has it."""
+    with _opened(folder) as where:
+        _check_names(where, arch, folder)
+        if arch.tie_embeddings and "lm_head.weight" in where:
+            _check_tied(where, folder)
+        yield where
+
+
 def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
     """Both sides must match completely: a tensor left out, left over or misshapen is listed, all at once."""
     wanted = {name: leaf for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)}
@@ -321,14 +332,25 @@ def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
         raise ConfigError(f"{folder}: weights do not match config.json\n  " + "\n  ".join(shown))
 
 
-def _stack(where: dict[str, Any], leaf: names.Leaf, arch: Arch, dtype: np.dtype) -> np.ndarray:
-    """One leaf in our layout; layers are copied one by one into the stacked array."""
-    if not leaf.stacked:
-        return np.ascontiguousarray(names.from_hf(_tensor(where, leaf.hf), leaf, arch), dtype=dtype)
-    stacked = np.empty(names.shape(leaf, arch), dtype)
+def read_blocks(
+    where: dict[str, Any],  # tensor name -> open safetensors file
+    leaf: names.Leaf,
+    arch: Arch,
+    dtype: np.dtype,
+    parts: list[tuple[slice, ...]],  # of the whole leaf, in our axes, layers included; each becomes one array
+) -> list[np.ndarray]:
+    """Parts of one leaf in our layout. Its tensors are read one by one; besides the parts, one is held at a time."""
+    whole = names.shape(leaf, arch)
+    blocks = [np.empty([len(range(n)[s]) for s, n in zip(part, whole, strict=True)], dtype) for part in parts]
     for layer, name in enumerate(names.hf_names(leaf, arch)):
-        stacked[layer] = names.from_hf(_tensor(where, name), leaf, arch)
-    return stacked
+        tensor = names.from_hf(_tensor(where, name), leaf, arch)
+        for part, block in zip(parts, blocks, strict=True):
+            if not leaf.stacked:
+                block[...] = tensor[part]
+            elif layer in (held := range(arch.num_layers)[part[0]]):
+                block[held.index(layer)] = tensor[part[1:]]
+        del tensor  # before the next is read
+    return blocks
 
 
 def _tensor(where: dict[str, Any], name: str) -> np.ndarray:
@@ -339,7 +361,10 @@ def _tensor(where: dict[str, Any], name: str) -> np.ndarray:
 
 
 def _check_tied(where: dict[str, Any], folder: str | Path) -> None:
-    if not np.array_equal(_tensor(where, "lm_head.weight"), _tensor(where, "model.embed_tokens.weight")):
+    head, embedding = (where[name].get_slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    count, step = head.get_shape()[0], 4096  # rows at a time, so that neither is held whole
+    parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
+    if not all(np.array_equal(head[part], embedding[part]) for part in parts):
         raise ConfigError(
             f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it; "
             'set "tie_word_embeddings": false in config.json to use both'

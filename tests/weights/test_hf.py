@@ -1,14 +1,19 @@
 import dataclasses
 import json
 import struct
+import tracemalloc
 
+import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding
 from safetensors.numpy import load_file, save_file
 
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import tiny_arch
+from ssppo_jax.parallel import abstract, make_mesh
 from ssppo_jax.weights import hf, names
 
 ARCHS = {
@@ -24,6 +29,10 @@ def assert_same(a, b):
     for path in a:
         assert a[path].dtype == b[path].dtype, path
         assert a[path].tobytes() == b[path].tobytes(), path
+
+
+def to_shapes(tree, dtype):
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), tree)
 
 
 def edit(folder, change):
@@ -92,18 +101,40 @@ def test_export_casts_when_asked_and_says_so_in_the_config(tiny_folder, tmp_path
     assert back["norm"]["scale"].tobytes() == want.tobytes()
 
 
-def test_put_receives_each_leaf_once_and_its_result_is_the_leaf(tiny_folder):
-    folder, arch, tree = tiny_folder
-    seen = {}
+@pytest.mark.parametrize("kind", ["gqa", "tied"])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_what_is_loaded_into_a_mesh_is_what_is_loaded_on_the_host(kind, dtype, tmp_path, make_tree):
+    arch = tiny_arch(tie_embeddings=kind == "tied")
+    folder = hf.save_params(make_tree(arch), arch, tmp_path / "m")
+    mesh = make_mesh((2, 2, 2))
+    wanted = abstract(mesh, to_shapes(hf.load_params(folder, arch), dtype))
+    placed = hf.load_placed(folder, arch, wanted)
+    assert jax.tree.all(jax.tree.map(lambda leaf, w: leaf.sharding == w.sharding, placed, wanted))
+    assert_same(jax.tree.map(np.asarray, placed), hf.load_params(folder, arch, dtype=dtype))
 
-    def put(path, array):
-        assert array.flags.c_contiguous and array.dtype == np.float32
-        seen[path] = array.shape
-        return path
 
-    out = hf.load_params(folder, arch, put=put)
-    assert seen == {path: leaf.shape for path, leaf in hf.flatten(tree)}
-    assert all(path == leaf for path, leaf in hf.flatten(out))
+def test_loading_holds_one_tensor_and_the_shards_of_this_process(tmp_path, make_tree, monkeypatch):
+    """What NumPy and safetensors allocate at most, for a process that has one of 8 devices."""
+    arch = tiny_arch(num_layers=24, hidden_size=128, mlp_dim=512, vocab_size=1024, tie_embeddings=False)
+    folder = hf.save_params(make_tree(arch), arch, tmp_path / "m")
+    wanted = abstract(make_mesh((1, 8, 1)), to_shapes(hf.load_params(folder, arch), np.float32))
+    mine = jax.devices()[3]
+    monkeypatch.setattr(hf.jax, "make_array_from_single_device_arrays", lambda shape, sharding, shards: shards[0])
+    monkeypatch.setattr(
+        NamedSharding,
+        "addressable_devices_indices_map",
+        lambda self, shape: {mine: self.devices_indices_map(shape)[mine]},
+    )
+    tracemalloc.start()
+    placed = hf.load_placed(folder, arch, wanted)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    sizes = [np.prod(names.hf_shape(leaf, arch)) * 4 for leaf in names.leaves(arch)]
+    own = sum(leaf.nbytes for leaf in jax.tree.leaves(placed))
+    whole = sum(np.prod(names.shape(leaf, arch)) * 4 for leaf in names.leaves(arch))
+    assert own < whole / 7
+    assert peak < own + max(sizes) + 200_000, (peak, own, max(sizes), whole)
+    assert peak < whole / 4
 
 
 def test_missing_left_over_and_misshapen_tensors_are_all_listed(tiny_folder):
