@@ -111,6 +111,7 @@ def _similarity(config, judged: Judged, embedder: SentenceEmbedder | None) -> tu
         embedder.embed if embedder else None,
         similarity=config.similarity.name,
         embed_text=config.similarity.embed_text,
+        prefix=config.similarity.prefix,
     )
     counts = embedder.take_counts()._asdict() if embedder else {}
     counts["of_two_samples"] = float(off_diagonal_mean(matrix).mean())

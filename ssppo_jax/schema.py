@@ -85,6 +85,7 @@ KEYS: tuple[Key, ...] = (
     Key("similarity.encoder", "embedded:minilm", "sentence encoder: embedded:minilm, a folder, or a repo id"),
     Key("similarity.name", "relu_cosine", "max(0, cos) in the paper", cfg.one_of(*SIMILARITIES)),
     Key("similarity.embed_text", "response", "what is embedded (reconstruction)", cfg.one_of(*EMBED_TEXTS)),
+    Key("similarity.prefix", "", "put before each text that is embedded; nomic-embed-text wants 'clustering: '"),
     Key("similarity.max_length", 256, "word pieces read of each text; longer ones are counted", cfg.positive),
     # groups
     Key("group.filter_groups", False, "leave out groups whose rewards are all equal (DAPO's dynamic sampling)"),

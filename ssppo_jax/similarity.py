@@ -182,12 +182,14 @@ def score_similarity(
     *,
     similarity: str = "relu_cosine",
     embed_text: str = "response",
+    prefix: str = "",
 ) -> np.ndarray:  # [B,K,K] float32, symmetric
     """Similarities within each prompt's group of responses.
 
     Args:
         similarity: relu_cosine (the paper's), cosine, or token_jaccard (word overlap, no encoder).
         embed_text: response (the paper's notation phi(y)), or prompt_response (prompt, newline, response).
+        prefix: put before every text. Nomic's encoders were trained with their task there ("clustering: ").
 
     Raises ConfigError for an unknown name, ValueError for groups that do not all have K responses, UserError when a
     similarity is not finite (a NaN would pass unseen into the targets).
@@ -202,6 +204,8 @@ def score_similarity(
         )
     if embed_text == "prompt_response":
         responses = [[f"{p}\n{y}" for y in group] for p, group in zip(prompts, responses, strict=True)]
+    if prefix:
+        responses = [[prefix + y for y in group] for group in responses]
     matrix = SIMILARITIES[similarity](responses, embed)
     if not np.isfinite(matrix).all():
         raise UserError(f"similarity {similarity!r} gave NaN or Inf: the encoder's weights are damaged or overflow")

@@ -187,7 +187,7 @@ def test_token_jaccard_by_pencil_needs_no_encoder():
     np.testing.assert_array_equal(score_similarity(["p"], [["", ""]], None, similarity="token_jaccard"), 1)
 
 
-def test_embed_text_decides_whether_the_encoder_sees_the_prompt():
+def test_embed_text_and_prefix_decide_what_the_encoder_sees():
     seen = []
 
     def embed(texts):
@@ -197,7 +197,9 @@ def test_embed_text_decides_whether_the_encoder_sees_the_prompt():
     prompts, groups = ["why?", "how?"], [["a", "b"], ["c", "d"]]
     score_similarity(prompts, groups, embed)
     score_similarity(prompts, groups, embed, embed_text="prompt_response")
-    assert seen == [["a", "b", "c", "d"], ["why?\na", "why?\nb", "how?\nc", "how?\nd"]]
+    score_similarity(prompts, groups, embed, prefix="clustering: ")
+    with_prompt = ["why?\na", "why?\nb", "how?\nc", "how?\nd"]
+    assert seen == [["a", "b", "c", "d"], with_prompt, [f"clustering: {x}" for x in "abcd"]]
 
 
 def test_groups_keep_to_themselves(params):

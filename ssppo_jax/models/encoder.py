@@ -1,4 +1,4 @@
-"""A BERT-class sentence encoder: tokens in, one vector a text out.
+"""Sentence encoders, BERT and Nomic BERT: tokens in, one vector a text out.
 
 The frozen encoder phi of S-SPPO's semantic gate (arXiv 2606.01561, section 3.1). Used as a function:
 
@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssppo_jax.models.layers import rotary_table, rotate
 from ssppo_jax.types import Array
 
 POOLINGS = ("mean", "cls", "max")
@@ -22,7 +23,11 @@ POOLINGS = ("mean", "cls", "max")
 
 @dataclasses.dataclass(frozen=True)
 class EncoderArch:
-    """The shape of a BERT-class encoder and how its token vectors become one sentence vector."""
+    """The shape of an encoder and how its token vectors become one sentence vector.
+
+    With `rope_theta` it is Nomic BERT (arXiv 2402.01613): rotary positions in place of a table, W2(silu(Wg x) * (W1 x))
+    in place of W2 gelu(W1 x), and no biases outside the norms.
+    """
 
     vocab_size: int
     width: int  # D
@@ -34,6 +39,7 @@ class EncoderArch:
     norm_eps: float = 1e-12
     pooling: str = "mean"  # one of POOLINGS
     normalize: bool = True  # L2-normalise the sentence vector
+    rope_theta: float | None = None  # base of the rotary positions; None: BERT
 
     def __post_init__(self):
         if self.pooling not in POOLINGS:
@@ -67,6 +73,8 @@ class Encoder(nn.Module):
             raise ValueError(f"{slots} token slots, but the encoder has {arch.positions} positions: truncate the texts")
         mask = jnp.arange(slots)[None, :] < length[:, None]  # [R,S]
         x = _Embeddings(arch, self.dtype, name="embeddings")(tokens)
+        places = jnp.arange(slots)[None]
+        table = None if arch.rope_theta is None else rotary_table(places, arch.width // arch.heads, arch.rope_theta)
         stack = nn.scan(
             _Layer,
             variable_axes={"params": 0},
@@ -74,7 +82,7 @@ class Encoder(nn.Module):
             in_axes=nn.broadcast,
             length=arch.layers,
         )
-        x, _ = stack(arch, self.dtype, name="layers")(x, mask)
+        x, _ = stack(arch, self.dtype, name="layers")(x, mask, table)
         return _pool(x.astype(jnp.float32), mask, arch)
 
 
@@ -86,10 +94,12 @@ class _Embeddings(nn.Module):
     def __call__(self, tokens: Array) -> Array:  # [R,S] int32 -> [R,S,D]
         arch = self.arch
         word = nn.Embed(arch.vocab_size, arch.width, dtype=self.dtype, name="word")(tokens)
+        kind = nn.Embed(arch.token_types, arch.width, dtype=self.dtype, name="type")(jnp.zeros((1, 1), jnp.int32))
+        if arch.rope_theta is not None:
+            return norm(arch.norm_eps, self.dtype, "norm")(word + kind)
         position = nn.Embed(arch.positions, arch.width, dtype=self.dtype, name="position")(
             jnp.arange(tokens.shape[1])[None, :]
         )
-        kind = nn.Embed(arch.token_types, arch.width, dtype=self.dtype, name="type")(jnp.zeros((1, 1), jnp.int32))
         return norm(arch.norm_eps, self.dtype, "norm")(word + position + kind)
 
 
@@ -104,26 +114,35 @@ class _Layer(nn.Module):
         self,
         x: Array,  # [R,S,D]
         mask: Array,  # [R,S] bool
+        table: tuple[Array, Array] | None,  # rotary cos and sin
     ) -> tuple[Array, None]:
         arch = self.arch
-        attended = self._attention(x, mask)
+        attended = self._attention(x, mask, table)
         x = norm(arch.norm_eps, self.dtype, "attention_norm")(x + attended)
-        hidden = jax.nn.gelu(dense(arch.mlp, self.dtype, "up")(x), approximate=False)
-        return norm(arch.norm_eps, self.dtype, "mlp_norm")(x + dense(arch.width, self.dtype, "down")(hidden)), None
+        if table is None:
+            hidden = jax.nn.gelu(self._dense(arch.mlp, "up")(x), approximate=False)
+        else:
+            hidden = jax.nn.silu(self._dense(arch.mlp, "gate")(x)) * self._dense(arch.mlp, "up")(x)
+        return norm(arch.norm_eps, self.dtype, "mlp_norm")(x + self._dense(arch.width, "down")(hidden)), None
 
-    def _attention(self, x: Array, mask: Array) -> Array:
+    def _dense(self, features: int, name: str) -> nn.Dense:
+        return dense(features, self.dtype, name, bias=self.arch.rope_theta is None)
+
+    def _attention(self, x: Array, mask: Array, table: tuple[Array, Array] | None) -> Array:
         heads, head_dim = self.arch.heads, self.arch.width // self.arch.heads
         query, key, value = (
-            dense(self.arch.width, self.dtype, name)(x).reshape(*x.shape[:2], heads, head_dim)
+            self._dense(self.arch.width, name)(x).reshape(*x.shape[:2], heads, head_dim)
             for name in ("query", "key", "value")
         )
+        if table is not None:
+            query, key = rotate(query, table), rotate(key, table)
         precision = precision_of(self.dtype)
         scores = jnp.einsum("rqhe,rkhe->rhqk", query, key, precision=precision).astype(jnp.float32) / head_dim**0.5
         # A finite floor, not -inf: a row of length 0 must stay finite.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
         mixed = jnp.einsum("rhqk,rkhe->rqhe", weights, value, precision=precision)
-        return dense(self.arch.width, self.dtype, "out")(mixed.reshape(x.shape))
+        return self._dense(self.arch.width, "out")(mixed.reshape(x.shape))
 
 
 def _pool(
@@ -145,9 +164,9 @@ def _pool(
     return pooled / jnp.maximum(jnp.linalg.norm(pooled, axis=-1, keepdims=True), 1e-12)
 
 
-def dense(features: int, dtype: str, name: str) -> nn.Dense:
-    """A projection with bias, in full precision where the compute dtype is float32."""
-    return nn.Dense(features, dtype=dtype, precision=precision_of(dtype), name=name)
+def dense(features: int, dtype: str, name: str, *, bias: bool = True) -> nn.Dense:
+    """A projection, in full precision where the compute dtype is float32."""
+    return nn.Dense(features, use_bias=bias, dtype=dtype, precision=precision_of(dtype), name=name)
 
 
 def norm(eps: float, dtype: str, name: str) -> nn.LayerNorm:

@@ -1,4 +1,4 @@
-"""Read a BERT-class sentence-transformers folder into `models.encoder`, without torch and without pickle.
+"""Read a sentence-transformers folder of a BERT or Nomic BERT into `models.encoder`, without torch and without pickle.
 
 A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and optionally `modules.json` (with the pooling
 module's own `config.json`), which decides pooling and normalisation. Without `modules.json`: mean pooling over the
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssppo_jax.models.encoder import POOLINGS, Encoder, EncoderArch
 from ssppo_jax.weights.table import (
@@ -49,6 +50,79 @@ ROWS = tuple(
         *norm("layers/mlp_norm", "encoder.layer.{}.output.LayerNorm"),
     )
 )
+NOMIC_ROWS = tuple(
+    Row(*row)
+    for row in (
+        ("embeddings/word/embedding", "embeddings.word_embeddings.weight"),
+        ("embeddings/type/embedding", "embeddings.token_type_embeddings.weight"),
+        *norm("embeddings/norm", "emb_ln"),
+        ("layers/query/kernel", "encoder.layers.{}.attn.Wqkv.weight.query", True),
+        ("layers/key/kernel", "encoder.layers.{}.attn.Wqkv.weight.key", True),
+        ("layers/value/kernel", "encoder.layers.{}.attn.Wqkv.weight.value", True),
+        ("layers/out/kernel", "encoder.layers.{}.attn.out_proj.weight", True),
+        *norm("layers/attention_norm", "encoder.layers.{}.norm1"),
+        ("layers/up/kernel", "encoder.layers.{}.mlp.fc11.weight", True),
+        ("layers/gate/kernel", "encoder.layers.{}.mlp.fc12.weight", True),
+        ("layers/down/kernel", "encoder.layers.{}.mlp.fc2.weight", True),
+        *norm("layers/mlp_norm", "encoder.layers.{}.norm2"),
+    )
+)
+
+
+class Kind(NamedTuple):
+    """How one `model_type` writes its settings."""
+
+    fields: dict[str, tuple[str, ...]]  # field of EncoderArch: the keys it may stand under
+    only: dict[str, object]  # settings with the one value that is implemented; absent means this value
+    rotary: bool
+
+
+_NEVER = {"is_decoder": False, "add_cross_attention": False}
+KINDS = {
+    "bert": Kind(
+        {
+            "vocab_size": ("vocab_size",),
+            "width": ("hidden_size",),
+            "layers": ("num_hidden_layers",),
+            "heads": ("num_attention_heads",),
+            "mlp": ("intermediate_size",),
+            "positions": ("max_position_embeddings",),
+            "token_types": ("type_vocab_size",),
+            "norm_eps": ("layer_norm_eps",),
+        },
+        _NEVER | {"hidden_act": "gelu", "position_embedding_type": "absolute"},
+        rotary=False,
+    ),
+    "nomic_bert": Kind(  # the published files' keys, then transformers'; no RoPE scaling: the trained positions alone
+        {
+            "vocab_size": ("vocab_size",),
+            "width": ("n_embd", "hidden_size"),
+            "layers": ("n_layer", "num_hidden_layers"),
+            "heads": ("n_head", "num_attention_heads"),
+            "mlp": ("n_inner", "intermediate_size"),
+            "positions": ("max_trained_positions", "n_positions", "max_position_embeddings"),
+            "token_types": ("type_vocab_size",),
+            "norm_eps": ("layer_norm_epsilon", "layer_norm_eps"),
+        },
+        _NEVER
+        | {
+            "activation_function": "swiglu",
+            "hidden_act": "silu",
+            "rotary_emb_fraction": 1.0,
+            "rotary_emb_interleaved": False,
+            "rotary_emb_scale_base": None,
+            "rotary_scaling_factor": None,
+            "qkv_proj_bias": False,
+            "mlp_fc1_bias": False,
+            "mlp_fc2_bias": False,
+            "prenorm": False,
+            "parallel_block": False,
+            "use_rms_norm": False,
+            "causal": False,
+        },
+        rotary=True,
+    ),
+}
 
 
 class LoadedEncoder(NamedTuple):
@@ -93,33 +167,29 @@ def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> 
         raise EncoderError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = locate_encoder(source)
     encoder = Encoder(read_arch(folder), dtype)
-    tensors = {name.removeprefix("bert."): x for name, x in read_tensors(weights_file(folder)).items()}
+    tensors = _plain(read_tensors(weights_file(folder)))
     tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
     wanted = jax.eval_shape(encoder.init, jax.random.key(0), tokens, length)["params"]
-    params, ignored = assemble(ROWS, encoder.arch.layers, tensors, wanted, folder, IGNORABLE)
+    rows = ROWS if encoder.arch.rope_theta is None else NOMIC_ROWS
+    params, ignored = assemble(rows, encoder.arch.layers, tensors, wanted, folder, IGNORABLE)
     return LoadedEncoder(encoder, params, folder, ignored)
 
 
 def read_arch(folder: Path) -> EncoderArch:
     """The architecture a folder describes. Raises EncoderError naming each setting that is not implemented."""
     config = read_json(folder / "config.json")
-    _refuse_unsupported(config, folder)
     pooling, normalize = _read_modules(folder)
-    try:
-        return EncoderArch(
-            vocab_size=config["vocab_size"],
-            width=config["hidden_size"],
-            layers=config["num_hidden_layers"],
-            heads=config["num_attention_heads"],
-            mlp=config["intermediate_size"],
-            positions=config["max_position_embeddings"],
-            token_types=config["type_vocab_size"],
-            norm_eps=config["layer_norm_eps"],
-            pooling=pooling,
-            normalize=normalize,
+    kind = KINDS.get(config.get("model_type"))
+    if kind is None:
+        raise EncoderError(
+            f"the encoder in {folder} cannot be read: model_type is {config.get('model_type')!r}, only "
+            f"{' and '.join(map(repr, KINDS))} are implemented"
         )
-    except KeyError as error:
-        raise EncoderError(f"{folder / 'config.json'} has no {error.args[0]!r}, which a BERT encoder needs") from None
+    _refuse_unsupported(config, kind, folder)
+    found = {field: next((config[key] for key in keys if key in config), None) for field, keys in kind.fields.items()}
+    if absent := [kind.fields[field][0] for field, value in found.items() if value is None]:
+        raise EncoderError(f"{folder / 'config.json'} has no {', '.join(map(repr, absent))}, which its encoder needs")
+    return EncoderArch(**found, pooling=pooling, normalize=normalize, rope_theta=_rope_theta(config, kind, folder))
 
 
 def _embedded(name: str) -> Path:
@@ -151,17 +221,38 @@ def _download(repo: str) -> Path:
         ) from None
 
 
-def _refuse_unsupported(config: dict, folder: Path) -> None:
+def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Without the prefix that a model with a head has; Nomic's queries, keys and values, one tensor there, apart."""
+    plain: dict[str, np.ndarray] = {}
+    for name, value in tensors.items():
+        name = name.removeprefix("bert.")
+        if name.endswith(".attn.Wqkv.weight") and len(value) % 3 == 0:
+            plain |= {
+                f"{name}.{part}": x for part, x in zip(("query", "key", "value"), np.split(value, 3), strict=True)
+            }
+        else:
+            plain[name] = value
+    return plain
+
+
+def _rope_theta(config: dict, kind: Kind, folder: Path) -> float | None:
+    """The base of rotary positions, in the published notation or that of transformers."""
+    if not kind.rotary:
+        return None
+    rope = config.get("rope_parameters") or {}
+    if rope.get("rope_type", "default") != "default":
+        raise EncoderError(f"{folder / 'config.json'}: rope_type {rope['rope_type']!r}; only 'default' is implemented")
+    theta = config.get("rotary_emb_base") or rope.get("rope_theta")
+    if not theta:
+        raise EncoderError(f"{folder / 'config.json'} has no 'rotary_emb_base', which its encoder needs")
+    return float(theta)
+
+
+def _refuse_unsupported(config: dict, kind: Kind, folder: Path) -> None:
     wrong = [
-        f"{key} is {config.get(key, absent)!r}, only {value!r} is implemented"
-        for key, value, absent in (
-            ("model_type", "bert", None),
-            ("hidden_act", "gelu", None),
-            ("position_embedding_type", "absolute", "absolute"),
-            ("is_decoder", False, False),
-            ("add_cross_attention", False, False),
-        )
-        if config.get(key, absent) != value
+        f"{key} is {config[key]!r}, only {value!r} is implemented"
+        for key, value in kind.only.items()
+        if config.get(key, value) != value
     ]
     prompts = folder / "config_sentence_transformers.json"
     if prompts.exists() and read_json(prompts).get("default_prompt_name"):
