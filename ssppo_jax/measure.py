@@ -13,7 +13,7 @@ import numpy as np
 from ssppo_jax.errors import DataError
 from ssppo_jax.metrics import read_metrics
 
-PHASES = ("generate", "judge", "score", "train", "evaluate")  # what `train` logs under; see its `_log`
+PHASES = ("generate", "judge", "score", "train", "iteration", "evaluate")  # what `train` logs under; see its `_log`
 HOW: dict[str, Callable[[np.ndarray], float]] = {
     "last": lambda y: y[-1],
     "first": lambda y: y[0],

@@ -35,7 +35,7 @@ def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int])
     index = np.concatenate([rows, np.full(fill, rows[0], rows.dtype)])
     part = jax.tree.map(lambda x: x[index], batch)
     real = np.arange(size) < len(rows)
-    width = next(b for b in buckets if b >= part.prompt_length.max())
+    width = width_of(part.prompt_length, buckets)
     prompt = np.zeros((size, width), np.int32)
     shared = min(width, part.prompt.shape[1])
     prompt[:, :shared] = part.prompt[:, :shared]
@@ -44,6 +44,11 @@ def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int])
         mask=part.mask * real[:, None, None].astype(np.float32),
         weight=part.weight * real.astype(np.float32),
     )
+
+
+def width_of(prompt_length: np.ndarray, buckets: Sequence[int]) -> int:
+    """The bucket that rows of these lengths are padded to."""
+    return next(b for b in buckets if b >= prompt_length.max())
 
 
 def save_rollout(path: Path, rollout: Rollout, identity: dict) -> None:

@@ -183,7 +183,7 @@ def phase_seconds(metrics: list[dict]) -> dict[str, dict[float, float]]:
     own = {str(record.get("phase")) for record in metrics if number(record.get("seconds")) is not None}
     total: dict[str, dict[float, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
     before = None
-    for record in metrics:
+    for record in (r for r in metrics if r.get("phase") != "iteration"):  # which sums up others
         phase, now = str(record.get("phase")), number(record.get("time"))
         elapsed = now - before if now is not None and before is not None else 0.0
         before = before if now is None else now

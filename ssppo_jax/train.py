@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -18,7 +19,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssppo_jax import __version__, data, run_folder, schema
+from ssppo_jax import __version__, data, memory, run_folder, schema
 from ssppo_jax.assemble import RECORDS
 from ssppo_jax.checkpoint import Checkpoints
 from ssppo_jax.collect import Collector
@@ -34,6 +35,7 @@ from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
 from ssppo_jax.oracles.protocol import check_prompts
+from ssppo_jax.pace import pace_of, work_of
 from ssppo_jax.parallel import put_rows
 from ssppo_jax.progress import bar
 from ssppo_jax.rollout import Rollout, load_rollout, save_rollout, take_rows
@@ -115,7 +117,7 @@ class Trainer:
             except Interrupted:
                 self._save(state, at, boundary)
                 raise
-            state = self._train(state, rollout, at)
+            state = self._timed_train(state, rollout, at)
             at = Position(at.iteration + 1)
             if self._is_checkpoint(at):
                 self._save(state, at, self.metrics.offset())
@@ -246,12 +248,31 @@ class Trainer:
             run_folder.append_records(self.workdir / RECORDS[self.collect.rows], rollout.records, at.iteration)
         return rollout
 
-    def _train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
+    def _timed_train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
+        """`_train`, and a record of its pace and of the memory held so far."""
+        c, start = self.config, time.perf_counter()
+        steps = _epoch_batches(c, at.iteration, len(rollout.batch.weight))
+        work = work_of(
+            self.runtime.arch,
+            rollout.batch,
+            steps,
+            size=c.train.batch_size,
+            buckets=c.data.prompt_buckets,
+            adapters=self.frozen is not None,
+        )
+        state = self._train(state, rollout, steps, at)
+        whole = at.step_in_iteration == 0  # a resumed part of an iteration has no pace of its own
+        pace = pace_of(work, time.perf_counter() - start) if whole and steps else {}
+        values = {"padding_share": work.padding_share} if steps else {}
+        self._log("iteration", values, pace | memory.peaks(), at)
+        return state
+
+    def _train(self, state: TrainState, rollout: Rollout, batches: list[np.ndarray], at: Position) -> TrainState:
         """One optimizer step per batch of this iteration; saves on the way when asked or told to stop."""
         c, first = self.config, at.step_in_iteration
         if c.optim.scope == "iteration" and first == 0:
             state = state._replace(opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer))
-        batches, lagged = _epoch_batches(c, at.iteration, len(rollout.batch.weight)), Lagged()
+        lagged = Lagged()
         before = int(state.step) - first
         what = f"train {at.iteration + 1}/{c.train.iterations}"
         with bar(len(batches) - first, what=what, unit="steps") as progress:

@@ -102,4 +102,4 @@ def test_the_run_trained_something(uninterrupted):
     train = [r["values"] for r in log if r["phase"] == "train"]
     assert len(train) == 4
     assert all(t["update_norm"] > 0 for t in train)
-    assert {"generate", "judge", "score", "train", "evaluate"} == {r["phase"] for r in log}
+    assert {"generate", "judge", "score", "train", "iteration", "evaluate"} == {r["phase"] for r in log}

@@ -1,0 +1,85 @@
+"""Floating-point operations a model needs, counted from its shape. A multiply-add is two.
+
+XLA's own count sees the body of a scanned layer once, whatever the number of layers; this one does not. Matrix products
+alone are counted: norms, activations and softmax are a percent or two beside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ssppo_jax.models.arch import Arch
+
+
+def layer_parameters(arch: Arch) -> int:
+    """Entries of one layer's matrices."""
+    heads = 2 * arch.num_heads + 2 * arch.num_kv_heads  # q and o, k and v
+    return arch.hidden_size * (heads * arch.head_dim + 3 * arch.mlp_dim)
+
+
+def dense(arch: Arch, tokens: float) -> float:
+    """All layers' matrices, forward, for so many tokens."""
+    return 2.0 * tokens * arch.num_layers * layer_parameters(arch)
+
+
+def head(arch: Arch, tokens: float) -> float:
+    """Logits of so many tokens."""
+    return 2.0 * tokens * arch.hidden_size * arch.vocab_size
+
+
+def attention(
+    arch: Arch,
+    past: np.ndarray,  # [...] tokens in front of each stretch
+    length: np.ndarray,  # [...] tokens of each stretch
+) -> float:
+    """Scores and mixing, forward, of stretches of tokens that look at themselves, causally, and at what is in front.
+
+    Layers with a sliding window look no further back than it reaches.
+    """
+    sliding = len(arch.sliding_layers) if arch.sliding_window else 0
+    pairs = (arch.num_layers - sliding) * _pairs(past, length, None)
+    if sliding:
+        pairs += sliding * _pairs(past, length, arch.sliding_window)
+    return 4.0 * pairs * arch.num_heads * arch.head_dim
+
+
+def _pairs(past: np.ndarray, length: np.ndarray, window: int | None) -> float:
+    """Sum over the tokens of every stretch of the keys each one sees, itself included."""
+    start, stop = np.asarray(past, float), np.asarray(past, float) + np.asarray(length, float)
+
+    def below(n):  # sum of min(i, window) for i = 1 ... n
+        bound = n if window is None else np.minimum(n, window)
+        return bound * (bound + 1) / 2 + (n - bound) * bound
+
+    return float(np.sum(below(stop) - below(start)))
+
+
+def forward(
+    arch: Arch,
+    prompt: Iterable[int] | np.ndarray,  # [B] tokens
+    completion: np.ndarray,  # [B,K] tokens
+) -> float:
+    """Log-probs of K completions of each prompt, the prompt computed once: what scoring and evaluation need."""
+    prompt, completion = np.asarray(prompt, float), np.asarray(completion, float)
+    tokens = prompt.sum() + completion.sum()
+    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(arch, prompt[:, None], completion)
+    return dense(arch, tokens) + looked + head(arch, completion.sum())
+
+
+def train_step(arch: Arch, prompt: np.ndarray, completion: np.ndarray, *, adapters: bool = False) -> float:
+    """Forward and backward. Frozen matrices (`adapters`) have no gradient of their own: twice the forward, not thrice.
+
+    Recomputation (`model.remat`) is not counted: it is no use to anyone but memory.
+    """
+    whole = forward(arch, prompt, completion)
+    if not adapters:
+        return 3.0 * whole
+    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(arch, np.asarray(prompt)[:, None], completion)
+    return 2.0 * whole + looked
+
+
+def generate(arch: Arch, prompt: np.ndarray, completion: np.ndarray) -> float:
+    """Sampling: prompts once, then every completion token; logits of the last prompt token and of all but the last."""
+    return forward(arch, prompt, completion)
