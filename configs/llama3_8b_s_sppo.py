@@ -24,6 +24,7 @@ def get_config():
     config.model.dtype = "bfloat16"
     config.model.param_dtype = "float32"  # at a rate of 5e-7, updates of bfloat16 parameters would round to nothing
     config.model.remat = "full"
+    config.model.attention_chunk = 128
     config.mesh.data = 1
     config.mesh.fsdp = -1
 

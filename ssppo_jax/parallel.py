@@ -6,8 +6,8 @@ be called pjit is `jax.jit` with `NamedSharding`s on this mesh.
 
 from __future__ import annotations
 
+import dataclasses
 import re
-from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -148,21 +148,34 @@ def put_rows(mesh: Mesh, tree: PyTree, axis: int = 0) -> PyTree:
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
 
 
-def constrainer(mesh: Mesh) -> Callable[[Array, str], Array]:
-    """The hook models call on activations. XLA left alone drops the batch sharding of the logits."""
-    if mesh.size == 1:
-        return lambda x, kind: x
-    layouts = {
-        "table": P("tensor", None),  # [V,D] to look tokens up in: its columns are gathered, or else all rows of x are
-        "tokens": P(ROWS, None, None),  # [B,S,D]
-        "heads": P(ROWS, None, "tensor", None),  # [B,S,H,E]
-        "logits": P(ROWS, None, None, "tensor"),  # [B,K,T,V]
-    }
+@dataclasses.dataclass(frozen=True)
+class Constrain:
+    """The hook models call on activations. XLA left alone drops the batch sharding of the logits.
 
-    def constrain(x: Array, kind: str) -> Array:
-        spec = layouts[kind]
-        if kind == "logits" and x.ndim == 3:  # [B,K,V], one decoding step
-            spec = P(ROWS, None, "tensor")
-        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+    Tokens are looked up where the embeddings' columns are: every device reads its columns of all tokens and then gives
+    each row to the device it belongs to. Gathering the table would cost the whole vocabulary instead.
+    """
 
-    return constrain
+    mesh: Mesh
+
+    @property
+    def vocab_parts(self) -> int:
+        """Ways the vocabulary is cut."""
+        return self.mesh.shape["tensor"]
+
+    def __call__(self, x: Array, kind: str) -> Array:
+        if self.mesh.size == 1:
+            return x
+        spec = LAYOUTS[kind, x.ndim]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+
+LAYOUTS = {
+    ("table", 2): P("tensor", "fsdp"),  # [V,D]
+    ("columns", 3): P("data", None, "fsdp"),  # [B,S,D]
+    ("tokens", 3): P(ROWS, None, None),  # [B,S,D]
+    ("heads", 4): P(ROWS, None, "tensor", None),  # [B,S,H,E]
+    ("logits", 5): P(ROWS, None, None, "tensor", None),  # [B,K,T,parts,v]
+    ("logits", 3): P(ROWS, None, "tensor"),  # [B,K,V], one decoding step
+    ("head", 3): P("fsdp", "tensor", None),  # [D,parts,v]
+}

@@ -22,7 +22,7 @@ from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.policy import Apply, make_apply
-from ssppo_jax.parallel import AXES, abstract, constrainer, make_mesh, mesh_shape
+from ssppo_jax.parallel import AXES, Constrain, abstract, make_mesh, mesh_shape
 from ssppo_jax.sampling import SamplingParams
 from ssppo_jax.types import Prompt, PyTree
 from ssppo_jax.weights import hf
@@ -136,8 +136,9 @@ def build_runtime(config: ConfigDict) -> Runtime:
         dtype=jnp.dtype(config.model.dtype),
         param_dtype=jnp.dtype(config.model.param_dtype),
         remat=config.model.remat,
-        constrain=constrainer(mesh),
+        constrain=Constrain(mesh),
         lora=lora_of(config),
+        attention_chunk=config.model.attention_chunk,
     )
     if decoder.lora is not None:
         _check_targets(decoder)

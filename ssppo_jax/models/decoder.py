@@ -72,10 +72,14 @@ class Layout:
         return parts[0] if len(parts) == 1 else jnp.concatenate(parts, axis=1)
 
 
-def _keep(x: Array, kind: str) -> Array:
-    """The constraint hook of a model that is not sharded."""
-    del kind
-    return x
+class Unsharded:
+    """The constraint hook of a model on one device."""
+
+    vocab_parts = 1  # ways the vocabulary is cut
+
+    def __call__(self, x: Array, kind: str) -> Array:
+        del kind
+        return x
 
 
 class Block(nn.Module):
@@ -89,6 +93,7 @@ class Block(nn.Module):
     tap_layer: int | None
     return_kv: bool
     lora: Lora | None
+    attention_chunk: int
 
     @nn.compact
     def __call__(self, carry, past, kind, scope):
@@ -99,7 +104,8 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        attention = Attention(self.arch, self.layout, **kinds, constrain=self.constrain, lora=self.lora, name="attn")
+        own = {"constrain": self.constrain, "lora": self.lora, "chunk": self.attention_chunk}
+        attention = Attention(self.arch, self.layout, **kinds, **own, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
@@ -121,6 +127,7 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     constrain: Callable[[Array, str], Array]
     lora: Lora | None
+    chunk: int
 
     @nn.compact
     def __call__(self, x, past, kind, scope):
@@ -140,7 +147,7 @@ class Attention(nn.Module):
         q, k = rotate(heads(a.num_heads, "q"), table), rotate(heads(a.num_kv_heads, "k"), table)
         v = heads(a.num_kv_heads, "v")
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (layout.split(part) for part in (q, k, v))
-        look = functools.partial(attend, scale=a.score_scale, softcap=a.attn_softcap)
+        look = functools.partial(attend, scale=a.score_scale, softcap=a.attn_softcap, chunk=self.chunk)
         masks = Masks(scope, None if kind is None else kind.window)
         out_prompt = out_own = None
         if layout.p:
@@ -167,8 +174,9 @@ class Decoder(nn.Module):
       remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"), all ("full").
       unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
       constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
-        "logits" [...,V] and "table" [V,D], the embeddings about to be looked up.
+        "logits" [...,V], "head" [D,parts,v], and the embeddings' "table" [V,D] and "columns" [B,S,D] as looked up.
       lora: low-rank adapters beside some projections; None for none.
+      attention_chunk: queries whose attention scores exist at one time; 0: all.
     """
 
     arch: Arch
@@ -176,8 +184,9 @@ class Decoder(nn.Module):
     param_dtype: jnp.dtype = jnp.float32
     remat: str = "none"
     unroll: int = 1
-    constrain: Callable[[Array, str], Array] = _keep
+    constrain: Callable[[Array, str], Array] = Unsharded()
     lora: Lora | None = None
+    attention_chunk: int = 0
 
     @nn.compact
     def __call__(
@@ -208,7 +217,7 @@ class Decoder(nn.Module):
             name="embed",
         )
         table = self.constrain(embed.embedding.astype(self.dtype), "table")
-        x = jnp.take(table, layout.join(prompt, completion), axis=0)
+        x = self.constrain(jnp.take(table, layout.join(prompt, completion), axis=0), "columns")
         if self.arch.family.gemma:
             x = x * jnp.asarray(self.arch.hidden_size**0.5, self.dtype)  # rounded to the dtype, as transformers does
         x = self.constrain(x, "tokens")
@@ -226,6 +235,7 @@ class Decoder(nn.Module):
             tap_layer,
             return_kv,
             self.lora,
+            self.attention_chunk,
             name="layers",
         )
         past = None if cache is None else _Past(cache.prompt, cache.own)

@@ -53,6 +53,7 @@ def attend(
     *,
     scale: float,
     softcap: float | None = None,
+    chunk: int = 0,
 ) -> Array:  # [B,K,T,H,E]
     """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] * scale) [v_1; v_2; ...], in float32.
 
@@ -61,7 +62,32 @@ def attend(
     Args:
       scale: of the scores; 1 / sqrt(E) in most families.
       softcap: bounds the scaled scores, before masking, to softcap * tanh(score / softcap).
+      chunk: queries of each completion whose scores exist at one time, in the backward pass too; 0: all.
     """
+    count = q.shape[2]
+    if not chunk or count <= chunk:
+        return _attend(q, blocks, scale, softcap)
+    chunks = -(-count // chunk)
+
+    def cut(x):  # [.,.,count,.,...] -> [chunks,.,.,chunk,.,...]
+        pad = [(0, 0), (0, 0), (0, chunks * chunk - count), *((0, 0),) * (x.ndim - 3)]
+        x = jnp.pad(x, pad)
+        return jnp.moveaxis(x.reshape(*x.shape[:2], chunks, chunk, *x.shape[3:]), 2, 0)
+
+    masks = [block.mask for block in blocks]
+    by_query = [cut(mask) for mask in masks if mask.shape[2] == count]
+
+    @jax.checkpoint
+    def one(part):
+        rest = iter(part[1])
+        mine = [next(rest) if mask.shape[2] == count else mask for mask in masks]
+        return _attend(part[0], tuple(b._replace(mask=m) for b, m in zip(blocks, mine, strict=True)), scale, softcap)
+
+    out = jnp.moveaxis(jax.lax.map(one, (cut(q), by_query)), 0, 2)
+    return out.reshape(*out.shape[:2], chunks * chunk, *out.shape[4:])[:, :, :count]
+
+
+def _attend(q: Array, blocks: tuple[KeyBlock, ...], scale: float, softcap: float | None) -> Array:
     b, k, t, h, e = q.shape
     g = blocks[0].k.shape[-2]
     q = q.reshape(b, k, t, g, h // g, e) * scale

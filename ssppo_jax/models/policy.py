@@ -44,7 +44,7 @@ def pool(
 def make_apply(
     decoder: Decoder,
     *,
-    logprob_chunk: int = 64,
+    logprob_chunk: int = 4096,
     repulsion_pooling: str = "last_token",
     repulsion_layer: str = "final_post_norm",
 ) -> Apply:
@@ -54,7 +54,7 @@ def make_apply(
 
     Args:
       decoder: the model.
-      logprob_chunk: token columns whose logits exist at one time.
+      logprob_chunk: vocabulary entries whose logits exist at one time.
       repulsion_pooling: "last_token" or "mean_response" (reconstruction).
       repulsion_layer: "final_post_norm" (Hugging Face's last hidden state), "final_pre_norm", or a block's number.
 
@@ -82,6 +82,7 @@ def make_apply(
             chunk=logprob_chunk,
             softcap=decoder.arch.final_softcap,
             entropy=entropy,
+            parts=decoder.constrain.vocab_parts,
             constrain=decoder.constrain,
         )
         states = forward.completion if tap is None else forward.tap

@@ -1,6 +1,7 @@
 """The pieces of a block: shared keys are attention like any other, padding is never seen, statistics are float32."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,26 @@ def test_one_softmax_runs_over_shared_and_own_keys(normal):
         keys, values = (np.concatenate([s[b], o[b, k]]) for s, o in zip(shared, own, strict=True))
         seen = np.concatenate([np.arange(S) < length[b], np.arange(T) <= t])
         np.testing.assert_allclose(got[b, k, t], plain_attention(q[b, k, t], keys, values, seen), atol=2e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 3])  # of 4 queries
+def test_queries_in_chunks_give_the_same_and_the_same_gradients(chunk, normal):
+    q, shared, own = normal(B, K, T, H, E), normal(2, B, S, G, E), normal(2, B, K, T, G, E)
+    prompt_mask = (np.arange(S) < np.array([5, 2])[:, None])[:, None, None, :]
+    causal = np.tril(np.ones((T, T), bool))[None, None]
+
+    def value(chunk, q, shared, own):
+        blocks = KeyBlock(*shared, prompt_mask), KeyBlock(*own, causal)
+        out = layers.attend(q, blocks, scale=0.3, softcap=2.0, chunk=chunk)
+        return jnp.sum(jnp.sin(out)), out
+
+    whole, cut = (
+        jit(jax.value_and_grad(functools.partial(value, c), argnums=(0, 1, 2), has_aux=True))(q, shared, own)
+        for c in (0, chunk)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), cut, whole)
+    scores = re.findall(r"f32\[2,2,3,2,(\d),9\]", str(jax.make_jaxpr(functools.partial(value, chunk))(q, shared, own)))
+    assert set(map(int, scores)) == {chunk}
 
 
 def test_a_masked_key_changes_no_bit(normal):

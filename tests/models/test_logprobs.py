@@ -1,4 +1,4 @@
-"""Token log-probs in chunks: the numbers of log-softmax, without ever holding logits of all tokens at once."""
+"""Token log-probs in chunks of the vocabulary: the numbers of log-softmax, without ever holding whole logits."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ from tiny import jit
 
 from ssppo_jax.models.logprobs import logits_of, token_logprobs
 
-B, K, T, D, V = 2, 3, 7, 8, 24  # T is not a multiple of the chunks below
+B, K, T, D, V = 2, 3, 7, 8, 24  # not a multiple of some of the chunks below: the last then overlaps
 
 
 @pytest.fixture(scope="module")
@@ -29,28 +29,47 @@ def numpy_logprobs(hidden, kernel):
 
 
 @functools.cache
-def value_and_gradient(chunk):
+def value_and_gradient(chunk, parts=1):
     weight = np.random.default_rng(1).standard_normal((B, K, T)).astype(np.float32)
 
     def value(hidden, kernel, targets):
-        out = token_logprobs(hidden, kernel, targets, chunk=chunk, entropy=True)
+        out = token_logprobs(hidden, kernel, targets, chunk=chunk, parts=parts, entropy=True)
         return jnp.sum(out.logp * weight), out
 
     return jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_logp_and_entropy_equal_numpy_for_every_chunk(case, chunk):
-    (_, out), _ = value_and_gradient(chunk)(*case)
+@pytest.mark.parametrize(("chunk", "parts"), [(1, 1), (3, 1), (7, 1), (24, 1), (100, 1), (7, 2), (9, 3), (1, 4)])
+def test_logp_and_entropy_equal_numpy_for_every_chunk(case, chunk, parts):
+    (_, out), _ = value_and_gradient(chunk, parts)(*case)
     whole = numpy_logprobs(*case[:2])
     np.testing.assert_allclose(out.logp, np.take_along_axis(whole, case[2][..., None], -1)[..., 0], atol=1e-5)
     np.testing.assert_allclose(out.entropy, -(np.exp(whole) * whole).sum(-1), atol=1e-5)
 
 
-def test_chunked_gradients_equal_unchunked(case):
-    (_, whole), (_, chunked) = (value_and_gradient(c)(*case) for c in (7, 3))
-    for a, b in zip(chunked, whole, strict=True):
+@pytest.mark.parametrize(("chunk", "parts"), [(7, 1), (3, 1), (10, 2), (4, 4)])
+def test_chunked_gradients_are_those_of_log_softmax(case, chunk, parts):
+    weight = np.random.default_rng(1).standard_normal((B, K, T)).astype(np.float32)
+
+    def plain(hidden, kernel, targets):
+        logp = jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), targets[..., None], -1)[..., 0]
+        return jnp.sum(logp * weight)
+
+    _, chunked = value_and_gradient(chunk, parts)(*case)
+    for a, b in zip(chunked, jit(jax.grad(plain, argnums=(0, 1)))(*case), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_soft_cap_bounds_the_logits_and_bends_their_gradient(case):
+    def chunked(hidden, kernel):
+        return jnp.sum(jnp.sin(token_logprobs(hidden, kernel, case[2], chunk=7, softcap=1.5).logp))
+
+    def plain(hidden, kernel):
+        logits = 1.5 * jnp.tanh(hidden @ kernel / 1.5)
+        return jnp.sum(jnp.sin(jnp.take_along_axis(jax.nn.log_softmax(logits), case[2][..., None], -1)))
+
+    for a, b in zip(*(jit(jax.value_and_grad(f, argnums=(0, 1)))(*case[:2]) for f in (chunked, plain)), strict=True):
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a, b)
 
 
 def test_the_gradient_is_the_closed_form(case):
@@ -63,17 +82,17 @@ def test_the_gradient_is_the_closed_form(case):
     np.testing.assert_allclose(of_kernel, np.einsum("bktd,bktv->dv", hidden, gap), atol=1e-5)
 
 
-def test_no_array_holds_the_logits_of_all_tokens():
-    """Forward or backward: the largest array with a vocabulary axis is one chunk's logits, or the kernel."""
-    b, k, t, d, v, chunk = 2, 2, 24, 4, 97, 4
+def test_no_array_holds_whole_logits():
+    """Forward or backward: the largest array is one chunk's logits."""
+    b, k, t, d, v, chunk = 2, 2, 24, 4, 97, 10
 
     def value(hidden, kernel, targets):
         return jnp.sum(token_logprobs(hidden, kernel, targets, chunk=chunk, entropy=True).logp)
 
     args = (jnp.zeros((b, k, t, d)), jnp.zeros((d, v)), jnp.zeros((b, k, t), jnp.int32))
     shapes = set(shapes_in(jax.make_jaxpr(jax.value_and_grad(value, argnums=(0, 1)))(*args).jaxpr))
-    assert (b, k, chunk, v) in shapes  # the walk reaches inside the scan
-    assert max(math.prod(shape) for shape in shapes) == b * k * chunk * v
+    assert (b, k, t, 1, chunk) in shapes  # the walk reaches inside the scan
+    assert max(math.prod(shape) for shape in shapes) == b * k * t * chunk
 
 
 def shapes_in(jaxpr):

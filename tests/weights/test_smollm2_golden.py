@@ -30,7 +30,7 @@ def golden():
 @pytest.fixture(scope="module")
 def model(smollm2_folder):
     arch = hf.read_arch(smollm2_folder)
-    return Decoder(arch), hf.load_params(smollm2_folder, arch, put=lambda path, array: jnp.asarray(array))
+    return Decoder(arch), jax.tree.map(jnp.asarray, hf.load_params(smollm2_folder, arch))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,7 @@ def padded(rows, fill):
 @jax.jit
 def prompt_logp(params, hidden, targets):
     """[B,P,D], [B,P] -> log p(targets), [B,P]."""
-    return token_logprobs(hidden[:, None], params["embed"]["embedding"].T, targets[:, None], chunk=64).logp[:, 0]
+    return token_logprobs(hidden[:, None], params["embed"]["embedding"].T, targets[:, None], chunk=8192).logp[:, 0]
 
 
 @pytest.mark.model
