@@ -35,6 +35,7 @@ EXTRAS = {
     "gpu": ["jax[cuda13]==0.10.2"],
     "tpu": ["jax[tpu]==0.10.2"],
     "tasks": ["reasoning-gym==0.1.25"],  # make installs it with all it needs but pycosat, which needs a C compiler
+    "plan": ["libtpu==0.0.52"],  # the TPU compiler, for `plan` on machines without a TPU
     "tensorboard": ["tensorboard"],
     "hf": ["datasets"],
 }

@@ -1,4 +1,4 @@
-"""The command line: python -m ssppo_jax train|generate|evaluate|convert|report|sweep."""
+"""The command line: python -m ssppo_jax train|generate|evaluate|convert|report|sweep|plan."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.tpu import leave_out
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 
@@ -22,6 +23,8 @@ commands
   convert    --input=M --output=DIR [--dtype=float32|bfloat16]   write a Hugging Face folder
   report     --workdir=DIR    one HTML file with plots and texts
   sweep      --config=FILE --workdir=DIR [--jobs=N] [--dry-run]   grid x seeds of a file that defines sweep(add)
+  plan       --config=FILE --topology=v5e:4x4 [--model=M or config.json] [--phases=generate,score,train] [--sweep]
+             [--output=DIR]   memory, traffic and roofline of a TPU slice, compiled here without one
 
 M is embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or a run's checkpoint folder
 (RUN/checkpoints/step_00000012).
@@ -39,6 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
+    leave_out()
     try:
         if argv[0] not in COMMANDS:
             raise ConfigError(f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}")
@@ -212,6 +216,27 @@ def _sweep(argv: list[str]) -> int:
     return sweep(args.config, workdir, overrides, jobs=int(args.jobs), dry_run=dry_run)
 
 
+def _plan(argv: list[str]) -> int:
+    sweep = "--sweep" in argv
+    argv = [a for a in argv if a != "--sweep"]
+    flags = {"config": None, "topology": None, "model": "", "phases": "generate,score,train", "output": ""}
+    args, overrides = _parse(argv, "plan", flags)
+    if args.help:
+        print(USAGE)
+        return 0
+    os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is run: the slice is only described
+    from ssppo_jax.planned_steps import PHASES
+    from ssppo_jax.planner import plan_command
+    from ssppo_jax.topology import devices_of
+
+    phases = args.phases.split(",")
+    if not set(phases) <= set(PHASES):
+        raise ConfigError(f"--phases={args.phases}: of {', '.join(PHASES)}, separated by commas")
+    devices = devices_of(args.topology)
+    output = _folder(args.output) if args.output else None
+    return plan_command(args.config, overrides, devices, model=args.model, phases=phases, sweep=sweep, output=output)
+
+
 COMMANDS = {
     "train": _train,
     "evaluate": _evaluate,
@@ -219,6 +244,7 @@ COMMANDS = {
     "convert": _convert,
     "report": _report,
     "sweep": _sweep,
+    "plan": _plan,
 }
 
 

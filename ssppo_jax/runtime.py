@@ -131,6 +131,17 @@ def build_runtime(config: ConfigDict) -> Runtime:
             "use it as an oracle: --config.oracle.name=reward_model --config.oracle.source=..."
         )
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
+    decoder = make_decoder(config, arch, mesh)
+    generation = {"eos_token_id": list(arch.eos_ids)}
+    return Runtime(config, folder, mesh, arch, decoder, tokenizer, eos_ids(tokenizer, generation))
+
+
+def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
+    """The configured model on a mesh.
+
+    Raises:
+      ConfigError: adapters that fit none of its projections.
+    """
     decoder = Decoder(
         arch,
         dtype=jnp.dtype(config.model.dtype),
@@ -142,8 +153,7 @@ def build_runtime(config: ConfigDict) -> Runtime:
     )
     if decoder.lora is not None:
         _check_targets(decoder)
-    generation = {"eos_token_id": list(arch.eos_ids)}
-    return Runtime(config, folder, mesh, arch, decoder, tokenizer, eos_ids(tokenizer, generation))
+    return decoder
 
 
 def lora_of(config: ConfigDict) -> Lora | None:

@@ -99,8 +99,7 @@ class Trainer:
         score = jax.jit(make_score_step(apply))
         self.collect = Collector(runtime, self.prompts, self.oracle, score, workdir / "verdicts.jsonl")
         self.steps_per_epoch = -(-len(self.collect.portion(0)) // self.config.train.batch_size)  # planned: none dropped
-        self.rate = _learning_rate(self.config, self.steps_per_epoch)
-        self.optimizer = _optimizer(self.config, self.rate)
+        self.optimizer, self.rate = make_run_optimizer(self.config, self.steps_per_epoch)
         self._jit_steps(apply)
 
     def run(self) -> dict:
@@ -373,9 +372,11 @@ def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
     )
 
 
-def _optimizer(config: ConfigDict, rate: optax.Schedule) -> optax.GradientTransformation:
+def make_run_optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The configured optimizer and its learning rate by step."""
+    rate = _learning_rate(config, steps_per_epoch)
     transform = OPTIMIZERS[config.optim.transform.name](**call_kwargs(config.optim.transform))
-    return make_optimizer(transform, rate, max_grad_norm=config.optim.max_grad_norm)
+    return make_optimizer(transform, rate, max_grad_norm=config.optim.max_grad_norm), rate
 
 
 def _epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.ndarray]:

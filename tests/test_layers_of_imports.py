@@ -9,12 +9,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssppo_jax"
 # Modules and packages. On floors 0 and 4 a module may also import those that stand before it on its own floor.
 FLOORS = (
-    "__init__ types errors progress config registry disk cores",
+    "__init__ types errors progress config registry disk cores tpu",
     "buckets losses models parallel sampling chips memory chat optim checkpoint metrics lifecycle winrate",
     "weights generate data flops",
     "steps state oracles pairs groups similarity",
-    "schema run_folder plots run_record report_page report_curves report_texts report runtime sample_phase judge_phase "
-    "rollout pace score_phase assemble collect evaluate inference train measure grid sweep_table sweep_plots sweep",
+    "topology hlo schema run_folder plots run_record report_page report_curves report_texts report runtime "
+    "sample_phase judge_phase rollout pace score_phase assemble collect evaluate inference train planned_steps plan "
+    "plan_table planner measure grid sweep_table sweep_plots sweep",
     "__main__",
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}

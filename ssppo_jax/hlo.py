@@ -1,0 +1,82 @@
+"""What a compiled program sends between devices, read from its text: bytes by kind of collective, loops counted out."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+_HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+_KIND = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|async_execution_thread.*?calls|called_computations)=\{?%?([\w.\-]+)")
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
+_BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+def collective_bytes(text: str) -> dict[str, float]:
+    """Bytes that each device receives, by kind, of a module's optimised text.
+
+    A loop is counted as often as the largest constant of its condition says, which is exact for scans and the most a
+    bounded while loop runs. An all-reduce passes its array twice. The copies that the compiler makes of one collective
+    to overlap it share a channel and count once, where they run least often.
+    """
+    computations = _computations(text)
+    entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
+    once: dict[str, tuple[str, float]] = {}  # of each channel: its kind and the bytes of one pass
+    times: dict[str, int] = {}
+
+    def walk(name: str, passes: int) -> None:
+        for line in computations.get(name, (False, []))[1]:
+            if found := _KIND.search(line):
+                channel = re.search(r"channel_id=(\d+)", line)
+                key = channel[1] if channel else f"{name}: {line}"
+                once[key] = found[2], _received(found[1], found[2], started=bool(found[3]))
+                times[key] = min(passes, times.get(key, passes))
+            if bounds := _LOOP.search(line):
+                walk(bounds[2], passes * _trips(computations, bounds[1]))
+                continue
+            for called in _CALLED.findall(line):
+                if called in computations and called != name:
+                    walk(called, passes)
+
+    if entry is not None:
+        walk(entry, 1)
+    total: Counter[str] = Counter()
+    for key, (kind, size) in once.items():
+        total[kind] += times[key] * size
+    return dict(total)
+
+
+def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
+    """name -> (is it the entry, its lines)."""
+    found: dict[str, tuple[bool, list[str]]] = defaultdict(lambda: (False, []))
+    lines: list[str] = []
+    for line in text.splitlines():
+        if head := _HEAD.match(line):
+            lines = []
+            found[head[2]] = (bool(head[1]), lines)
+        else:
+            lines.append(line)
+    return dict(found)
+
+
+def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str) -> int:
+    bounds = [int(n) for line in computations.get(condition, (False, []))[1] for n in _BOUND.findall(line)]
+    return max(bounds, default=1)
+
+
+def _received(result: str, kind: str, *, started: bool) -> float:
+    """From the result's type; a started all-gather's is (what goes in, what comes out)."""
+    sizes = [BYTES[kind] * _size(dims) for kind, dims in _ARRAY.findall(result) if kind in BYTES]
+    if not sizes:
+        return 0.0
+    return (max(sizes) if started else sum(sizes)) * (2.0 if kind == "all-reduce" else 1.0)
+
+
+def _size(dims: str) -> int:
+    size = 1
+    for n in filter(None, dims.split(",")):
+        size *= int(n)
+    return size

@@ -1,0 +1,246 @@
+"""Will it fit, and what binds it: a config's real steps compiled for a TPU slice that is only described.
+
+The compiler says what memory a step needs and what it sends; operations are counted from the architecture (`flops`),
+and memory traffic is bounded from below by what has to be read at least. No step is run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.errors import JaxRuntimeError
+from ml_collections import ConfigDict
+
+from ssppo_jax.chips import Chip, chip_of
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.hlo import collective_bytes
+from ssppo_jax.models.arch import Arch
+from ssppo_jax.models.hf_config import arch_from_hf
+from ssppo_jax.parallel import AXES, make_mesh, mesh_shape
+from ssppo_jax.planned_steps import PHASES, Planned, plan_step, rows_per_prompt, shard_bytes
+from ssppo_jax.runtime import Runtime, make_decoder
+from ssppo_jax.weights import hf
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One compiled step. Bytes and seconds are of one chip and one step."""
+
+    phase: str
+    fits: bool
+    memory: dict[str, float]  # what holds memory, by name, largest first: counted from shapes
+    peak: float | None  # bytes the compiler needs; None where it gave up, see `refusal`
+    refusal: str
+    compile_seconds: float
+    collectives: dict[str, float]  # bytes received, by kind
+    flops: float  # recomputation included
+    seconds: dict[str, float]  # at the roofline: compute, memory, network
+    tokens_per_second: float  # of completions, of all chips, at the slowest of these
+    utilisation: float  # useful operations of the peak, at best
+
+    @property
+    def binds(self) -> str:
+        return max(self.seconds, key=self.seconds.get)
+
+
+def read_model(source: str) -> Arch:
+    """An architecture from a folder, a config.json by whatever name, or of a Hugging Face repo id that one file.
+
+    Raises:
+      ConfigError: none of these.
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return hf.read_arch(path)
+    if path.suffix == ".json" and path.is_file():
+        return arch_from_hf(hf.read_json(path))
+    from huggingface_hub import hf_hub_download  # only needed here
+
+    repo, _, revision = source.partition("@")
+    try:
+        return arch_from_hf(hf.read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None))))
+    except (OSError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"model {source!r}: its config.json could not be read ({reason}); give --model=FILE, such as one of "
+            "configs/models/*.json"
+        ) from None
+
+
+def plan(
+    config: ConfigDict,
+    arch: Arch,
+    devices: Sequence[jax.Device],
+    phases: Sequence[str] = PHASES,
+    progress: Callable[[], None] = lambda: None,
+) -> list[Plan]:
+    """Compile the phases' steps for these devices, under the mesh and the sizes of the config.
+
+    Raises:
+      ConfigError: a mesh that does not divide the model or is not of these devices.
+    """
+    shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, len(devices))
+    mesh = make_mesh(shape, devices)
+    decoder = make_decoder(config, arch, mesh)
+    runtime = Runtime(config, Path(), mesh, arch, decoder, None, arch.eos_ids or (0,))
+    chip = chip_of(devices[0].device_kind)
+    if chip is None:
+        raise ConfigError(f"nothing is known of {devices[0].device_kind!r}; the chips known are in chips.py")
+    found = []
+    for phase in phases:
+        found.append(_compiled(runtime, plan_step(runtime, phase), chip))
+        progress()
+    return found
+
+
+def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
+    start, peak, refusal, sent = time.perf_counter(), None, "", {}
+    held = memory_of(runtime, planned)
+    try:
+        compiled = planned.step.lower(*planned.arguments).compile()
+        peak, sent = compiled.memory_analysis().peak_memory_in_bytes, collective_bytes(compiled.as_text())
+    except JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        refusal = _refusal(str(error), held)
+    seconds = time.perf_counter() - start
+    chips = runtime.mesh.size
+    needs = {
+        "compute": planned.flops / chips / chip.flops,
+        "memory": traffic(runtime, planned) / chip.bandwidth,
+        "network": sum(sent.values()) / chip.link,
+    }
+    slowest = max(needs.values())
+    return Plan(
+        planned.phase,
+        peak is not None and peak <= chip.memory,
+        held,
+        peak,
+        refusal,
+        seconds,
+        sent,
+        planned.flops / chips,
+        needs,
+        planned.tokens / slowest,
+        planned.useful / chips / chip.flops / slowest,
+    )
+
+
+KNOBS = {
+    "parameters": "more chips in mesh.fsdp or mesh.tensor, or model.param_dtype=bfloat16",
+    "optimizer": "more chips in mesh.fsdp, lora.rank, or optim.transform=rmsprop in place of adamw",
+    "gradients": "more chips in mesh.fsdp, lora.rank, or train.micro_batches=1, whose sums are not kept in float32",
+    "kept activations": "model.remat=full, then a larger train.micro_batches",
+    "attention scores": "model.attention_chunk=128",
+    "logits": "a smaller model.logprob_chunk",
+    "keys and values": "a smaller sampling.batch_size, or more chips in mesh.tensor",
+    "one layer, gathered": "more chips in mesh.tensor instead of mesh.fsdp",
+}
+
+
+def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
+    """Bytes of one chip by what they are, counted from shapes: where to look when a step does not fit."""
+    c, arch = runtime.config, runtime.arch
+    data, fsdp, tensor = runtime.mesh.axis_sizes
+    params = shard_bytes(runtime.abstract_params)
+    layers = shard_bytes(runtime.abstract_params["layers"])
+    size, heads = runtime.decoder.dtype.itemsize, arch.num_heads / tensor
+    p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
+    held = {"parameters": params, "one layer, gathered": layers / arch.num_layers * fsdp}
+    if planned.phase == "generate":
+        rows, k = c.sampling.batch_size / (data * fsdp), c.sampling.num_samples
+        each = 2 * arch.num_kv_heads / tensor * arch.head_dim * size * arch.num_layers
+        return _largest_first(
+            held | {"keys and values": rows * (p + k * t) * each, "logits": rows * k * arch.vocab_size / tensor * 4}
+        )
+    rows, k = c.train.batch_size / c.train.micro_batches / (data * fsdp), rows_per_prompt(runtime)
+    chunk = min(c.model.attention_chunk or max(p, t), max(p, t))
+    held["attention scores"] = rows * heads * 4 * max(min(p, chunk) * p, k * min(t, chunk) * (p + t))
+    held["logits"] = rows * k * t * min(c.model.logprob_chunk, arch.vocab_size) / tensor * 4
+    if planned.phase == "train":
+        state = planned.arguments[0]
+        trained = shard_bytes(state.params)
+        single = c.train.micro_batches == 1
+        held["optimizer"] = shard_bytes(state.opt_state)
+        held["gradients"] = trained if single else trained * 4 / runtime.param_dtype.itemsize
+        per_token = arch.hidden_size
+        if c.model.remat != "full":
+            wide = 2 * arch.num_heads * arch.head_dim + 2 * arch.num_kv_heads * arch.head_dim + 2 * arch.mlp_dim
+            per_token = 2 * arch.hidden_size + wide / tensor * (1 if c.model.remat == "dots" else 2)
+        held["kept activations"] = rows * (p + k * t) * per_token * size * arch.num_layers
+        if c.model.remat == "none":
+            held["kept activations"] += rows * heads * 4 * (p * p + k * t * (p + t)) * arch.num_layers
+    return _largest_first(held)
+
+
+def _largest_first(held: dict[str, float]) -> dict[str, float]:
+    return dict(sorted(held.items(), key=lambda item: -item[1]))
+
+
+def _refusal(error: str, held: dict[str, float]) -> str:
+    first = next((line for line in error.splitlines() if "RESOURCE_EXHAUSTED" in line), error.splitlines()[0])
+    largest = next(iter(held))
+    size = held[largest] / GIB
+    return (
+        f"the compiler gave up: {first[:300]}\n  the largest part is {largest} ({size:.2f} GiB): try {KNOBS[largest]}"
+    )
+
+
+def traffic(runtime: Runtime, planned: Planned) -> float:
+    """Bytes that one chip's memory moves at least, for one step.
+
+    Weights pass once a pass over them (the parts of other chips are written when they come and read), gradients and
+    optimizer state are read and written once, keys and values are read once for every token that looks at them.
+    """
+    c, arch, mesh = runtime.config, runtime.arch, runtime.mesh
+    data, fsdp, tensor = mesh.axis_sizes
+    gathered = shard_bytes(runtime.abstract_params) * fsdp * (2 if fsdp > 1 else 1)
+    if planned.phase == "generate":
+        t, k = c.sampling.max_new_tokens, c.sampling.num_samples
+        each = 2 * arch.num_kv_heads / tensor * arch.head_dim * runtime.decoder.dtype.itemsize * arch.num_layers
+        rows = c.sampling.batch_size / (data * fsdp)
+        seen = rows * (c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2)  # a prompt's are shared by its K
+        return (t + 1) * gathered + seen * each
+    if planned.phase == "score":
+        return gathered
+    passes = 3 if c.model.remat == "full" else 2
+    state = planned.arguments[0]
+    update = 2 * shard_bytes(state.opt_state) + 5 * shard_bytes(state.params)  # gradient and update twice, new once
+    kept = memory_of(runtime, planned)["kept activations"]
+    return c.train.micro_batches * (passes * gathered + 2 * kept) + update
+
+
+# ---- trying settings -------------------------------------------------------------------------------------------------
+
+
+def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, object]]:
+    """Overrides to try: ways to cut the mesh, micro-batches, remat. Those that cannot be are left out."""
+    found = []
+    for tensor in (1, 2, 4, 8):
+        if chips % tensor or arch.num_kv_heads % tensor or arch.mlp_dim % tensor:
+            continue
+        fsdp = chips // tensor
+        for micro in (1, 2, 4):
+            if config.train.batch_size % (micro * fsdp) or arch.hidden_size % fsdp:
+                continue
+            for remat in ("none", "dots", "full"):
+                mesh = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+                found.append(mesh | {"train.micro_batches": micro, "model.remat": remat})
+    return found
+
+
+def rank(tried: Sequence[tuple[dict[str, object], Plan]]) -> list[tuple[dict[str, object], Plan]]:
+    """Those that fit by the tokens per second of their roofline, then the others by how far they are from fitting."""
+
+    def worth(pair):
+        found = pair[1]
+        return (0, -found.tokens_per_second) if found.fits else (1, found.peak or np.inf)
+
+    return sorted(tried, key=worth)

@@ -1,0 +1,60 @@
+"""The plan command: loads the config for the slice, compiles, prints, writes plan.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+
+from ssppo_jax import schema
+from ssppo_jax.chips import chip_of
+from ssppo_jax.models.arch import Arch
+from ssppo_jax.plan import Plan, plan, rank, read_model, variants
+from ssppo_jax.plan_table import describe, ranking, record
+from ssppo_jax.progress import bar
+
+
+def plan_command(
+    path: str,
+    overrides: dict[str, str],
+    devices: Sequence[jax.Device],
+    *,
+    model: str,
+    phases: Sequence[str],
+    sweep: bool,
+    output: Path | None,
+) -> int:
+    """Print the plan of a config file on described devices; 0 if every step fits (of a sweep: if any does), else 1."""
+    config = schema.load(path, overrides, len(devices))
+    arch, chip = read_model(model or config.model.source), chip_of(devices[0].device_kind)
+    print(f"{path} on {len(devices)} x {chip.name}: {model or config.model.source}, nothing is run")
+    if sweep:
+        tried = _sweep(path, overrides, arch, devices)
+        print(ranking(tried))
+        records, fits = [record(found, setting) for setting, found in tried], any(found.fits for _, found in tried)
+    else:
+        with bar(len(phases), what="compile", unit="steps") as progress:
+            found = plan(config, arch, devices, phases, progress.update)
+        for one in found:
+            print(describe(one, chip))
+        records, fits = [record(one) for one in found], all(one.fits for one in found)
+    if output is not None:
+        (output / "plan.json").write_text(json.dumps(records, indent=1) + "\n")
+    return 0 if fits else 1
+
+
+def _sweep(
+    path: str, overrides: dict[str, str], arch: Arch, devices: Sequence[jax.Device]
+) -> list[tuple[dict[str, object], Plan]]:
+    """The train step under every variant of the config that can be."""
+    tried = []
+    settings = variants(schema.load(path, overrides, len(devices)), arch, len(devices))
+    with bar(len(settings), what="compile", unit="variants") as progress:
+        for setting in settings:
+            mine = overrides | {key: str(value) for key, value in setting.items()}
+            config = schema.load(path, mine, len(devices))
+            tried.append((setting, plan(config, arch, devices, ("train",))[0]))
+            progress.update()
+    return rank(tried)
