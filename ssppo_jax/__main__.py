@@ -17,7 +17,7 @@ INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 USAGE = """usage: python -m ssppo_jax COMMAND [options] [--config.KEY=VALUE ...]
 
 commands
-  train      --config=FILE[:ARG] --workdir=DIR    self-play training; run it again to continue
+  train      --config=FILE[:ARG] --workdir=DIR [--profile]   self-play training; run it again to continue
   evaluate   --config=FILE --candidate=M --baseline=M [--output=DIR]   held-out win rate with a 95% interval
   generate   --config=FILE [--model=M] [--prompt=TEXT ...] [--output=FILE]   responses as JSON lines
   convert    --input=M --output=DIR [--dtype=float32|bfloat16]   write a Hugging Face folder
@@ -108,6 +108,8 @@ def _folder(path: str | Path) -> Path:
 
 
 def _train(argv: list[str]) -> int:
+    profile = "--profile" in argv
+    argv = [a for a in argv if a != "--profile"]
     args, overrides = _parse(argv, "train", {"config": None, "workdir": None})
     config = _config(args, overrides)
     if config is None:
@@ -117,7 +119,7 @@ def _train(argv: list[str]) -> int:
     from ssppo_jax.train import train
 
     try:
-        result = train(config, _folder(args.workdir))
+        result = train(config, _folder(args.workdir), profile=profile)
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import optax
+
+from ssppo_jax.types import PyTree
 
 
 def rmsprop(*, decay: float = 0.99, eps: float = 1e-8, momentum: float = 0.0):
@@ -59,6 +63,7 @@ def sgd(*, momentum: float = 0.0):
 
 OPTIMIZERS = {"rmsprop": rmsprop, "adamw": adamw, "lion": lion, "sgd": sgd}
 
+STATE_DTYPES = ("param", "float32", "bfloat16")
 SCHEDULES = ("linear", "cosine", "constant")
 
 
@@ -80,8 +85,41 @@ def learning_rate(peak: float, *, schedule: str, warmup_ratio: float, total_step
 
 
 def make_optimizer(
-    transform: optax.GradientTransformation, schedule: optax.Schedule, *, max_grad_norm: float
+    transform: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    *,
+    max_grad_norm: float,
+    state_dtype: str = "param",
 ) -> optax.GradientTransformation:
-    """Clip by global norm (0: no clipping), precondition, scale by the schedule."""
+    """Clip by global norm (0: no clipping), precondition, scale by the schedule.
+
+    Args:
+      transform: the preconditioner.
+      schedule: the learning rate by step.
+      max_grad_norm: of all gradients together.
+      state_dtype: what the preconditioner's moments are kept in, "param" (each parameter's own), or a dtype.
+    """
+    if state_dtype != "param":
+        transform = kept_in(transform, jnp.dtype(state_dtype))
     parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
     return optax.chain(*parts, transform, optax.scale_by_learning_rate(schedule))
+
+
+def kept_in(transform: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:
+    """`transform` with its state in `dtype` between steps and in float32 during one.
+
+    In bfloat16 a running mean with decay d stops where the change of a step falls below 2^-9 of it: with d = 0.999 a
+    mean square that rises may stay at half its value, with d = 0.99 it comes within a tenth.
+    """
+
+    def cast(tree: PyTree, to: jnp.dtype) -> PyTree:
+        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+    def init(params: PyTree) -> PyTree:
+        return cast(transform.init(params), dtype)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
+        updates, state = transform.update(cast(updates, jnp.float32), cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)

@@ -25,7 +25,7 @@ from ssppo_jax.losses.gates import GATES
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
-from ssppo_jax.optim import OPTIMIZERS, SCHEDULES
+from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, STATE_DTYPES
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
 from ssppo_jax.parallel import AXES, mesh_shape
@@ -99,6 +99,7 @@ KEYS: tuple[Key, ...] = (
     Key("optim.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
     Key("optim.warmup_ratio", 0.1, "fraction of the schedule spent warming up", cfg.unit),
     Key("optim.max_grad_norm", 0.0, "clip the gradient's global norm; 0: no clipping", cfg.non_negative),
+    Key("optim.state_dtype", "param", "dtype of the optimizer's moments; param: the parameters' own", cfg.one_of(*STATE_DTYPES)),
     Key("optim.scope", "run", "the schedule and optimizer state span the run, or restart each iteration", cfg.one_of("run", "iteration")),
     Key("optim.schedule_epochs", 0.0, "length of the schedule in epochs when scope is iteration (the papers: 18, stopped after 1); 0: train.epochs", cfg.non_negative),
     # loop

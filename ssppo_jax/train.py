@@ -58,8 +58,11 @@ class Position:
     step_in_iteration: int = 0
 
 
-def train(config: ConfigDict, workdir: Path) -> dict:
+def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
     """Run (or continue) self-play in `workdir`; returns the final result, which is also in result.json.
+
+    With `profile`, the second iteration of this call (the first compiles) leaves a trace in `workdir`/profile, for
+    TensorBoard's profile plug-in or Perfetto.
 
     Raises:
       ConfigError: the config cannot run here, or the folder holds a run with another config.
@@ -76,7 +79,7 @@ def train(config: ConfigDict, workdir: Path) -> dict:
             log.info("%s: this run is finished; its result:", workdir)
             return json.loads(finished.read_text())
         metrics = stack.enter_context(MetricLog(workdir))
-        return Trainer(build_runtime(config), workdir, metrics, stop).run()
+        return Trainer(build_runtime(config), workdir, metrics, stop).run(profile=profile)
 
 
 class Trainer:
@@ -102,8 +105,9 @@ class Trainer:
         self.optimizer, self.rate = make_run_optimizer(self.config, self.steps_per_epoch)
         self._jit_steps(apply)
 
-    def run(self) -> dict:
+    def run(self, *, profile: bool = False) -> dict:
         state, at = self._start()
+        traced = min(at.iteration + 1, self.config.train.iterations - 1) if profile else None
         baseline = self._baseline(state, at)
         initial = self._initial_policy()
         while True:
@@ -112,11 +116,15 @@ class Trainer:
                 result = self._evaluate(policy, baseline, at)
                 if at.iteration == self.config.train.iterations:
                     return self._finish(policy, result)
+                if at.iteration == traced:
+                    jax.profiler.start_trace(self.workdir / "profile")
                 rollout = self._rollout(policy, initial, at)
             except Interrupted:
                 self._save(state, at, boundary)
                 raise
             state = self._timed_train(state, rollout, at)
+            if at.iteration == traced:
+                jax.profiler.stop_trace()
             at = Position(at.iteration + 1)
             if self._is_checkpoint(at):
                 self._save(state, at, self.metrics.offset())
@@ -142,7 +150,10 @@ class Trainer:
         dropout = self.runtime.key(DROPOUT) if self.config.lora.rank and self.config.lora.dropout else None
         step = make_train_step(apply, loss, ratio_stats, self.optimizer, dropout_key=dropout)
         self.step = jax.jit(step, donate_argnums=0)
-        self.term_norms = jax.jit(make_term_norms(apply, loss))
+        norms = make_term_norms(apply, loss)
+        self.term_norms = jax.jit(
+            lambda params, batch, frozen: norms(params, jax.tree.map(lambda x: x[0], batch), frozen)
+        )
 
     def _start(self) -> tuple[TrainState, Position]:
         """The newest valid checkpoint of this run, or the initial policy."""
@@ -273,12 +284,14 @@ class Trainer:
             state = state._replace(opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer))
         lagged = Lagged()
         before = int(state.step) - first
+        start = before if c.optim.scope == "run" else 0
+        rates = [float(self.rate(start + i)) for i in range(len(batches))]
         what = f"train {at.iteration + 1}/{c.train.iterations}"
-        with bar(len(batches) - first, what=what, unit="steps") as progress:
+        with bar(len(batches) - first, what=what, unit="steps") as progress, jax.transfer_guard("disallow"):
             for i in range(first, len(batches)):
                 batch = self._place(take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets))
                 extra = self._term_norms(state.params, batch, i)
-                extra["learning_rate"] = Mean(self.rate(before + i if c.optim.scope == "run" else i), 1.0)
+                extra["learning_rate"] = Mean(rates[i], 1.0)
                 state, metrics = self.step(state, batch, self.frozen)
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 progress.update()
@@ -301,7 +314,7 @@ class Trainer:
         """Gradient norms of the loss terms, on the iteration's first micro-batch."""
         if index or not self.config.train.term_norms:
             return {}
-        return self.term_norms(params, jax.tree.map(lambda x: x[0], batch), self.frozen)
+        return self.term_norms(params, batch, self.frozen)
 
     # ---- bookkeeping -------------------------------------------------------------------------------------------------
 
@@ -376,7 +389,8 @@ def make_run_optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.
     """The configured optimizer and its learning rate by step."""
     rate = _learning_rate(config, steps_per_epoch)
     transform = OPTIMIZERS[config.optim.transform.name](**call_kwargs(config.optim.transform))
-    return make_optimizer(transform, rate, max_grad_norm=config.optim.max_grad_norm), rate
+    c = config.optim
+    return make_optimizer(transform, rate, max_grad_norm=c.max_grad_norm, state_dtype=c.state_dtype), rate
 
 
 def _epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.ndarray]:

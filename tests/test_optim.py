@@ -1,5 +1,7 @@
 """Schedules and optimizers against their formulas, written out."""
 
+import jax
+import ml_dtypes
 import numpy as np
 import optax
 import pytest
@@ -15,9 +17,10 @@ def rate(step):  # not constant, so that a schedule read at the wrong step shows
     return 0.1 * (step + 1)
 
 
-def descend(name, *, max_grad_norm=0.0, **settings):
+def descend(name, *, max_grad_norm=0.0, state_dtype="param", **settings):
     """Parameters after each of the three steps."""
-    optimizer = make_optimizer(OPTIMIZERS[name](**settings), rate, max_grad_norm=max_grad_norm)
+    transform = OPTIMIZERS[name](**settings)
+    optimizer = make_optimizer(transform, rate, max_grad_norm=max_grad_norm, state_dtype=state_dtype)
     update = jit(optimizer.update)
     params, state, seen = START, optimizer.init(START), []
     for gradient in GRADIENTS:
@@ -110,6 +113,27 @@ def test_gradients_are_clipped_by_their_global_norm_before_the_optimizer_sees_th
         return m
 
     np.testing.assert_allclose(descend("sgd", max_grad_norm=1.5, momentum=0.5), by_hand(with_memory), rtol=1e-5)
+
+
+def test_moments_in_half_precision_are_rounded_between_steps_and_nowhere_else():
+    bfloat16 = ml_dtypes.bfloat16
+    v = np.zeros(3, bfloat16)
+
+    def step(g, w, s):
+        nonlocal v
+        new = 0.9 * v.astype(np.float64) + 0.1 * g**2
+        v = new.astype(np.float32).astype(bfloat16)
+        return g / (np.sqrt(new) + 1e-8)
+
+    got = descend("rmsprop", state_dtype="bfloat16", decay=0.9)
+    np.testing.assert_allclose(got, by_hand(step), rtol=1e-5)
+    assert np.abs(got - descend("rmsprop", decay=0.9)).max() > 1e-4
+    optimizer = make_optimizer(OPTIMIZERS["adamw"](), rate, max_grad_norm=0.0, state_dtype="bfloat16")
+    kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(optimizer.init(START)[0])}
+    assert kinds == {"bfloat16", "int32"}
+    state = optimizer.init(START.astype(bfloat16))
+    updates, _ = jit(optimizer.update)(GRADIENTS[0].astype(bfloat16), state, START.astype(bfloat16))
+    np.testing.assert_allclose(np.asarray(updates, np.float32), -0.1 * np.sign(GRADIENTS[0]), rtol=0.01)
 
 
 def rates(schedule, warmup_ratio, total, steps):

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from small_runs import configure, length_oracle, values
@@ -26,7 +27,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "build_oracle", lambda config: length_oracle())
-        result = train(configure(train__micro_batches=1, loss__repulsion_weight=0.5), folder)
+        result = train(configure(train__micro_batches=1, loss__repulsion_weight=0.5), folder, profile=True)
     return folder, result, list(read_metrics(folder / "metrics.jsonl"))
 
 
@@ -37,6 +38,28 @@ def test_a_run_leaves_what_the_readme_promises(run):
         assert (folder / name).is_file(), name
     assert [len(values(log, phase)) for phase in ("generate", "judge", "score", "train", "evaluate")] == [2, 2, 2, 4, 2]
     assert 0 <= result["low"] <= result["win_rate"] <= result["high"] <= 1
+
+
+def test_each_iteration_says_how_fast_it_was_what_it_padded_and_what_it_held(run):
+    folder, _, log = run
+    records = [record for record in log if record["phase"] == "iteration"]
+    assert len(records) == 2
+    for record in records:
+        assert 0 < record["values"]["padding_share"] < 1
+        assert record["wall"]["host_peak_gib"] > 0.1
+        tokens, seconds = (record["wall"][f"train_{what}"] for what in ("tokens_per_second", "seconds"))
+        assert 0 < tokens * seconds < 16 * (256 + 2 * 6)
+    assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1  # of the second iteration
+
+
+def test_no_array_goes_between_host_and_device_unasked_while_training(tmp_path, monkeypatch):
+    def careless(self, batch):
+        return jax.tree.map(lambda x: x[None] * np.float32(1), jax.device_put(batch))
+
+    monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle())
+    monkeypatch.setattr(train_module.Trainer, "_place", careless)
+    with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
+        train(configure(train__micro_batches=1), tmp_path)
 
 
 def test_the_first_step_of_an_iteration_is_taken_at_pi_t(run):

@@ -51,6 +51,7 @@ def test_one_softmax_runs_over_shared_and_own_keys(normal):
 def test_queries_in_chunks_give_the_same_and_the_same_gradients(chunk, normal):
     q, shared, own = normal(B, K, T, H, E), normal(2, B, S, G, E), normal(2, B, K, T, G, E)
     prompt_mask = (np.arange(S) < np.array([5, 2])[:, None])[:, None, None, :]
+    prompt_mask = prompt_mask & (np.arange(T)[:, None] < np.arange(S)[None] + 2)[None, None]  # a window
     causal = np.tril(np.ones((T, T), bool))[None, None]
 
     def value(chunk, q, shared, own):
@@ -62,7 +63,7 @@ def test_queries_in_chunks_give_the_same_and_the_same_gradients(chunk, normal):
         jit(jax.value_and_grad(functools.partial(value, c), argnums=(0, 1, 2), has_aux=True))(q, shared, own)
         for c in (0, chunk)
     )
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), cut, whole)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=2e-6), cut, whole)
     scores = re.findall(r"f32\[2,2,3,2,(\d),9\]", str(jax.make_jaxpr(functools.partial(value, chunk))(q, shared, own)))
     assert set(map(int, scores)) == {chunk}
 
