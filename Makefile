@@ -5,12 +5,12 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SEED ?= 0
-RUN ?= runs/$(if $(filter sspo,$(MAKECMDGOALS)),sspo,quickstart)
+RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test mutate parity quickstart sspo smoke lint format clean
+.PHONY: help setup test mutate parity bench lora quickstart sspo smoke lint format clean
 help:
-	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, setup, mutate, parity, smoke, lint, format, clean"
+	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, lora, setup, mutate, parity, bench, smoke, lint, format, clean"
 
 setup: $(VENV)/.installed
 
@@ -39,6 +39,17 @@ parity: setup
 	$(VENV)-torch/bin/pip install --quiet --no-deps peft==0.21.2 accelerate==1.15.0 psutil==7.2.2
 	$(VENV)-torch/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(VENV)-torch/bin/python tests/golden/check_export.py
+
+# ours against transformers, TRL and Tunix in environments of their own; half an hour with nothing else on the machine
+bench: setup
+	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl
+	$(VENV)-trl/bin/pip install --quiet torch==2.13.0 trl==1.16.0 transformers==5.23.0
+	test -x $(VENV)-tunix/bin/python || $(PYTHON) -m venv $(VENV)-tunix
+	$(VENV)-tunix/bin/pip install --quiet google-tunix==0.1.7
+	$(PY) benchmarks/bench.py
+
+lora: setup
+	$(PY) -m ssppo_jax train --config=configs/lora_quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
 
 quickstart: setup
 	$(PY) -m ssppo_jax train --config=configs/quickstart.py --config.seed=$(SEED) --workdir=$(RUN)

@@ -55,9 +55,9 @@ def launch(tmp_path_factory):
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
 
-    def run(workdir, kill="never", expect=0):
+    def run(workdir, kill="never", expect=0, kind=()):
         command = [sys.executable, "-c", KILLER, "train", "--config=configs/smoke.py", f"--workdir={workdir}"]
-        overrides = ["--config.data.heldout=2"]
+        overrides = ["--config.data.heldout=2", *kind]
         done = subprocess.run(
             command + overrides, cwd=ROOT, env=environment | {"KILL": kill}, capture_output=True, text=True, timeout=300
         )
@@ -77,8 +77,8 @@ def _log(workdir):
     return [{k: v for k, v in r.items() if k != "wall"} for r in records]
 
 
-def _files(workdir):
-    names = ["policy/model.safetensors", "pairs.jsonl", "samples.jsonl", "result.json"]
+def _files(workdir, rows="pairs"):
+    names = ["policy/model.safetensors", f"{rows}.jsonl", "samples.jsonl", "result.json"]
     return {name: (workdir / name).read_bytes() for name in names}
 
 
@@ -89,6 +89,24 @@ def test_stopped_and_killed_in_three_phases_ends_like_the_uninterrupted_run(laun
     launch(tmp_path)
     assert _files(tmp_path) == _files(uninterrupted)
     assert _log(tmp_path) == _log(uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kind"),
+    [
+        ("groups", ["loss.name=sspo", "sampling.num_samples=3"]),
+        ("opponents", ["loss.name=nash_md", "sampling.num_samples=2", "train.reference=initial"]),
+    ],
+)
+def test_groups_and_opponents_continue_as_pairs_do(rows, kind, launch, tmp_path):
+    kind = [f"--config.{setting}" for setting in (*kind, "train.prompts_per_iteration=8", "train.batch_size=4")]
+    whole = launch(tmp_path / "whole", kind=kind)
+    launch(tmp_path / "killed", kill="asked", expect=75, kind=kind)
+    launch(tmp_path / "killed", kill="saving", expect=-signal.SIGKILL, kind=kind)
+    killed = launch(tmp_path / "killed", kind=kind)
+    assert _files(killed, rows) == _files(whole, rows)
+    assert _log(killed) == _log(whole)
+    assert any(r["phase"] == "train" and r["values"]["update_norm"] > 0 for r in _log(whole))
 
 
 def test_a_resume_that_loses_its_random_keys_is_told_apart(launch, uninterrupted, tmp_path):

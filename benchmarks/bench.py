@@ -1,0 +1,176 @@
+"""Ours and the peers on the same weights and shapes, interleaved in one run: `make bench`. Writes benchmarks/README.md.
+
+Every task of every side is a process of its own, so that a peak is of that task alone. A round is all sides once;
+there are several rounds, and before the first the log-probs of the same tokens are compared.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import work
+
+from ssppo_jax import flops
+from ssppo_jax.progress import bar
+from ssppo_jax.weights import hf
+from ssppo_jax.weights.source import resolve
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+SIDES = {
+    "ours": (".venv", "ours.py"),
+    "torch": (".venv-trl", "peer_torch.py"),
+    "tunix": (".venv-tunix", "peer_tunix.py"),
+}
+NAMES = {
+    ("sample", "torch"): "transformers `generate`",
+    ("queue", "torch"): "transformers `generate`",
+    ("train", "torch"): "TRL `DPOTrainer`",
+    ("sample", "tunix"): "Tunix `Sampler`",
+    ("queue", "tunix"): "Tunix `Sampler`",
+    ("train", "tunix"): "Tunix DPO step",
+}
+TASKS = ("sample", "train", "queue")
+WORK = {
+    "sample": f"sample {work.PROMPTS} prompts x {work.SAMPLES}, {work.PROMPT} + {work.NEW} tokens",
+    "queue": f"sample {work.QUEUE} prompts x {work.QUEUE_SAMPLES} that wait in line",
+    "train": f"one optimizer step on {work.PAIRS} pairs, {work.PROMPT} + {work.NEW} tokens each, reference included",
+}
+
+
+def run(side: str, folder: Path, *tasks: str) -> dict[str, dict]:
+    """The records of one process. A side that fails is reported, not hidden."""
+    venv, file = SIDES[side]
+    python = ROOT / venv / "bin/python"
+    if not python.is_file():
+        raise SystemExit(f"{python} is missing: make bench makes it")
+    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "SSPPO_PROGRESS": "off", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([python, HERE / file, folder, *tasks], env=quiet, capture_output=True, text=True)
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"task"')]
+    if done.returncode:
+        print(f"{side} {' '.join(tasks)} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
+    return {record["task"]: record for record in records}
+
+
+def compare(folder: Path, sides: list[str]) -> dict[str, float]:
+    """The largest difference of summed log-probs from ours, relative to their size."""
+    found = {side: np.array(run(side, folder, "logprobs")["logprobs"]["values"]) for side in sides}
+    gaps = {side: float(np.max(np.abs(values / found["ours"] - 1))) for side, values in found.items() if side != "ours"}
+    wrong = {side: gap for side, gap in gaps.items() if not gap < 1e-4}
+    if wrong:
+        raise SystemExit(f"log-probs of the same tokens differ by {wrong}: the sides do not run the same model")
+    return gaps
+
+
+def measure(folder: Path, sides: list[str], rounds: int, tasks: tuple[str, ...]) -> dict[tuple[str, str], list[dict]]:
+    """(task, side) -> a record of each round."""
+    found: dict[tuple[str, str], list[dict]] = {}
+    plan = [(task, side) for _ in range(rounds) for task in tasks for side in sides]
+    with bar(len(plan), what="bench", unit="tasks") as progress:
+        for task, side in plan:
+            if record := run(side, folder, task).get(task):
+                found.setdefault((task, side), []).append(record)
+            progress.update()
+    return found
+
+
+def useful(folder: Path) -> dict[str, float]:
+    """Operations of each task that are no padding and no recomputation; of training the reference's pass too."""
+    arch = hf.read_arch(folder)
+    prompt, pair = np.full(work.PAIRS, work.PROMPT), np.full((work.PAIRS, 2), work.NEW)
+    train = flops.train_step(arch, prompt, pair) + flops.forward(arch, prompt, pair)
+    rows = {"sample": (work.PROMPTS, work.SAMPLES), "queue": (work.QUEUE, work.QUEUE_SAMPLES)}
+    sampled = {
+        task: flops.generate(arch, np.full(b, work.PROMPT), np.full((b, k), work.NEW)) for task, (b, k) in rows.items()
+    }
+    return sampled | {"train": train}
+
+
+def table(found: dict[tuple[str, str], list[dict]], ceiling: dict[str, float], count: dict[str, float]) -> str:
+    lines = [
+        "| work | who | seconds, median (least to most) | peak GiB | slower than ours | our memory | of the ceiling |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        mine = found.get((task, "ours"))
+        for side in SIDES:
+            records = found.get((task, side))
+            if not records:
+                continue
+            times, peak = [r["seconds"] for r in records], max(r["peak_gib"] for r in records)
+            middle = statistics.median(times)
+            share = count[task] / middle / ceiling["train" if task == "train" else "decode"]
+            beside = (
+                "" if side == "ours" or not mine else f"{middle / statistics.median(r['seconds'] for r in mine):.2f}x"
+            )
+            memory = "" if side == "ours" or not mine else f"{max(r['peak_gib'] for r in mine) / peak:.2f}"
+            spread = f"{middle:.1f} ({min(times):.1f} to {max(times):.1f})"
+            cells = (
+                WORK[task],
+                NAMES.get((task, side), "ssppo_jax"),
+                spread,
+                f"{peak:.2f}",
+                beside,
+                memory,
+                f"{share:.0%}",
+            )
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    rounds = int(os.environ.get("ROUNDS", "3"))
+    sides = os.environ.get("SIDES", "ours torch tunix").split()
+    tasks = tuple(os.environ.get("TASKS", "sample train queue").split())
+    folder = resolve("embedded:smollm2")
+    gaps = compare(folder, sides)
+    ceiling = run("ours", folder, "ceiling")["ceiling"]
+    found = measure(folder, sides, rounds, tasks)
+    groups = run("ours", folder, "groups").get("groups")
+    made = {"machine": machine(), "date": str(date.today()), "rounds": rounds, "gaps": gaps, "ceiling": ceiling}
+    made |= {"groups": groups, "records": [{"side": side} | r for (_, side), rs in found.items() for r in rs]}
+    (HERE / "results.json").write_text(json.dumps(made, indent=1) + "\n")
+    (HERE / "README.md").write_text(page(made, table(found, ceiling, useful(folder))))
+    print(HERE / "README.md")
+
+
+def machine() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    return f"{os.cpu_count()} cores, {cpu}, Linux {platform.release()}"
+
+
+PAGE = """# Ours and the peers on the same work
+
+`make bench` wrote this on {date}: {machine}; SmolLM2-135M-Instruct, float32; {rounds} rounds, all sides
+once in each, every task a process of its own, nothing else on the machine. Before that the summed log-probs of the same
+tokens were compared: largest relative difference from ours {gaps}.
+
+{rows}
+
+The ceiling is what the matrix products of these shapes alone reach in JAX: {decode:.0f} GFLOP/s when decoding 128
+rows, {train:.0f} in training. Shares count useful operations: no padding, no recomputation, prompts once.
+"""
+ONCE = """
+A group step of 2 prompts x 8 completions takes {seconds:.1f} s with each prompt computed once, {repeated:.1f} s with it
+repeated for every completion.
+"""
+
+
+def page(made: dict, rows: str) -> str:
+    gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
+    rates = {name: value / 1e9 for name, value in made["ceiling"].items() if name in ("decode", "train")}
+    text = PAGE.format(**{k: made[k] for k in ("date", "machine", "rounds")}, gaps=gaps, rows=rows, **rates)
+    return text + (ONCE.format(**made["groups"]) if made["groups"] else "")
+
+
+if __name__ == "__main__":
+    main()

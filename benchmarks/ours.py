@@ -1,0 +1,162 @@
+"""Our side: python benchmarks/ours.py FOLDER TASK..., tasks logprobs, sample, queue, train, groups, ceiling."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import work
+
+from ssppo_jax import schema
+from ssppo_jax.config import call_kwargs
+from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.losses import LOSSES
+from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.parallel import put_rows
+from ssppo_jax.runtime import build_runtime, sampling_params
+from ssppo_jax.sample_phase import sample_prompts
+from ssppo_jax.state import fresh_state
+from ssppo_jax.steps import make_score_step, make_train_step
+from ssppo_jax.train import make_run_optimizer
+from ssppo_jax.types import Batch, Prompt
+
+ROOT = Path(__file__).parents[1]
+
+
+def runtime_of(folder: str, **overrides):
+    given = {
+        "model.source": folder,
+        "data.prompt_buckets": f"({work.PROMPT},)",
+        "data.max_prompt_length": work.PROMPT,
+        "sampling.max_new_tokens": work.NEW,
+        "sampling.num_samples": work.SAMPLES,
+        "loss.beta": work.BETA,
+        "optim.learning_rate": work.RATE,
+        "train.batch_size": work.PAIRS,
+        "train.prompts_per_iteration": work.PAIRS,
+    }
+    given |= {key.replace("__", "."): value for key, value in overrides.items()}
+    return build_runtime(schema.load(str(ROOT / "configs/quickstart.py"), {k: str(v) for k, v in given.items()}, 1))
+
+
+def sampling(folder: str, count: int, samples: int, rows: int) -> float:
+    """Seconds to sample `samples` responses of full length to each of `count` prompts, as a run's rollout does."""
+    runtime = runtime_of(folder, sampling__num_samples=samples, sampling__batch_size=rows)
+    object.__setattr__(runtime, "eos", (runtime.arch.vocab_size - 1,))  # nothing may end early, on any side
+    params = runtime.load_params()
+    generate = runtime.make_generate(num_samples=samples, sampling=sampling_params(runtime.config))
+    encoded = [EncodedPrompt(Prompt(str(i), ()), ids, i) for i, ids in enumerate(work.prompts(count))]
+
+    def run():
+        done = sample_prompts(runtime, generate, params, encoded, jax.random.key(0))
+        assert done.metrics["tokens"] > 0.99 * count * samples * work.NEW
+
+    return work.timed(run)
+
+
+def batch_of(count: int, k: int, copies: int = 1) -> Batch:
+    """`count` rows of K completions; or every prompt `copies` times, with K / copies completions each."""
+    rows, k = count * copies, k // copies
+    prompt = np.repeat(work.prompts(count), copies, axis=0)
+    own = np.random.default_rng(1).integers(100, 40000, (rows, k, work.NEW)).astype(np.int32)
+    per_token, per_response = np.zeros(own.shape, np.float32), np.zeros(own.shape[:2], np.float32)
+    fields = dict.fromkeys(("old_logp", "ref_logp", "init_logp"), per_token)
+    fields |= {"prompt": prompt, "prompt_length": np.full(rows, work.PROMPT, np.int32), "completion": own}
+    fields |= {"mask": np.ones_like(per_token), "weight": np.ones(rows, np.float32)}
+    fields |= dict.fromkeys(("win_rate", "target"), per_response + np.float32(0.5))
+    fields |= {"p_win": np.full(rows, 0.5, np.float32), "similarity": np.zeros(rows, np.float32)}
+    return Batch(**fields, advantage=per_response + np.float32(1.0))
+
+
+def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
+    """Seconds of one optimizer step, the reference's log-probs included."""
+    runtime = runtime_of(folder, loss__name=loss, **overrides)
+    c, apply = runtime.config, runtime.make_apply()
+    optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
+    objective = partial(LOSSES[c.loss.name], **call_kwargs(c.loss))
+    step = jax.jit(make_train_step(apply, objective, ratio_stats, optimizer), donate_argnums=0)
+    score = jax.jit(make_score_step(apply))
+    state = fresh_state(runtime.mesh, runtime.load_params(), optimizer)
+    reference = runtime.load_params()
+
+    def run():
+        nonlocal state
+        fields = put_rows(runtime.mesh, (batch.prompt, batch.prompt_length, batch.completion, batch.mask))
+        logp = np.asarray(score(reference, *fields).logp)
+        cut = jax.tree.map(lambda x: x[None], batch._replace(ref_logp=logp, old_logp=logp))
+        state, metrics = step(state, put_rows(runtime.mesh, cut, axis=1))
+        assert np.isfinite(float(metrics["loss"].result()))
+
+    return work.timed(run)
+
+
+def logprobs(folder: str) -> list[float]:
+    """Sums over the winners of the first four prompts, for the comparison before anything is timed."""
+    runtime = runtime_of(folder)
+    score = jax.jit(make_score_step(runtime.make_apply()))
+    tokens, own = work.prompts(4), work.completions(4)[:, :1]
+    length = np.full(4, work.PROMPT, np.int32)
+    found = score(runtime.load_params(), tokens, length, own, np.ones(own.shape, np.float32))
+    return np.asarray(found.logp).sum(-1)[:, 0].tolist()
+
+
+def ceiling(folder: str) -> dict[str, float]:
+    """Operations a second of the model's matrix products alone: one decoding step of 128 rows, 2048 tokens of training.
+
+    Every layer has weights of its own, so they come from memory as they do in the model. Of each product the largest
+    entry is kept, which no compiler can push into it.
+    """
+    arch = runtime_of(folder).arch
+    d, f, heads, kv = arch.hidden_size, arch.mlp_dim, arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
+    shapes = [(d, heads + 2 * kv), (heads, d), (d, 2 * f), (f, d)] * arch.num_layers + [(d, arch.vocab_size)]
+    keys = jax.random.split(jax.random.key(0), len(shapes))
+    weights = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+    def into(rows):
+        return {n: jax.random.normal(jax.random.key(n), (rows, n)) for shape in shapes for n in shape}
+
+    @jax.jit
+    def forward(x, weights):
+        return [jnp.max(x[w.shape[0]] @ w) for w in weights]
+
+    @jax.jit
+    def training(x, weights):
+        back = [(jnp.max(x[w.shape[1]] @ w.T), jnp.max(x[w.shape[0]].T @ x[w.shape[1]])) for w in weights]
+        return forward(x, weights), back
+
+    size = sum(a * b for a, b in shapes)
+    found = {}
+    for name, run, rows, passes in (("decode", forward, 128, 1), ("train", training, 2048, 3)):
+        x = into(rows)
+        seconds = work.timed(lambda: jax.block_until_ready(run(x, weights)))  # noqa: B023  called at once
+        found[name] = 2.0 * passes * rows * size / seconds
+    return found
+
+
+def main() -> None:
+    folder = sys.argv[1]
+    for task in work.asked():
+        if task == "logprobs":
+            work.say(task, values=logprobs(folder))
+        elif task == "sample":
+            work.say(task, seconds=sampling(folder, work.PROMPTS, work.SAMPLES, work.PROMPTS))
+        elif task == "queue":
+            work.say(task, seconds=sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, work.QUEUE))
+        elif task == "train":
+            work.say(task, seconds=training(folder, batch_of(work.PAIRS, 2), "sppo_hard"))
+        elif task == "groups":
+            once = training(folder, batch_of(2, 8), "grpo", train__batch_size=2)
+            again = training(folder, batch_of(2, 8, copies=8), "grpo", train__batch_size=16)
+            work.say(task, seconds=once, repeated=again)
+        elif task == "ceiling":
+            work.say(task, **ceiling(folder))
+        else:
+            raise SystemExit(f"no task {task!r}")
+
+
+if __name__ == "__main__":
+    main()

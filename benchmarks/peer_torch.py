@@ -1,0 +1,103 @@
+"""transformers `generate` and TRL's DPOTrainer: python benchmarks/peer_torch.py FOLDER TASK..., in its own environment
+(torch, trl)."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+import warnings
+
+import torch
+import work
+from datasets import Dataset
+from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from trl import DPOConfig, DPOTrainer
+
+warnings.filterwarnings("ignore")
+
+
+def model_of(folder: str):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+def sampling(folder: str, count: int, samples: int, warm: int) -> float:
+    model, ids = model_of(folder).eval(), torch.tensor(work.prompts(count), dtype=torch.long)
+    settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 2}
+    lengths = {"min_new_tokens": work.NEW, "max_new_tokens": work.NEW}
+
+    def run():
+        mask = torch.ones_like(ids)
+        out = model.generate(input_ids=ids, attention_mask=mask, num_return_sequences=samples, **settings, **lengths)
+        assert out.shape == (count * samples, work.PROMPT + work.NEW)
+
+    return work.timed(run, warm=warm)
+
+
+def training(folder: str, steps: int) -> float:
+    """Seconds of the last of `steps` optimizer steps on 8 pairs, the reference's log-probs included."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = []
+    for prompt, pair in zip(work.prompts(work.PAIRS * steps), work.completions(work.PAIRS * steps), strict=True):
+        ids = {"prompt_ids": prompt.tolist(), "chosen_ids": pair[0].tolist(), "rejected_ids": pair[1].tolist()}
+        rows.append(ids)
+    times: list[float] = []
+
+    class Clock(TrainerCallback):
+        def on_step_begin(self, *_, **__):
+            self.start = time.perf_counter()
+
+        def on_step_end(self, *_, **__):
+            times.append(time.perf_counter() - self.start)
+
+    text = {"prompt": "a", "chosen": "b", "rejected": "c"}
+    config = DPOConfig(
+        output_dir=tempfile.mkdtemp(),
+        per_device_train_batch_size=work.PAIRS,
+        max_steps=steps,
+        report_to=[],
+        save_strategy="no",
+        max_length=2 * work.PROMPT + work.NEW,
+        loss_type="sppo_hard",
+        beta=work.BETA,
+        learning_rate=work.RATE,
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        disable_tqdm=True,
+    )
+    data = Dataset.from_list([text] * len(rows))
+    trainer = DPOTrainer(
+        model=model_of(folder), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
+    )
+    trainer.train_dataset = Dataset.from_list(rows)  # the very tokens, where the trainer keeps its own encoding
+    trainer.train()
+    return times[-1]
+
+
+def logprobs(folder: str) -> list[float]:
+    model = model_of(folder).eval()
+    ids = torch.tensor(work.prompts(4), dtype=torch.long)
+    own = torch.tensor(work.completions(4)[:, 0], dtype=torch.long)
+    with torch.inference_mode():
+        logits = model(torch.cat([ids, own], 1)).logits[:, work.PROMPT - 1 : -1]
+    return torch.log_softmax(logits, -1).gather(-1, own[..., None])[..., 0].sum(-1).tolist()
+
+
+def main() -> None:
+    folder = sys.argv[1]
+    for task in work.asked():
+        if task == "logprobs":
+            work.say(task, values=logprobs(folder))
+        elif task == "sample":
+            work.say(task, seconds=sampling(folder, work.PROMPTS, work.SAMPLES, 1))
+        elif task == "queue":
+            work.say(task, seconds=sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0))
+        elif task == "train":
+            work.say(task, seconds=training(folder, 2))
+        else:
+            raise SystemExit(f"no task {task!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The work that every side does: shapes, prompts and what a worker prints. No framework is imported here."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+PROMPTS, SAMPLES, PROMPT, NEW = 8, 4, 128, 128  # "8 x 4"
+QUEUE, QUEUE_SAMPLES = 32, 8  # "32 x 8", more rows than a peer decodes at a time
+PAIRS = 8
+BETA, RATE = 1e-3, 5e-7
+
+
+def prompts(count: int) -> np.ndarray:
+    """Token ids [count, PROMPT] that mean nothing, none of them special."""
+    return np.random.default_rng(0).integers(100, 40000, (count, PROMPT)).astype(np.int32)
+
+
+def completions(count: int) -> np.ndarray:
+    """Winner and loser of each prompt, [count, 2, NEW]."""
+    return np.random.default_rng(1).integers(100, 40000, (count, 2, NEW)).astype(np.int32)
+
+
+def timed(run: Callable[[], object], *, warm: int = 1) -> float:
+    """Seconds of one call, after `warm` others that compile and fill caches."""
+    for _ in range(warm):
+        run()
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def say(task: str, **values) -> None:
+    """One JSON line: what the orchestrator reads."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"task": task, "peak_gib": peak} | values), flush=True)
+
+
+def asked() -> list[str]:
+    """The tasks given on the command line behind the model folder."""
+    return sys.argv[2:]
