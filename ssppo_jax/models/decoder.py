@@ -28,15 +28,15 @@ REMAT_POLICIES = ("none", "dots", "full")
 class KV(NamedTuple):
     """Keys and values of all layers."""
 
-    k: Array  # [N,B,P,G,E] for a prompt, [N,B,K,T,G,E] for completions
+    k: Array  # [N,B,G,P,E] for a prompt, [N,B,K,G,T,E] for completions
     v: Array  # like k
 
 
 class Cache(NamedTuple):
     """What decoding has seen so far: the prompts, once, and each completion's first `filled` tokens."""
 
-    prompt: KV  # [N,B,P,G,E]
-    own: KV  # [N,B,K,T,G,E]
+    prompt: KV  # [N,B,G,P,E]
+    own: KV  # [N,B,K,G,T,E]
     filled: Array  # [] int32, the same for all rows
 
 
@@ -147,6 +147,9 @@ class Attention(nn.Module):
         q, k = rotate(heads(a.num_heads, "q"), table), rotate(heads(a.num_kv_heads, "k"), table)
         v = heads(a.num_kv_heads, "v")
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (layout.split(part) for part in (q, k, v))
+        k_prompt, v_prompt, k_own, v_own = (
+            None if x is None else jnp.swapaxes(x, -3, -2) for x in (k_prompt, v_prompt, k_own, v_own)
+        )
         look = functools.partial(attend, scale=a.score_scale, softcap=a.attn_softcap, chunk=self.chunk)
         masks = Masks(scope, None if kind is None else kind.window)
         out_prompt = out_own = None
@@ -154,9 +157,9 @@ class Attention(nn.Module):
             out_prompt = look(q_prompt[:, None], (KeyBlock(k_prompt, v_prompt, masks.prompt(layout.p)),))[:, 0]
         if layout.k:
             shared = past.prompt if past is not None else KV(k_prompt, v_prompt)
-            blocks = [KeyBlock(shared.k, shared.v, masks.of_prompt(layout.t, shared.k.shape[1]))]
+            blocks = [KeyBlock(shared.k, shared.v, masks.of_prompt(layout.t, shared.k.shape[-2]))]
             if past is not None:
-                blocks.append(KeyBlock(past.own.k, past.own.v, masks.of_past(layout.t, past.own.k.shape[2])))
+                blocks.append(KeyBlock(past.own.k, past.own.v, masks.of_past(layout.t, past.own.k.shape[-2])))
             blocks.append(KeyBlock(k_own, v_own, masks.own(layout.t)))
             out_own = look(q_own, tuple(blocks))
         y = self.constrain(layout.join(out_prompt, out_own), "heads")
@@ -239,7 +242,7 @@ class Decoder(nn.Module):
             name="layers",
         )
         past = None if cache is None else _Past(cache.prompt, cache.own)
-        slots = layout.p + layout.t if cache is None else cache.prompt.k.shape[2] + cache.own.k.shape[3] + layout.t
+        slots = layout.p + layout.t if cache is None else cache.prompt.k.shape[-2] + cache.own.k.shape[-2] + layout.t
         tap = x if tap_layer is not None else None
         scope = Scope(*_tables(positions, self.arch), prompt_length, filled)
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)

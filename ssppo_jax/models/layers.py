@@ -42,7 +42,7 @@ class RMSNorm(nn.Module):
 class KeyBlock(NamedTuple):
     """Keys and values some queries may look at. A prompt's block is shared by its K completions and never repeated."""
 
-    k: Array  # [B,S,G,E] shared by all K, or [B,K,S,G,E] each completion's own
+    k: Array  # [B,G,S,E] shared by all K, or [B,K,G,S,E] each completion's own: as the products read them
     v: Array  # like k
     mask: Array  # bool, broadcastable to [B,K,T,S]
 
@@ -89,7 +89,7 @@ def attend(
 
 def _attend(q: Array, blocks: tuple[KeyBlock, ...], scale: float, softcap: float | None) -> Array:
     b, k, t, h, e = q.shape
-    g = blocks[0].k.shape[-2]
+    g = blocks[0].k.shape[-3]
     q = q.reshape(b, k, t, g, h // g, e) * scale
     scores = [_scores(q, block, softcap) for block in blocks]
     weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
@@ -102,13 +102,13 @@ def _attend(q: Array, blocks: tuple[KeyBlock, ...], scale: float, softcap: float
 
 
 def _scores(q: Array, block: KeyBlock, softcap: float | None) -> Array:  # [B,G,K,R,T,S] float32
-    equation = "bktgre,bsge->bgkrts" if block.k.ndim == 4 else "bktgre,bksge->bgkrts"
+    equation = "bktgre,bgse->bgkrts" if block.k.ndim == 4 else "bktgre,bkgse->bgkrts"
     scores = jnp.einsum(equation, q, block.k, preferred_element_type=jnp.float32)
     return jnp.where(block.mask[:, None, :, None], soft_cap(scores, softcap), _MASKED)
 
 
 def _mix(weights: Array, block: KeyBlock) -> Array:  # [B,K,T,G,R,E]
-    equation = "bgkrts,bsge->bktgre" if block.v.ndim == 4 else "bgkrts,bksge->bktgre"
+    equation = "bgkrts,bgse->bktgre" if block.v.ndim == 4 else "bgkrts,bkgse->bktgre"
     return jnp.einsum(equation, weights, block.v)
 
 

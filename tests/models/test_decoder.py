@@ -147,13 +147,14 @@ def test_the_models_compared_attend_and_speak_far_from_uniformly(prompts):
 def test_decoding_through_the_cache_equals_the_whole_forward(name, prompts, completion):
     decoder, params = Decoder(ARCHES[name]), {"params": PARAMS[name]}
     prefill = jit(lambda: decoder.apply(params, prompts.tokens, prompts.length, return_kv=True))()
-    shape = (*prefill.kv.k.shape[:2], K, T, *prefill.kv.k.shape[3:])
+    n, b, g, _, e = prefill.kv.k.shape
+    shape = (n, b, K, g, T, e)
     own = KV(np.full(shape, 1e6, np.float32), np.full(shape, 1e6, np.float32))  # what is not filled is not seen
 
     @jit
     def step(own, filled, token):
         out = decoder.apply(params, None, prompts.length, token, Cache(prefill.kv, own, filled), return_kv=True)
-        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=filled, axis=3)
+        put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=filled, axis=4)
         return jax.tree.map(put, own, out.kv), out.completion[:, :, 0]
 
     whole = forward(name)(prompts.tokens, prompts.length, completion)
