@@ -48,11 +48,11 @@ def sampling(folder: str, count: int, samples: int, rows: int) -> float:
     runtime = runtime_of(folder, sampling__num_samples=samples, sampling__batch_size=rows)
     object.__setattr__(runtime, "eos", (runtime.arch.vocab_size - 1,))  # nothing may end early, on any side
     params = runtime.load_params()
-    generate = runtime.make_generate(num_samples=samples, sampling=sampling_params(runtime.config))
+    sampler = runtime.make_sampler(num_samples=samples, sampling=sampling_params(runtime.config))
     encoded = [EncodedPrompt(Prompt(str(i), ()), ids, i) for i, ids in enumerate(work.prompts(count))]
 
     def run():
-        done = sample_prompts(runtime, generate, params, encoded, jax.random.key(0))
+        done = sample_prompts(runtime, sampler, params, encoded, jax.random.key(0))
         assert done.metrics["tokens"] > 0.99 * count * samples * work.NEW
 
     return work.timed(run)

@@ -63,12 +63,12 @@ class Collector:
         self.journal = Journal(journal)
         self.embedder = _embedder(runtime) if self.rows == "pair" else None
         self.rounds = config.group.max_num_gen_batches if config.group.filter_groups else 1
-        self.generate = runtime.make_generate(
+        self.sampler = runtime.make_sampler(
             num_samples=1 if self.rows == "opponent" else config.sampling.num_samples, sampling=sampling_params(config)
         )
         if self.rows == "opponent":
             coef = config.loss.mixture_coef
-            self.generate_opponent = runtime.make_generate(
+            self.opponent_sampler = runtime.make_sampler(
                 num_samples=1, sampling=sampling_params(config), weights=(1.0 - coef, coef), first_sample=1
             )
 
@@ -136,11 +136,11 @@ class Collector:
         """K samples of the policy; for opponent rows one of the policy and one of its opponent."""
         settings = {"stopped": stopped, "what": what}
         if self.rows != "opponent":
-            return sample_prompts(self.runtime, self.generate, params, encoded, key, ready=ready, **settings)
-        own = sample_prompts(self.runtime, self.generate, params, encoded, key, **settings)
+            return sample_prompts(self.runtime, self.sampler, params, encoded, key, ready=ready, **settings)
+        own = sample_prompts(self.runtime, self.sampler, params, encoded, key, **settings)
         both = (params, initial())
         other = sample_prompts(
-            self.runtime, self.generate_opponent, both, encoded, key, stopped=stopped, what=what + " (opponent)"
+            self.runtime, self.opponent_sampler, both, encoded, key, stopped=stopped, what=what + " (opponent)"
         )
         samples = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), own.samples, other.samples)
         texts = [a + b for a, b in zip(own.texts, other.texts, strict=True)]

@@ -148,7 +148,7 @@ class HeldOut:
 
     def __init__(self, runtime: Runtime, encoded: list[EncodedPrompt]):
         self.runtime, self.encoded = runtime, encoded
-        self._generate: dict[int, Callable] = {}
+        self._samplers: dict[int, Callable] = {}
 
     def sample(
         self,
@@ -159,12 +159,12 @@ class HeldOut:
         what: str,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Sampled:
-        if num_samples not in self._generate:
+        if num_samples not in self._samplers:
             sampling = sampling_params(self.runtime.config, temperature=self.runtime.config.eval.temperature)
-            self._generate[num_samples] = self.runtime.make_generate(num_samples=num_samples, sampling=sampling)
+            self._samplers[num_samples] = self.runtime.make_sampler(num_samples=num_samples, sampling=sampling)
         key = self.runtime.key(EVALUATION, int(baseline))
-        generate = self._generate[num_samples]
-        return sample_prompts(self.runtime, generate, params, self.encoded, key, stopped=stopped, what=what)
+        sampler = self._samplers[num_samples]
+        return sample_prompts(self.runtime, sampler, params, self.encoded, key, stopped=stopped, what=what)
 
     def records(self, sampled: Sampled, stage: str, iteration: int) -> list[dict]:
         """Held-out texts for people to read: one line per prompt and sample."""

@@ -1,4 +1,9 @@
-"""Sampling: a prompt is computed once, its K completions share its keys and values, decoding ends when all have."""
+"""Sampling: a prompt is computed once, its K completions share its keys and values, and its slot is free when all end.
+
+A batch is so many slots, each with one prompt at a step of its own. `Sampler.run` decodes until enough slots are free,
+`Sampler.refill` gives them to prompts that wait; so a long completion does not hold up the others. Tokens do not depend
+on any of it: their keys are addressed by prompt, sample and position, and rows never mix.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +19,53 @@ from ssppo_jax.sampling import SamplingParams, choose, log_prob, mixture, row_ke
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, Samples
 
 
-class _Loop(NamedTuple):
-    step: Array  # [] int32, tokens chosen so far
+class Slots(NamedTuple):
+    """Prompts that are being answered, one a slot."""
+
+    length: Array  # [B] int32, of the prompts
+    keys: Array  # [B,K,words] uint32, the completions' random keys
+    shared: tuple[KV, ...]  # of each policy, the prompts': [N,B,G,P,E]
+    own: tuple[KV, ...]  # of each policy, the completions': [N,B,K,G,T,E]
+    step: Array  # [B] int32, tokens chosen so far
     token: Array  # [B,K] int32, the newest
     done: Array  # [B,K] bool
-    own: tuple[KV, ...]  # of each policy, [N,B,K,G,T,E]
     samples: Samples
+    steps: Array  # [] int32, decoding steps of the whole batch so far
+    used: Array  # [] int32, slots that had something to decode, summed over these steps
 
 
-def make_generate(
+class Sampler(NamedTuple):
+    """Pure functions on slots; jit them."""
+
+    start: Callable[[PyTree, Prompts, Array, Array], Slots]  # (params, prompts, key, real [B]): one prompt a slot
+    run: Callable[[PyTree, Slots, Array], Slots]  # (params, slots, enough): decode until so many slots are free
+    refill: Callable[[PyTree, Slots, Prompts, Array, Array], Slots]  # (params, slots, prompts [R], key, which [R])
+    look: Callable[[Slots], tuple[Array, Samples]]  # which are `free` [B], and what they hold
+
+
+def free(slots: Slots) -> Array:  # [B] bool
+    """Slots whose completions have all ended, by a stop id or by length."""
+    return slots.done.all(-1) | (slots.step >= slots.samples.tokens.shape[2])
+
+
+def finished(slots: Slots) -> Samples:
+    """What the slots hold; complete where they are free."""
+    return slots.samples._replace(finish=jnp.where(slots.done, FINISH_EOS, FINISH_LENGTH).astype(jnp.int8))
+
+
+def make_generate(decoder: Decoder, **settings) -> Callable[[PyTree, Prompts, Array], Samples]:
+    """generate(params, prompts, key) -> Samples: K completions of each prompt of one batch, see `make_sampler`."""
+    sampler = make_sampler(decoder, **settings)
+
+    def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
+        b = len(prompts.length)
+        slots = sampler.start(params, prompts, key, jnp.ones((b,), bool))
+        return finished(sampler.run(params, slots, jnp.int32(b)))
+
+    return generate
+
+
+def make_sampler(
     decoder: Decoder,
     *,
     num_samples: int,
@@ -31,8 +74,8 @@ def make_generate(
     sampling: SamplingParams,
     weights: tuple[float, ...] = (1.0,),
     first_sample: int = 0,
-) -> Callable[[PyTree, Prompts, Array], Samples]:
-    """generate(params, prompts, key) -> Samples: K completions per prompt.
+) -> Sampler:
+    """K completions per prompt, on slots.
 
     `key` belongs to (seed, iteration); each token's key is addressed from it by prompt, sample and position. EOS ids
     are looked for at completion positions only. A row that ends early is padded with `pad_id` beyond its length.
@@ -61,7 +104,8 @@ def make_generate(
     stops = jnp.asarray(eos_ids, jnp.int32)
 
     def pick(keys, step, logits):
-        at_step = jax.vmap(jax.vmap(lambda key: jax.random.fold_in(key, step)))(keys)
+        keys = jax.random.wrap_key_data(keys)
+        at_step = jax.vmap(lambda row, s: jax.vmap(lambda key: jax.random.fold_in(key, s))(row))(keys, step)
         logits = [decoder.constrain(x, "logits") for x in logits]
         token, logp, sampling_logp = choose(at_step, mixture(logits, weights), sampling)
         return token, (log_prob(logits[0], token) if len(weights) > 1 else logp), sampling_logp
@@ -69,31 +113,81 @@ def make_generate(
     def is_stop(token):
         return (token[..., None] == stops[None, None, :]).any(-1)
 
-    def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
-        policies = (params,) if len(weights) == 1 else tuple(params)
-        if len(policies) != len(weights):
-            raise ValueError(f"{len(weights)} weights and {len(policies)} parameters: give a tuple with one tree each")
-        b, keys = prompts.tokens.shape[0], row_keys(key, prompts.address, k, first_sample)
+    def begin(params: PyTree, prompts: Prompts, key: Array) -> Slots:
+        """Prompts read and their first tokens chosen; no room for further keys yet."""
+        policies = _policies(params, weights)
+        b, keys = prompts.tokens.shape[0], jax.random.key_data(row_keys(key, prompts.address, k, first_sample))
         logits, shared = zip(*(_prefill(decoder, policy, prompts, k) for policy in policies), strict=True)
-        token, logp, sampling_logp = pick(keys, 0, logits)
-        samples = _record(_blank(b, k, t, pad_id), 0, token, logp, sampling_logp, jnp.zeros((b, k), bool))
+        zero = jnp.zeros((b,), jnp.int32)
+        token, *logps = pick(keys, zero, logits)
+        samples = _record(_blank(b, k, t, pad_id), zero, token, *logps, jnp.zeros((b, k), bool))
+        nothing = jnp.int32(0)
+        return Slots(prompts.length, keys, shared, (), zero + 1, token, is_stop(token), samples, nothing, nothing)
 
-        def body(loop: _Loop) -> _Loop:
-            caches = [Cache(kv, own, loop.step - 1) for kv, own in zip(shared, loop.own, strict=True)]
-            read = [_read(decoder, p, prompts, loop.token, cache) for p, cache in zip(policies, caches, strict=True)]
-            logits, new = zip(*read, strict=True)
-            own = jax.tree.map(lambda old, x: _write(old, x, loop.step - 1), loop.own, new)
-            token, logp, sampling_logp = pick(keys, loop.step, logits)
-            samples = _record(loop.samples, loop.step, token, logp, sampling_logp, loop.done)
-            return _Loop(loop.step + 1, token, loop.done | is_stop(token), own, samples)
+    def start(params: PyTree, prompts: Prompts, key: Array, real: Array) -> Slots:
+        slots = begin(params, prompts, key)
+        b = len(slots.step)
+        room = jax.tree.map(lambda x: jnp.zeros((x.shape[0], b, k, x.shape[2], t, x.shape[4]), x.dtype), slots.shared)
+        return slots._replace(own=room, done=slots.done | ~real[:, None])  # nobody waits for filler rows
 
-        own = jax.tree.map(lambda x: jnp.zeros((x.shape[0], b, k, x.shape[2], t, x.shape[4]), x.dtype), shared)
-        first = _Loop(jnp.int32(1), token, is_stop(token), own, samples)
-        loop = jax.lax.while_loop(lambda l: (l.step < t) & ~l.done.all(), body, first)
-        finish = jnp.where(loop.done, FINISH_EOS, FINISH_LENGTH).astype(jnp.int8)
-        return loop.samples._replace(finish=finish)
+    def body(params: PyTree, slots: Slots) -> Slots:
+        policies, waiting = _policies(params, weights), free(slots)
+        caches = [Cache(kv, own, slots.step - 1) for kv, own in zip(slots.shared, slots.own, strict=True)]
+        read = [
+            _read(decoder, policy, slots.length, slots.token, cache)
+            for policy, cache in zip(policies, caches, strict=True)
+        ]
+        logits, new = zip(*read, strict=True)
+        own = jax.tree.map(lambda old, x: _write(old, x, slots.step - 1), slots.own, new)
+        token, *logps = pick(slots.keys, slots.step, logits)
+        ended = slots.done | waiting[:, None]
+        return slots._replace(
+            own=own,
+            step=jnp.where(waiting, slots.step, slots.step + 1),
+            token=token,
+            done=slots.done | (~waiting[:, None] & is_stop(token)),
+            samples=_record(slots.samples, slots.step, token, *logps, ended),
+            steps=slots.steps + 1,
+            used=slots.used + jnp.sum(~waiting, dtype=jnp.int32),
+        )
 
-    return generate
+    def run(params: PyTree, slots: Slots, enough: Array) -> Slots:
+        return jax.lax.while_loop(lambda s: free(s).sum() < enough, lambda s: body(params, s), slots)
+
+    def refill(params: PyTree, slots: Slots, prompts: Prompts, key: Array, which: Array) -> Slots:
+        fresh = begin(params, prompts, key)
+        rows = {name: _put(getattr(slots, name), getattr(fresh, name), which, 0) for name in ROWS}
+        shared = jax.tree.map(lambda old, new: _put(old, new, which, 1), slots.shared, fresh.shared)
+        samples = jax.tree.map(lambda old, new: _put(old, new, which, 0), slots.samples, fresh.samples)
+        return slots._replace(**rows, shared=shared, samples=samples)
+
+    def settled(step):
+        """`step` with its slots cut over the mesh in one way, whoever made them: the others are compiled once."""
+        return lambda *args: _settle(decoder.constrain, step(*args))
+
+    return Sampler(settled(start), settled(run), settled(refill), lambda slots: (free(slots), finished(slots)))
+
+
+ROWS = ("length", "keys", "step", "token", "done")  # fields of `Slots` with a leading axis of slots
+
+
+def _put(old: Array, new: Array, which: Array, axis: int) -> Array:
+    """Rows `new` in the places `which`; places beyond the last are of filler rows and are dropped."""
+    where = (slice(None),) * axis + (which,)
+    return old.at[where].set(new, mode="drop")
+
+
+def _settle(constrain: Callable[[Array, str], Array], slots: Slots) -> Slots:
+    kinds = dict.fromkeys(Slots._fields, "rows") | dict.fromkeys(("shared", "own"), "cache")
+    kinds |= dict.fromkeys(("steps", "used"), "count")
+    return Slots(*(jax.tree.map(lambda x: constrain(x, kinds[f]), getattr(slots, f)) for f in Slots._fields))  # noqa: B023
+
+
+def _policies(params: PyTree, weights: tuple[float, ...]) -> tuple[PyTree, ...]:
+    policies = (params,) if len(weights) == 1 else tuple(params)
+    if len(policies) != len(weights):
+        raise ValueError(f"{len(weights)} weights and {len(policies)} parameters: give a tuple with one tree each")
+    return policies
 
 
 def _prefill(decoder: Decoder, params: PyTree, prompts: Prompts, k: int) -> tuple[Array, KV]:
@@ -104,9 +198,9 @@ def _prefill(decoder: Decoder, params: PyTree, prompts: Prompts, k: int) -> tupl
     return jnp.broadcast_to(logits, (len(last), k, logits.shape[-1])), forward.kv
 
 
-def _read(decoder: Decoder, params: PyTree, prompts: Prompts, token: Array, cache: Cache) -> tuple[Array, KV]:
+def _read(decoder: Decoder, params: PyTree, length: Array, token: Array, cache: Cache) -> tuple[Array, KV]:
     """Logits [B,K,V] of what follows `token` [B,K], and its keys and values."""
-    out = decoder.apply({"params": params}, None, prompts.length, token[..., None], cache, return_kv=True)
+    out = decoder.apply({"params": params}, None, length, token[..., None], cache, return_kv=True)
     return _logits(decoder, params, out.completion[:, :, 0]), out.kv
 
 
@@ -117,8 +211,12 @@ def _logits(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
 
 
 def _write(cache: Array, new: Array, step: Array) -> Array:
-    """Put the newest token's keys [N,B,K,G,1,E] at slot `step`, in place inside the decoding loop."""
-    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), step, axis=-2)
+    """Put each row's newest keys [N,B,K,G,1,E] at its slot `step` [B], in place inside the decoding loop."""
+
+    def one(row, keys, at):
+        return jax.lax.dynamic_update_slice_in_dim(row, keys.astype(row.dtype), at, axis=-2)
+
+    return jax.vmap(one, in_axes=(1, 1, 0), out_axes=1)(cache, new, step)
 
 
 def _blank(b: int, k: int, t: int, pad_id: int) -> Samples:
@@ -132,16 +230,16 @@ def _blank(b: int, k: int, t: int, pad_id: int) -> Samples:
     )
 
 
-def _record(samples: Samples, step, token, logp, sampling_logp, done) -> Samples:
-    """Write one token column; rows already done keep their padding."""
+def _record(samples: Samples, step: Array, token: Array, logp: Array, sampling_logp: Array, ended: Array) -> Samples:
+    """Write each row's token at its `step` [B]; completions that have ended keep their padding."""
+    here = (jnp.arange(samples.tokens.shape[2])[None, None, :] == step[:, None, None]) & ~ended[:, :, None]
 
     def column(old, new):
-        new = jnp.where(done, old[:, :, step], new.astype(old.dtype))
-        return jax.lax.dynamic_update_slice_in_dim(old, new[..., None], step, axis=2)
+        return jnp.where(here, new[..., None].astype(old.dtype), old)
 
     return samples._replace(
         tokens=column(samples.tokens, token),
-        length=samples.length + jnp.where(done, 0, 1),
+        length=samples.length + jnp.where(ended, 0, 1),
         logp=column(samples.logp, logp),
         sampling_logp=column(samples.sampling_logp, sampling_logp),
     )

@@ -26,9 +26,9 @@ def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
             log.warning("%s", dropped)
     else:
         encoded = encode_split(runtime)[1]
-    generate = runtime.make_generate(num_samples=config.sampling.num_samples, sampling=sampling_params(config))
+    sampler = runtime.make_sampler(num_samples=config.sampling.num_samples, sampling=sampling_params(config))
     key = runtime.key(EVALUATION, 2)
-    sampled = sample_prompts(runtime, generate, runtime.load_params(), encoded, key)
+    sampled = sample_prompts(runtime, sampler, runtime.load_params(), encoded, key)
     s = sampled.samples
     return [
         {

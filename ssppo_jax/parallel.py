@@ -166,7 +166,7 @@ class Constrain:
     def __call__(self, x: Array, kind: str) -> Array:
         if self.mesh.size == 1:
             return x
-        spec = LAYOUTS[kind, x.ndim]
+        spec = P(ROWS) if kind == "rows" else LAYOUTS[kind, x.ndim]
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
 
@@ -178,4 +178,7 @@ LAYOUTS = {
     ("logits", 5): P(ROWS, None, None, "tensor", None),  # [B,K,T,parts,v]
     ("logits", 3): P(ROWS, None, "tensor"),  # [B,K,V], one decoding step
     ("head", 3): P("fsdp", "tensor", None),  # [D,parts,v]
+    ("cache", 5): P(None, ROWS, "tensor"),  # [N,B,G,P,E]
+    ("cache", 6): P(None, ROWS, None, "tensor"),  # [N,B,K,G,T,E]
+    ("count", 0): P(),
 }

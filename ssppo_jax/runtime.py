@@ -17,7 +17,7 @@ from ssppo_jax import data
 from ssppo_jax.chat import eos_ids
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.generate import make_generate
+from ssppo_jax.generate import Sampler, make_sampler
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
@@ -84,20 +84,20 @@ class Runtime:
             repulsion_layer=model.repulsion_layer,
         )
 
-    def make_generate(
+    def make_sampler(
         self,
         *,
         num_samples: int,
         sampling: SamplingParams,
         weights: tuple[float, ...] = (1.0,),
         first_sample: int = 0,
-    ) -> Callable:
-        """The jitted sampler: generate(params, prompts, key) -> Samples.
+    ) -> Sampler:
+        """The jitted sampler; slots that are handed on are donated.
 
         With several `weights`, `params` is a tuple of as many policies and their geometric mixture is sampled.
         """
         decoder = self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll)
-        generate = make_generate(
+        sampler = make_sampler(
             decoder,
             num_samples=num_samples,
             eos_ids=self.eos,
@@ -106,7 +106,12 @@ class Runtime:
             weights=weights,
             first_sample=first_sample,
         )
-        return jax.jit(generate)
+        return Sampler(
+            jax.jit(sampler.start),
+            jax.jit(sampler.run, donate_argnums=1),
+            jax.jit(sampler.refill, donate_argnums=1),
+            jax.jit(sampler.look),
+        )
 
     def key(self, stream: int, index: int = 0):
         """The random key of one purpose: fold_in(fold_in(key(seed), stream), index)."""

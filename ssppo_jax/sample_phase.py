@@ -1,8 +1,9 @@
-"""Sampling a list of prompts in bucketed batches, with results back in the prompts' order."""
+"""Sampling a list of prompts that wait in line for a batch's slots, with results back in the prompts' order."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -10,9 +11,10 @@ import jax
 import numpy as np
 
 from ssppo_jax.chat import check_completions, decode
-from ssppo_jax.data import EncodedPrompt, bucket_batches
+from ssppo_jax.data import EncodedPrompt, bucket_batches, pad_batch
+from ssppo_jax.generate import Sampler
 from ssppo_jax.metrics import sample_stats
-from ssppo_jax.parallel import put_rows
+from ssppo_jax.parallel import put_rows, replicated
 from ssppo_jax.progress import bar
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.types import Array, PyTree, Samples
@@ -33,7 +35,7 @@ class Interrupted(Exception):
 
 def sample_prompts(
     runtime: Runtime,
-    generate: Callable,
+    sampler: Sampler,
     params: PyTree,
     encoded: Sequence[EncodedPrompt],
     key: Array,
@@ -44,44 +46,93 @@ def sample_prompts(
 ) -> Sampled:
     """K samples per prompt. Every row's tokens are addressed by (key, prompt, sample), so batching does not matter.
 
-    While the device samples a batch, the one before it is turned into text and handed to `ready`.
+    Prompts wait in line for the slots of a batch; while the device decodes, those that left are turned into text and
+    handed to `ready`.
 
     Raises:
-      Interrupted: `stopped()` became true between two batches.
+      Interrupted: `stopped()` became true between two rounds of decoding.
     """
-    config = runtime.config
-    batches = bucket_batches(encoded, batch_size=config.sampling.batch_size, buckets=config.data.prompt_buckets)
-    order, parts, texts, start = [], [], [], time.perf_counter()
+    parts, order, texts, start, steps = [], [], [], time.perf_counter(), Counter()
     with bar(len(encoded), what=what, unit="prompts") as progress:
 
-        def finish(batch, samples) -> None:
-            rows = batch.index[batch.real]
-            parts.append(jax.tree.map(lambda x: x[batch.real], jax.device_get(samples)))
+        def finish(rows: np.ndarray, samples: Samples) -> None:
+            parts.append(samples)
             order.append(rows)
-            texts.extend(_texts(runtime, parts[-1]))
+            texts.extend(_texts(runtime, samples))
             progress.update(len(rows))
             ready([encoded[i] for i in rows], texts[-len(rows) :])
 
-        under_way = None
-        for batch in batches:
-            if stopped():
-                raise Interrupted
-            samples = generate(params, put_rows(runtime.mesh, batch.prompts), key)
-            if under_way is not None:
-                finish(*under_way)
-            under_way = (batch, samples)
-        finish(*under_way)
+        for line in _lines(runtime, encoded):
+            steps += _serve(runtime, sampler, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
     samples = Samples(*(np.concatenate(field)[back] for field in zip(*parts, strict=True)))
     check_completions(samples, runtime.eos)
     tokens = int(samples.length.sum())
+    counts = {"tokens": float(tokens), "slot_occupancy": steps["used"] / max(steps["slots"], 1)}
     return Sampled(
         samples,
         [texts[i] for i in back],
-        sample_stats(samples) | {"tokens": float(tokens)},
+        sample_stats(samples) | counts,
         {"seconds": seconds, "tokens_per_second": tokens / seconds},
     )
+
+
+class _Line(NamedTuple):
+    """Prompts that go through the same slots."""
+
+    width: int  # token slots of their prompts
+    rows: np.ndarray  # in the list of prompts, the shortest first
+
+
+def _lines(runtime: Runtime, encoded: Sequence[EncodedPrompt]) -> list[_Line]:
+    c = runtime.config
+    lines: list[_Line] = []
+    for batch in bucket_batches(encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets):
+        width, rows = batch.prompts.tokens.shape[1], batch.index[batch.real]
+        if lines and lines[-1].width == width:
+            rows = np.concatenate([lines.pop().rows, rows])
+        lines.append(_Line(width, rows))
+    return lines
+
+
+def _serve(runtime, sampler, params, encoded, line: _Line, key, finish, stopped) -> Counter:
+    """Give slots to the prompts of a line until all have had one; returns how many slots there were and were used."""
+    size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
+    batch = pad_batch(encoded, line.rows[:size], size, line.width)
+    holds = np.where(batch.real, batch.index, -1)  # row of each slot, -1 for none
+    slots = sampler.start(params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real))
+    waiting, leaving = line.rows[size:], None
+    while (holds >= 0).any():
+        if stopped():
+            raise Interrupted
+        slots = sampler.run(params, slots, _number(runtime, few if len(waiting) else size))
+        if leaving is not None:
+            finish(*leaving)
+        ended, samples = jax.device_get(sampler.look(slots))
+        gone = np.flatnonzero(ended & (holds >= 0))
+        leaving = holds[gone], jax.tree.map(lambda x: x[gone], samples)  # noqa: B023  used at once
+        holds[gone] = -1
+        if len(waiting):
+            rows, waiting = waiting[:few], waiting[few:]
+            which = np.full(few, size)  # beyond the last slot: of filler rows, dropped
+            which[: len(rows)] = np.flatnonzero(holds < 0)[: len(rows)]
+            holds[which[: len(rows)]] = rows
+            more = pad_batch(encoded, rows, few, line.width)
+            slots = sampler.refill(params, slots, put_rows(runtime.mesh, more.prompts), key, _number(runtime, which))
+    finish(*leaving)
+    counts = jax.device_get((slots.steps, slots.used))
+    return Counter(slots=int(counts[0]) * size, used=int(counts[1]))
+
+
+def refill_rows(runtime: Runtime) -> int:
+    """Slots that must be free before waiting prompts take them: a share of the batch that the mesh divides."""
+    c, ways = runtime.config.sampling, runtime.mesh.shape["data"] * runtime.mesh.shape["fsdp"]
+    return min(c.batch_size, max(1, round(c.refill * c.batch_size / ways)) * ways)
+
+
+def _number(runtime: Runtime, value: int | np.ndarray) -> Array:
+    return jax.device_put(np.asarray(value, np.int32), replicated(runtime.mesh))
 
 
 def _texts(runtime: Runtime, samples: Samples) -> list[list[str]]:

@@ -170,24 +170,28 @@ def test_opponent_rows_keep_their_order():
 
 
 def test_the_oracle_is_at_work_before_the_last_prompts_are_sampled(tmp_path, monkeypatch):
-    asked, calls, made = threading.Event(), [], Runtime.make_generate
+    asked, calls, made = threading.Event(), [], Runtime.make_sampler
 
     def watched(runtime, **settings):
-        generate = made(runtime, **settings)
+        sampler = made(runtime, **settings)
 
-        def counted(*args):
-            calls.append(None)
-            assert len(calls) < 4 or asked.wait(20), "four batches sampled, and nothing judged"
-            return generate(*args)
+        def counted(step):
+            def call(*args):
+                calls.append(None)
+                assert len(calls) < 4 or asked.wait(20), "four batches sampled, and nothing judged"
+                return step(*args)
 
-        return counted if settings["num_samples"] == 3 else generate
+            return call
+
+        both = {name: counted(getattr(sampler, name)) for name in ("start", "refill")}
+        return sampler._replace(**both) if settings["num_samples"] == 3 else sampler
 
     def oracle(prompts, responses):
         if len(responses[0]) == 3:  # not an evaluation's
             asked.set()
         return byte_oracle()(prompts, responses)
 
-    monkeypatch.setattr(Runtime, "make_generate", watched)
+    monkeypatch.setattr(Runtime, "make_sampler", watched)
     few = {
         "checkpoint__final": "false",
         "train__iterations": 1,

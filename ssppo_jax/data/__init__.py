@@ -8,6 +8,7 @@ from ssppo_jax.data.batches import (
     addresses,
     bucket_batches,
     encode_prompts,
+    pad_batch,
 )
 from ssppo_jax.data.order import Split, fingerprint, portion, split_prompts
 from ssppo_jax.data.sources import SOURCES
@@ -23,6 +24,7 @@ __all__ = [
     "bucket_batches",
     "encode_prompts",
     "fingerprint",
+    "pad_batch",
     "portion",
     "split_prompts",
 ]

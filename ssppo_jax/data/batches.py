@@ -130,14 +130,16 @@ def bucket_batches(encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets
             f"or set max_prompt_length={buckets[-1]}"
         )
     order = np.argsort(lengths, kind="stable")
-    return [_batch(encoded, order[i : i + batch_size], batch_size, buckets) for i in range(0, len(order), batch_size)]
+    cuts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    widths = [next(bucket for bucket in buckets if bucket >= lengths[rows].max()) for rows in cuts]
+    return [pad_batch(encoded, rows, batch_size, width) for rows, width in zip(cuts, widths, strict=True)]
 
 
-def _batch(encoded: Sequence[EncodedPrompt], rows: np.ndarray, batch_size: int, buckets: Sequence[int]) -> PromptBatch:
-    index = np.resize(rows, batch_size).astype(np.int64)  # np.resize repeats the rows to fill
+def pad_batch(encoded: Sequence[EncodedPrompt], rows: np.ndarray, batch_size: int, width: int) -> PromptBatch:
+    """Some rows of `encoded` as a batch of `batch_size` rows, which repeats them to fill, and `width` token slots."""
+    index = np.resize(rows, batch_size).astype(np.int64)  # np.resize repeats the rows
     chosen = [encoded[i] for i in index]
     length = np.array([len(e.tokens) for e in chosen], np.int32)
-    width = next(bucket for bucket in buckets if bucket >= length.max())
     tokens = np.zeros((batch_size, width), np.int32)
     for row, e in zip(tokens, chosen, strict=True):
         row[: len(e.tokens)] = e.tokens

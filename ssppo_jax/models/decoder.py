@@ -33,11 +33,11 @@ class KV(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What decoding has seen so far: the prompts, once, and each completion's first `filled` tokens."""
+    """What decoding has seen so far: the prompts, once, and each row's completions' first `filled` tokens."""
 
     prompt: KV  # [N,B,G,P,E]
     own: KV  # [N,B,K,G,T,E]
-    filled: Array  # [] int32, the same for all rows
+    filled: Array  # [B] int32, or [] where it is the same for all rows
 
 
 class Forward(NamedTuple):
@@ -177,7 +177,8 @@ class Decoder(nn.Module):
       remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"), all ("full").
       unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
       constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
-        "logits" [...,V], "head" [D,parts,v], and the embeddings' "table" [V,D] and "columns" [B,S,D] as looked up.
+        "logits" [...,V], "head" [D,parts,v], the embeddings' "table" [V,D] and "columns" [B,S,D] as looked up, and
+        between the steps of sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
       lora: low-rank adapters beside some projections; None for none.
       attention_chunk: queries whose attention scores exist at one time; 0: all.
     """
@@ -210,7 +211,7 @@ class Decoder(nn.Module):
         layout = Layout(
             0 if prompt is None else prompt.shape[1], *((0, 0) if completion is None else completion.shape[1:])
         )
-        filled = jnp.int32(0) if cache is None else cache.filled
+        filled = jnp.broadcast_to(jnp.int32(0) if cache is None else cache.filled, prompt_length.shape)
         positions = _positions(layout, prompt_length, filled)
         embed = nn.Embed(
             self.arch.vocab_size,
@@ -285,7 +286,7 @@ def _positions(layout: Layout, prompt_length: Array, filled: Array) -> Array:  #
     prompt = jnp.broadcast_to(jnp.arange(layout.p)[None, :], (b, layout.p)) if layout.p else None
     own = None
     if layout.k:
-        own = prompt_length[:, None, None] + filled + jnp.arange(layout.t)[None, None, :]
+        own = (prompt_length + filled)[:, None, None] + jnp.arange(layout.t)[None, None, :]
         own = jnp.broadcast_to(own, (b, layout.k, layout.t))
     return layout.join(prompt, own)
 

@@ -20,7 +20,7 @@ class Scope(NamedTuple):
     table: tuple[Array, Array]  # rotary cos and sin
     local: tuple[Array, Array] | None  # of layers with a window, where those have a RoPE base of their own
     prompt_length: Array  # [B] int32
-    filled: Array  # [] int32, completion tokens in the cache
+    filled: Array  # [B] int32, tokens of each row's completions in the cache
 
 
 class Kind(NamedTuple):
@@ -53,12 +53,12 @@ class Masks:
         return self._causal(p) & self._filled(p)
 
     def of_prompt(self, t: int, p: int) -> Array:  # [B,1,1 or t,p]
-        own = self.scope.prompt_length[:, None] + self.scope.filled + jnp.arange(t)[None, :]
+        own = (self.scope.prompt_length + self.scope.filled)[:, None] + jnp.arange(t)[None, :]
         return self._filled(p) & self._near(own, jnp.arange(p)[None, :])
 
-    def of_past(self, t: int, s: int) -> Array:  # [1,1,1 or t,s]
-        own, past = self.scope.filled + jnp.arange(t)[None, :], jnp.arange(s)[None, :]
-        return (past < self.scope.filled)[:, None, None, :] & self._near(own, past)
+    def of_past(self, t: int, s: int) -> Array:  # [B,1,1 or t,s]
+        filled, past = self.scope.filled[:, None], jnp.arange(s)[None, :]
+        return (past < filled)[:, None, None, :] & self._near(filled + jnp.arange(t)[None, :], past)
 
     def own(self, t: int) -> Array:  # [1,1,t,t]
         return self._causal(t)
