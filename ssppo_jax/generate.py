@@ -132,13 +132,14 @@ def make_sampler(
 
     def body(params: PyTree, slots: Slots) -> Slots:
         policies, waiting = _policies(params, weights), free(slots)
-        caches = [Cache(kv, own, slots.step - 1) for kv, own in zip(slots.shared, slots.own, strict=True)]
+        head = slots.steps % t
+        caches = [Cache(kv, own, slots.step - 1, head) for kv, own in zip(slots.shared, slots.own, strict=True)]
         read = [
             _read(decoder, policy, slots.length, slots.token, cache)
             for policy, cache in zip(policies, caches, strict=True)
         ]
         logits, new = zip(*read, strict=True)
-        own = jax.tree.map(lambda old, x: _write(old, x, slots.step - 1), slots.own, new)
+        own = jax.tree.map(lambda old, x: _write(old, x, head), slots.own, new)
         token, *logps = pick(slots.keys, slots.step, logits)
         ended = slots.done | waiting[:, None]
         return slots._replace(
@@ -210,13 +211,9 @@ def _logits(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
     return logits_of(hidden, output_kernel(params, decoder.arch), decoder.arch.final_softcap)
 
 
-def _write(cache: Array, new: Array, step: Array) -> Array:
-    """Put each row's newest keys [N,B,K,G,1,E] at its slot `step` [B], in place inside the decoding loop."""
-
-    def one(row, keys, at):
-        return jax.lax.dynamic_update_slice_in_dim(row, keys.astype(row.dtype), at, axis=-2)
-
-    return jax.vmap(one, in_axes=(1, 1, 0), out_axes=1)(cache, new, step)
+def _write(cache: Array, new: Array, head: Array) -> Array:
+    """Put the newest token's keys [N,B,K,G,1,E] at slot `head`, in place inside the decoding loop."""
+    return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), head, axis=-2)
 
 
 def _blank(b: int, k: int, t: int, pad_id: int) -> Samples:

@@ -33,11 +33,16 @@ class KV(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What decoding has seen so far: the prompts, once, and each row's completions' first `filled` tokens."""
+    """What decoding has seen so far: the prompts, once, and of each row's completions the `filled` tokens.
+
+    `own` is a ring: the newest token of every row lies in front of slot `head`, the one before it in front of that. So
+    rows that began at different times are written by one update, at one place.
+    """
 
     prompt: KV  # [N,B,G,P,E]
     own: KV  # [N,B,K,G,T,E]
     filled: Array  # [B] int32, or [] where it is the same for all rows
+    head: Array  # [] int32, the slot that is written next
 
 
 class Forward(NamedTuple):
@@ -245,7 +250,7 @@ class Decoder(nn.Module):
         past = None if cache is None else _Past(cache.prompt, cache.own)
         slots = layout.p + layout.t if cache is None else cache.prompt.k.shape[-2] + cache.own.k.shape[-2] + layout.t
         tap = x if tap_layer is not None else None
-        scope = Scope(*_tables(positions, self.arch), prompt_length, filled)
+        scope = Scope(*_tables(positions, self.arch), prompt_length, filled, None if cache is None else cache.head)
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
         x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, self.arch.family.gemma, name="norm")(x)
         tapped = None if tap is None else layout.split(tap)[1]

@@ -21,6 +21,7 @@ class Scope(NamedTuple):
     local: tuple[Array, Array] | None  # of layers with a window, where those have a RoPE base of their own
     prompt_length: Array  # [B] int32
     filled: Array  # [B] int32, tokens of each row's completions in the cache
+    head: Array | None  # [] int32, the slot of the cache that is written next; None without one
 
 
 class Kind(NamedTuple):
@@ -43,7 +44,7 @@ def layer_kinds(arch: Arch, slots: int) -> Kind | None:
 class Masks:
     """Which keys the tokens at hand may see, block by block: the past only, no padding, and nothing beyond the window.
 
-    Prompt slot j is at position j; completion token t at prompt_length + filled + t.
+    Prompt slot j is at position j; completion token t at prompt_length + filled + t. The cache is a ring.
     """
 
     scope: Scope
@@ -57,8 +58,10 @@ class Masks:
         return self._filled(p) & self._near(own, jnp.arange(p)[None, :])
 
     def of_past(self, t: int, s: int) -> Array:  # [B,1,1 or t,s]
-        filled, past = self.scope.filled[:, None], jnp.arange(s)[None, :]
-        return (past < filled)[:, None, None, :] & self._near(filled + jnp.arange(t)[None, :], past)
+        age = (self.scope.head - 1 - jnp.arange(s)) % s  # 0 for the newest
+        filled = self.scope.filled[:, None]
+        token = filled - 1 - age[None, :]  # its number in the completion; below 0 for what another row's prompt left
+        return (token >= 0)[:, None, None, :] & self._near(filled + jnp.arange(t)[None, :], token)
 
     def own(self, t: int) -> Array:  # [1,1,t,t]
         return self._causal(t)

@@ -153,7 +153,7 @@ def test_decoding_through_the_cache_equals_the_whole_forward(name, prompts, comp
 
     @jit
     def step(own, filled, token):
-        out = decoder.apply(params, None, prompts.length, token, Cache(prefill.kv, own, filled), return_kv=True)
+        out = decoder.apply(params, None, prompts.length, token, Cache(prefill.kv, own, filled, filled), return_kv=True)
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=filled, axis=4)
         return jax.tree.map(put, own, out.kv), out.completion[:, :, 0]
 
