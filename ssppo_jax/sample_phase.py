@@ -113,7 +113,7 @@ def _serve(runtime, sampler, params, encoded, line: _Line, key, finish, stopped)
         gone = np.flatnonzero(ended & (holds >= 0))
         leaving = holds[gone], jax.tree.map(lambda x: x[gone], samples)  # noqa: B023  used at once
         holds[gone] = -1
-        if len(waiting):
+        while len(waiting) and (holds < 0).sum() >= few:
             rows, waiting = waiting[:few], waiting[few:]
             which = np.full(few, size)  # beyond the last slot: of filler rows, dropped
             which[: len(rows)] = np.flatnonzero(holds < 0)[: len(rows)]

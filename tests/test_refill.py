@@ -24,9 +24,9 @@ SETTINGS = {
 
 
 @functools.cache
-def made(refill, mesh=(), **settings):
+def made(refill, mesh=(), stops=tuple(range(0, 256, 12)), **settings):
     runtime = build_runtime(configure(**SETTINGS | dict(mesh) | settings, sampling__refill=refill))
-    object.__setattr__(runtime, "eos", tuple(range(0, 256, 12)))  # one token in twelve ends a response: long tails
+    object.__setattr__(runtime, "eos", stops)  # one token in twelve ends a response: long tails
     return runtime, runtime.make_sampler(num_samples=2, sampling=sampling_params(runtime.config)), runtime.load_params()
 
 
@@ -64,8 +64,9 @@ def test_rows_are_refilled_in_parts_that_the_mesh_divides():
     assert [refill_rows(made(refill, DATA)[0]) for refill in (0.01, 0.5, 1.0)] == [8, 8, 16]
 
 
-def test_every_prompt_is_handed_on_once_while_others_are_decoded():
-    runtime, sampler, params = made(0.01)
+@pytest.mark.parametrize("stops", [tuple(range(0, 256, 12)), (300,)], ids=["tails", "all at once"])
+def test_every_prompt_is_handed_on_once_while_others_are_decoded(stops):
+    runtime, sampler, params = made(0.01, stops=stops)
     seen, busy = Counter(), []
 
     def ready(encoded, texts):
@@ -74,7 +75,8 @@ def test_every_prompt_is_handed_on_once_while_others_are_decoded():
         busy.append(len(seen))
 
     sample_prompts(runtime, sampler, params, prompts(45), jax.random.key(1), ready=ready)
-    assert seen == Counter(str(i) for i in range(45)) and busy[0] < 16 and len(busy) > 5
+    assert seen == Counter(str(i) for i in range(45)) and busy == sorted(busy)
+    assert (busy[0] < 16 and len(busy) > 5) if len(stops) > 1 else busy == [16, 32, 45]
 
 
 def test_a_stop_between_rounds_ends_the_phase():
