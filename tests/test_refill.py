@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from small_runs import configure
 
-from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.data import EncodedPrompt, pad_batch
+from ssppo_jax.parallel import put_rows
 from ssppo_jax.runtime import build_runtime, sampling_params
 from ssppo_jax.sample_phase import Interrupted, refill_rows, sample_prompts
 from ssppo_jax.types import Prompt
@@ -96,3 +97,14 @@ def test_a_line_of_any_length_compiles_nothing_new():
     for count in (45, 5, 3, 33):
         sample_prompts(runtime, sampler, params, prompts(count), jax.random.key(2))
     assert [step._cache_size() for step in (sampler.start, sampler.run, sampler.refill)] == [1, 1, 1]
+
+
+def test_filler_rows_of_a_refill_touch_no_slot():
+    runtime, sampler, params = made(0.01)
+    encoded, key = prompts(20), jax.random.key(1)
+    first, more = (pad_batch(encoded, np.arange(*rows), len(range(*rows)), 256) for rows in ((16,), (16, 20)))
+    real = put_rows(runtime.mesh, first.real)
+    start = functools.partial(sampler.start, params, put_rows(runtime.mesh, first.prompts), key, real)
+    before = jax.device_get(start())
+    after = sampler.refill(params, start(), put_rows(runtime.mesh, more.prompts), key, np.full(4, 16, np.int32))
+    jax.tree.map(np.testing.assert_array_equal, jax.device_get(after), before)
