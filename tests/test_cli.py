@@ -42,7 +42,7 @@ def environment(cache, monkeypatch):
 def trained(monkeypatch):
     """Calls of train() land here instead of training."""
     calls = []
-    monkeypatch.setattr(ssppo_jax.train, "train", lambda config, workdir: calls.append((config, workdir)) or {"n": 1})
+    monkeypatch.setattr(ssppo_jax.train, "train", lambda *args, **how: calls.append((*args, how)) or {"n": 1})
     monkeypatch.setattr("ssppo_jax.report.build_report", lambda workdir: workdir / "report.html")
     return calls
 
@@ -131,8 +131,9 @@ def test_help_of_a_config_lists_every_key_with_that_configs_value(capsys):
 
 def test_train_gets_the_overridden_config_and_prints_the_result(capsys, trained, tmp_path):
     overrides = ["--config.train.micro_batches=1", "--config.loss.beta=0.25", "--config.oracle=sentiment"]
-    assert main(["train", SMOKE, f"--workdir={tmp_path / 'run'}", *overrides]) == 0
-    ((config, workdir),) = trained
+    assert main(["train", SMOKE, f"--workdir={tmp_path / 'run'}", "--profile", *overrides]) == 0
+    ((config, workdir, how),) = trained
+    assert how == {"profile": True}
     assert workdir == tmp_path / "run" and config.loss.beta == 0.25 and config.oracle.name == "sentiment"
     assert capsys.readouterr().out.splitlines() == ['{"n": 1}', f"report: {tmp_path / 'run' / 'report.html'}"]
 
@@ -161,7 +162,7 @@ def test_a_config_that_cannot_run_exits_78_with_every_problem_and_nothing_starts
     ],
 )
 def test_each_way_to_end_has_its_exit_code(capsys, monkeypatch, tmp_path, error, code, words):
-    def fail(config, workdir):
+    def fail(config, workdir, profile):
         raise error
 
     monkeypatch.setattr(ssppo_jax.train, "train", fail)
