@@ -20,7 +20,12 @@ from ssppo_jax.weights import hf
 
 FOLDER = Path(__file__).parents[1] / "configs"
 FILES = sorted(FOLDER.glob("*.py"))
-DEVICES = {"quickstart": (1, 8), "smoke": (1, 2, 4), "sspo_quickstart": (1, 2, 8)}  # the others: 8 and more
+DEVICES = {
+    "quickstart": (1, 8),
+    "lora_quickstart": (1, 2),
+    "smoke": (1, 2, 4),
+    "sspo_quickstart": (1, 2, 8),
+}  # the others: 8 and more
 PAPER = ("llama3_8b_s_sppo", "mistral_7b_s_sppo")
 SSPO = "qwen2_5_7b_sspo"
 

@@ -40,7 +40,7 @@ def traced(arch, b, p, k, t, transform=lambda f: f):
 
     def score(params, prompt, completion):
         out = decoder.apply({"params": params}, prompt, jnp.full((b,), p), completion)
-        return token_logprobs(out.completion, output_kernel(params, arch), completion, chunk=t).logp.sum()
+        return token_logprobs(out.completion, output_kernel(params, arch), completion, chunk=arch.vocab_size).logp.sum()
 
     ids = jax.ShapeDtypeStruct((b, p), jnp.int32), jax.ShapeDtypeStruct((b, k, t), jnp.int32)
     return products(jax.make_jaxpr(transform(score))(shapes, *ids).jaxpr)

@@ -102,7 +102,7 @@ def test_what_a_sweep_runs_is_what_train_understands(tmp_path, swept, monkeypatc
     )
     given = []
 
-    def train(config, workdir):
+    def train(config, workdir, profile):
         given.append((config, workdir))
         raise Interrupted
 
