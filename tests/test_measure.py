@@ -23,7 +23,7 @@ def test_a_measure_is_a_phase_a_name_and_how(text, measure):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("accuracy", "one of the phases generate, judge, score, train, evaluate"),
+        ("accuracy", "one of the phases generate, judge, score, train, iteration, evaluate"),
         ("eval/accuracy", "one of the phases"),
         ("train/", "phase/name"),
         ("train/loss:median", "after the colon stands one of last, first, mean, min, max, gain"),
