@@ -69,7 +69,7 @@ KEYS: tuple[Key, ...] = (
     Key("data.prompt_buckets", (64, 128, 256, 512), "prompt lengths that programs are compiled for", cfg.increasing),
     # sampling
     Key("sampling.num_samples", 5, "K, responses per prompt", lambda x: None if x >= 2 else "2 or more"),
-    Key("sampling.refill", 0.25, "share of a batch's slots that must be free before waiting prompts take them; 1: whole batches", lambda x: None if 0 < x <= 1 else "in (0, 1]"),
+    Key("sampling.refill", 0.25, "share of a batch's slots that must be free before waiting prompts take them; 1: whole batches", cfg.fraction),
     Key("sampling.temperature", 1.0, "0 takes the most likely token", cfg.non_negative),
     Key("sampling.top_k", 0, "keep the k most likely tokens; 0 keeps all", cfg.non_negative),
     Key("sampling.top_p", 1.0, "keep the smallest set of tokens with this mass", cfg.fraction),
