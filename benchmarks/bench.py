@@ -89,7 +89,7 @@ def useful(folder: Path) -> dict[str, float]:
     train = flops.train_step(arch, prompt, pair) + flops.forward(arch, prompt, pair)
     rows = {"sample": (work.PROMPTS, work.SAMPLES), "queue": (work.QUEUE, work.QUEUE_SAMPLES)}
     sampled = {
-        task: flops.generate(arch, np.full(b, work.PROMPT), np.full((b, k), work.NEW)) for task, (b, k) in rows.items()
+        task: flops.forward(arch, np.full(b, work.PROMPT), np.full((b, k), work.NEW)) for task, (b, k) in rows.items()
     }
     return sampled | {"train": train}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import dataclasses
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +46,7 @@ def runtime_of(folder: str, **overrides):
 def sampling(folder: str, count: int, samples: int, rows: int) -> float:
     """Seconds to sample `samples` responses of full length to each of `count` prompts, as a run's rollout does."""
     runtime = runtime_of(folder, sampling__num_samples=samples, sampling__batch_size=rows)
-    object.__setattr__(runtime, "eos", (runtime.arch.vocab_size - 1,))  # nothing may end early, on any side
+    runtime = dataclasses.replace(runtime, eos=(runtime.arch.vocab_size - 1,))  # nothing may end early, on any side
     params = runtime.load_params()
     sampler = runtime.make_sampler(num_samples=samples, sampling=sampling_params(runtime.config))
     encoded = [EncodedPrompt(Prompt(str(i), ()), ids, i) for i, ids in enumerate(work.prompts(count))]
@@ -137,26 +137,20 @@ def ceiling(folder: str) -> dict[str, float]:
     return found
 
 
-def main() -> None:
-    folder = sys.argv[1]
-    for task in work.asked():
-        if task == "logprobs":
-            work.say(task, values=logprobs(folder))
-        elif task == "sample":
-            work.say(task, seconds=sampling(folder, work.PROMPTS, work.SAMPLES, work.PROMPTS))
-        elif task == "queue":
-            work.say(task, seconds=sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, work.QUEUE))
-        elif task == "train":
-            work.say(task, seconds=training(folder, batch_of(work.PAIRS, 2), "sppo_hard"))
-        elif task == "groups":
-            once = training(folder, batch_of(2, 8), "grpo", train__batch_size=2)
-            again = training(folder, batch_of(2, 8, copies=8), "grpo", train__batch_size=16)
-            work.say(task, seconds=once, repeated=again)
-        elif task == "ceiling":
-            work.say(task, **ceiling(folder))
-        else:
-            raise SystemExit(f"no task {task!r}")
+def groups(folder: str) -> dict[str, float]:
+    """Two prompts with eight completions each: prompts once, and repeated for every completion."""
+    once = training(folder, batch_of(2, 8), "grpo", train__batch_size=2)
+    return {"seconds": once, "repeated": training(folder, batch_of(2, 8, copies=8), "grpo", train__batch_size=16)}
 
 
 if __name__ == "__main__":
-    main()
+    work.answer(
+        {
+            "logprobs": lambda folder: {"values": logprobs(folder)},
+            "sample": lambda folder: {"seconds": sampling(folder, work.PROMPTS, work.SAMPLES, work.PROMPTS)},
+            "queue": lambda folder: {"seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, work.QUEUE)},
+            "train": lambda folder: {"seconds": training(folder, batch_of(work.PAIRS, 2), "sppo_hard")},
+            "groups": groups,
+            "ceiling": ceiling,
+        }
+    )

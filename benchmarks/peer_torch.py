@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 import warnings
@@ -84,20 +83,12 @@ def logprobs(folder: str) -> list[float]:
     return torch.log_softmax(logits, -1).gather(-1, own[..., None])[..., 0].sum(-1).tolist()
 
 
-def main() -> None:
-    folder = sys.argv[1]
-    for task in work.asked():
-        if task == "logprobs":
-            work.say(task, values=logprobs(folder))
-        elif task == "sample":
-            work.say(task, seconds=sampling(folder, work.PROMPTS, work.SAMPLES, 1))
-        elif task == "queue":
-            work.say(task, seconds=sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0))
-        elif task == "train":
-            work.say(task, seconds=training(folder, 2))
-        else:
-            raise SystemExit(f"no task {task!r}")
-
-
 if __name__ == "__main__":
-    main()
+    work.answer(
+        {
+            "logprobs": lambda folder: {"values": logprobs(folder)},
+            "sample": lambda folder: {"seconds": sampling(folder, work.PROMPTS, work.SAMPLES, 1)},
+            "queue": lambda folder: {"seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)},
+            "train": lambda folder: {"seconds": training(folder, 2)},
+        }
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import warnings
 
 import jax
@@ -116,20 +115,12 @@ def logprobs(folder: str) -> list[float]:
     return jnp.take_along_axis(logp, own[..., None], -1)[..., 0].sum(-1).tolist()
 
 
-def main() -> None:
-    folder = sys.argv[1]
-    for task in work.asked():
-        if task == "logprobs":
-            work.say(task, values=logprobs(folder))
-        elif task == "sample":
-            work.say(task, seconds=sampling(folder, work.PROMPTS, work.SAMPLES, 1))
-        elif task == "queue":
-            work.say(task, seconds=sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0))
-        elif task == "train":
-            work.say(task, seconds=training(folder))
-        else:
-            raise SystemExit(f"no task {task!r}")
-
-
 if __name__ == "__main__":
-    main()
+    work.answer(
+        {
+            "logprobs": lambda folder: {"values": logprobs(folder)},
+            "sample": lambda folder: {"seconds": sampling(folder, work.PROMPTS, work.SAMPLES, 1)},
+            "queue": lambda folder: {"seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)},
+            "train": lambda folder: {"seconds": training(folder)},
+        }
+    )

@@ -35,12 +35,12 @@ def timed(run: Callable[[], object], *, warm: int = 1) -> float:
     return time.perf_counter() - start
 
 
-def say(task: str, **values) -> None:
-    """One JSON line: what the orchestrator reads."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(json.dumps({"task": task, "peak_gib": peak} | values), flush=True)
-
-
-def asked() -> list[str]:
-    """The tasks given on the command line behind the model folder."""
-    return sys.argv[2:]
+def answer(tasks: dict[str, Callable[[str], dict]]) -> None:
+    """Run the tasks named on the command line, FOLDER TASK..., and print one JSON line each: what `bench.py` reads."""
+    folder, *asked = sys.argv[1:]
+    for task in asked:
+        if task not in tasks:
+            raise SystemExit(f"no task {task!r}; there is: {', '.join(tasks)}")
+        values = tasks[task](folder)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(json.dumps({"task": task, "peak_gib": peak} | values), flush=True)

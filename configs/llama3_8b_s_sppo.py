@@ -5,8 +5,9 @@ Written down from the paper; this file has not been run at its full size.
 - The oracle is the paper's, PairRM-0.4B, on the same mesh; it has never been run here with its own weights, only held
   against llm-blender's model with random ones. Its input is the prompt's plain text; SPPO's scripts pass the
   chat-templated one (`oracle.source_template`).
-- Ranking 5 responses reads 20 texts of up to 1542 tokens, both orders of each pair: 25 TFLOP a prompt at most, where
-  sampling takes 47 and the training step 69, 92 with what remat computes again. Counted (`flops`), not timed.
+- Ranking 5 responses reads 20 texts of up to 1542 tokens, both orders of each pair: 20 x 1542 x 2 x 302M matrix entries
+  and attention beside it, 25 TFLOP a prompt at most. `plan` counts 47 for sampling and 92 for the training step, what
+  remat computes again included. Counted, not timed.
 - The optimizer is not named in the paper: RMSProp, as in the SPPO scripts it builds on (reconstruction).
 - "18 epochs" is the length of the learning rate schedule; the policy after epoch 1 goes on, as in SPPO (reconstruction:
   the 16 minutes of training the paper reports fit one epoch).

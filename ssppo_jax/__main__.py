@@ -84,6 +84,11 @@ def _parse(argv: list[str], command: str, flags: dict[str, str | None], repeated
     return args, overrides
 
 
+def _switch(argv: list[str], name: str) -> tuple[bool, list[str]]:
+    """Whether a flag without a value is given, and the rest."""
+    return name in argv, [arg for arg in argv if arg != name]
+
+
 def _config(args, overrides):
     """Load config and overrides, or print the help of it and return None."""
     import jax
@@ -108,8 +113,7 @@ def _folder(path: str | Path) -> Path:
 
 
 def _train(argv: list[str]) -> int:
-    profile = "--profile" in argv
-    argv = [a for a in argv if a != "--profile"]
+    profile, argv = _switch(argv, "--profile")
     args, overrides = _parse(argv, "train", {"config": None, "workdir": None})
     config = _config(args, overrides)
     if config is None:
@@ -204,8 +208,7 @@ def _report(argv: list[str]) -> int:
 
 
 def _sweep(argv: list[str]) -> int:
-    dry_run = "--dry-run" in argv
-    argv = [a for a in argv if a != "--dry-run"]
+    dry_run, argv = _switch(argv, "--dry-run")
     args, overrides = _parse(argv, "sweep", {"config": None, "workdir": None, "jobs": "1"})
     if args.help:
         print(USAGE)
@@ -219,8 +222,7 @@ def _sweep(argv: list[str]) -> int:
 
 
 def _plan(argv: list[str]) -> int:
-    sweep = "--sweep" in argv
-    argv = [a for a in argv if a != "--sweep"]
+    sweep, argv = _switch(argv, "--sweep")
     flags = {"config": None, "topology": None, "model": "", "phases": "generate,score,train", "output": ""}
     args, overrides = _parse(argv, "plan", flags)
     if args.help:

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.generate import Sampler
 from ssppo_jax.judge_phase import build_oracle, judge, place_oracle
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
@@ -148,7 +149,7 @@ class HeldOut:
 
     def __init__(self, runtime: Runtime, encoded: list[EncodedPrompt]):
         self.runtime, self.encoded = runtime, encoded
-        self._samplers: dict[int, Callable] = {}
+        self._samplers: dict[int, Sampler] = {}
 
     def sample(
         self,

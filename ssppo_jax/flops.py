@@ -61,7 +61,7 @@ def forward(
     prompt: Iterable[int] | np.ndarray,  # [B] tokens
     completion: np.ndarray,  # [B,K] tokens
 ) -> float:
-    """Log-probs of K completions of each prompt, the prompt computed once: what scoring and evaluation need."""
+    """Log-probs of K completions of each prompt, the prompt computed once: to score them, or to sample them."""
     prompt, completion = np.asarray(prompt, float), np.asarray(completion, float)
     tokens = prompt.sum() + completion.sum()
     looked = attention(arch, np.zeros_like(prompt), prompt) + attention(arch, prompt[:, None], completion)
@@ -78,8 +78,3 @@ def train_step(arch: Arch, prompt: np.ndarray, completion: np.ndarray, *, adapte
         return 3.0 * whole
     looked = attention(arch, np.zeros_like(prompt), prompt) + attention(arch, np.asarray(prompt)[:, None], completion)
     return 2.0 * whole + looked
-
-
-def generate(arch: Arch, prompt: np.ndarray, completion: np.ndarray) -> float:
-    """Sampling: prompts once, then every completion token; logits of the last prompt token and of all but the last."""
-    return forward(arch, prompt, completion)

@@ -54,8 +54,12 @@ def finished(slots: Slots) -> Samples:
 
 
 def make_generate(decoder: Decoder, **settings) -> Callable[[PyTree, Prompts, Array], Samples]:
-    """generate(params, prompts, key) -> Samples: K completions of each prompt of one batch, see `make_sampler`."""
-    sampler = make_sampler(decoder, **settings)
+    """`in_one_batch` of `make_sampler(decoder, **settings)`."""
+    return in_one_batch(make_sampler(decoder, **settings))
+
+
+def in_one_batch(sampler: Sampler) -> Callable[[PyTree, Prompts, Array], Samples]:
+    """generate(params, prompts, key) -> Samples: K completions of each prompt of one batch, no slot taken twice."""
 
     def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
         b = len(prompts.length)
@@ -157,7 +161,7 @@ def make_sampler(
 
     def refill(params: PyTree, slots: Slots, prompts: Prompts, key: Array, which: Array) -> Slots:
         fresh = begin(params, prompts, key)
-        rows = {name: _put(getattr(slots, name), getattr(fresh, name), which, 0) for name in ROWS}
+        rows = {name: _put(getattr(slots, name), getattr(fresh, name), which, 0) for name in PER_SLOT}
         shared = jax.tree.map(lambda old, new: _put(old, new, which, 1), slots.shared, fresh.shared)
         samples = jax.tree.map(lambda old, new: _put(old, new, which, 0), slots.samples, fresh.samples)
         return slots._replace(**rows, shared=shared, samples=samples)
@@ -169,7 +173,7 @@ def make_sampler(
     return Sampler(settled(start), settled(run), settled(refill), lambda slots: (free(slots), finished(slots)))
 
 
-ROWS = ("length", "keys", "step", "token", "done")  # fields of `Slots` with a leading axis of slots
+PER_SLOT = ("length", "keys", "step", "token", "done")  # fields of `Slots` with a leading axis of slots
 
 
 def _put(old: Array, new: Array, which: Array, axis: int) -> Array:

@@ -69,7 +69,7 @@ def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str) -> i
 
 def _received(result: str, kind: str, *, started: bool) -> float:
     """From the result's type; a started all-gather's is (what goes in, what comes out)."""
-    sizes = [BYTES[kind] * _size(dims) for kind, dims in _ARRAY.findall(result) if kind in BYTES]
+    sizes = [BYTES[dtype] * _size(dims) for dtype, dims in _ARRAY.findall(result) if dtype in BYTES]
     if not sizes:
         return 0.0
     return (max(sizes) if started else sum(sizes)) * (2.0 if kind == "all-reduce" else 1.0)

@@ -10,8 +10,8 @@ import numpy as np
 
 from ssppo_jax import flops
 from ssppo_jax.chips import chip_of
+from ssppo_jax.data import bucket_of
 from ssppo_jax.models.arch import Arch
-from ssppo_jax.rollout import width_of
 from ssppo_jax.types import Batch
 
 
@@ -41,7 +41,7 @@ def work_of(
     tokens = slots = count = 0
     for rows in steps:
         tokens += int(length[rows].sum() + own[rows].sum())
-        slots += size * (width_of(length[rows], buckets) + int(np.prod(batch.mask.shape[1:])))
+        slots += size * (bucket_of(length[rows], buckets) + int(np.prod(batch.mask.shape[1:])))
         count += flops.train_step(arch, length[rows], own[rows], adapters=adapters)
     return Work(tokens, slots, count)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from ssppo_jax import flops
 from ssppo_jax.config import call_kwargs
-from ssppo_jax.generate import finished
+from ssppo_jax.generate import in_one_batch
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.arch import Arch
@@ -55,14 +55,9 @@ def _generate(runtime: Runtime) -> Planned:
     fields = {"tokens": rows((b, p), jnp.int32), "length": rows((b,), jnp.int32), "address": rows((b,), jnp.uint32)}
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(runtime.mesh))
-    sampler = runtime.make_sampler(num_samples=k, sampling=sampling_params(c))
-
-    def step(params, prompts, key):  # a batch without refilling: that adds what `start` does, a part at a time
-        slots = sampler.start(params, prompts, key, jnp.ones((b,), bool))
-        return finished(sampler.run(params, slots, jnp.int32(b)))
-
-    work = flops.generate(runtime.arch, np.full(b, p), np.full((b, k), t))
-    return Planned("generate", jax.jit(step), (runtime.abstract_params, Prompts(**fields), key), work, work, b * k * t)
+    step = jax.jit(in_one_batch(runtime.make_sampler(num_samples=k, sampling=sampling_params(c))))
+    work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
+    return Planned("generate", step, (runtime.abstract_params, Prompts(**fields), key), work, work, b * k * t)
 
 
 def _score(runtime: Runtime) -> Planned:

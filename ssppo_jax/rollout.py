@@ -15,6 +15,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ssppo_jax.data import bucket_of
 from ssppo_jax.errors import DataError
 from ssppo_jax.types import Batch
 
@@ -35,7 +36,7 @@ def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int])
     index = np.concatenate([rows, np.full(fill, rows[0], rows.dtype)])
     part = jax.tree.map(lambda x: x[index], batch)
     real = np.arange(size) < len(rows)
-    width = width_of(part.prompt_length, buckets)
+    width = bucket_of(part.prompt_length, buckets)
     prompt = np.zeros((size, width), np.int32)
     shared = min(width, part.prompt.shape[1])
     prompt[:, :shared] = part.prompt[:, :shared]
@@ -44,11 +45,6 @@ def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int])
         mask=part.mask * real[:, None, None].astype(np.float32),
         weight=part.weight * real.astype(np.float32),
     )
-
-
-def width_of(prompt_length: np.ndarray, buckets: Sequence[int]) -> int:
-    """The bucket that rows of these lengths are padded to."""
-    return next(b for b in buckets if b >= prompt_length.max())
 
 
 def save_rollout(path: Path, rollout: Rollout, identity: dict) -> None:

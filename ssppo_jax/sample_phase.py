@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from ssppo_jax.chat import check_completions, decode
-from ssppo_jax.data import EncodedPrompt, bucket_batches, pad_batch
+from ssppo_jax.data import EncodedPrompt, Line, lines, pad_batch
 from ssppo_jax.generate import Sampler
 from ssppo_jax.metrics import sample_stats
 from ssppo_jax.parallel import put_rows, replicated
@@ -62,7 +62,8 @@ def sample_prompts(
             progress.update(len(rows))
             ready([encoded[i] for i in rows], texts[-len(rows) :])
 
-        for line in _lines(runtime, encoded):
+        c = runtime.config
+        for line in lines(encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets):
             steps += _serve(runtime, sampler, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
@@ -78,25 +79,16 @@ def sample_prompts(
     )
 
 
-class _Line(NamedTuple):
-    """Prompts that go through the same slots."""
-
-    width: int  # token slots of their prompts
-    rows: np.ndarray  # in the list of prompts, the shortest first
-
-
-def _lines(runtime: Runtime, encoded: Sequence[EncodedPrompt]) -> list[_Line]:
-    c = runtime.config
-    lines: list[_Line] = []
-    for batch in bucket_batches(encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets):
-        width, rows = batch.prompts.tokens.shape[1], batch.index[batch.real]
-        if lines and lines[-1].width == width:
-            rows = np.concatenate([lines.pop().rows, rows])
-        lines.append(_Line(width, rows))
-    return lines
-
-
-def _serve(runtime, sampler, params, encoded, line: _Line, key, finish, stopped) -> Counter:
+def _serve(
+    runtime: Runtime,
+    sampler: Sampler,
+    params: PyTree,
+    encoded: Sequence[EncodedPrompt],
+    line: Line,
+    key: Array,
+    finish: Callable[[np.ndarray, Samples], None],
+    stopped: Callable[[], bool],
+) -> Counter:
     """Give slots to the prompts of a line until all have had one; returns how many slots there were and were used."""
     size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)

@@ -13,10 +13,8 @@ from test_chat import byte_tokenizer
 from ssppo_jax.chat import encode_chat
 from ssppo_jax.data import (
     SOURCES,
-    EncodedPrompt,
     address,
     addresses,
-    bucket_batches,
     encode_prompts,
     fingerprint,
     portion,
@@ -461,62 +459,3 @@ def test_prompts_the_template_refuses_are_all_named():
         encode_prompts(many(25), tokenizer, max_prompt_length=99)
     lines = str(caught.value).splitlines()
     assert lines[0].startswith("prompt 'p0': ") and len(lines) == 21 and lines[-1] == "... and 5 more"
-
-
-# ---- batches
-
-
-def encoded_of(lengths):
-    rng = np.random.default_rng(1)
-    rows = [(prompt(f"p{i}"), rng.integers(1, 99, n).astype(np.int32)) for i, n in enumerate(lengths)]
-    return [EncodedPrompt(p, tokens, address(p.id)) for p, tokens in rows]
-
-
-@pytest.mark.parametrize("batch_size", [1, 3, 4, 50])
-def test_batches_hold_every_prompt_once_padded_by_length(batch_size):
-    encoded = encoded_of([5, 1, 8, 3, 16, 9, 8, 2, 4, 13])
-    batches = bucket_batches(encoded, batch_size=batch_size, buckets=(4, 8, 16))
-    found = np.concatenate([b.index[b.real] for b in batches])
-    assert sorted(found) == list(range(10)) and len(batches) == -(-10 // batch_size)
-    for prompts, real, index in batches:
-        assert prompts.tokens.dtype == prompts.length.dtype == np.int32 and prompts.address.dtype == np.uint32
-        assert prompts.tokens.shape[0] == len(real) == len(index) == batch_size
-        for row, length, spot, i in zip(*prompts, index, strict=True):
-            np.testing.assert_array_equal(row[:length], encoded[i].tokens)
-            assert spot == encoded[i].address and not row[length:].any()
-        smallest = min(b for b in (4, 8, 16) if b >= prompts.length.max())
-        assert prompts.tokens.shape[1] == smallest
-
-
-def test_only_the_last_batch_has_filler_rows_and_they_repeat_real_ones():
-    *full, last = bucket_batches(encoded_of([3] * 10), batch_size=4, buckets=(4,))
-    assert all(b.real.all() for b in full) and last.real.tolist() == [True, True, False, False]
-    assert last.index.tolist() == [8, 9, 8, 9]
-    (only,) = bucket_batches(encoded_of([3]), batch_size=5, buckets=(4,))
-    assert only.real.tolist() == [True] + [False] * 4 and only.index.tolist() == [0] * 5
-
-
-def test_batches_go_by_length_and_keep_the_given_order_among_equals():
-    batches = bucket_batches(encoded_of([9, 2, 9, 2]), batch_size=2, buckets=(4, 16))
-    assert [b.index.tolist() for b in batches] == [[1, 3], [0, 2]]
-    assert [b.prompts.tokens.shape[1] for b in batches] == [4, 16]
-
-
-def test_no_prompts_make_no_batches():
-    assert bucket_batches([], batch_size=2, buckets=(4,)) == []
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "buckets", "message"),
-    [
-        (2, (4, 8), "prompt 'p1' has 9 tokens but the largest bucket is 8; add a larger bucket"),
-        (0, (16,), "batch_size=0"),
-        (2, (), "positive and increasing"),
-        (2, (0, 16), "positive and increasing"),
-        (2, (16, 16), "positive and increasing"),
-        (2, (16, 8), "positive and increasing"),
-    ],
-)
-def test_impossible_batches_are_errors(batch_size, buckets, message):
-    with pytest.raises(ConfigError, match=message):
-        bucket_batches(encoded_of([3, 9]), batch_size=batch_size, buckets=buckets)

@@ -1,13 +1,14 @@
 """Schedules and optimizers against their formulas, written out."""
 
 import jax
+import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import optax
 import pytest
 from tiny import jit
 
-from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, learning_rate, make_optimizer
+from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, kept_in, learning_rate, make_optimizer
 
 GRADIENTS = np.array([[3.0, -0.5, 0.0], [1.0, 2.0, 0.25], [-4.0, 0.5, 1.0]], np.float32)  # three steps
 START = np.array([1.0, -2.0, 0.5], np.float32)
@@ -134,6 +135,14 @@ def test_moments_in_half_precision_are_rounded_between_steps_and_nowhere_else():
     state = optimizer.init(START.astype(bfloat16))
     updates, _ = jit(optimizer.update)(GRADIENTS[0].astype(bfloat16), state, START.astype(bfloat16))
     np.testing.assert_allclose(np.asarray(updates, np.float32), -0.1 * np.sign(GRADIENTS[0]), rtol=0.01)
+
+
+@pytest.mark.parametrize(("decay", "reached"), [(0.9, 0.98), (0.99, 0.8), (0.999, 0.25)])
+def test_how_far_a_mean_square_comes_in_bfloat16(decay, reached):
+    optimizer = kept_in(OPTIMIZERS["rmsprop"](decay=decay), jnp.dtype(jnp.bfloat16))
+    one = jnp.ones(1)
+    _, state = jax.lax.fori_loop(0, 5000, lambda _, s: optimizer.update(one, s[1]), (one, optimizer.init(one)))
+    assert float(jax.tree.leaves(state)[0][0]) == pytest.approx(reached, abs=0.02)
 
 
 def rates(schedule, warmup_ratio, total, steps):

@@ -1,10 +1,13 @@
 """What an iteration's pace is made of."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
 from ssppo_jax import flops, pace
+from ssppo_jax.memory import peaks
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.types import Batch
 
@@ -42,3 +45,10 @@ def test_utilisation_is_given_where_the_peak_is_known(monkeypatch):
 
     monkeypatch.setattr(jax, "devices", lambda: [Device()] * 4)
     assert pace.pace_of(work, 2.0)["mfu"] == pytest.approx(3e12 / (4 * 197e12))
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the kernel's account is Linux's")
+def test_the_peak_of_this_process_is_the_kernels():
+    np.ones(2**25)  # so that it is not the start's
+    said = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    assert peaks()["host_peak_gib"] == pytest.approx(int(said.split()[1]) / 2**20, rel=0.02)

@@ -1,5 +1,6 @@
 """Prompts wait in line for slots: the tokens are those of whole batches, and slots idle less."""
 
+import dataclasses
 import functools
 from collections import Counter
 
@@ -27,7 +28,7 @@ SETTINGS = {
 @functools.cache
 def made(refill, mesh=(), stops=tuple(range(0, 256, 12)), **settings):
     runtime = build_runtime(configure(**SETTINGS | dict(mesh) | settings, sampling__refill=refill))
-    object.__setattr__(runtime, "eos", stops)  # one token in twelve ends a response: long tails
+    runtime = dataclasses.replace(runtime, eos=stops)  # one token in twelve ends a response: long tails
     return runtime, runtime.make_sampler(num_samples=2, sampling=sampling_params(runtime.config)), runtime.load_params()
 
 

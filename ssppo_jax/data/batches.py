@@ -47,7 +47,14 @@ class PromptBatch(NamedTuple):
 
     prompts: Prompts
     real: np.ndarray  # [B] bool
-    index: np.ndarray  # [B] int64, position in the list given to bucket_batches
+    index: np.ndarray  # [B] int64, position in the list of prompts
+
+
+class Line(NamedTuple):
+    """Prompts that wait for the same slots."""
+
+    width: int  # token slots of their prompts
+    rows: np.ndarray  # positions in the list of prompts, the shortest first
 
 
 def address(prompt_id: str) -> np.uint32:
@@ -104,11 +111,17 @@ def encode_prompts(
     return short, dropped
 
 
-def bucket_batches(encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets: Sequence[int]) -> list[PromptBatch]:
-    """Batches of similar lengths, each padded to the smallest bucket that holds its longest prompt.
+def bucket_of(lengths: np.ndarray, buckets: Sequence[int]) -> int:
+    """The smallest bucket that holds the longest of these."""
+    return next(bucket for bucket in buckets if bucket >= lengths.max())
 
-    Prompts are sorted by length (ties in the given order) and cut every `batch_size`; so a run compiles at most one
-    program per bucket, and only the last batch can hold filler rows. `index[real]` puts results back in order.
+
+def lines(encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets: Sequence[int]) -> list[Line]:
+    """Prompts of similar lengths, one line per width that is needed.
+
+    Prompts are sorted by length (ties in the given order) and cut every `batch_size`; each cut has the smallest bucket
+    that holds its longest prompt, and cuts of one bucket stand in one line. So a run compiles one program per bucket,
+    and only the end of the last line can leave a batch unfilled.
 
     Args:
         encoded: prompts with their ids.
@@ -130,9 +143,13 @@ def bucket_batches(encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets
             f"or set max_prompt_length={buckets[-1]}"
         )
     order = np.argsort(lengths, kind="stable")
-    cuts = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
-    widths = [next(bucket for bucket in buckets if bucket >= lengths[rows].max()) for rows in cuts]
-    return [pad_batch(encoded, rows, batch_size, width) for rows, width in zip(cuts, widths, strict=True)]
+    found: list[Line] = []
+    for cut in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+        width = bucket_of(lengths[cut], buckets)
+        if found and found[-1].width == width:
+            cut = np.concatenate([found.pop().rows, cut])
+        found.append(Line(width, cut))
+    return found
 
 
 def pad_batch(encoded: Sequence[EncodedPrompt], rows: np.ndarray, batch_size: int, width: int) -> PromptBatch:

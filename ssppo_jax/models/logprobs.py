@@ -59,7 +59,7 @@ def token_logprobs(
     d, v = kernel.shape
     setting = _Setting(max(1, min(-(-chunk // parts), v // parts)), parts, softcap, entropy, constrain)
     logp, h = _logprobs(setting, hidden, kernel.astype(hidden.dtype).reshape(d, parts, v // parts), targets)
-    return TokenLogprobs(logp, jax.lax.stop_gradient(h) if entropy else None)
+    return TokenLogprobs(logp, h if entropy else None)
 
 
 class _Setting(NamedTuple):
@@ -86,16 +86,15 @@ def _logprobs(setting: _Setting, hidden: Array, kernel: Array, targets: Array) -
 
 def _forward(setting, hidden, kernel, targets):
     def body(seen: _Running, index: Array):
-        logits, fresh, ids = _chunk(setting, hidden, kernel, index)
-        logits = jnp.where(fresh, logits, -jnp.inf)
+        part = _part(setting, hidden, kernel, index)
+        here = jnp.where(part.fresh & (part.ids == targets[..., None, None]), part.logits, 0.0)
+        logits = jnp.where(part.fresh, part.logits, -jnp.inf)
         top = jnp.maximum(seen.top, logits.max((-2, -1)))
         each, old = jnp.exp(logits - top[..., None, None]), jnp.exp(seen.top - top)
         weighted = seen.weighted
         if setting.entropy:
-            weighted = weighted * old + jnp.sum(each * jnp.where(fresh, logits, 0.0), (-2, -1))
-        here = jnp.where(ids == targets[..., None, None], logits, 0.0)  # an entry seen before is not here twice
-        target = seen.target + jnp.sum(jnp.where(fresh, here, 0.0), (-2, -1))
-        return _Running(top, seen.total * old + each.sum((-2, -1)), weighted, target), None
+            weighted = weighted * old + jnp.sum(each * jnp.where(part.fresh, logits, 0.0), (-2, -1))
+        return _Running(top, seen.total * old + each.sum((-2, -1)), weighted, seen.target + here.sum((-2, -1))), None
 
     zero = jnp.zeros(targets.shape, jnp.float32)
     first = _Running(jnp.full(targets.shape, -jnp.inf, jnp.float32), zero, zero, zero)
@@ -110,19 +109,18 @@ def _backward(setting, saved, cotangents):
 
     def body(grads, index: Array):
         of_hidden, of_kernel = grads
-        logits, fresh, ids = _chunk(setting, hidden, kernel, index)
-        error = (ids == targets[..., None, None]) - jnp.exp(logits - total[..., None, None])
-        error = jnp.where(fresh, error * of_logp, 0.0)
+        part = _part(setting, hidden, kernel, index)
+        error = (part.ids == targets[..., None, None]) - jnp.exp(part.logits - total[..., None, None])
+        error = jnp.where(part.fresh, error * of_logp, 0.0)
         if setting.softcap is not None:
-            error = error * (1.0 - jnp.square(logits / setting.softcap))
+            error = error * (1.0 - jnp.square(part.logits / setting.softcap))
         error = error.astype(hidden.dtype).reshape(-1, setting.parts * setting.width)
-        part, start = _part(setting, kernel, index)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        back = jnp.dot(error, part.reshape(part.shape[0], -1).T, preferred_element_type=jnp.float32)
-        more = jnp.dot(flat.T, error, preferred_element_type=jnp.float32).reshape(part.shape)
+        back = jnp.dot(error, part.kernel.reshape(part.kernel.shape[0], -1).T, preferred_element_type=jnp.float32)
+        more = jnp.dot(flat.T, error, preferred_element_type=jnp.float32).reshape(part.kernel.shape)
         more = setting.constrain(more.astype(kernel.dtype), "head")
-        at = (0, 0, start)  # where chunks overlap, the entries that are not fresh add zero
-        old = jax.lax.dynamic_slice(of_kernel, at, part.shape)
+        at = (0, 0, part.start)  # where chunks overlap, the entries that are not fresh add zero
+        old = jax.lax.dynamic_slice(of_kernel, at, part.kernel.shape)
         return (of_hidden + back.reshape(hidden.shape), jax.lax.dynamic_update_slice(of_kernel, old + more, at)), None
 
     zero = jnp.zeros(hidden.shape, jnp.float32), setting.constrain(jnp.zeros_like(kernel), "head")
@@ -137,18 +135,22 @@ def _chunks(setting: _Setting, kernel: Array) -> int:
     return -(-kernel.shape[-1] // setting.width)
 
 
-def _part(setting: _Setting, kernel: Array, index: Array) -> tuple[Array, Array]:
-    """Columns [D,parts,width] of a chunk, and where they start in each part. The last chunk overlaps the one before."""
-    start = jnp.minimum(index * setting.width, kernel.shape[-1] - setting.width)
-    return jax.lax.dynamic_slice_in_dim(kernel, start, setting.width, axis=-1), start
+class _Part(NamedTuple):
+    """A chunk: an equal share of each part of the vocabulary. The last overlaps the one before."""
+
+    kernel: Array  # [D,parts,width]
+    start: Array  # [] int32, where its columns start in each part
+    logits: Array  # [B,K,T,parts,width] float32
+    fresh: Array  # [1,1,1,1,width] bool, entries that no chunk before had
+    ids: Array  # [1,1,1,parts,width] int32, of the vocabulary
 
 
-def _chunk(setting: _Setting, hidden: Array, kernel: Array, index: Array) -> tuple[Array, Array, Array]:
-    """Logits [B,K,T,parts,width] of a chunk, and of its entries, with leading axes of 1, which no chunk before had, and
-    their vocabulary ids."""
-    part, start = _part(setting, kernel, index)
-    logits = setting.constrain(logits_of(hidden, part, setting.softcap), "logits")
+def _part(setting: _Setting, hidden: Array, kernel: Array, index: Array) -> _Part:
+    size = kernel.shape[-1]
+    start = jnp.minimum(index * setting.width, size - setting.width)
+    columns = jax.lax.dynamic_slice_in_dim(kernel, start, setting.width, axis=-1)
+    logits = setting.constrain(logits_of(hidden, columns, setting.softcap), "logits")
     column = start + jnp.arange(setting.width)
-    ids = jnp.arange(setting.parts)[:, None] * kernel.shape[-1] + column[None, :]
+    ids = jnp.arange(setting.parts)[:, None] * size + column[None, :]
     fresh = column >= index * setting.width
-    return logits, fresh[None, None, None, None], ids[None, None, None]
+    return _Part(columns, start, logits, fresh[None, None, None, None], ids[None, None, None])
