@@ -108,7 +108,7 @@ def make_optimizer(
 def kept_in(transform: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:
     """`transform` with its state in `dtype` between steps and in float32 during one.
 
-    In bfloat16 a running mean stops where a step changes it by less than half a unit in its last place. Towards 1, a mean
+    In bfloat16 a running mean stops where a step changes less than half a unit of its last place. Towards 1, a mean
     square with decay 0.9 comes to 0.98, with 0.99 to 0.8, with 0.999 to 0.25: AdamW's second moment is not for it.
     """
 

@@ -60,6 +60,11 @@ def test_slots_idle_less_the_sooner_they_are_refilled():
     assert shares[0] < shares[1] < shares[2] <= 1.0 and shares[2] > shares[0] + 0.05
 
 
+def test_nobody_waits_for_the_filler_rows_of_a_batch():
+    one = sample(0.01, count=1)
+    assert one.metrics["slot_occupancy"] == 1 / 16  # at every step, one of sixteen
+
+
 def test_rows_are_refilled_in_parts_that_the_mesh_divides():
     np.testing.assert_array_equal(sample(0.01).samples.tokens, sample(0.01, mesh=DATA).samples.tokens)
     assert [refill_rows(made(refill)[0]) for refill in (0.01, 0.25, 0.5, 1.0)] == [4, 4, 8, 16]

@@ -236,9 +236,10 @@ def test_no_device_holds_the_logits_or_the_states_of_every_row(shape):
     rows, slots = B // (shape[0] * shape[1]), PROMPT + K * T
     assert (rows, slots) in {dims[:2] for dims in shapes}
     assert (B, slots, ARCH.hidden_size) not in shapes  # but each may hold its columns of all rows: see `Constrain`
-    if shape[1] > 1:  # the embeddings, which are also the head, are never gathered whole
-        rows, columns = V // shape[2], ARCH.hidden_size
-        assert not {(rows, columns), (columns, rows), (V, columns), (columns, V)} & set(shapes)
+    text, columns = two_steps(shape)[2], ARCH.hidden_size
+    gathered = {tuple(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)}
+    assert bool(gathered) == (shape[1] > 1)  # layers' matrices are, the embeddings, also the head, never whole
+    assert not {tuple(sorted(dims)) for dims in gathered} & {(columns, V), (columns, V // shape[2])}
 
 
 def shapes_in(text):
