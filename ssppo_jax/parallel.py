@@ -171,7 +171,6 @@ class Constrain:
 
 
 LAYOUTS = {
-    ("table", 2): P("tensor", "fsdp"),  # [V,D]
     ("columns", 3): P("data", None, "fsdp"),  # [B,S,D]
     ("tokens", 3): P(ROWS, None, None),  # [B,S,D]
     ("heads", 4): P(ROWS, None, "tensor", None),  # [B,S,H,E]

@@ -182,8 +182,8 @@ class Decoder(nn.Module):
       remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"), all ("full").
       unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
       constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
-        "logits" [...,V], "head" [D,parts,v], the embeddings' "table" [V,D] and "columns" [B,S,D] as looked up, and
-        between the steps of sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
+        "logits" [...,V], "head" [D,parts,v], the embeddings as looked up "columns" [B,S,D], and between the steps of
+        sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
       lora: low-rank adapters beside some projections; None for none.
       attention_chunk: queries whose attention scores exist at one time; 0: all.
     """
@@ -225,8 +225,8 @@ class Decoder(nn.Module):
             embedding_init=nn.initializers.normal(stddev=0.02),
             name="embed",
         )
-        table = self.constrain(embed.embedding.astype(self.dtype), "table")
-        x = self.constrain(jnp.take(table, layout.join(prompt, completion), axis=0), "columns")
+        x = jnp.take(embed.embedding.astype(self.dtype), layout.join(prompt, completion), axis=0)
+        x = self.constrain(x, "columns")
         if self.arch.family.gemma:
             x = x * jnp.asarray(self.arch.hidden_size**0.5, self.dtype)  # rounded to the dtype, as transformers does
         x = self.constrain(x, "tokens")
