@@ -176,7 +176,6 @@ LAYOUTS = {
     ("heads", 4): P(ROWS, None, "tensor", None),  # [B,S,H,E]
     ("logits", 5): P(ROWS, None, None, "tensor", None),  # [B,K,T,parts,v]
     ("logits", 3): P(ROWS, None, "tensor"),  # [B,K,V], one decoding step
-    ("head", 3): P("fsdp", "tensor", None),  # [D,parts,v]
     ("cache", 5): P(None, ROWS, "tensor"),  # [N,B,G,P,E]
     ("cache", 6): P(None, ROWS, None, "tensor"),  # [N,B,K,G,T,E]
     ("count", 0): P(),

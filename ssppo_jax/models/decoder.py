@@ -182,7 +182,7 @@ class Decoder(nn.Module):
       remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"), all ("full").
       unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
       constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
-        "logits" [...,V], "head" [D,parts,v], the embeddings as looked up "columns" [B,S,D], and between the steps of
+        "logits" [...,V], the embeddings as looked up "columns" [B,S,D], and between the steps of
         sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
       lora: low-rank adapters beside some projections; None for none.
       attention_chunk: queries whose attention scores exist at one time; 0: all.

@@ -54,7 +54,7 @@ def token_logprobs(
       softcap: bounds the logits.
       entropy: whether it is wanted.
       parts: ways the vocabulary is cut over the mesh; every chunk takes an equal share of each part.
-      constrain: places sharding constraints: kinds "logits" [B,K,T,parts,v] and "head" [D,parts,v].
+      constrain: places sharding constraints: kind "logits" [B,K,T,parts,v].
     """
     d, v = kernel.shape
     setting = _Setting(max(1, min(-(-chunk // parts), v // parts)), parts, softcap, entropy, constrain)
@@ -118,12 +118,12 @@ def _backward(setting, saved, cotangents):
         flat = hidden.reshape(-1, hidden.shape[-1])
         back = jnp.dot(error, part.kernel.reshape(part.kernel.shape[0], -1).T, preferred_element_type=jnp.float32)
         more = jnp.dot(flat.T, error, preferred_element_type=jnp.float32).reshape(part.kernel.shape)
-        more = setting.constrain(more.astype(kernel.dtype), "head")
+        more = more.astype(kernel.dtype)
         at = (0, 0, part.start)  # where chunks overlap, the entries that are not fresh add zero
         old = jax.lax.dynamic_slice(of_kernel, at, part.kernel.shape)
         return (of_hidden + back.reshape(hidden.shape), jax.lax.dynamic_update_slice(of_kernel, old + more, at)), None
 
-    zero = jnp.zeros(hidden.shape, jnp.float32), setting.constrain(jnp.zeros_like(kernel), "head")
+    zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(kernel)
     (of_hidden, of_kernel), _ = jax.lax.scan(body, zero, jnp.arange(_chunks(setting, kernel)))
     return of_hidden.astype(hidden.dtype), of_kernel, None
 
