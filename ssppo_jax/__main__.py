@@ -18,6 +18,8 @@ USAGE = """usage: python -m ssppo_jax COMMAND [options] [--config.KEY=VALUE ...]
 
 commands
   train      --config=FILE[:ARG] --workdir=DIR [--profile]   self-play training; run it again to continue
+             of several processes each: [--coordinator=HOST:PORT --num_processes=N --process_id=I], or
+             --coordinator=auto on a TPU pod; under SLURM's srun or mpirun nothing is needed
   evaluate   --config=FILE --candidate=M --baseline=M [--output=DIR]   held-out win rate with a 95% interval
   generate   --config=FILE [--model=M] [--prompt=TEXT ...] [--output=FILE]   responses as JSON lines
   convert    --input=M --output=DIR [--dtype=float32|bfloat16]   write a Hugging Face folder
@@ -114,7 +116,13 @@ def _folder(path: str | Path) -> Path:
 
 def _train(argv: list[str]) -> int:
     profile, argv = _switch(argv, "--profile")
-    args, overrides = _parse(argv, "train", {"config": None, "workdir": None})
+    places = {"coordinator": "", "num_processes": "", "process_id": ""}
+    args, overrides = _parse(argv, "train", {"config": None, "workdir": None} | places)
+    from ssppo_jax import hosts
+
+    place = hosts.place_of(args.coordinator or "", args.num_processes or "", args.process_id or "")
+    if place is not None and not args.help:
+        hosts.start(place)
     config = _config(args, overrides)
     if config is None:
         return 0
@@ -127,6 +135,8 @@ def _train(argv: list[str]) -> int:
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
+    if not hosts.is_first():
+        return 0
     report = build_report(Path(args.workdir))
     print(json.dumps(result))
     print(f"report: {report}")

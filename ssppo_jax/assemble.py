@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssppo_jax import hosts
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.groups import make_groups
@@ -19,7 +20,7 @@ from ssppo_jax.losses.gates import GATES
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import take_rows
 from ssppo_jax.pairs import make_pairs, mean_win_rate, off_diagonal_mean
-from ssppo_jax.similarity import SentenceEmbedder, score_similarity
+from ssppo_jax.similarity import EmbedCounts, SentenceEmbedder, score_similarity
 from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Batch, Samples, Verdict
 
 
@@ -105,15 +106,23 @@ def pair_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | N
 
 def _similarity(config, judged: Judged, embedder: SentenceEmbedder | None) -> tuple[np.ndarray, dict[str, float]]:
     """[B,K,K] similarities, how alike two samples are on average, how many texts were read in part or empty."""
-    matrix = score_similarity(
-        [e.prompt.text for e in judged.encoded],
-        judged.texts,
-        embedder.embed if embedder else None,
-        similarity=config.similarity.name,
-        embed_text=config.similarity.embed_text,
-        prefix=config.similarity.prefix,
-    )
-    counts = embedder.take_counts()._asdict() if embedder else {}
+
+    def work(rows: np.ndarray) -> tuple[np.ndarray, EmbedCounts]:
+        matrix = score_similarity(
+            [judged.encoded[i].prompt.text for i in rows],
+            [judged.texts[i] for i in rows],
+            embedder.embed if embedder else None,
+            similarity=config.similarity.name,
+            embed_text=config.similarity.embed_text,
+            prefix=config.similarity.prefix,
+        )
+        return matrix, embedder.take_counts() if embedder else EmbedCounts()
+
+    parts = hosts.share([e.address for e in judged.encoded], work, "comparing responses")
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    matrix = np.concatenate([matrix for _, (matrix, _) in parts])[order]
+    total = EmbedCounts(*(sum(counts) for counts in zip(*(counts for _, (_, counts) in parts), strict=True)))
+    counts = total._asdict() if embedder else {}
     counts["of_two_samples"] = float(off_diagonal_mean(matrix).mean())
     return matrix, {f"similarity/{name}": float(n) for name, n in counts.items()}
 

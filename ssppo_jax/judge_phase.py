@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from ssppo_jax import hosts
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.oracles.protocol import Journal, Oracle, asymmetry_stats, consult, oracle_identity
+from ssppo_jax.oracles.protocol import Journal, Oracle, asymmetry_stats, consult, oracle_identity, take_rows
+from ssppo_jax.parallel import make_mesh
 from ssppo_jax.progress import bar
 from ssppo_jax.sample_phase import Interrupted
 from ssppo_jax.types import Verdict
@@ -26,7 +29,12 @@ def build_oracle(config: ConfigDict) -> Oracle:
 
 
 def place_oracle(oracle: Oracle, mesh: Mesh) -> None:
-    """Puts an oracle that is a model itself on the run's mesh; others have nothing to place."""
+    """Puts an oracle that is a model itself on the run's mesh; others have nothing to place.
+
+    Of several processes each has its own texts to judge, and its oracle on its own devices.
+    """
+    if not hosts.alone():
+        mesh = make_mesh((1, jax.local_device_count(), 1), jax.local_devices())
     getattr(oracle, "place", lambda _: None)(mesh)
 
 
@@ -45,11 +53,31 @@ def judge(
     stopped: Callable[[], bool] = lambda: False,
     show: bool = True,
 ) -> Verdict:
-    """The oracle's verdict on every group; `show` its progress.
+    """The oracle's verdict on every group; `show` its progress. Of several processes each judges its own prompts.
 
     Raises:
       Interrupted: `stopped()` became true; what was judged so far is in the journal.
     """
+
+    def work(rows: np.ndarray) -> Verdict:
+        mine, answers = [encoded[i] for i in rows], [texts[i] for i in rows]
+        return _judged(oracle, mine, answers, journal, identity, stopped, show)
+
+    parts = hosts.share([e.address for e in encoded], work, "judging")
+    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
+    return take_rows(concatenated([verdict for _, verdict in parts]), order)
+
+
+def _judged(
+    oracle: Oracle,
+    encoded: Sequence[EncodedPrompt],
+    texts: list[list[str]],
+    journal: Journal | None,
+    identity: str,
+    stopped: Callable[[], bool],
+    show: bool,
+) -> Verdict:
+    """`judge` in one process."""
     parts: list[Verdict] = []
     at_once = getattr(oracle, "at_once", JUDGED_AT_ONCE)
     with bar(len(encoded), what="judge", unit="prompts", show=show) as progress:
@@ -80,12 +108,12 @@ class Ahead:
         self.pool = ThreadPoolExecutor(1)
 
     def add(self, encoded: Sequence[EncodedPrompt], texts: list[list[str]]) -> None:
-        if not self.idle:
-            self.pool.submit(self._judge, list(encoded), list(texts))
+        mine = [i for i, e in enumerate(encoded) if hosts.mine(e.address)]
+        if mine and not self.idle:
+            self.pool.submit(self._judge, [encoded[i] for i in mine], [texts[i] for i in mine])
 
     def _judge(self, encoded: list[EncodedPrompt], texts: list[list[str]]) -> None:
-        settings = {"journal": self.journal, "identity": self.identity, "show": False}
-        judge(self.oracle, encoded, texts, stopped=lambda: self.left, **settings)
+        _judged(self.oracle, encoded, texts, self.journal, self.identity, lambda: self.left, show=False)
 
     def __enter__(self) -> Ahead:
         return self

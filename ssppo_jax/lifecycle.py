@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import os
 import signal
@@ -11,8 +12,11 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from ssppo_jax.errors import UserError
 
@@ -103,6 +107,7 @@ class StopSignal:
 
     def __init__(self):
         self.requested = False
+        self._vote: jax.Array | None = None
         self._interrupts = 0
         self._previous = {}
 
@@ -122,6 +127,13 @@ class StopSignal:
             return self.requested
         return bool(np.any(multihost_utils.process_allgather(np.array(self.requested))))
 
+    def voted(self) -> bool:
+        """`agreed`, one call late and without waiting for the devices: a step's vote is counted while the next runs."""
+        if jax.process_count() == 1:
+            return self.requested
+        vote, self._vote = self._vote, _any_of(self.requested)
+        return vote is not None and bool(jax.device_get(vote))
+
     def _handle(self, number: int, frame) -> None:
         self.requested = True
         hint = ""
@@ -132,3 +144,20 @@ class StopSignal:
             raise KeyboardInterrupt
         # os.write, not print: a handler that runs inside a buffered write must not touch that buffer.
         os.write(2, f"\n{signal.Signals(number).name}: saving and stopping{hint}\n".encode())
+
+
+def _any_of(flag: bool) -> jax.Array:
+    """Whether the flag is up in any process, once the devices have counted."""
+    flags = NamedSharding(_all_devices(), P("all"))
+    mine = [jax.device_put(np.array([flag]), device) for device in jax.local_devices()]
+    return _count()(jax.make_array_from_single_device_arrays((jax.device_count(),), flags, mine))
+
+
+@functools.cache
+def _all_devices() -> Mesh:
+    return jax.make_mesh((jax.device_count(),), ("all",), axis_types=(AxisType.Auto,))
+
+
+@functools.cache
+def _count():
+    return jax.jit(jnp.any, out_shardings=NamedSharding(_all_devices(), P()))

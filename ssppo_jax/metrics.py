@@ -26,6 +26,25 @@ log = logging.getLogger(__name__)
 Values = dict[str, float]
 
 
+class NoLog:
+    """A `MetricLog` of a process that is not the first: nothing is written."""
+
+    def write(self, **_) -> None:
+        pass
+
+    def offset(self) -> int:
+        return 0
+
+    def truncate(self, offset: int) -> None:
+        pass
+
+    def __enter__(self) -> NoLog:
+        return self
+
+    def __exit__(self, *_) -> None:
+        pass
+
+
 class MetricLog:
     """Appends records to `folder/metrics.jsonl` and mirrors them to `folder/tensorboard`. Use it on process 0 only.
 

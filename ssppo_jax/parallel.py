@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -143,9 +144,23 @@ def row_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def put_rows(mesh: Mesh, tree: PyTree, axis: int = 0) -> PyTree:
-    """Host arrays -> global arrays split along `axis`; each process gives the rows it holds."""
-    sharding = row_sharding(mesh, axis)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), tree)
+    """Host arrays, the same in every process -> global arrays split along `axis`: a device gets its rows of them."""
+    return _put(row_sharding(mesh, axis), tree)
+
+
+def put_whole(mesh: Mesh, tree: PyTree) -> PyTree:
+    """Host arrays, the same in every process -> global arrays that every device holds."""
+    return _put(replicated(mesh), tree)
+
+
+def _put(sharding: NamedSharding, tree: PyTree) -> PyTree:
+    def one(x):
+        x = np.asarray(x)
+        parts = sharding.addressable_devices_indices_map(x.shape)
+        shards = [jax.device_put(x[index], device) for device, index in parts.items()]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+
+    return jax.tree.map(one, tree)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +183,15 @@ class Constrain:
             return x
         spec = P(ROWS) if kind == "rows" else LAYOUTS[kind, x.ndim]
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
+
+    def apart(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
+        """`kernel`(q, k, v [B,S,heads,E], length [B]) on each device's own rows and heads: what the compiler cannot
+        divide by itself."""
+        if self.mesh.size == 1:
+            return kernel
+        heads = LAYOUTS["heads", 4]
+        given = (heads, heads, heads, P(ROWS))
+        return jax.shard_map(kernel, mesh=self.mesh, in_specs=given, out_specs=heads, check_vma=False)
 
 
 LAYOUTS = {

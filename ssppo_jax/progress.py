@@ -7,8 +7,9 @@ import sys
 from collections.abc import Iterable
 from typing import TextIO
 
-import jax
 from tqdm import tqdm
+
+from ssppo_jax import hosts
 
 SECONDS_PER_LINE = 5.0
 
@@ -58,6 +59,4 @@ def _line_format(work: Iterable | int | None) -> str:
 
 
 def _is_silent() -> bool:
-    # process_index() starts the backend, which must not happen before jax.distributed.initialize.
-    other_process = jax.distributed.is_initialized() and jax.process_index() != 0
-    return other_process or os.environ.get("SSPPO_PROGRESS") == "off"
+    return not hosts.is_first() or os.environ.get("SSPPO_PROGRESS") == "off"

@@ -12,14 +12,15 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from ssppo_jax import hosts
 from ssppo_jax.config import flatten
 from ssppo_jax.errors import ConfigError
 
-FREE_TO_CHANGE = ("checkpoint.",)  # keys that may differ when a run is continued
+FREE_TO_CHANGE = ("checkpoint.", "hosts.")  # keys that may differ when a run is continued
 
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
-    """Write config.json into a new folder, or check that the folder's run has this very config.
+    """Write config.json into a new folder, or check that the folder's run has this very config. On process 0 only.
 
     Raises:
       ConfigError: the folder holds a run with another config; every differing key is listed.
@@ -66,7 +67,9 @@ def digest(config: ConfigDict) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically: a reader sees the old file or the new one."""
+    """Atomically: a reader sees the old file or the new one. Process 0 writes; the others have nothing to add."""
+    if not hosts.is_first():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
@@ -74,7 +77,10 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_records(path: Path, rows: list[dict], iteration: int) -> None:
-    """Add an iteration's records to a JSONL file, replacing any that a killed attempt at it, or a later one, left."""
+    """Add an iteration's records to a JSONL file, replacing any that a killed attempt at it, or a later one, left.
+    Process 0 writes."""
+    if not hosts.is_first():
+        return
     kept = []
     if path.is_file():
         for line in path.read_text().splitlines():

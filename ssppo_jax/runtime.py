@@ -21,8 +21,9 @@ from ssppo_jax.generate import Sampler, make_sampler
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
+from ssppo_jax.models.masks import layer_kinds
 from ssppo_jax.models.policy import Apply, make_apply
-from ssppo_jax.parallel import AXES, Constrain, abstract, make_mesh, mesh_shape
+from ssppo_jax.parallel import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
 from ssppo_jax.sampling import SamplingParams
 from ssppo_jax.types import Prompt, PyTree
 from ssppo_jax.weights import hf
@@ -110,7 +111,7 @@ class Runtime:
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
-            jax.jit(sampler.look),
+            jax.jit(sampler.look, out_shardings=replicated(self.mesh)),  # every process sees all
         )
 
     def key(self, stream: int, index: int = 0):
@@ -122,10 +123,8 @@ def build_runtime(config: ConfigDict) -> Runtime:
     """Mesh, tokenizer and model of a checked config; no parameters are loaded yet.
 
     Raises:
-      ConfigError: several processes (each would feed the whole batch as its own part), or a model that does not load.
+      ConfigError: a model that does not load.
     """
-    if jax.process_count() > 1:
-        raise ConfigError(f"{jax.process_count()} processes: this version runs on the devices of one host; start one")
     shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, jax.device_count())
     mesh = make_mesh(shape)
     folder = resolve(config.model.source)
@@ -145,8 +144,11 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
     """The configured model on a mesh.
 
     Raises:
-      ConfigError: adapters that fit none of its projections.
+      ConfigError: adapters that fit none of its projections, or an attention kernel that cannot run it here.
     """
+    problem = attention_problem(config, arch, mesh.devices.flat[0].platform)
+    if problem:
+        raise ConfigError(f"model.attention={config.model.attention}: {problem}")
     decoder = Decoder(
         arch,
         dtype=jnp.dtype(config.model.dtype),
@@ -154,11 +156,29 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
         remat=config.model.remat,
         constrain=Constrain(mesh),
         lora=lora_of(config),
+        attention=config.model.attention,
         attention_chunk=config.model.attention_chunk,
     )
     if decoder.lora is not None:
         _check_targets(decoder)
     return decoder
+
+
+def attention_problem(config: ConfigDict, arch: Arch, platform: str) -> str | None:
+    """Why the configured attention cannot run this model on such devices; None if it can."""
+    how = config.model.attention
+    if how == "splash" and platform != "tpu":
+        return f"is a TPU kernel, and these devices are {platform}; set einsum, or cudnn on an NVIDIA GPU"
+    if how == "cudnn" and platform not in ("gpu", "cuda"):
+        return f"runs on NVIDIA GPUs, and these devices are {platform}; set einsum, or splash on a TPU"
+    if how == "cudnn" and config.model.dtype != "bfloat16":
+        return f"computes in 16 bits; set model.dtype=bfloat16 (it is {config.model.dtype}), or einsum"
+    if how in ("xla", "cudnn") and arch.attn_softcap is not None:
+        return f"has no soft cap, which {arch.model_type} needs; set einsum"
+    longest = config.data.prompt_buckets[-1] + config.sampling.max_new_tokens
+    if how == "splash" and layer_kinds(arch, longest) is not None:
+        return f"has no sliding windows, and {arch.model_type}'s could bind within {longest} tokens; set einsum"
+    return None
 
 
 def lora_of(config: ConfigDict) -> Lora | None:

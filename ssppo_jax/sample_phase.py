@@ -14,7 +14,7 @@ from ssppo_jax.chat import check_completions, decode
 from ssppo_jax.data import EncodedPrompt, Line, lines, pad_batch
 from ssppo_jax.generate import Sampler
 from ssppo_jax.metrics import sample_stats
-from ssppo_jax.parallel import put_rows, replicated
+from ssppo_jax.parallel import put_rows, put_whole
 from ssppo_jax.progress import bar
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.types import Array, PyTree, Samples
@@ -124,7 +124,7 @@ def refill_rows(runtime: Runtime) -> int:
 
 
 def _number(runtime: Runtime, value: int | np.ndarray) -> Array:
-    return jax.device_put(np.asarray(value, np.int32), replicated(runtime.mesh))
+    return put_whole(runtime.mesh, np.asarray(value, np.int32))
 
 
 def _texts(runtime: Runtime, samples: Samples) -> list[list[str]]:

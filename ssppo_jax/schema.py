@@ -22,6 +22,7 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES
+from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
@@ -54,7 +55,8 @@ KEYS: tuple[Key, ...] = (
     Key("model.dtype", "float32", "compute dtype; log-softmax and token sums are float32 whatever it is", _DTYPES),
     Key("model.param_dtype", "float32", "dtype of parameters and optimizer state", _DTYPES),
     Key("model.remat", "none", "what the backward pass recomputes", cfg.one_of(*REMAT_POLICIES)),
-    Key("model.attention_chunk", 0, "queries whose attention scores exist at one time; 0: all", cfg.non_negative),
+    Key("model.attention", "einsum", "how prompts are read and completions trained on: einsum; xla or cudnn (jax.nn.dot_product_attention); splash (Pallas, TPU)", cfg.one_of(*IMPLEMENTATIONS)),
+    Key("model.attention_chunk", 0, "with model.attention=einsum, queries whose attention scores exist at one time; 0: all", cfg.non_negative),
     Key("model.logprob_chunk", 4096, "vocabulary entries whose logits exist at one time", cfg.positive),
     Key("model.decode_unroll", 1, "layers inlined per scan step while sampling", cfg.positive),
     Key("model.repulsion_pooling", "last_token", "one vector per response (reconstruction)", cfg.one_of(*POOLINGS)),
@@ -63,6 +65,8 @@ KEYS: tuple[Key, ...] = (
     Key("mesh.data", -1, "devices that split the batch; -1: the rest"),
     Key("mesh.fsdp", 1, "devices that split batch and parameters; -1: the rest"),
     Key("mesh.tensor", 1, "devices that split heads, mlp width and vocabulary; -1: the rest"),
+    # processes
+    Key("hosts.timeout", 3600.0, "seconds that the processes of a run wait for each other before it ends and names who is missing", cfg.positive),
     # data
     Key("data.heldout", 64, "prompts kept out of training, for evaluation", cfg.positive),
     Key("data.max_prompt_length", 512, "longer prompts are dropped, counted and listed; never cut", cfg.positive),
@@ -174,6 +178,7 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "num_train_epochs": "train.epochs",
     "gradient_accumulation_steps": "train.micro_batches",
     "per_device_train_batch_size": "train.batch_size",
+    "attn_implementation": "model.attention",
     "learning_rate": "optim.learning_rate",
     "loss_type": "loss.name",
     "epsilon": "loss.epsilon",

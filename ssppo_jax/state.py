@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ssppo_jax.parallel import abstract, replicated
+from ssppo_jax.parallel import abstract, put_whole, replicated
 from ssppo_jax.types import PyTree, TrainState
 
 
@@ -25,4 +25,4 @@ def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransfo
 
 def fresh_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
     """The state a new run starts from. `params` becomes part of it and is donated by the first train step."""
-    return TrainState(params, fresh_optimizer(mesh, params, optimizer), jax.device_put(np.int32(0), replicated(mesh)))
+    return TrainState(params, fresh_optimizer(mesh, params, optimizer), put_whole(mesh, np.int32(0)))

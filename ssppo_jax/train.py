@@ -19,7 +19,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from ssppo_jax import __version__, data, memory, run_folder, schema
+from ssppo_jax import __version__, data, hosts, memory, run_folder, schema
 from ssppo_jax.assemble import RECORDS
 from ssppo_jax.checkpoint import Checkpoints
 from ssppo_jax.collect import Collector
@@ -30,13 +30,13 @@ from ssppo_jax.judge_phase import build_oracle, place_oracle
 from ssppo_jax.lifecycle import RunLock, StopSignal
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
-from ssppo_jax.metrics import Lagged, MetricLog
+from ssppo_jax.metrics import Lagged, MetricLog, NoLog
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
 from ssppo_jax.oracles.protocol import check_prompts
 from ssppo_jax.pace import pace_of, work_of
-from ssppo_jax.parallel import put_rows
+from ssppo_jax.parallel import put_rows, replicated
 from ssppo_jax.progress import bar
 from ssppo_jax.rollout import Rollout, load_rollout, save_rollout, take_rows
 from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
@@ -70,16 +70,24 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
       Interrupted: SIGTERM or Ctrl-C; the run is saved and the same command continues it.
     """
     schema.check(config, jax.device_count())
+    hosts.set_patience(config.hosts.timeout)
+    hosts.compare({"configuration": run_folder.digest(config), "version": __version__, "workdir": str(workdir)})
     with ExitStack() as stack:
-        stack.enter_context(RunLock(workdir))
         stop = stack.enter_context(StopSignal())
-        run_folder.claim(workdir, config, __version__)
-        finished = workdir / "result.json"
-        if finished.is_file():
+        result = hosts.on_first(lambda: _open(workdir, config, stack))
+        if result is not None:
             log.info("%s: this run is finished; its result:", workdir)
-            return json.loads(finished.read_text())
-        metrics = stack.enter_context(MetricLog(workdir))
+            return result
+        metrics = stack.enter_context(MetricLog(workdir) if hosts.is_first() else NoLog())
         return Trainer(build_runtime(config), workdir, metrics, stop).run(profile=profile)
+
+
+def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
+    """Take the run's folder for this run; the result if it is finished."""
+    stack.enter_context(RunLock(workdir))
+    run_folder.claim(workdir, config, __version__)
+    finished = workdir / "result.json"
+    return json.loads(finished.read_text()) if finished.is_file() else None
 
 
 class Trainer:
@@ -91,6 +99,7 @@ class Trainer:
         self.prompts, heldout, account = encode_split(runtime)
         run_folder.write_json(workdir / "prompts.json", account)
         self.fingerprint = self._fingerprint()
+        hosts.compare({"prompts": self.fingerprint})
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = build_oracle(self.config)
         place_oracle(self.oracle, runtime.mesh)
@@ -99,8 +108,9 @@ class Trainer:
         self.saved: Position | None = None
         self.frozen: PyTree | None = None  # with adapters, the model's own parameters
         apply = runtime.make_apply()
-        score = jax.jit(make_score_step(apply))
-        self.collect = Collector(runtime, self.prompts, self.oracle, score, workdir / "verdicts.jsonl")
+        score = jax.jit(make_score_step(apply), out_shardings=replicated(runtime.mesh))  # every process sees all
+        journal = workdir / ("verdicts.jsonl" if hosts.is_first() else f"verdicts_{jax.process_index()}.jsonl")
+        self.collect = Collector(runtime, self.prompts, self.oracle, score, journal)
         self.steps_per_epoch = -(-len(self.collect.portion(0)) // self.config.train.batch_size)  # planned: none dropped
         self.optimizer, self.rate = make_run_optimizer(self.config, self.steps_per_epoch)
         self._jit_steps(apply)
@@ -116,19 +126,19 @@ class Trainer:
                 result = self._evaluate(policy, baseline, at)
                 if at.iteration == self.config.train.iterations:
                     return self._finish(policy, result)
-                if at.iteration == traced:
+                if at.iteration == traced and hosts.is_first():
                     jax.profiler.start_trace(self.workdir / "profile")
                 rollout = self._rollout(policy, initial, at)
             except Interrupted:
                 self._save(state, at, boundary)
                 raise
             state = self._timed_train(state, rollout, at)
-            if at.iteration == traced:
+            if at.iteration == traced and hosts.is_first():
                 jax.profiler.stop_trace()
             at = Position(at.iteration + 1)
             if self._is_checkpoint(at):
                 self._save(state, at, self.metrics.offset())
-            if self.stop.requested:
+            if self.stop.agreed():
                 raise Interrupted
 
     # ---- start -------------------------------------------------------------------------------------------------------
@@ -184,8 +194,9 @@ class Trainer:
     def _baseline(self, state: TrainState, at: Position) -> list[list[str]]:
         """Responses of the initial policy to the held-out prompts, sampled once per run and kept on disk."""
         path = self.workdir / "baseline.json"
-        if path.is_file():
-            return json.loads(path.read_text())
+        kept = hosts.on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
+        if kept is not None:
+            return kept
         params = self._policy(state) if at == Position() else self._load_initial()
         k = self.config.eval.final_num_samples
         sampled = self._sample_heldout(params, k, baseline=True, what="sample baseline")
@@ -233,9 +244,7 @@ class Trainer:
                 self._log("evaluate", logged(found), {}, at)
 
     def _sample_heldout(self, params: PyTree, k: int, *, baseline: bool, what: str):
-        return self.heldout.sample(
-            params, num_samples=k, baseline=baseline, what=what, stopped=lambda: self.stop.requested
-        )
+        return self.heldout.sample(params, num_samples=k, baseline=baseline, what=what, stopped=self.stop.agreed)
 
     def _rollout(self, params: PyTree, initial: Callable[[], PyTree] | None, at: Position) -> Rollout:
         """This iteration's rollout: from disk when this very rollout was made before, else sampled and judged."""
@@ -245,18 +254,31 @@ class Trainer:
             "iteration": at.iteration,
             "config": run_folder.digest(self.config),
         }
-        rollout = load_rollout(path, identity)
+        rollout = self._kept_rollout(path, identity)
         if rollout is None and at.step_in_iteration:
             raise ConfigError(f"{path} is missing, and the policy that sampled it is gone; start in a new --workdir")
         if rollout is None:
-            rollout = self.collect(params, initial, at.iteration, stopped=lambda: self.stop.requested)
-            save_rollout(path, rollout, identity)
-            path.with_name(f"iteration_{at.iteration - 1:05d}.npz").unlink(missing_ok=True)
+            rollout = self.collect(params, initial, at.iteration, stopped=self.stop.agreed)
+            if hosts.is_first():
+                save_rollout(path, rollout, identity)
+                path.with_name(f"iteration_{at.iteration - 1:05d}.npz").unlink(missing_ok=True)
         if at.step_in_iteration == 0:
             for phase, values in rollout.metrics.items():
                 self._log(phase, values, rollout.wall[phase], at)
             run_folder.append_records(self.workdir / RECORDS[self.collect.rows], rollout.records, at.iteration)
         return rollout
+
+    @staticmethod
+    def _kept_rollout(path: Path, identity: dict) -> Rollout | None:
+        """What process 0 finds, in all processes."""
+        found = load_rollout(path, identity) if hosts.alone() else None
+        if not hosts.alone() and hosts.on_first(lambda: load_rollout(path, identity) is not None):
+            found = load_rollout(path, identity)
+            if found is None:
+                raise ConfigError(
+                    f"{path} is seen by process 0 alone; --workdir must be a folder that all processes share"
+                )
+        return found
 
     def _timed_train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
         """`_train`, and a record of its pace and of the memory held so far."""
@@ -296,10 +318,11 @@ class Trainer:
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 progress.update()
                 inside = i + 1 < len(batches)
-                if inside and (self.stop.requested or _is_due(c.checkpoint.every_steps, i + 1)):
+                stop = self.stop.voted()
+                if inside and (stop or _is_due(c.checkpoint.every_steps, i + 1)):
                     self._log_step(lagged.flush(), at)
                     self._save(state, Position(at.iteration, i + 1), self.metrics.offset())
-                    if self.stop.requested:
+                    if stop:
                         raise Interrupted
         self._log_step(lagged.flush(), at)
         return state
@@ -338,10 +361,10 @@ class Trainer:
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
     def _is_checkpoint(self, at: Position) -> bool:
-        c = self.config.checkpoint
+        c, stop = self.config.checkpoint, self.stop.agreed()
         if at.iteration == self.config.train.iterations:
-            return c.final or self.stop.requested
-        return self.stop.requested or _is_due(c.every, at.iteration)
+            return c.final or stop
+        return stop or _is_due(c.every, at.iteration)
 
     def _save(self, state: TrainState, at: Position, metrics_offset: int) -> None:
         """A checkpoint at `at`, unless the newest one is there already or nothing has been trained yet."""
@@ -353,12 +376,13 @@ class Trainer:
             "fingerprint": self.fingerprint,
             "version": __version__,
         }
-        self.checkpoints.save(int(state.step), state, meta, finite=True)  # `_log_step` has checked every step
+        with jax.transfer_guard("allow"):  # processes that agree send each other numbers
+            self.checkpoints.save(int(state.step), state, meta, finite=True)  # `_log_step` has checked every step
         self.saved = at
 
     def _finish(self, params: PyTree, result: dict) -> dict:
         folder = self.workdir / "policy"
-        if self.config.checkpoint.export and not folder.is_dir():
+        if self.config.checkpoint.export and not hosts.on_first(folder.is_dir):
             lora, arch = self.runtime.decoder.lora, self.runtime.arch
             if lora is not None:
                 save_adapters(split(params)[1], arch, lora, self.workdir / "adapters", base=self.config.model.source)

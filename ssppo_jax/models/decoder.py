@@ -17,9 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from ssppo_jax.models.arch import Arch
-from ssppo_jax.models.layers import Heads, KeyBlock, Merge, Mlp, RMSNorm, attend, rotary_table, rotate
+from ssppo_jax.models.attention import KeyBlock, attend
+from ssppo_jax.models.layers import Heads, Merge, Mlp, RMSNorm, rotary_table, rotate
 from ssppo_jax.models.lora import Lora
 from ssppo_jax.models.masks import Masks, Scope, layer_kinds
+from ssppo_jax.models.splash import attend_stream
 from ssppo_jax.types import Array, PyTree
 
 REMAT_POLICIES = ("none", "dots", "full")
@@ -86,6 +88,10 @@ class Unsharded:
         del kind
         return x
 
+    def apart(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
+        """A kernel that works on whole arrays: here they are whole."""
+        return kernel
+
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); some families norm again before adding."""
@@ -98,6 +104,7 @@ class Block(nn.Module):
     tap_layer: int | None
     return_kv: bool
     lora: Lora | None
+    attention: str
     attention_chunk: int
 
     @nn.compact
@@ -109,8 +116,9 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        own = {"constrain": self.constrain, "lora": self.lora, "chunk": self.attention_chunk}
-        attention = Attention(self.arch, self.layout, **kinds, **own, name="attn")
+        own = {"constrain": self.constrain, "lora": self.lora}
+        how = {"implementation": self.attention, "chunk": self.attention_chunk}
+        attention = Attention(self.arch, self.layout, **kinds, **own, **how, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
@@ -132,6 +140,7 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     constrain: Callable[[Array, str], Array]
     lora: Lora | None
+    implementation: str
     chunk: int
 
     @nn.compact
@@ -155,21 +164,33 @@ class Attention(nn.Module):
         k_prompt, v_prompt, k_own, v_own = (
             None if x is None else jnp.swapaxes(x, -3, -2) for x in (k_prompt, v_prompt, k_own, v_own)
         )
-        look = functools.partial(attend, scale=a.score_scale, softcap=a.attn_softcap, chunk=self.chunk)
-        masks = Masks(scope, None if kind is None else kind.window)
-        out_prompt = out_own = None
-        if layout.p:
-            out_prompt = look(q_prompt[:, None], (KeyBlock(k_prompt, v_prompt, masks.prompt(layout.p)),))[:, 0]
-        if layout.k:
-            shared = past.prompt if past is not None else KV(k_prompt, v_prompt)
-            blocks = [KeyBlock(shared.k, shared.v, masks.of_prompt(layout.t, shared.k.shape[-2]))]
-            if past is not None:
-                blocks.append(KeyBlock(past.own.k, past.own.v, masks.of_past(layout.t, past.own.k.shape[-2])))
-            blocks.append(KeyBlock(k_own, v_own, masks.own(layout.t)))
-            out_own = look(q_own, tuple(blocks))
-        y = self.constrain(layout.join(out_prompt, out_own), "heads")
+        if self.implementation == "splash" and past is None:
+            look = functools.partial(attend_stream, layout=layout, scale=a.score_scale, softcap=a.attn_softcap)
+            out = self.constrain.apart(look)(q, k, v, scope.prompt_length)
+        else:
+            masks = Masks(scope, None if kind is None else kind.window)
+            own = KV(k_prompt, v_prompt), KV(k_own, v_own)
+            out = self._products(masks, q_prompt, q_own, *own, past)
+        y = self.constrain(out, "heads")
         y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
+
+    def _products(self, masks: Masks, q_prompt, q_own, prompt: KV, own: KV, past: _Past | None) -> Array:
+        """Each stream's queries over the blocks of keys that it may see; a decoding step has too few for a kernel."""
+        a, layout, out_prompt, out_own = self.arch, self.layout, None, None
+        implementation = self.implementation if past is None else "einsum"
+        settings = {"scale": a.score_scale, "softcap": a.attn_softcap, "chunk": self.chunk}
+        look = functools.partial(attend, **settings, implementation=implementation)
+        if layout.p:
+            out_prompt = look(q_prompt[:, None], (KeyBlock(*prompt, masks.prompt(layout.p)),))[:, 0]
+        if layout.k:
+            shared = prompt if past is None else past.prompt
+            blocks = [KeyBlock(*shared, masks.of_prompt(layout.t, shared.k.shape[-2]))]
+            if past is not None:
+                blocks.append(KeyBlock(*past.own, masks.of_past(layout.t, past.own.k.shape[-2])))
+            blocks.append(KeyBlock(*own, masks.own(layout.t)))
+            out_own = look(q_own, tuple(blocks))
+        return layout.join(out_prompt, out_own)
 
 
 class Decoder(nn.Module):
@@ -185,7 +206,9 @@ class Decoder(nn.Module):
         "logits" [...,V], the embeddings as looked up "columns" [B,S,D], and between the steps of
         sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
       lora: low-rank adapters beside some projections; None for none.
-      attention_chunk: queries whose attention scores exist at one time; 0: all.
+      attention: how prompts are read and completions trained on, one of `attention.IMPLEMENTATIONS`; a decoding step
+        is always "einsum".
+      attention_chunk: with "einsum", queries whose attention scores exist at one time; 0: all.
     """
 
     arch: Arch
@@ -195,6 +218,7 @@ class Decoder(nn.Module):
     unroll: int = 1
     constrain: Callable[[Array, str], Array] = Unsharded()
     lora: Lora | None = None
+    attention: str = "einsum"
     attention_chunk: int = 0
 
     @nn.compact
@@ -244,6 +268,7 @@ class Decoder(nn.Module):
             tap_layer,
             return_kv,
             self.lora,
+            self.attention,
             self.attention_chunk,
             name="layers",
         )

@@ -1,9 +1,8 @@
-"""The pieces of a decoder block: RMSNorm, rotary positions, attention over blocks of keys, gated MLP."""
+"""The pieces of a decoder block: RMSNorm, rotary positions, projections, gated MLP."""
 
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,8 +11,6 @@ import jax.numpy as jnp
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
 from ssppo_jax.models.lora import Lora, add_adapter
 from ssppo_jax.types import Array
-
-_MASKED = -1e30  # finite, so that a fully masked row stays finite in the forward and the backward pass
 
 
 class RMSNorm(nn.Module):
@@ -37,79 +34,6 @@ class RMSNorm(nn.Module):
         if self.plus_one:
             return (x32 * (1.0 + scale.astype(jnp.float32))).astype(self.dtype)
         return x32.astype(self.dtype) * scale.astype(self.dtype)
-
-
-class KeyBlock(NamedTuple):
-    """Keys and values some queries may look at. A prompt's block is shared by its K completions and never repeated."""
-
-    k: Array  # [B,G,S,E] shared by all K, or [B,K,G,S,E] each completion's own: as the products read them
-    v: Array  # like k
-    mask: Array  # bool, broadcastable to [B,K,T,S]
-
-
-def attend(
-    q: Array,  # [B,K,T,H,E]
-    blocks: tuple[KeyBlock, ...],
-    *,
-    scale: float,
-    softcap: float | None = None,
-    chunk: int = 0,
-) -> Array:  # [B,K,T,H,E]
-    """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] * scale) [v_1; v_2; ...], in float32.
-
-    Grouped queries: H/G query heads share a key head. Query heads are ordered group-major, as in Hugging Face files.
-
-    Args:
-      scale: of the scores; 1 / sqrt(E) in most families.
-      softcap: bounds the scaled scores, before masking, to softcap * tanh(score / softcap).
-      chunk: queries of each completion whose scores exist at one time, in the backward pass too; 0: all.
-    """
-    count = q.shape[2]
-    if not chunk or count <= chunk:
-        return _attend(q, blocks, scale, softcap)
-    chunks = -(-count // chunk)
-
-    def cut(x):  # [.,.,count,.,...] -> [chunks,.,.,chunk,.,...]
-        pad = [(0, 0), (0, 0), (0, chunks * chunk - count), *((0, 0),) * (x.ndim - 3)]
-        x = jnp.pad(x, pad)
-        return jnp.moveaxis(x.reshape(*x.shape[:2], chunks, chunk, *x.shape[3:]), 2, 0)
-
-    masks = [block.mask for block in blocks]
-    by_query = [cut(mask) for mask in masks if mask.shape[2] == count]
-
-    @jax.checkpoint
-    def one(part):
-        rest = iter(part[1])
-        mine = [next(rest) if mask.shape[2] == count else mask for mask in masks]
-        return _attend(part[0], tuple(b._replace(mask=m) for b, m in zip(blocks, mine, strict=True)), scale, softcap)
-
-    out = jnp.moveaxis(jax.lax.map(one, (cut(q), by_query)), 0, 2)
-    return out.reshape(*out.shape[:2], chunks * chunk, *out.shape[4:])[:, :, :count]
-
-
-def _attend(q: Array, blocks: tuple[KeyBlock, ...], scale: float, softcap: float | None) -> Array:
-    b, k, t, h, e = q.shape
-    g = blocks[0].k.shape[-3]
-    q = q.reshape(b, k, t, g, h // g, e) * scale
-    scores = [_scores(q, block, softcap) for block in blocks]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    out, start = 0.0, 0
-    for block, score in zip(blocks, scores, strict=True):
-        stop = start + score.shape[-1]
-        out = out + _mix(weights[..., start:stop], block)
-        start = stop
-    return out.reshape(b, k, t, h, e)
-
-
-def _scores(q: Array, block: KeyBlock, softcap: float | None) -> Array:  # [B,G,K,R,T,S] float32
-    equation = "bktgre,bgse->bgkrts" if block.k.ndim == 4 else "bktgre,bkgse->bgkrts"
-    scores = jnp.einsum(equation, q, block.k, preferred_element_type=jnp.float32)
-    return jnp.where(block.mask[:, None, :, None], soft_cap(scores, softcap), _MASKED)
-
-
-def _mix(weights: Array, block: KeyBlock) -> Array:  # [B,K,T,G,R,E]
-    equation = "bgkrts,bgse->bktgre" if block.v.ndim == 4 else "bgkrts,bkgse->bktgre"
-    return jnp.einsum(equation, weights, block.v)
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
+from ssppo_jax import hosts
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.lora import A, B, Lora
 from ssppo_jax.types import PyTree
@@ -17,7 +18,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def save_adapters(adapters: PyTree, arch: Arch, lora: Lora, folder: str | Path, *, base: str) -> Path:
-    """Write a PEFT folder; it appears whole or not at all.
+    """Write a PEFT folder; it appears whole or not at all. Of several processes all call it and process 0 writes.
 
     Args:
       adapters: the adapters' leaves, as `models.lora.split` parts them.
@@ -27,6 +28,8 @@ def save_adapters(adapters: PyTree, arch: Arch, lora: Lora, folder: str | Path, 
       base: what PEFT is told to load them onto.
     """
     tensors = dict(_exported(adapters, arch))
+    if not hosts.is_first():
+        return Path(folder)
     modules = sorted({re.sub(r".*\.(\w+)\.lora_[AB]\.weight", r"\1", name) for name in tensors})
     with hf.new_folder(folder) as tmp:
         save_file(tensors, tmp / WEIGHTS, metadata={"format": "pt"})
@@ -62,7 +65,7 @@ def _exported(adapters: PyTree, arch: Arch):
         for which in (A, B):
             path = f"{leaf.path.removesuffix('kernel')}{which}"
             if path in flat:
-                for name, row in zip(_names(leaf, which, arch), np.asarray(flat[path]), strict=True):
+                for name, row in zip(_names(leaf, which, arch), hosts.on_host(flat[path]), strict=True):
                     yield name, _theirs(row, which)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from ssppo_jax import hosts
 from ssppo_jax.disk import sync
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import Arch
@@ -125,6 +126,7 @@ def save_params(
     """Write a folder that plain transformers loads: safetensors, configs, and the tokenizer with its chat template.
 
     Written beside `folder` and renamed, so a folder that exists is complete. One leaf and one shard are in host memory.
+    Of several processes all call it and process 0 writes.
 
     Args:
       params: the decoder's tree; leaves NumPy or JAX arrays.
@@ -144,6 +146,10 @@ def save_params(
     for leaf in names.leaves(arch):
         size = int(np.prod(names.hf_shape(leaf, arch))) * kinds[leaf.path].itemsize
         nbytes |= {name: size for name in names.hf_names(leaf, arch)}
+    if not hosts.is_first():  # its parts of the leaves are asked for
+        for _ in _exported(flat, arch, kinds):
+            pass
+        return Path(folder)
     with new_folder(folder) as tmp:
         write_tensors(tmp, nbytes, _exported(flat, arch, kinds), max_shard_bytes)
         main = kinds["embed/embedding"].name
@@ -384,7 +390,7 @@ def _check_tree(flat: dict[str, Array], arch: Arch) -> None:
 
 def _exported(flat: dict[str, Array], arch: Arch, kinds: dict[str, np.dtype]) -> Iterator[tuple[str, np.ndarray]]:
     for leaf in names.leaves(arch):
-        host = np.asarray(flat[leaf.path])
+        host = hosts.on_host(flat[leaf.path])
         rows = host if leaf.stacked else host[None]
         for name, row in zip(names.hf_names(leaf, arch), rows, strict=True):
             yield name, np.ascontiguousarray(names.to_hf(row, leaf, arch), dtype=kinds[leaf.path])

@@ -1,0 +1,112 @@
+"""Attention over blocks of keys: one softmax over several blocks, written as products or given to a fused kernel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from ssppo_jax.models.layers import soft_cap
+from ssppo_jax.types import Array
+
+# einsum: the reference, anywhere. xla, cudnn: `jax.nn.dot_product_attention` by these implementations (cuDNN's flash
+# attention needs an NVIDIA GPU and a 16-bit dtype). splash: Pallas splash attention, TPU (`models.splash`).
+IMPLEMENTATIONS = ("einsum", "xla", "cudnn", "splash")
+
+_MASKED = -1e30  # finite, so that a fully masked row stays finite in the forward and the backward pass
+
+
+class KeyBlock(NamedTuple):
+    """Keys and values some queries may look at. A prompt's block is shared by its K completions and never repeated."""
+
+    k: Array  # [B,G,S,E] shared by all K, or [B,K,G,S,E] each completion's own: as the products read them
+    v: Array  # like k
+    mask: Array  # bool, broadcastable to [B,K,T,S]
+
+
+def attend(
+    q: Array,  # [B,K,T,H,E]
+    blocks: tuple[KeyBlock, ...],
+    *,
+    scale: float,
+    softcap: float | None = None,
+    chunk: int = 0,
+    implementation: str = "einsum",
+) -> Array:  # [B,K,T,H,E]
+    """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] * scale) [v_1; v_2; ...], in float32.
+
+    Grouped queries: H/G query heads share a key head. Query heads are ordered group-major, as in Hugging Face files.
+
+    Args:
+      scale: of the scores; 1 / sqrt(E) in most families.
+      softcap: bounds the scaled scores, before masking, to softcap * tanh(score / softcap). Not in fused kernels.
+      chunk: queries of each completion whose scores exist at one time, in the backward pass too; 0: all. A fused kernel
+        has a way of its own.
+      implementation: "einsum", "xla" or "cudnn".
+    """
+    if implementation != "einsum":
+        return _fused(q, blocks, scale, implementation)
+    count = q.shape[2]
+    if not chunk or count <= chunk:
+        return _attend(q, blocks, scale, softcap)
+    chunks = -(-count // chunk)
+
+    def cut(x):  # [.,.,count,.,...] -> [chunks,.,.,chunk,.,...]
+        pad = [(0, 0), (0, 0), (0, chunks * chunk - count), *((0, 0),) * (x.ndim - 3)]
+        x = jnp.pad(x, pad)
+        return jnp.moveaxis(x.reshape(*x.shape[:2], chunks, chunk, *x.shape[3:]), 2, 0)
+
+    masks = [block.mask for block in blocks]
+    by_query = [cut(mask) for mask in masks if mask.shape[2] == count]
+
+    @jax.checkpoint
+    def one(part):
+        rest = iter(part[1])
+        mine = [next(rest) if mask.shape[2] == count else mask for mask in masks]
+        return _attend(part[0], tuple(b._replace(mask=m) for b, m in zip(blocks, mine, strict=True)), scale, softcap)
+
+    out = jnp.moveaxis(jax.lax.map(one, (cut(q), by_query)), 0, 2)
+    return out.reshape(*out.shape[:2], chunks * chunk, *out.shape[4:])[:, :, :count]
+
+
+def _attend(q: Array, blocks: tuple[KeyBlock, ...], scale: float, softcap: float | None) -> Array:
+    b, k, t, h, e = q.shape
+    g = blocks[0].k.shape[-3]
+    q = q.reshape(b, k, t, g, h // g, e) * scale
+    scores = [_scores(q, block, softcap) for block in blocks]
+    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
+    out, start = 0.0, 0
+    for block, score in zip(blocks, scores, strict=True):
+        stop = start + score.shape[-1]
+        out = out + _mix(weights[..., start:stop], block)
+        start = stop
+    return out.reshape(b, k, t, h, e)
+
+
+def _fused(q: Array, blocks: tuple[KeyBlock, ...], scale: float, implementation: str) -> Array:
+    """`jax.nn.dot_product_attention`, a row for each completion: the kernel wants all keys of a query in one array, so
+    a prompt's are written out for each of its completions (1/G of the queries' size a head)."""
+    b, k, t, h, e = q.shape
+
+    def rows(x):  # [B,G,S,E] or [B,K,G,S,E] -> [B*K,S,G,E]
+        x = jnp.broadcast_to(x[:, None], (b, k, *x.shape[1:])) if x.ndim == 4 else x
+        return jnp.swapaxes(x, -3, -2).reshape(b * k, x.shape[-2], x.shape[-3], e)
+
+    keys, values = (jnp.concatenate([rows(x) for x in xs], axis=1) for xs in zip(*(b[:2] for b in blocks), strict=True))
+    masks = [jnp.broadcast_to(block.mask, (b, k, t, block.k.shape[-2])) for block in blocks]
+    mask = jnp.concatenate(masks, axis=-1).reshape(b * k, 1, t, -1)
+    q = q.reshape(b * k, t, h, e)
+    out = jax.nn.dot_product_attention(q, keys, values, mask=mask, scale=scale, implementation=implementation)
+    return out.reshape(b, k, t, h, e)
+
+
+def _scores(q: Array, block: KeyBlock, softcap: float | None) -> Array:  # [B,G,K,R,T,S] float32
+    equation = "bktgre,bgse->bgkrts" if block.k.ndim == 4 else "bktgre,bkgse->bgkrts"
+    scores = jnp.einsum(equation, q, block.k, preferred_element_type=jnp.float32)
+    return jnp.where(block.mask[:, None, :, None], soft_cap(scores, softcap), _MASKED)
+
+
+def _mix(weights: Array, block: KeyBlock) -> Array:  # [B,K,T,G,R,E]
+    equation = "bgkrts,bgse->bktgre" if block.v.ndim == 4 else "bgkrts,bkgse->bktgre"
+    return jnp.einsum(equation, weights, block.v)
