@@ -31,7 +31,7 @@ REQUIRES = [
 ]
 
 EXTRAS = {
-    "dev": ["pytest==9.2.0", "ruff==0.17.6", "pre-commit"],
+    "dev": ["pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6", "pre-commit"],
     "gpu": ["jax[cuda13]==0.10.2"],
     "tpu": ["jax[tpu]==0.10.2"],
     "tasks": ["reasoning-gym==0.1.25"],  # make installs it with all it needs but pycosat, which needs a C compiler

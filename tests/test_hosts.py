@@ -160,7 +160,7 @@ def test_processes_that_never_start_are_named():
 def test_a_number_given_twice_and_a_taken_port_are_refused():
     port = free_port()
     first, twins = meeting(port, 3, 0), [meeting(port, 3, 1, 1.0) for _ in range(2)]
-    with pytest.raises(ConfigError, match="--process_id=1 of --num_processes=3 given twice"):
+    with pytest.raises(ConfigError, match="--process_id=1 of --num_processes=3 was given twice"):
         first.result(20)
     assert all(isinstance(t.exception(20), ConfigError) for t in twins)
     with socket.create_server(("", free_port())) as s, pytest.raises(ConfigError, match="cannot be had on this host"):
