@@ -27,7 +27,7 @@ $(VENV)/.installed: setup.py requirements.lock
 	@touch $@
 
 test: setup
-	$(PY) -m pytest --numprocesses=2 --dist=loadfile
+	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
 mutate: setup
 	$(PY) tests/mutate.py

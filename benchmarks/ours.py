@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from functools import partial
 from pathlib import Path
 
@@ -30,6 +31,10 @@ ROOT = Path(__file__).parents[1]
 def runtime_of(folder: str, **overrides):
     given = {
         "model.source": folder,
+        "model.dtype": work.DTYPE,
+        "model.param_dtype": work.DTYPE,
+        "model.attention": os.environ.get("BENCH_ATTENTION", "einsum"),
+        "optim.transform.name": "adamw",  # as TRL and Tunix
         "data.prompt_buckets": f"({work.PROMPT},)",
         "data.max_prompt_length": work.PROMPT,
         "sampling.max_new_tokens": work.NEW,
@@ -94,6 +99,11 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
     return work.timed(run)
 
 
+def peak() -> float:
+    held = jax.local_devices()[0].memory_stats()
+    return held["peak_bytes_in_use"] / 2**30 if held else work.host_peak()
+
+
 def logprobs(folder: str) -> list[float]:
     """Sums over the winners of the first four prompts, for the comparison before anything is timed."""
     runtime = runtime_of(folder)
@@ -114,10 +124,10 @@ def ceiling(folder: str) -> dict[str, float]:
     d, f, heads, kv = arch.hidden_size, arch.mlp_dim, arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
     shapes = [(d, heads + 2 * kv), (heads, d), (d, 2 * f), (f, d)] * arch.num_layers + [(d, arch.vocab_size)]
     keys = jax.random.split(jax.random.key(0), len(shapes))
-    weights = [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+    weights = [jax.random.normal(key, shape, work.DTYPE) for key, shape in zip(keys, shapes, strict=True)]
 
     def into(rows):
-        return {n: jax.random.normal(jax.random.key(n), (rows, n)) for shape in shapes for n in shape}
+        return {n: jax.random.normal(jax.random.key(n), (rows, n), work.DTYPE) for shape in shapes for n in shape}
 
     @jax.jit
     def forward(x, weights):
@@ -152,5 +162,6 @@ if __name__ == "__main__":
             "train": lambda folder: {"seconds": training(folder, batch_of(work.PAIRS, 2), "sppo_hard")},
             "groups": groups,
             "ceiling": ceiling,
-        }
+        },
+        peak,
     )

@@ -16,18 +16,33 @@ from trl import DPOConfig, DPOTrainer
 warnings.filterwarnings("ignore")
 
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def model_of(folder: str):
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, work.DTYPE)).to(DEVICE)
+
+
+def peak() -> float:
+    return torch.cuda.max_memory_allocated() / 2**30 if DEVICE == "cuda" else work.host_peak()
+
+
+def wait() -> None:
+    """Until the device is done."""
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
 
 
 def sampling(folder: str, count: int, samples: int, warm: int) -> float:
-    model, ids = model_of(folder).eval(), torch.tensor(work.prompts(count), dtype=torch.long)
+    model, ids = model_of(folder).eval(), torch.tensor(work.prompts(count), dtype=torch.long).to(DEVICE)
     settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 2}
     lengths = {"min_new_tokens": work.NEW, "max_new_tokens": work.NEW}
 
     def run():
         mask = torch.ones_like(ids)
-        out = model.generate(input_ids=ids, attention_mask=mask, num_return_sequences=samples, **settings, **lengths)
+        out = model.generate(
+            input_ids=ids, attention_mask=mask, num_return_sequences=samples, **settings, **lengths
+        ).cpu()
         assert out.shape == (count * samples, work.PROMPT + work.NEW)
 
     return work.timed(run, warm=warm)
@@ -44,9 +59,11 @@ def training(folder: str, steps: int) -> float:
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_, **__):
+            wait()
             self.start = time.perf_counter()
 
         def on_step_end(self, *_, **__):
+            wait()
             times.append(time.perf_counter() - self.start)
 
     text = {"prompt": "a", "chosen": "b", "rejected": "c"}
@@ -60,7 +77,7 @@ def training(folder: str, steps: int) -> float:
         loss_type="sppo_hard",
         beta=work.BETA,
         learning_rate=work.RATE,
-        use_cpu=True,
+        use_cpu=DEVICE == "cpu",
         bf16=False,
         gradient_checkpointing=False,
         disable_tqdm=True,
@@ -76,11 +93,11 @@ def training(folder: str, steps: int) -> float:
 
 def logprobs(folder: str) -> list[float]:
     model = model_of(folder).eval()
-    ids = torch.tensor(work.prompts(4), dtype=torch.long)
-    own = torch.tensor(work.completions(4)[:, 0], dtype=torch.long)
+    ids = torch.tensor(work.prompts(4), dtype=torch.long).to(DEVICE)
+    own = torch.tensor(work.completions(4)[:, 0], dtype=torch.long).to(DEVICE)
     with torch.inference_mode():
         logits = model(torch.cat([ids, own], 1)).logits[:, work.PROMPT - 1 : -1]
-    return torch.log_softmax(logits, -1).gather(-1, own[..., None])[..., 0].sum(-1).tolist()
+    return torch.log_softmax(logits.float(), -1).gather(-1, own[..., None])[..., 0].sum(-1).tolist()
 
 
 if __name__ == "__main__":
@@ -89,6 +106,7 @@ if __name__ == "__main__":
             "logprobs": lambda folder: {"values": logprobs(folder)},
             "sample": lambda folder: {"seconds": sampling(folder, work.PROMPTS, work.SAMPLES, 1)},
             "queue": lambda folder: {"seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)},
-            "train": lambda folder: {"seconds": training(folder, 2)},
-        }
+            "train": lambda folder: {"seconds": training(folder, 3 if DEVICE == "cuda" else 2)},
+        },
+        peak,
     )

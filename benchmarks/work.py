@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import sys
 import time
@@ -10,9 +11,15 @@ from collections.abc import Callable
 
 import numpy as np
 
-PROMPTS, SAMPLES, PROMPT, NEW = 8, 4, 128, 128  # "8 x 4"
-QUEUE, QUEUE_SAMPLES = 32, 8  # "32 x 8", more rows than a peer decodes at a time
-PAIRS = 8
+
+def _given(name: str, usual: str) -> tuple[int, ...]:
+    return tuple(map(int, os.environ.get(name, usual).split()))
+
+
+PROMPTS, SAMPLES, PROMPT, NEW = _given("BENCH_SAMPLE", "8 4 128 128")  # "8 x 4", tokens of a prompt and a response
+QUEUE, QUEUE_SAMPLES = _given("BENCH_QUEUE", "32 8")  # "32 x 8", more rows than a peer decodes at a time
+(PAIRS,) = _given("BENCH_PAIRS", "8")
+DTYPE = os.environ.get("BENCH_DTYPE", "float32")  # of weights and arithmetic
 BETA, RATE = 1e-3, 5e-7
 
 
@@ -35,12 +42,19 @@ def timed(run: Callable[[], object], *, warm: int = 1) -> float:
     return time.perf_counter() - start
 
 
-def answer(tasks: dict[str, Callable[[str], dict]]) -> None:
-    """Run the tasks named on the command line, FOLDER TASK..., and print one JSON line each: what `bench.py` reads."""
+def host_peak() -> float:
+    """GiB of memory that this process had at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def answer(tasks: dict[str, Callable[[str], dict]], peak: Callable[[], float] = host_peak) -> None:
+    """Run the tasks named on the command line, FOLDER TASK..., and print one JSON line each: what `bench.py` reads.
+
+    `peak` gives GiB of the memory that counts: the host's, or an accelerator's.
+    """
     folder, *asked = sys.argv[1:]
     for task in asked:
         if task not in tasks:
             raise SystemExit(f"no task {task!r}; there is: {', '.join(tasks)}")
         values = tasks[task](folder)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(json.dumps({"task": task, "peak_gib": peak} | values), flush=True)
+        print(json.dumps({"task": task, "peak_gib": peak()} | values), flush=True)

@@ -13,7 +13,6 @@ from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.evaluate import compare
 from ssppo_jax.metrics import read_metrics
-from ssppo_jax.runtime import build_runtime
 from ssppo_jax.train import train
 from ssppo_jax.types import Prompt, Verdict
 from ssppo_jax.weights.source import resolve
@@ -180,9 +179,3 @@ def test_too_many_failures_abort_with_the_commonest_reason(tmp_path, monkeypatch
     monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle(lambda p: True))
     with pytest.raises(GateError, match=r"16 of 16 prompts(.|\n)*no answer"):
         train(configure(), tmp_path)
-
-
-def test_several_processes_are_refused_before_they_share_a_batch(monkeypatch):
-    monkeypatch.setattr("jax.process_count", lambda: 2)
-    with pytest.raises(ConfigError, match="2 processes"):
-        build_runtime(configure())
