@@ -71,9 +71,10 @@ def compare(folder: Path, sides: list[str]) -> dict[str, float]:
 
 
 def measure(folder: Path, sides: list[str], rounds: int, tasks: tuple[str, ...]) -> dict[tuple[str, str], list[dict]]:
-    """(task, side) -> a record of each round."""
+    """(task, side) -> a record of each round; the queue has one."""
     found: dict[tuple[str, str], list[dict]] = {}
-    plan = [(task, side) for _ in range(rounds) for task in tasks for side in sides]
+    short = [(task, side) for _ in range(rounds) for task in tasks if task != "queue" for side in sides]
+    plan = short + [("queue", side) for side in sides if "queue" in tasks]  # minutes each: once
     with bar(len(plan), what="bench", unit="tasks") as progress:
         for task, side in plan:
             if record := run(side, folder, task).get(task):
@@ -160,8 +161,9 @@ The ceiling is what the matrix products of these shapes alone reach in JAX: {dec
 rows, {train:.0f} in training. Shares count useful operations: no padding, no recomputation, prompts once.
 """
 ONCE = """
-A group step of 2 prompts x 8 completions takes {seconds:.1f} s with each prompt computed once, {repeated:.1f} s with it
-repeated for every completion.
+A group step (GRPO, reference included) of 2 prompts of {long} tokens with 8 completions of {new} each takes
+{seconds:.1f} s with each prompt computed once and {repeated:.1f} s with it repeated for every completion,
+{ratio:.2f} times as long; the tokens are {tokens:.2f} times as many.
 """
 
 
@@ -169,7 +171,16 @@ def page(made: dict, rows: str) -> str:
     gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
     rates = {name: value / 1e9 for name, value in made["ceiling"].items() if name in ("decode", "train")}
     text = PAGE.format(**{k: made[k] for k in ("date", "machine", "rounds")}, gaps=gaps, rows=rows, **rates)
-    return text + (ONCE.format(**made["groups"]) if made["groups"] else "")
+    return text + _once(made["groups"])
+
+
+def _once(groups: dict | None) -> str:
+    if not groups:
+        return ""
+    seconds, repeated, new = groups["seconds"], groups["repeated"], work.NEW
+    tokens = 8 * (work.LONG + new) / (work.LONG + 8 * new)
+    values = {"seconds": seconds, "repeated": repeated, "ratio": repeated / seconds, "tokens": tokens}
+    return ONCE.format(**values, long=work.LONG, new=new)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 
 import jax
@@ -28,6 +29,8 @@ CONFIG = llama.ModelConfig(  # SmolLM2-135M's config.json
     norm_eps=1e-5,
     weight_tying=True,
 )
+# Tunix 0.1.7 does not hand the configured RoPE base on: every Llama 3 is rotated with this function's default, 1e6.
+llama.apply_rope = functools.partial(llama.apply_rope, rope_theta=CONFIG.rope_theta)
 
 
 def model_of(folder: str):

@@ -19,13 +19,14 @@ def _given(name: str, usual: str) -> tuple[int, ...]:
 PROMPTS, SAMPLES, PROMPT, NEW = _given("BENCH_SAMPLE", "8 4 128 128")  # "8 x 4", tokens of a prompt and a response
 QUEUE, QUEUE_SAMPLES = _given("BENCH_QUEUE", "32 8")  # "32 x 8", more rows than a peer decodes at a time
 (PAIRS,) = _given("BENCH_PAIRS", "8")
+(LONG,) = _given("BENCH_LONG", "512")  # tokens of a prompt that eight completions share
 DTYPE = os.environ.get("BENCH_DTYPE", "float32")  # of weights and arithmetic
 BETA, RATE = 1e-3, 5e-7
 
 
-def prompts(count: int) -> np.ndarray:
-    """Token ids [count, PROMPT] that mean nothing, none of them special."""
-    return np.random.default_rng(0).integers(100, 40000, (count, PROMPT)).astype(np.int32)
+def prompts(count: int, length: int = PROMPT) -> np.ndarray:
+    """Token ids [count, length] that mean nothing, none of them special."""
+    return np.random.default_rng(0).integers(100, 40000, (count, length)).astype(np.int32)
 
 
 def completions(count: int) -> np.ndarray:
