@@ -8,9 +8,9 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test mutate parity bench lora quickstart sspo smoke lint format clean
+.PHONY: help setup test mutate parity bench slices lora quickstart sspo smoke lint format clean
 help:
-	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, lora, setup, mutate, parity, bench, smoke, lint, format, clean"
+	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, lora, setup, mutate, parity, bench, slices, smoke, lint, format, clean"
 
 setup: $(VENV)/.installed
 
@@ -48,6 +48,13 @@ bench: setup
 	$(VENV)-tunix/bin/pip install --quiet google-tunix==0.1.7
 	$(PY) benchmarks/bench.py
 
+# Llama 3 to 70B compiled for described TPU slices, and Tunix on two of them: half an hour, no TPU
+slices: setup
+	test -x $(VENV)-tunix/bin/python || $(PYTHON) -m venv $(VENV)-tunix
+	$(VENV)-tunix/bin/pip install --quiet google-tunix==0.1.7
+	test -d $(VENV)-libtpu || $(PY) -m pip install --quiet --no-deps --target $(VENV)-libtpu libtpu==0.0.52
+	PYTHONPATH=$(VENV)-libtpu $(PY) benchmarks/slices.py
+
 lora: setup
 	$(PY) -m ssppo_jax train --config=configs/lora_quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
 
@@ -67,4 +74,4 @@ format: setup
 	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) $(VENV)-torch build dist *.egg-info
+	rm -rf $(VENV) $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu build dist *.egg-info

@@ -34,6 +34,7 @@ def runtime_of(folder: str, **overrides):
         "model.dtype": work.DTYPE,
         "model.param_dtype": work.DTYPE,
         "model.attention": os.environ.get("BENCH_ATTENTION", "einsum"),
+        "model.remat": os.environ.get("BENCH_REMAT", "none"),
         "optim.transform.name": "adamw",  # as TRL and Tunix
         "data.prompt_buckets": f"({work.PROMPT},)",
         "data.max_prompt_length": work.PROMPT,

@@ -173,11 +173,16 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
         per_token = arch.hidden_size
         if c.model.remat != "full":
             wide = 2 * arch.num_heads * arch.head_dim + 2 * arch.num_kv_heads * arch.head_dim + 2 * arch.mlp_dim
-            per_token = 2 * arch.hidden_size + wide / tensor * (1 if c.model.remat == "dots" else 2)
+            per_token = 2 * arch.hidden_size + wide / tensor * _kept_products(c.model.remat)
         held["kept activations"] = rows * (p + k * t) * per_token * size * arch.num_layers
         if c.model.remat == "none":
             held["kept activations"] += rows * heads * 4 * (p * p + k * t * (p + t)) * arch.num_layers
     return _largest_first(held)
+
+
+def _kept_products(remat: str) -> int:
+    """Arrays of a layer's width that the device keeps for each: its products, and what lies between them."""
+    return {"none": 2, "dots": 1, "offload": 0}[remat]
 
 
 def _largest_first(held: dict[str, float]) -> dict[str, float]:

@@ -101,7 +101,7 @@ def recomputed(arch: Arch, remat: str, prompt: np.ndarray, completion: np.ndarra
     again = flops.head(arch, completion.sum())
     if remat == "full":
         again += flops.forward(arch, prompt, completion) - flops.head(arch, completion.sum())
-    elif remat == "dots":
+    elif remat in ("dots", "offload"):
         again += flops.attention(arch, np.zeros_like(prompt), prompt)
         again += flops.attention(arch, prompt[:, None], completion)
     return again

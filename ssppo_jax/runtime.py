@@ -144,11 +144,14 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
     """The configured model on a mesh.
 
     Raises:
-      ConfigError: adapters that fit none of its projections, or an attention kernel that cannot run it here.
+      ConfigError: adapters that fit none of its projections, or an attention kernel or a remat that cannot run here.
     """
-    problem = attention_problem(config, arch, mesh.devices.flat[0].platform)
+    platform = mesh.devices.flat[0].platform
+    problem = attention_problem(config, arch, platform)
     if problem:
         raise ConfigError(f"model.attention={config.model.attention}: {problem}")
+    if config.model.remat == "offload" and platform == "cpu":
+        raise ConfigError("model.remat=offload: a CPU's memory is the host's; set dots, none or full")
     decoder = Decoder(
         arch,
         dtype=jnp.dtype(config.model.dtype),

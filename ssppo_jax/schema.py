@@ -54,7 +54,7 @@ KEYS: tuple[Key, ...] = (
     Key("model.source", "embedded:smollm2", "weights: embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or random:tiny"),
     Key("model.dtype", "float32", "compute dtype; log-softmax and token sums are float32 whatever it is", _DTYPES),
     Key("model.param_dtype", "float32", "dtype of parameters and optimizer state", _DTYPES),
-    Key("model.remat", "none", "what the backward pass recomputes", cfg.one_of(*REMAT_POLICIES)),
+    Key("model.remat", "none", "what the backward pass recomputes: nothing, all but matrix products (dots; offload keeps them in host memory), all (full)", cfg.one_of(*REMAT_POLICIES)),
     Key("model.attention", "einsum", "how prompts are read and completions trained on: einsum; xla or cudnn (jax.nn.dot_product_attention); splash (Pallas, TPU)", cfg.one_of(*IMPLEMENTATIONS)),
     Key("model.attention_chunk", 0, "with model.attention=einsum, queries whose attention scores exist at one time; 0: all", cfg.non_negative),
     Key("model.logprob_chunk", 4096, "vocabulary entries whose logits exist at one time", cfg.positive),

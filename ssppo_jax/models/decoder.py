@@ -24,7 +24,12 @@ from ssppo_jax.models.masks import Masks, Scope, layer_kinds
 from ssppo_jax.models.splash import attend_stream
 from ssppo_jax.types import Array, PyTree
 
-REMAT_POLICIES = ("none", "dots", "full")
+REMAT_POLICIES = ("none", "dots", "offload", "full")
+_KEPT = {  # what the backward pass finds, by policy
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
+    "full": None,
+}
 
 
 class KV(NamedTuple):
@@ -200,7 +205,8 @@ class Decoder(nn.Module):
       arch: the architecture.
       dtype: compute dtype. Norm statistics, softmax and rotary angles are float32 whatever it is.
       param_dtype: dtype parameters are initialised in.
-      remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"), all ("full").
+      remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"; "offload" keeps these
+        in the host's memory), all ("full").
       unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
       constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
         "logits" [...,V], the embeddings as looked up "columns" [B,S,D], and between the steps of
@@ -285,8 +291,7 @@ class Decoder(nn.Module):
         """Block, remat'ed by policy and scanned over layers: one body to lower and compile whatever N is."""
         block = Block
         if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
-            block = nn.remat(block, policy=policy, prevent_cse=False)
+            block = nn.remat(block, policy=_KEPT[self.remat], prevent_cse=False)
         return nn.scan(
             block,
             variable_axes={"params": 0},

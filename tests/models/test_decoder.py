@@ -213,6 +213,13 @@ def test_each_remat_policy_recomputes_more_than_the_one_before(prompts, completi
     assert products[0] < products[1] < products[2]
 
 
+def test_products_that_are_offloaded_are_those_that_dots_keeps(prompts, completion):
+    args = (PARAMS["tied"], prompts.tokens, prompts.length, completion)
+    kept, moved = (jax.make_jaxpr(gradient_of(remat=r))(*args).jaxpr for r in ("dots", "offload"))
+    assert count(kept, "dot_general") == count(moved, "dot_general")
+    assert "pinned_host" in str(moved) and "pinned_host" not in str(kept)
+
+
 def count(jaxpr, primitive):
     """Occurrences of a primitive in a jaxpr and everything inside it."""
     inner = [sub for eqn in jaxpr.eqns for sub in core.jaxprs_in_params(eqn.params)]
