@@ -135,9 +135,13 @@ def main() -> None:
     gaps = compare(folder, sides)
     ceiling = run("ours", folder, "ceiling")["ceiling"]
     found = measure(folder, sides, rounds, tasks)
-    groups = run("ours", folder, "groups").get("groups")
+    groups, iteration = (run("ours", folder, task).get(task) for task in ("groups", "iteration"))
     made = {"machine": machine(), "date": str(date.today()), "rounds": rounds, "gaps": gaps, "ceiling": ceiling}
-    made |= {"groups": groups, "records": [{"side": side} | r for (_, side), rs in found.items() for r in rs]}
+    made |= {
+        "groups": groups,
+        "iteration": iteration,
+        "records": [{"side": side} | r for (_, side), rs in found.items() for r in rs],
+    }
     (HERE / "results.json").write_text(json.dumps(made, indent=1) + "\n")
     (HERE / "README.md").write_text(page(made, table(found, ceiling, useful(folder))))
     print(HERE / "README.md")
@@ -167,11 +171,18 @@ A group step (GRPO, reference included) of 2 prompts of {long} tokens with 8 com
 """
 
 
+ITERATION = """
+The quickstart's second self-play iteration takes {seconds:.0f} s, compilation behind it: sampling {generate:.1f},
+judging and comparing what was not judged meanwhile {judge:.1f}, scoring {score:.1f}, training {train:.1f}, everything
+else {host:.1f} (the rollout on disk, the next portion of prompts).
+"""
+
+
 def page(made: dict, rows: str) -> str:
     gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
     rates = {name: value / 1e9 for name, value in made["ceiling"].items() if name in ("decode", "train")}
     text = PAGE.format(**{k: made[k] for k in ("date", "machine", "rounds")}, gaps=gaps, rows=rows, **rates)
-    return text + _once(made["groups"])
+    return text + _once(made["groups"]) + (ITERATION.format(**made["iteration"]) if made.get("iteration") else "")
 
 
 def _once(groups: dict | None) -> str:

@@ -102,6 +102,9 @@ def _config(args, overrides):
         print(USAGE + "\nconfig keys" + (f" of {args.config}" if args.config else ", at their defaults"))
         print(schema.help_text(config))
         return None
+    from ssppo_jax.compiled import keep
+
+    keep()
     return schema.load(args.config, overrides, jax.device_count())
 
 

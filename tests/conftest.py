@@ -19,6 +19,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_enable_compilation_cache", False)  # commands that are called in this process would keep theirs
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ FLOORS = (
     "buckets losses models parallel sampling chips memory chat optim checkpoint metrics lifecycle winrate",
     "weights generate data flops",
     "steps state oracles pairs groups similarity",
-    "topology hlo schema run_folder plots run_record report_page report_curves report_texts report runtime "
+    "topology hlo compiled schema run_folder plots run_record report_page report_curves report_texts report runtime "
     "sample_phase judge_phase rollout pace score_phase assemble collect evaluate inference train planned_steps plan "
     "plan_table planner measure grid sweep_table sweep_plots sweep",
     "__main__",

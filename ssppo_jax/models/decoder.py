@@ -207,7 +207,7 @@ class Decoder(nn.Module):
       param_dtype: dtype parameters are initialised in.
       remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"; "offload" keeps these
         in the host's memory), all ("full").
-      unroll: layers inlined per scan step. Faster decoding on CPU, slower compilation.
+      unroll: layers inlined per scan step; compiles slower, and may decode faster.
       constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
         "logits" [...,V], the embeddings as looked up "columns" [B,S,D], and between the steps of
         sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
