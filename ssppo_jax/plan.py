@@ -39,9 +39,9 @@ class Plan:
     peak: float | None  # bytes the compiler needs; None where it gave up, see `refusal`
     refusal: str
     compile_seconds: float
-    collectives: dict[str, float]  # bytes received, by kind
+    collectives: dict[str, float] | None  # bytes received, by kind; None: the compiler could not write its program down
     flops: float  # recomputation included
-    seconds: dict[str, float]  # at the roofline: compute, memory, network
+    seconds: dict[str, float]  # at the roofline: compute, memory, and network if it is known
     tokens_per_second: float  # of completions, of all chips, at the slowest of these
     utilisation: float  # useful operations of the peak, at best
 
@@ -105,7 +105,7 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
     held = memory_of(runtime, planned)
     try:
         compiled = planned.step.lower(*planned.arguments).compile()
-        peak, sent = compiled.memory_analysis().peak_memory_in_bytes, collective_bytes(compiled.as_text())
+        peak, sent = compiled.memory_analysis().peak_memory_in_bytes, _sent(compiled)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -115,8 +115,9 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
     needs = {
         "compute": planned.flops / chips / chip.flops,
         "memory": traffic(runtime, planned) / chip.bandwidth,
-        "network": sum(sent.values()) / chip.link,
     }
+    if sent is not None:
+        needs["network"] = sum(sent.values()) / chip.link
     slowest = max(needs.values())
     return Plan(
         planned.phase,
@@ -131,6 +132,13 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
         planned.tokens / slowest,
         planned.useful / chips / chip.flops / slowest,
     )
+
+
+def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
+    try:
+        return collective_bytes(compiled.as_text())
+    except JaxRuntimeError:  # of some programs for three-dimensional slices this compiler's own text is not sound
+        return None
 
 
 KNOBS = {

@@ -15,7 +15,9 @@ def describe(plan: Plan, chip: Chip) -> str:
     if plan.peak is None:
         return f"{plan.phase}: does NOT fit {_gib(chip.memory)} a chip\n  counted: {held}\n  {plan.refusal}"
     fits = "fits" if plan.fits else "does NOT fit"
-    sent = ", ".join(f"{kind} {_gib(size)}" for kind, size in plan.collectives.items()) or "nothing"
+    sent = "not known: the compiler could not write its program down"
+    if plan.collectives is not None:
+        sent = ", ".join(f"{kind} {_gib(size)}" for kind, size in plan.collectives.items()) or "nothing"
     times = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in plan.seconds.items())
     return (
         f"{plan.phase}: {_gib(plan.peak)} of {_gib(chip.memory)} at the peak, {fits}\n"

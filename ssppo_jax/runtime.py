@@ -45,6 +45,11 @@ class Runtime:
     eos: tuple[int, ...]
 
     @property
+    def decodes_apart(self) -> bool:
+        """Whether a decoding step has a copy of the layers laid out for it: on one CPU device, without adapters."""
+        return self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu" and self.decoder.lora is None
+
+    @property
     def param_dtype(self):
         return jnp.dtype(self.config.model.param_dtype)
 
@@ -106,9 +111,11 @@ class Runtime:
             sampling=sampling,
             weights=weights,
             first_sample=first_sample,
+            apart=self.decodes_apart,
         )
         return Sampler(
             jax.jit(sampler.start),
+            sampler.prepare,
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
             jax.jit(sampler.look, out_shardings=replicated(self.mesh)),  # every process sees all

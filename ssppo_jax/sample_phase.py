@@ -93,12 +93,13 @@ def _serve(
     size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
     holds = np.where(batch.real, batch.index, -1)  # row of each slot, -1 for none
+    prepared = sampler.prepare(params)
     slots = sampler.start(params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real))
     waiting, leaving = line.rows[size:], None
     while (holds >= 0).any():
         if stopped():
             raise Interrupted
-        slots = sampler.run(params, slots, _number(runtime, few if len(waiting) else size))
+        slots = sampler.run(prepared, slots, _number(runtime, few if len(waiting) else size))
         if leaving is not None:
             finish(*leaving)
         ended, samples = jax.device_get(sampler.look(slots))

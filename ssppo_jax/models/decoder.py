@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from ssppo_jax.models.arch import Arch
-from ssppo_jax.models.attention import KeyBlock, attend
+from ssppo_jax.models.attention import KeyBlock, attend, attend_token
 from ssppo_jax.models.layers import Heads, Merge, Mlp, RMSNorm, rotary_table, rotate
 from ssppo_jax.models.lora import Lora
 from ssppo_jax.models.masks import Masks, Scope, layer_kinds
@@ -35,7 +35,7 @@ _KEPT = {  # what the backward pass finds, by policy
 class KV(NamedTuple):
     """Keys and values of all layers."""
 
-    k: Array  # [N,B,G,P,E] for a prompt, [N,B,K,G,T,E] for completions
+    k: Array  # [N,B,G,P,E] for a prompt, [N,B,K,G,T,E] for completions; with `apart` N arrays without that axis
     v: Array  # like k
 
 
@@ -111,6 +111,7 @@ class Block(nn.Module):
     lora: Lora | None
     attention: str
     attention_chunk: int
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, carry, past, kind, scope):
@@ -121,13 +122,20 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        own = {"constrain": self.constrain, "lora": self.lora}
+        own = {"constrain": self.constrain, "lora": self.lora, "transposed": self.transposed}
         how = {"implementation": self.attention, "chunk": self.attention_chunk}
         attention = Attention(self.arch, self.layout, **kinds, **own, **how, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
-        mlp = Mlp(self.arch.mlp_dim, **kinds, gelu=self.arch.family.gemma, lora=self.lora, name="mlp")
+        mlp = Mlp(
+            self.arch.mlp_dim,
+            **kinds,
+            gelu=self.arch.family.gemma,
+            lora=self.lora,
+            transposed=self.transposed,
+            name="mlp",
+        )
         y = mlp(norm(x, "mlp_norm"))
         y = norm(y, "mlp_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
@@ -145,6 +153,7 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     constrain: Callable[[Array, str], Array]
     lora: Lora | None
+    transposed: bool
     implementation: str
     chunk: int
 
@@ -156,8 +165,8 @@ class Attention(nn.Module):
             table = jax.tree.map(lambda whole, local: jnp.where(kind.local, local, whole), table, scope.local)
 
         def heads(n, name):
-            layer = Heads(n, a.head_dim, a.family.qkv_bias, self.dtype, self.param_dtype, self.lora, name=name)
-            y = layer(x)
+            kinds = self.dtype, self.param_dtype, self.lora, self.transposed
+            y = Heads(n, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x)
             if a.family.qk_norm and name != "v":
                 norm = RMSNorm(a.norm_eps, self.dtype, self.param_dtype, a.family.gemma, name=f"{name}_norm")
                 y = norm(y)
@@ -177,7 +186,7 @@ class Attention(nn.Module):
             own = KV(k_prompt, v_prompt), KV(k_own, v_own)
             out = self._products(masks, q_prompt, q_own, *own, past)
         y = self.constrain(out, "heads")
-        y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, name="o")(y)
+        y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, self.transposed, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
 
     def _products(self, masks: Masks, q_prompt, q_own, prompt: KV, own: KV, past: _Past | None) -> Array:
@@ -194,7 +203,10 @@ class Attention(nn.Module):
             if past is not None:
                 blocks.append(KeyBlock(*past.own, masks.of_past(layout.t, past.own.k.shape[-2])))
             blocks.append(KeyBlock(*own, masks.own(layout.t)))
-            out_own = look(q_own, tuple(blocks))
+            if self.transposed and layout.t == 1:
+                out_own = attend_token(q_own, tuple(blocks), scale=a.score_scale, softcap=a.attn_softcap)
+            else:
+                out_own = look(q_own, tuple(blocks))
         return layout.join(out_prompt, out_own)
 
 
@@ -214,6 +226,8 @@ class Decoder(nn.Module):
       lora: low-rank adapters beside some projections; None for none.
       attention: how prompts are read and completions trained on, one of `attention.IMPLEMENTATIONS`; a decoding step
         is always "einsum".
+      apart: every layer has parameters, keys and values of its own and transposed kernels, as `laid_apart` makes them:
+        how a CPU decodes fastest. For decoding alone, and not with adapters.
       attention_chunk: with "einsum", queries whose attention scores exist at one time; 0: all.
     """
 
@@ -226,6 +240,7 @@ class Decoder(nn.Module):
     lora: Lora | None = None
     attention: str = "einsum"
     attention_chunk: int = 0
+    apart: bool = False
 
     @nn.compact
     def __call__(
@@ -265,21 +280,11 @@ class Decoder(nn.Module):
             _Head((self.arch.hidden_size, self.arch.num_labels), self.param_dtype, name="score")()
         elif not self.arch.tie_embeddings:
             _Head((self.arch.hidden_size, self.arch.vocab_size), self.param_dtype, name="head")()
-        blocks = self._scanned()(
-            self.arch,
-            layout,
-            self.dtype,
-            self.param_dtype,
-            self.constrain,
-            tap_layer,
-            return_kv,
-            self.lora,
-            self.attention,
-            self.attention_chunk,
-            name="layers",
-        )
+        kinds = self.arch, layout, self.dtype, self.param_dtype, self.constrain
+        settings = *kinds, tap_layer, return_kv, self.lora, self.attention, self.attention_chunk
+        blocks = _Apart(settings, name="layers") if self.apart else self._scanned()(*settings, name="layers")
         past = None if cache is None else _Past(cache.prompt, cache.own)
-        slots = layout.p + layout.t if cache is None else cache.prompt.k.shape[-2] + cache.own.k.shape[-2] + layout.t
+        slots = layout.p + layout.t if cache is None else sum(kv.k[0].shape[-2] for kv in cache[:2]) + layout.t
         tap = x if tap_layer is not None else None
         scope = Scope(*_tables(positions, self.arch), prompt_length, filled, None if cache is None else cache.head)
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
@@ -300,6 +305,41 @@ class Decoder(nn.Module):
             length=self.arch.num_layers,
             unroll=self.unroll,
         )
+
+
+class _Apart(nn.Module):
+    """Blocks one after the other, each with its own parameters, keys and values: nothing is sliced out of a stack."""
+
+    settings: tuple  # of `Block`
+
+    @nn.compact
+    def __call__(self, carry, past, kinds, scope):
+        each = []
+        for n in range(self.settings[0].num_layers):
+            kind = jax.tree.map(lambda x: x[n], kinds)  # noqa: B023  called at once
+            mine = _Past(*(KV(kv.k[n], kv.v[n]) for kv in past))
+            carry, kv = Block(*self.settings, transposed=True, name=str(n))(carry, mine, kind, scope)
+            each.append(kv)
+        return carry, KV(*zip(*each, strict=True))
+
+
+def laid_apart(params: PyTree) -> PyTree:
+    """The parameters of `Decoder(apart=True)` from ordinary ones; copies of the layers, references to the rest."""
+    layers = _one_by_one(params["layers"])
+    return params | {"layers": layers}
+
+
+@jax.jit
+def _one_by_one(layers: PyTree) -> PyTree:
+    def turned(path, leaf):  # [N,*inside,*outside] -> [N,*outside,*inside]
+        names = [part.key for part in path]
+        if names[-1] != "kernel":
+            return leaf
+        return jnp.moveaxis(leaf, -1, 1) if names[-2] == "o" else jnp.moveaxis(leaf, 1, -1)
+
+    stacked = jax.tree_util.tree_map_with_path(turned, layers)
+    count = len(jax.tree.leaves(layers)[0])
+    return {str(n): jax.tree.map(lambda x: x[n], stacked) for n in range(count)}  # noqa: B023  called at once
 
 
 class _Past(NamedTuple):

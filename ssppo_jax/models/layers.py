@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 
 import flax.linen as nn
 import jax
@@ -87,12 +88,12 @@ class Heads(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, x):
         shape = (x.shape[-1], self.heads, self.head_dim)
-        kernel = self.param("kernel", _init(fan_in=x.shape[-1]), shape, self.param_dtype).astype(self.dtype)
-        y = matmul(x, kernel)
+        y = _product(self, x, shape, inside=1)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), shape[1:], self.param_dtype)
             y = y + bias.astype(self.dtype)[None, None]
@@ -106,13 +107,12 @@ class Merge(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, x):
         shape = (*x.shape[-2:], self.features)
-        kernel = self.param("kernel", _init(fan_in=shape[0] * shape[1]), shape, self.param_dtype)
-        b, s, h, e = x.shape
-        y = matmul(x.reshape(b, s, h * e), kernel.astype(self.dtype).reshape(h * e, self.features))
+        y = _product(self, x, shape, inside=2)
         return add_adapter(self, y, x, shape[-1:], self.lora)
 
 
@@ -124,11 +124,12 @@ class Mlp(nn.Module):
     param_dtype: jnp.dtype
     gelu: bool = False
     lora: Lora | None = None
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, x):
         def dense(y, features, name):
-            layer = Dense(features, self.dtype, self.param_dtype, self.lora, name=name)
+            layer = Dense(features, self.dtype, self.param_dtype, self.lora, self.transposed, name=name)
             return layer(y)
 
         act = functools.partial(nn.gelu, approximate=True) if self.gelu else nn.silu
@@ -143,11 +144,12 @@ class Dense(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
+    transposed: bool = False
 
     @nn.compact
     def __call__(self, x):
         shape = (x.shape[-1], self.features)
-        y = matmul(x, self.param("kernel", _init(shape[0]), shape, self.param_dtype).astype(self.dtype))
+        y = _product(self, x, shape, inside=1)
         return add_adapter(self, y, x, shape[1:], self.lora)
 
 
@@ -164,6 +166,34 @@ def matmul(
     out = kernel.shape[1:]
     y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1), preferred_element_type=accumulate)
     return y.reshape(*x.shape[:-1], *out)
+
+
+def _product(module: nn.Module, x: Array, shape: tuple[int, ...], *, inside: int) -> Array:
+    """x [B,S,*inside] times the module's kernel of this shape, [*inside,*outside]; `transposed`: [*outside,*inside]."""
+    outside = shape[inside:]
+    kept = outside + shape[:inside] if module.transposed else shape
+    kernel = module.param("kernel", _init(math.prod(shape[:inside])), kept, module.param_dtype).astype(module.dtype)
+    x = x.reshape(*x.shape[:2], -1)
+    if not module.transposed:
+        return matmul(x, kernel.reshape(x.shape[-1], *outside))
+    return matmul_transposed(x, kernel.reshape(*outside, x.shape[-1]))
+
+
+def matmul_transposed(
+    x: Array,  # [...,D]
+    kernel: Array,  # [...,D]
+    accumulate: jnp.dtype | None = None,
+) -> Array:  # [...,...]
+    """x times the kernel's transpose, computed as kernel @ x^T.
+
+    The few rows of a decoding step are then what XLA's CPU backend packs, and not the weights. It would undo this by
+    folding the transposes into the product, hence the barriers.
+    """
+    out = kernel.shape[:-1]
+    flat = kernel.reshape(-1, kernel.shape[-1])
+    columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
+    y = jax.lax.optimization_barrier(jnp.dot(flat, columns, preferred_element_type=accumulate))
+    return y.T.reshape(*x.shape[:-1], *out)
 
 
 def _init(fan_in: int):

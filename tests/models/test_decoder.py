@@ -217,7 +217,7 @@ def test_products_that_are_offloaded_are_those_that_dots_keeps(prompts, completi
     args = (PARAMS["tied"], prompts.tokens, prompts.length, completion)
     kept, moved = (jax.make_jaxpr(gradient_of(remat=r))(*args).jaxpr for r in ("dots", "offload"))
     assert count(kept, "dot_general") == count(moved, "dot_general")
-    assert "pinned_host" in str(moved) and "pinned_host" not in str(kept)
+    assert count(moved, "device_put") > count(kept, "device_put")
 
 
 def count(jaxpr, primitive):
