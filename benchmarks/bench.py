@@ -155,9 +155,10 @@ def machine() -> str:
 
 PAGE = """# Ours and the peers on the same work
 
-`make bench` wrote this on {date}: {machine}; SmolLM2-135M-Instruct, float32; {rounds} rounds, all sides
-once in each, every task a process of its own, nothing else on the machine. Before that the summed log-probs of the same
-tokens were compared: largest relative difference from ours {gaps}.
+`make bench` wrote this on {date}: {machine}; SmolLM2-135M-Instruct, float32; {rounds} rounds, all sides once in each
+(the queue once), every task a process of its own, nothing else on the machine. Before that the summed log-probs of the
+same tokens were compared: largest relative difference from ours {gaps}. On a GPU: [GPU.md](GPU.md); described TPU
+slices: [SLICES.md](SLICES.md).
 
 {rows}
 
@@ -182,6 +183,7 @@ def page(made: dict, rows: str) -> str:
     gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
     rates = {name: value / 1e9 for name, value in made["ceiling"].items() if name in ("decode", "train")}
     text = PAGE.format(**{k: made[k] for k in ("date", "machine", "rounds")}, gaps=gaps, rows=rows, **rates)
+    text += "".join(f"\n{note}\n" for note in made.get("notes", ()))
     return text + _once(made["groups"]) + (ITERATION.format(**made["iteration"]) if made.get("iteration") else "")
 
 

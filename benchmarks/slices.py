@@ -48,8 +48,8 @@ def ours(model: str, topology: str) -> list[dict]:
             "of": room / GIB,
             "binds": p.binds,
             "tokens_per_second": p.tokens_per_second,
-            "compile_seconds": p.compile_seconds,
         }
+        | ({"compile_seconds": p.compile_seconds} if topology in BESIDE else {})
         for p in plan(loaded, arch, devices, ("train", "generate"))
     ]
 
