@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import work
 
-from ssppo_jax import schema
+from ssppo_jax import memory, schema
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt, pad_batch
 from ssppo_jax.losses import LOSSES
@@ -114,8 +114,8 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
 
 
 def peak() -> float:
-    held = jax.local_devices()[0].memory_stats()
-    return held["peak_bytes_in_use"] / 2**30 if held else work.host_peak()
+    found = memory.peaks()
+    return found.get("device_peak_gib", found["host_peak_gib"])
 
 
 def logprobs(folder: str) -> list[float]:

@@ -10,6 +10,7 @@ Writes benchmarks/SLICES.md and slices.json; slices that are in slices.json alre
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -120,10 +121,7 @@ def rows(found: dict) -> str:
 
 
 def _chips(topology: str) -> int:
-    count = 1
-    for side in topology.partition(":")[2].split("x"):
-        count *= int(side)
-    return count
+    return math.prod(map(int, topology.partition(":")[2].split("x")))
 
 
 PAGE = """# Slices that are only described

@@ -118,11 +118,10 @@ def _similarity(config, judged: Judged, embedder: SentenceEmbedder | None) -> tu
         )
         return matrix, embedder.take_counts() if embedder else EmbedCounts()
 
-    parts = hosts.share([e.address for e in judged.encoded], work, "comparing responses")
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    matrix = np.concatenate([matrix for _, (matrix, _) in parts])[order]
-    total = EmbedCounts(*(sum(counts) for counts in zip(*(counts for _, (_, counts) in parts), strict=True)))
-    counts = total._asdict() if embedder else {}
+    order, parts = hosts.share([e.address for e in judged.encoded], work, "comparing responses")
+    matrices, counted = zip(*parts, strict=True)
+    matrix = np.concatenate(matrices)[order]
+    counts = EmbedCounts(*map(sum, zip(*counted, strict=True)))._asdict() if embedder else {}
     counts["of_two_samples"] = float(off_diagonal_mean(matrix).mean())
     return matrix, {f"similarity/{name}": float(n) for name, n in counts.items()}
 

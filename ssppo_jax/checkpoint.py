@@ -19,7 +19,6 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -28,8 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental import multihost_utils
 
+from ssppo_jax import hosts
 from ssppo_jax.disk import sync
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.types import PyTree
@@ -37,7 +36,6 @@ from ssppo_jax.types import PyTree
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.sha256"
-NOTHING, FAILED = -1, -2  # what process 0 tells the others in place of a number >= 0
 
 
 class Saved(NamedTuple):
@@ -90,19 +88,19 @@ class Checkpoints:
                     f"checkpoint leaf {name} is {_kind(leaf)}: save a numeric jax.Array (key_data of a key)"
                 )
         text = _describe(step, flat, meta)
-        generation = _on_first(lambda: self._next_generation(step))
+        generation = hosts.on_first(lambda: self._next_generation(step))
         temporary = self.folder / f"tmp_{step:08d}"
         try:
             self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
-            _on_first(lambda: self._publish(temporary, text, _name(step, generation)))
+            hosts.on_first(lambda: self._publish(temporary, text, _name(step, generation)))
         except Exception as error:
-            if jax.process_index() == 0:
+            if hosts.is_first():
                 shutil.rmtree(temporary, ignore_errors=True)  # give the space back
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
                 "Older checkpoints are untouched. Free some space and run the same command again."
             ) from error
-        _on_first(lambda: self._prune(step, generation))
+        hosts.on_first(lambda: self._prune(step, generation))
 
     def latest(self, validate: bool = True) -> int | None:
         """The newest step whose manifest verifies; None when no save has ever finished here.
@@ -112,8 +110,7 @@ class Checkpoints:
         Raises:
             UserError: there are checkpoints and every one is damaged. A run never silently starts from scratch.
         """
-        step = _on_first(lambda: self._newest(validate))
-        return None if step == NOTHING else step
+        return hosts.on_first(lambda: self._newest(validate))
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
         """The arrays of `step`, straight into the shardings of `like`, and the meta given to `save`.
@@ -130,7 +127,7 @@ class Checkpoints:
             UserError: there is no such step, or it is damaged.
             ValueError: a leaf of `like` has no sharding.
         """
-        generation = _on_first(lambda: self._valid_generation(step))
+        generation = hosts.on_first(lambda: self._valid_generation(step))
         path = self.folder / _name(step, generation)
         record = json.loads((path / "meta.json").read_text())
         wanted = _flatten(like)
@@ -142,7 +139,7 @@ class Checkpoints:
         found = self._orbax.restore(path / "arrays", args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
         return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]), record["meta"]
 
-    # What follows runs on process 0 only and returns an int for the others.
+    # What follows runs on process 0 only; what it returns, or raises, reaches the others.
 
     def _saved(self) -> list[Saved]:
         """Finished checkpoints, newest first."""
@@ -164,15 +161,14 @@ class Checkpoints:
             )
         return max((s.generation + 1 for s in saved if s.step == step), default=0)
 
-    def _publish(self, temporary: Path, text: str, name: str) -> int:
+    def _publish(self, temporary: Path, text: str, name: str) -> None:
         """Complete the temporary folder and give it its name: the one moment it becomes a checkpoint."""
         (temporary / "meta.json").write_text(text)
         write_manifest(temporary)
         os.replace(temporary, self.folder / name)
         sync(self.folder)
-        return 0
 
-    def _prune(self, step: int, generation: int) -> int:
+    def _prune(self, step: int, generation: int) -> None:
         """Verify the new checkpoint, then delete all but the newest `keep` valid ones."""
         fresh = self.folder / _name(step, generation)
         reason = find_damage(fresh)
@@ -187,12 +183,11 @@ class Checkpoints:
             else:
                 extra.append(other.path)
         if valid < self.keep:
-            return 0  # the extra ones are all damaged: leave them to be looked at
+            return  # the extra ones are all damaged: leave them to be looked at
         for path in extra:
             _remove(path)
-        return 0
 
-    def _newest(self, validate: bool) -> int:
+    def _newest(self, validate: bool) -> int | None:
         self.damaged = {}
         for saved in self._saved():
             if not validate and (saved.path / MANIFEST).exists():
@@ -208,7 +203,7 @@ class Checkpoints:
             )
         if any(self.folder.glob("tmp_*")):
             log.warning("%s holds only a save that was interrupted before it finished: nothing to resume", self.folder)
-        return NOTHING
+        return None
 
     def _valid_generation(self, step: int) -> int:
         saved = self._saved()
@@ -348,21 +343,3 @@ def _shape(leaf: list) -> str:
 
 def _kind(leaf) -> str:
     return f"{type(leaf).__name__} of {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
-
-
-def _on_first(work: Callable[[], int]) -> int:
-    """Do file-system work on process 0 only; its number, or its failure, reaches every process."""
-    if jax.process_count() == 1:
-        return work()
-    number, error = FAILED, None
-    if jax.process_index() == 0:
-        try:
-            number = work()
-        except Exception as caught:
-            error = caught
-    number = int(multihost_utils.broadcast_one_to_all(np.int32(number)))
-    if error is not None:
-        raise error
-    if number == FAILED:
-        raise UserError("process 0 could not use the checkpoint folder; its own message says why")
-    return number

@@ -193,24 +193,23 @@ def on_first(work: Callable[[], T], what: str = "work of process 0") -> T:
     return outcome.value
 
 
-def share(owners: Sequence[int], work: Callable[[np.ndarray], T], what: str) -> list[tuple[np.ndarray, T]]:
+def share(owners: Sequence[int], work: Callable[[np.ndarray], T], what: str) -> tuple[np.ndarray, list[T]]:
     """`work` on the rows that are this process's: those whose owner, modulo the number of processes, it is.
 
-    Returns everybody's (rows, value).
+    Returns everybody's values, and the order that brings their rows, one value behind the other, back in place.
 
     Each process calls it with the same owners. A failure in one is raised in all.
     """
     if alone():
         rows = np.arange(len(owners))
-        return [(rows, work(rows))]
+        return rows, [work(rows)]
     whose = np.asarray(owners, np.int64) % jax.process_count()
     mine = np.flatnonzero(whose == jax.process_index())
     outcomes = exchange(_try(lambda: work(mine)) if len(mine) else _Outcome(), what)
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-    parts = [(np.flatnonzero(whose == p), outcome.value) for p, outcome in enumerate(outcomes)]
-    return [(rows, value) for rows, value in parts if len(rows)]
+    return np.argsort(np.argsort(whose, kind="stable")), [o.value for p, o in enumerate(outcomes) if (whose == p).any()]
 
 
 def mine(owner: int) -> bool:

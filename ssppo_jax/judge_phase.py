@@ -63,9 +63,8 @@ def judge(
         mine, answers = [encoded[i] for i in rows], [texts[i] for i in rows]
         return _judged(oracle, mine, answers, journal, identity, stopped, show)
 
-    parts = hosts.share([e.address for e in encoded], work, "judging")
-    order = np.argsort(np.concatenate([rows for rows, _ in parts]))
-    return take_rows(concatenated([verdict for _, verdict in parts]), order)
+    order, verdicts = hosts.share([e.address for e in encoded], work, "judging")
+    return take_rows(concatenated(verdicts), order)
 
 
 def _judged(

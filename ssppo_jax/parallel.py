@@ -184,7 +184,7 @@ class Constrain:
         spec = P(ROWS) if kind == "rows" else LAYOUTS[kind, x.ndim]
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
-    def apart(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
+    def per_device(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
         """`kernel`(q, k, v [B,S,heads,E], length [B]) on each device's own rows and heads: what the compiler cannot
         divide by itself."""
         if self.mesh.size == 1:

@@ -367,19 +367,3 @@ def test_settings_that_cannot_be_safe_are_refused(tmp_path):
         Checkpoints(tmp_path, keep=1)
     with pytest.raises(ConfigError, match="object stores"):
         Checkpoints("gs://bucket/run")
-
-
-@pytest.mark.parametrize("process", [0, 1])
-def test_a_failure_on_process_0_reaches_every_process(monkeypatch, process):
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(jax, "process_index", lambda: process)
-    sent = checkpoint.FAILED if process == 1 else None
-    broadcast = lambda number: number if sent is None else np.int32(sent)  # noqa: E731
-    monkeypatch.setattr(checkpoint.multihost_utils, "broadcast_one_to_all", broadcast)
-
-    def work():
-        assert process == 0, "only process 0 touches the folder"
-        raise UserError("the disk is gone")
-
-    with pytest.raises(UserError, match="the disk is gone" if process == 0 else "process 0 could not"):
-        checkpoint._on_first(work)

@@ -76,13 +76,14 @@ def _attend(q: Array, blocks: tuple[KeyBlock, ...], scale: float, softcap: float
     g = blocks[0].k.shape[-3]
     q = q.reshape(b, k, t, g, h // g, e) * scale
     scores = [_scores(q, block, softcap) for block in blocks]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    out, start = 0.0, 0
-    for block, score in zip(blocks, scores, strict=True):
-        stop = start + score.shape[-1]
-        out = out + _mix(weights[..., start:stop], block)
-        start = stop
-    return out.reshape(b, k, t, h, e)
+    parts = zip(_weights(scores, q.dtype), blocks, strict=True)
+    return sum(_mix(part, block) for part, block in parts).reshape(b, k, t, h, e)
+
+
+def _weights(scores: list[Array], dtype: jnp.dtype) -> list[Array]:
+    """One softmax over the scores of all blocks, in float32: a part for each block."""
+    whole = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(dtype)
+    return jnp.split(whole, np.cumsum([score.shape[-1] for score in scores])[:-1], axis=-1)
 
 
 def attend_token(
@@ -101,9 +102,7 @@ def attend_token(
     g = blocks[0].k.shape[-3]
     q = q.reshape(b, k, g, h // g, e) * scale
     scores = [_token_scores(q, block, softcap) for block in blocks]
-    weights = jax.nn.softmax(jnp.concatenate(scores, axis=-1), axis=-1).astype(q.dtype)
-    ends = np.cumsum([score.shape[-1] for score in scores])[:-1]
-    parts = zip(jnp.split(weights, ends, axis=-1), blocks, strict=True)
+    parts = zip(_weights(scores, q.dtype), blocks, strict=True)
     return sum(_token_mix(part, block) for part, block in parts).reshape(b, k, 1, h, e)
 
 

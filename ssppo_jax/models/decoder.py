@@ -93,7 +93,7 @@ class Unsharded:
         del kind
         return x
 
-    def apart(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
+    def per_device(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
         """A kernel that works on whole arrays: here they are whole."""
         return kernel
 
@@ -122,20 +122,13 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        own = {"constrain": self.constrain, "lora": self.lora, "transposed": self.transposed}
-        how = {"implementation": self.attention, "chunk": self.attention_chunk}
+        own = {"lora": self.lora, "transposed": self.transposed}
+        how = {"constrain": self.constrain, "implementation": self.attention, "chunk": self.attention_chunk}
         attention = Attention(self.arch, self.layout, **kinds, **own, **how, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
-        mlp = Mlp(
-            self.arch.mlp_dim,
-            **kinds,
-            gelu=self.arch.family.gemma,
-            lora=self.lora,
-            transposed=self.transposed,
-            name="mlp",
-        )
+        mlp = Mlp(self.arch.mlp_dim, **kinds, **own, gelu=self.arch.family.gemma, name="mlp")
         y = mlp(norm(x, "mlp_norm"))
         y = norm(y, "mlp_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
@@ -180,7 +173,7 @@ class Attention(nn.Module):
         )
         if self.implementation == "splash" and past is None:
             look = functools.partial(attend_stream, layout=layout, scale=a.score_scale, softcap=a.attn_softcap)
-            out = self.constrain.apart(look)(q, k, v, scope.prompt_length)
+            out = self.constrain.per_device(look)(q, k, v, scope.prompt_length)
         else:
             masks = Masks(scope, None if kind is None else kind.window)
             own = KV(k_prompt, v_prompt), KV(k_own, v_own)
