@@ -163,7 +163,9 @@ slices: [SLICES.md](SLICES.md).
 {rows}
 
 The ceiling is what the matrix products of these shapes alone reach in JAX: {decode:.0f} GFLOP/s when decoding 128
-rows, {train:.0f} in training. Shares count useful operations: no padding, no recomputation, prompts once.
+rows, {train:.0f} in training. Shares count useful operations: no padding, no recomputation, prompts once. In training
+the peers hold a second model as the reference; ours is the policy itself, scored before its updates, as in every
+iteration of a run.
 """
 ONCE = """
 A group step (GRPO, reference included) of 2 prompts of {long} tokens with 8 completions of {new} each takes

@@ -37,7 +37,7 @@ def runtime_of(folder: str, **overrides):
         "model.dtype": work.DTYPE,
         "model.param_dtype": work.DTYPE,
         "model.attention": os.environ.get("BENCH_ATTENTION", "einsum"),
-        "model.remat": os.environ.get("BENCH_REMAT", "none"),
+        "model.remat": os.environ.get("BENCH_REMAT", "dots"),
         "optim.transform.name": "adamw",  # as TRL and Tunix
         "data.prompt_buckets": f"({work.PROMPT},)",
         "data.max_prompt_length": work.PROMPT,
@@ -88,7 +88,10 @@ def batch_of(count: int, k: int, copies: int = 1, length: int = work.PROMPT) -> 
 
 
 def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
-    """Seconds of one optimizer step, the reference's log-probs included."""
+    """Seconds of one optimizer step, the reference's log-probs included.
+
+    As in a run's iteration the reference is the policy before its updates: it is scored then, and never a second copy.
+    """
     runtime = runtime_of(folder, loss__name=loss, **overrides)
     c, apply = runtime.config, runtime.make_apply()
     optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
@@ -96,8 +99,6 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
     step = jax.jit(make_train_step(apply, objective, ratio_stats, optimizer), donate_argnums=0)
     score = jax.jit(make_score_step(apply))
     state = fresh_state(runtime.mesh, runtime.load_params(), optimizer)
-    reference = runtime.load_params()
-
     micro = c.train.micro_batches
 
     def run():
@@ -105,7 +106,7 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
         cut = jax.tree.map(lambda x: x.reshape(micro, len(x) // micro, *x.shape[1:]), batch)
         fields = (cut.prompt, cut.prompt_length, cut.completion, cut.mask)
         parts = [put_rows(runtime.mesh, part) for part in zip(*fields, strict=True)]
-        logp = np.stack([np.asarray(score(reference, *part).logp) for part in parts])
+        logp = np.stack([np.asarray(score(state.params, *part).logp) for part in parts])
         cut = cut._replace(ref_logp=logp, old_logp=logp)
         state, metrics = step(state, put_rows(runtime.mesh, cut, axis=1))
         assert np.isfinite(float(metrics["loss"].result()))

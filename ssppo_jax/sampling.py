@@ -104,25 +104,24 @@ def choose(
     params: SamplingParams,
 ) -> tuple[Array, Array, Array]:  # token [B,K] int32, logp [B,K], sampling_logp [B,K]
     """Draw one token per row from the softmax of its restricted logits; its raw log-prob, its log-prob as sampled."""
-    total = jax.nn.logsumexp(logits, axis=-1)
     if params.temperature == 0.0:
         token = jnp.argmax(logits, axis=-1)
-        return token, _at(logits, token) - total, jnp.zeros_like(total)
+        logp = log_prob(logits, token)
+        return token, logp, jnp.zeros_like(logp)
     scaled = logits / params.temperature
     kept = restrict(scaled, params) if params.truncated else scaled
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)
-    token = invert(jnp.exp(kept - kept.max(-1, keepdims=True)), uniform)
-    logp = _at(logits, token) - total
-    if params.raw:
-        return token, logp, logp
-    return token, logp, _at(kept, token) - jax.nn.logsumexp(kept, axis=-1)
+    top = kept.max(-1)
+    token, mass = invert(jnp.exp(kept - top[..., None]), uniform)
+    sampling_logp = _at(kept, token) - (top + jnp.log(mass))
+    return token, (sampling_logp if params.raw else log_prob(logits, token)), sampling_logp
 
 
 def invert(
     weights: Array,  # [...,V] float32, >= 0, not all 0
     uniform: Array,  # [...] float32 in [0,1)
-) -> Array:  # [...] int32
-    """The first index whose cumulative weight exceeds uniform * total: one random number a row instead of V.
+) -> tuple[Array, Array]:  # [...] int32, [...]
+    """The first index whose cumulative weight exceeds uniform * total, and the total: one random number a row, not V.
 
     Two levels of about sqrt(V): the running sums stay short, so they are quick and keep float32 accuracy. An index of
     weight 0 is never returned.
@@ -133,10 +132,11 @@ def invert(
     pad = [(0, 0)] * (weights.ndim - 1) + [(0, blocks * width - size)]
     table = jnp.pad(weights, pad).reshape(*weights.shape[:-1], blocks, width)
     mass = table.sum(-1)
-    block, left = _first_above(mass, uniform * mass.sum(-1))
+    total = mass.sum(-1)
+    block, left = _first_above(mass, uniform * total)
     row = jnp.take_along_axis(table, block[..., None, None], axis=-2)[..., 0, :]
     inside, _ = _first_above(row, left)
-    return block * width + inside
+    return block * width + inside, total
 
 
 def _first_above(

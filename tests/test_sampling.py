@@ -91,7 +91,7 @@ def test_a_token_of_weight_zero_is_never_drawn_even_at_the_edges_of_rounding(siz
     weights[:, size // 2] = 1.0
     total = np.cumsum(weights.astype(np.float64), -1)
     edge = (total / total[:, -1:]).astype(np.float32)
-    inverse = jit(lambda u: invert(np.broadcast_to(weights[:, None], (50, size, size)), u))
+    inverse = jit(lambda u: invert(np.broadcast_to(weights[:, None], (50, size, size)), u)[0])
     for uniform in (edge, np.nextafter(edge, np.float32(0)), np.nextafter(edge, np.float32(2)), 0 * edge):
         token = np.asarray(inverse(np.clip(uniform, 0, 1 - 2**-24)))
         assert (np.take_along_axis(weights, token, 1) > 0).all()
@@ -100,7 +100,9 @@ def test_a_token_of_weight_zero_is_never_drawn_even_at_the_edges_of_rounding(siz
 def test_the_drawn_index_is_where_the_running_sum_passes_the_uniform():
     weights = np.array([0.0, 1.0, 0.0, 2.0, 1.0, 0.0], np.float32)
     uniform = np.array([0.0, 0.24, 0.26, 0.74, 0.76, 0.999], np.float32)
-    np.testing.assert_array_equal(invert(np.tile(weights, (6, 1)), uniform), [1, 1, 3, 3, 4, 4])
+    found, total = invert(np.tile(weights, (6, 1)), uniform)
+    np.testing.assert_array_equal(found, [1, 1, 3, 3, 4, 4])
+    np.testing.assert_allclose(total, weights.sum())
 
 
 def test_temperature_zero_takes_the_likeliest_and_was_certain_of_it():

@@ -157,16 +157,14 @@ class Attention(nn.Module):
         if scope.local is not None:
             table = jax.tree.map(lambda whole, local: jnp.where(kind.local, local, whole), table, scope.local)
 
-        def heads(n, name):
-            kinds = self.dtype, self.param_dtype, self.lora, self.transposed
-            y = Heads(n, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x)
+        def ready(y, name):
             if a.family.qk_norm and name != "v":
                 norm = RMSNorm(a.norm_eps, self.dtype, self.param_dtype, a.family.gemma, name=f"{name}_norm")
                 y = norm(y)
             return self.constrain(y, "heads")
 
-        q, k = rotate(heads(a.num_heads, "q"), table), rotate(heads(a.num_kv_heads, "k"), table)
-        v = heads(a.num_kv_heads, "v")
+        q, k, v = (ready(y, name) for y, name in zip(self._heads(x), "qkv", strict=True))
+        q, k = rotate(q, table), rotate(k, table)
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (layout.split(part) for part in (q, k, v))
         k_prompt, v_prompt, k_own, v_own = (
             None if x is None else jnp.swapaxes(x, -3, -2) for x in (k_prompt, v_prompt, k_own, v_own)
@@ -181,6 +179,14 @@ class Attention(nn.Module):
         y = self.constrain(out, "heads")
         y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, self.transposed, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
+
+    def _heads(self, x: Array) -> list[Array]:
+        """Queries, keys and values [B,S,heads,E]; laid apart they are one product (see `laid_apart`)."""
+        a, kinds = self.arch, (self.dtype, self.param_dtype, self.lora, self.transposed)
+        counts = {"q": a.num_heads, "k": a.num_kv_heads, "v": a.num_kv_heads}
+        parts = {"qkv": sum(counts.values())} if self.transposed else counts
+        made = [Heads(n, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x) for name, n in parts.items()]
+        return jnp.split(made[0], (a.num_heads, a.num_heads + a.num_kv_heads), axis=2) if self.transposed else made
 
     def _products(self, masks: Masks, q_prompt, q_own, prompt: KV, own: KV, past: _Past | None) -> Array:
         """Each stream's queries over the blocks of keys that it may see; a decoding step has too few for a kernel."""
@@ -279,7 +285,10 @@ class Decoder(nn.Module):
         past = None if cache is None else _Past(cache.prompt, cache.own)
         slots = layout.p + layout.t if cache is None else sum(kv.k[0].shape[-2] for kv in cache[:2]) + layout.t
         tap = x if tap_layer is not None else None
-        scope = Scope(*_tables(positions, self.arch), prompt_length, filled, None if cache is None else cache.head)
+        tables = _tables(positions, self.arch)
+        if self.apart:  # else computed again in every layer
+            tables = jax.lax.optimization_barrier(tables)
+        scope = Scope(*tables, prompt_length, filled, None if cache is None else cache.head)
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
         x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, self.arch.family.gemma, name="norm")(x)
         tapped = None if tap is None else layout.split(tap)[1]
@@ -316,10 +325,15 @@ class _Apart(nn.Module):
         return carry, KV(*zip(*each, strict=True))
 
 
+MERGED = {"attn": ("qkv", ("q", "k", "v")), "mlp": ("gate_up", ("gate", "up"))}  # products of one and the same input
+
+
 def laid_apart(params: PyTree) -> PyTree:
-    """The parameters of `Decoder(apart=True)` from ordinary ones; copies of the layers, references to the rest."""
-    layers = _one_by_one(params["layers"])
-    return params | {"layers": layers}
+    """The parameters of `Decoder(apart=True)` from ordinary ones; copies of the layers, references to the rest.
+
+    Kernels are transposed, and those that multiply the same input are one.
+    """
+    return params | {"layers": _one_by_one(params["layers"])}
 
 
 @jax.jit
@@ -330,7 +344,13 @@ def _one_by_one(layers: PyTree) -> PyTree:
             return leaf
         return jnp.moveaxis(leaf, -1, 1) if names[-2] == "o" else jnp.moveaxis(leaf, 1, -1)
 
+    def merged(part, whole, names):
+        parts = [part[name] for name in names]
+        rest = {name: leaf for name, leaf in part.items() if name not in names}
+        return rest | {whole: jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)}
+
     stacked = jax.tree_util.tree_map_with_path(turned, layers)
+    stacked |= {name: merged(stacked[name], *how) for name, how in MERGED.items()}
     count = len(jax.tree.leaves(layers)[0])
     return {str(n): jax.tree.map(lambda x: x[n], stacked) for n in range(count)}  # noqa: B023  called at once
 

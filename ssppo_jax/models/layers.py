@@ -133,7 +133,11 @@ class Mlp(nn.Module):
             return layer(y)
 
         act = functools.partial(nn.gelu, approximate=True) if self.gelu else nn.silu
-        gated = act(dense(x, self.mlp_dim, "gate")) * dense(x, self.mlp_dim, "up")
+        if self.transposed:  # one product of the two, see `decoder.laid_apart`
+            gate, up = jnp.split(dense(x, 2 * self.mlp_dim, "gate_up"), 2, axis=-1)
+        else:
+            gate, up = dense(x, self.mlp_dim, "gate"), dense(x, self.mlp_dim, "up")
+        gated = act(gate) * up
         return dense(gated, x.shape[-1], "down")
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import secrets
 import shutil
@@ -42,6 +43,7 @@ TOKENIZER_FILES = (
     "merges.txt",
     "tokenizer.model",
 )
+_TILE = 256  # elements of a side
 _FLOATS = ("F64", "F32", "F16", "BF16")
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")  # constants that old exports stored as tensors
 
@@ -352,11 +354,24 @@ def read_blocks(
         tensor = names.from_hf(_tensor(where, name), leaf, arch)
         for part, block in zip(parts, blocks, strict=True):
             if not leaf.stacked:
-                block[...] = tensor[part]
+                _fill(block, tensor[part])
             elif layer in (held := range(arch.num_layers)[part[0]]):
-                block[held.index(layer)] = tensor[part[1:]]
+                _fill(block[held.index(layer)], tensor[part[1:]])
         del tensor  # before the next is read
     return blocks
+
+
+def _fill(block: np.ndarray, source: np.ndarray) -> None:
+    """block[...] = source, tile by tile where the source is transposed: element by element, every read would be of
+    another page, several times as slow."""
+    if block.ndim < 2 or source.flags.c_contiguous:
+        block[...] = source
+        return
+    down, across = _TILE, max(1, _TILE // math.prod(block.shape[2:]))
+    for row in range(0, block.shape[0], down):
+        for column in range(0, block.shape[1], across):
+            tile = slice(row, row + down), slice(column, column + across)
+            block[tile] = source[tile]
 
 
 def _tensor(where: dict[str, Any], name: str) -> np.ndarray:
