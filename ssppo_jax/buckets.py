@@ -9,11 +9,13 @@ import numpy as np
 SHORTEST = 16
 
 
-def buckets(lengths: Sequence[int], max_length: int, batch_size: int) -> list[tuple[list[int], int]]:
+def buckets(
+    lengths: Sequence[int], max_length: int, batch_size: int, shortest: int = SHORTEST
+) -> list[tuple[list[int], int]]:
     """(rows, token slots) per call of a model: rows of one length bucket, at most `batch_size` of them."""
     held: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
-        slots = max(SHORTEST, 1 << (length - 1).bit_length())
+        slots = max(shortest, 1 << (length - 1).bit_length())
         held.setdefault(min(slots, max_length), []).append(row)
     return [
         (rows[start : start + batch_size], slots)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from ssppo_jax.buckets import buckets, padded
+from ssppo_jax.buckets import SHORTEST, buckets, padded
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.types import Array, PyTree
 from ssppo_jax.weights.encoder import load_encoder
@@ -39,7 +39,7 @@ class SentenceEmbedder:
     """Texts to sentence vectors with a frozen encoder; `counts` says how many were cut or empty.
 
     A text's vector does not depend on the texts it is embedded with: rows never mix, masks come from lengths, and a
-    batch is padded to one of few shapes (powers of two from 16 to `max_length`, times two row counts), so a run
+    batch is padded to one of few shapes (powers of two from `shortest` to `max_length`, times two row counts), so a run
     compiles at most two programs per shape. Equal texts of one call are embedded once and get the same vector.
 
     An empty text (or white space only) is the encoder's vector of "[CLS] [SEP]", as in sentence-transformers: two
@@ -54,7 +54,10 @@ class SentenceEmbedder:
         *,
         max_length: int = 256,
         batch_size: int = 32,
+        shortest: int | None = None,
     ):
+        """`shortest`: token slots of the smallest shape; None: 16 on a CPU, elsewhere `max_length`, because there a
+        shape takes longer to compile than its padding will ever cost."""
         specials = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length <= specials:
             raise ConfigError(f"max_length={max_length} leaves no room beside {specials} special tokens; 256 is usual")
@@ -68,6 +71,7 @@ class SentenceEmbedder:
         self._params = jax.device_put(params)
         self._max_length = max_length
         self._batch_size = batch_size
+        self._shortest = shortest or (SHORTEST if jax.default_backend() == "cpu" else max_length)
         self.counts = EmbedCounts()
 
     @classmethod
@@ -123,7 +127,7 @@ class SentenceEmbedder:
     def _embed_ids(self, ids: list[list[int]]) -> np.ndarray:  # [R,D]
         out: np.ndarray | None = None
         pending = []
-        for rows, slots in buckets([len(i) for i in ids], self._max_length, self._batch_size):
+        for rows, slots in buckets([len(i) for i in ids], self._max_length, self._batch_size, self._shortest):
             tokens, length = padded([ids[r] for r in rows], slots, self._batch_size)
             # Explicit put and get: implicit transfers raise inside the training loop's transfer guard.
             pending.append((rows, self._apply(self._params, *jax.device_put((tokens, length)))))

@@ -81,6 +81,19 @@ def test_a_run_compiles_few_shapes_however_many_lengths_it_sees(params):
     assert sorted(shapes) == [(1, 16), (8, 16), (8, 32), (8, 48)]
 
 
+def test_padding_to_one_shape_changes_no_vector_and_compiles_once(params):
+    shapes = set()
+
+    def seen(p, tokens, length):
+        shapes.add(tokens.shape)
+        return encode(p, tokens, length)
+
+    texts = [words(n, start=n) for n in (1, 3, 17, 29)]
+    one = embedder(params, apply=seen, shortest=32).embed(texts)
+    assert shapes == {(4, 32)}
+    np.testing.assert_allclose(one, embedder(params).embed(texts), atol=1e-6)
+
+
 def test_a_text_at_the_limit_is_whole_and_one_over_it_is_cut_and_counted(params):
     made = embedder(params, max_length=6, batch_size=8)
     exact, over = words(4), words(4) + " w35"
