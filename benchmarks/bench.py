@@ -155,10 +155,10 @@ def machine() -> str:
 
 PAGE = """# Ours and the peers on the same work
 
-`make bench` wrote this on {date}: {machine}; SmolLM2-135M-Instruct, float32; {rounds} rounds, all sides once in each
-(the queue once), every task a process of its own, nothing else on the machine. Before that the summed log-probs of the
-same tokens were compared: largest relative difference from ours {gaps}. On a GPU: [GPU.md](GPU.md); described TPU
-slices: [SLICES.md](SLICES.md).
+`make bench` wrote this on {date}: {machine}; SmolLM2-135M-Instruct, float32; rounds: {rounds}, all sides
+once in each (the queue once), every task a process of its own, nothing else on the machine. Before that the summed
+log-probs of the same tokens were compared: largest relative difference from ours {gaps}. On a GPU:
+[GPU.md](GPU.md); described TPU slices: [SLICES.md](SLICES.md).
 
 {rows}
 
