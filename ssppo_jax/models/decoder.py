@@ -183,10 +183,14 @@ class Attention(nn.Module):
     def _heads(self, x: Array) -> list[Array]:
         """Queries, keys and values [B,S,heads,E]; laid apart they are one product (see `laid_apart`)."""
         a, kinds = self.arch, (self.dtype, self.param_dtype, self.lora, self.transposed)
-        counts = {"q": a.num_heads, "k": a.num_kv_heads, "v": a.num_kv_heads}
-        parts = {"qkv": sum(counts.values())} if self.transposed else counts
-        made = [Heads(n, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x) for name, n in parts.items()]
-        return jnp.split(made[0], (a.num_heads, a.num_heads + a.num_kv_heads), axis=2) if self.transposed else made
+
+        def heads(n, name):
+            return Heads(n, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x)
+
+        if not self.transposed:
+            return [heads(a.num_heads, "q"), heads(a.num_kv_heads, "k"), heads(a.num_kv_heads, "v")]
+        whole = heads(a.num_heads + 2 * a.num_kv_heads, "qkv")
+        return jnp.split(whole, (a.num_heads, a.num_heads + a.num_kv_heads), axis=2)
 
     def _products(self, masks: Masks, q_prompt, q_own, prompt: KV, own: KV, past: _Past | None) -> Array:
         """Each stream's queries over the blocks of keys that it may see; a decoding step has too few for a kernel."""
