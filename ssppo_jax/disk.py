@@ -1,9 +1,14 @@
-"""What must be on the disk before anyone is told that it is."""
+"""What must be on the disk before anyone is told that it is, and where what can be made again is kept."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+
+def default_cache() -> Path:
+    """$SSPPO_CACHE, or ~/.cache/ssppo_jax."""
+    return Path(os.environ.get("SSPPO_CACHE") or Path.home() / ".cache" / "ssppo_jax")
 
 
 def whole_lines(path: Path) -> tuple[list[bytes], bool]:

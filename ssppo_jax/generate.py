@@ -13,8 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ssppo_jax.kernels import library
+from ssppo_jax.kernels.decode import product
 from ssppo_jax.models.decoder import KV, Cache, Decoder, laid_apart, output_kernel
-from ssppo_jax.models.layers import matmul_transposed, soft_cap
+from ssppo_jax.models.layers import soft_cap
 from ssppo_jax.models.logprobs import logits_of
 from ssppo_jax.sampling import SamplingParams, choose, log_prob, mixture, row_keys
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, Samples
@@ -101,12 +103,15 @@ def make_sampler(
       weights: exponent of each policy in the mixture, >= 0 and 1 in sum.
       first_sample: index of the first of the K samples in their random address. An opponent beside K samples of the
         policy is sample K, so that it is drawn independently of them.
-
-      apart: decode with a copy of the layers laid out for it (`decoder.laid_apart`): faster on a CPU.
+      apart: decode with a copy of the layers laid out for it (`decoder.laid_apart`): faster on a CPU; it takes a C
+        compiler.
 
     Raises:
-      ValueError: weights that are not of a mixture, or (when generating) another number of parameters than of weights.
+      ValueError: weights that are not of a mixture, `apart` where it cannot be, or (when generating) another number of
+        parameters than of weights.
     """
+    if apart and (reason := library.missing()):
+        raise ValueError(f"apart=True needs the kernels of ssppo_jax/kernels: {reason}")
     if not weights or not (min(weights) >= 0 and abs(sum(weights) - 1.0) <= 1e-6):
         raise ValueError(f"weights={weights!r}: the exponents of a mixture are >= 0 and add up to 1, as in (0.5, 0.5)")
     k, t = num_samples, sampling.max_new_tokens
@@ -180,7 +185,8 @@ def make_sampler(
     def prepare(params: PyTree) -> PyTree:
         if not apart:
             return params
-        return laid_apart(params) if len(weights) == 1 else tuple(map(laid_apart, params))
+        laid = [laid_apart(policy, decoder.arch) for policy in _policies(params, weights)]
+        return laid[0] if len(weights) == 1 else tuple(laid)
 
     def look(slots: Slots) -> tuple[Array, Samples]:
         return free(slots), finished(slots)
@@ -236,11 +242,8 @@ def _each(caches: tuple[KV, ...]) -> tuple[KV, ...]:
 
 
 def _logits(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
-    """The head, taken inside the decoding loop: a tied one, transposed in front of it, would be copied into a layout
-    that products with few rows read at half the speed."""
-    if decoder.apart and decoder.arch.tie_embeddings:
-        table = params["embed"]["embedding"].astype(hidden.dtype)
-        return soft_cap(matmul_transposed(hidden, table, accumulate=jnp.float32), decoder.arch.final_softcap)
+    if decoder.apart:
+        return soft_cap(product(hidden, params["logits"], decoder.arch.vocab_size), decoder.arch.final_softcap)
     return logits_of(hidden, output_kernel(params, decoder.arch), decoder.arch.final_softcap)
 
 

@@ -18,6 +18,7 @@ from ssppo_jax.chat import eos_ids
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.generate import Sampler, make_sampler
+from ssppo_jax.kernels import library
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
@@ -46,8 +47,9 @@ class Runtime:
 
     @property
     def decodes_apart(self) -> bool:
-        """Whether a decoding step has a copy of the layers laid out for it: on one CPU device, without adapters."""
-        return self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu" and self.decoder.lora is None
+        """Whether a decoding step has a copy of the layers laid out for it: float32 on one CPU device, no adapters."""
+        on_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
+        return on_cpu and self.decoder.dtype == jnp.float32 and self.decoder.lora is None and library.missing() is None
 
     @property
     def param_dtype(self):

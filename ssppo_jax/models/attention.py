@@ -86,54 +86,6 @@ def _weights(scores: list[Array], dtype: jnp.dtype) -> list[Array]:
     return jnp.split(whole, np.cumsum([score.shape[-1] for score in scores])[:-1], axis=-1)
 
 
-def attend_token(
-    q: Array,  # [B,K,1,H,E]
-    blocks: tuple[KeyBlock, ...],
-    *,
-    scale: float,
-    softcap: float | None = None,
-) -> Array:  # [B,K,1,H,E]
-    """`attend` of one token's queries, in the order of axes in which a CPU multiplies the fastest.
-
-    Left to itself XLA folds the transposes around a product into it, and takes several times as long for the few
-    rows of one token: hence the barriers.
-    """
-    b, k, _, h, e = q.shape
-    g = blocks[0].k.shape[-3]
-    q = q.reshape(b, k, g, h // g, e) * scale
-    scores = [_token_scores(q, block, softcap) for block in blocks]
-    parts = zip(_weights(scores, q.dtype), blocks, strict=True)
-    return sum(_token_mix(part, block) for part, block in parts).reshape(b, k, 1, h, e)
-
-
-def _token_scores(q: Array, block: KeyBlock, softcap: float | None) -> Array:  # [B,K,G,R,S] float32
-    if block.k.ndim == 4:
-        rows = _by_group(q)
-        scores = jnp.einsum("bgme,bgse->bgms", rows, block.k, preferred_element_type=jnp.float32)
-        scores = _by_completion(jax.lax.optimization_barrier(scores), q.shape[1])
-    else:
-        scores = jnp.einsum("bkgse,bkgre->bkgsr", block.k, q, preferred_element_type=jnp.float32)
-        scores = jnp.swapaxes(jax.lax.optimization_barrier(scores), -1, -2)
-    return jnp.where(block.mask[:, :, 0, None, None], soft_cap(scores, softcap), _MASKED)
-
-
-def _token_mix(weights: Array, block: KeyBlock) -> Array:  # [B,K,G,R,E]
-    if block.v.ndim == 4:
-        mixed = jnp.einsum("bgms,bgse->bgme", _by_group(weights), block.v)
-        return _by_completion(jax.lax.optimization_barrier(mixed), weights.shape[1])
-    return jax.lax.optimization_barrier(jnp.einsum("bkgrs,bkgse->bkgre", weights, block.v))
-
-
-def _by_group(x: Array) -> Array:  # [B,K,G,R,n] -> [B,G,K*R,n]
-    b, k, g, r, n = x.shape
-    return jnp.swapaxes(x, 1, 2).reshape(b, g, k * r, n)
-
-
-def _by_completion(x: Array, k: int) -> Array:  # [B,G,K*R,n] -> [B,K,G,R,n]
-    b, g, m, n = x.shape
-    return jnp.swapaxes(x.reshape(b, g, k, m // k, n), 1, 2)
-
-
 def _fused(q: Array, blocks: tuple[KeyBlock, ...], scale: float, implementation: str) -> Array:
     """`jax.nn.dot_product_attention`, a row for each completion: the kernel wants all keys of a query in one array, so
     a prompt's are written out for each of its completions (1/G of the queries' size a head)."""

@@ -16,8 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssppo_jax.kernels.decode import UNBOUNDED, attend_token, pack
 from ssppo_jax.models.arch import Arch
-from ssppo_jax.models.attention import KeyBlock, attend, attend_token
+from ssppo_jax.models.attention import KeyBlock, attend
 from ssppo_jax.models.layers import Heads, Merge, Mlp, RMSNorm, rotary_table, rotate
 from ssppo_jax.models.lora import Lora
 from ssppo_jax.models.masks import Masks, Scope, layer_kinds
@@ -111,7 +112,7 @@ class Block(nn.Module):
     lora: Lora | None
     attention: str
     attention_chunk: int
-    transposed: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, carry, past, kind, scope):
@@ -122,7 +123,7 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        own = {"lora": self.lora, "transposed": self.transposed}
+        own = {"lora": self.lora, "packed": self.packed}
         how = {"constrain": self.constrain, "implementation": self.attention, "chunk": self.attention_chunk}
         attention = Attention(self.arch, self.layout, **kinds, **own, **how, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
@@ -146,7 +147,7 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     constrain: Callable[[Array, str], Array]
     lora: Lora | None
-    transposed: bool
+    packed: bool
     implementation: str
     chunk: int
 
@@ -175,19 +176,22 @@ class Attention(nn.Module):
         else:
             masks = Masks(scope, None if kind is None else kind.window)
             own = KV(k_prompt, v_prompt), KV(k_own, v_own)
-            out = self._products(masks, q_prompt, q_own, *own, past)
+            if self.packed:
+                out = self._token(masks, q_own, own[1], past)
+            else:
+                out = self._products(masks, q_prompt, q_own, *own, past)
         y = self.constrain(out, "heads")
-        y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, self.transposed, name="o")(y)
+        y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, self.packed, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
 
     def _heads(self, x: Array) -> list[Array]:
         """Queries, keys and values [B,S,heads,E]; laid apart they are one product (see `laid_apart`)."""
-        a, kinds = self.arch, (self.dtype, self.param_dtype, self.lora, self.transposed)
+        a, kinds = self.arch, (self.dtype, self.param_dtype, self.lora, self.packed)
 
         def heads(n, name):
             return Heads(n, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x)
 
-        if not self.transposed:
+        if not self.packed:
             return [heads(a.num_heads, "q"), heads(a.num_kv_heads, "k"), heads(a.num_kv_heads, "v")]
         whole = heads(a.num_heads + 2 * a.num_kv_heads, "qkv")
         return jnp.split(whole, (a.num_heads, a.num_heads + a.num_kv_heads), axis=2)
@@ -206,11 +210,25 @@ class Attention(nn.Module):
             if past is not None:
                 blocks.append(KeyBlock(*past.own, masks.of_past(layout.t, past.own.k.shape[-2])))
             blocks.append(KeyBlock(*own, masks.own(layout.t)))
-            if self.transposed and layout.t == 1:
-                out_own = attend_token(q_own, tuple(blocks), scale=a.score_scale, softcap=a.attn_softcap)
-            else:
-                out_own = look(q_own, tuple(blocks))
+            out_own = look(q_own, tuple(blocks))
         return layout.join(out_prompt, out_own)
+
+    def _token(self, masks: Masks, q: Array, new: KV, past: _Past) -> Array:
+        """One token of each completion, by a CPU's kernel."""
+        scope, a = masks.scope, self.arch
+        out = attend_token(
+            q[:, :, 0],
+            past.prompt,
+            past.own,
+            KV(*(x[:, :, :, 0] for x in new)),
+            length=scope.prompt_length,
+            filled=scope.filled,
+            head=scope.head,
+            window=UNBOUNDED if masks.window is None else masks.window,
+            scale=a.score_scale,
+            softcap=a.attn_softcap,
+        )
+        return self.layout.join(None, out[:, :, None])
 
 
 class Decoder(nn.Module):
@@ -229,8 +247,8 @@ class Decoder(nn.Module):
       lora: low-rank adapters beside some projections; None for none.
       attention: how prompts are read and completions trained on, one of `attention.IMPLEMENTATIONS`; a decoding step
         is always "einsum".
-      apart: every layer has parameters, keys and values of its own and transposed kernels, as `laid_apart` makes them:
-        how a CPU decodes fastest. For decoding alone, and not with adapters.
+      apart: every layer has parameters, keys and values of its own and packed kernels, as `laid_apart` makes them: how
+        a CPU decodes fastest. For decoding one token in float32, without adapters, where `kernels.library` can be used.
       attention_chunk: with "einsum", queries whose attention scores exist at one time; 0: all.
     """
 
@@ -289,9 +307,7 @@ class Decoder(nn.Module):
         past = None if cache is None else _Past(cache.prompt, cache.own)
         slots = layout.p + layout.t if cache is None else sum(kv.k[0].shape[-2] for kv in cache[:2]) + layout.t
         tap = x if tap_layer is not None else None
-        tables = _tables(positions, self.arch)
-        if self.apart:  # else computed again in every layer
-            tables = jax.lax.optimization_barrier(tables)
+        tables = _looked_up(positions, slots, self.arch) if self.apart else _tables(positions, self.arch)
         scope = Scope(*tables, prompt_length, filled, None if cache is None else cache.head)
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
         x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, self.arch.family.gemma, name="norm")(x)
@@ -324,7 +340,7 @@ class _Apart(nn.Module):
         for n in range(self.settings[0].num_layers):
             kind = jax.tree.map(lambda x: x[n], kinds)  # noqa: B023  called at once
             mine = _Past(*(KV(kv.k[n], kv.v[n]) for kv in past))
-            carry, kv = Block(*self.settings, transposed=True, name=str(n))(carry, mine, kind, scope)
+            carry, kv = Block(*self.settings, packed=True, name=str(n))(carry, mine, kind, scope)
             each.append(kv)
         return carry, KV(*zip(*each, strict=True))
 
@@ -332,29 +348,41 @@ class _Apart(nn.Module):
 MERGED = {"attn": ("qkv", ("q", "k", "v")), "mlp": ("gate_up", ("gate", "up"))}  # products of one and the same input
 
 
-def laid_apart(params: PyTree) -> PyTree:
+def laid_apart(params: PyTree, arch: Arch) -> PyTree:
     """The parameters of `Decoder(apart=True)` from ordinary ones; copies of the layers, references to the rest.
 
-    Kernels are transposed, and those that multiply the same input are one.
+    Kernels are packed float32 (`kernels.decode`), and those that multiply the same input are one. Beside the layers a
+    packed copy of the matrix that gives the logits.
     """
-    return params | {"layers": _one_by_one(params["layers"])}
+    return params | {"layers": _one_by_one(params["layers"]), "logits": _packed(output_kernel(params, arch))}
+
+
+@jax.jit
+def _packed(kernel: Array) -> Array:
+    return pack(kernel.astype(jnp.float32))
 
 
 @jax.jit
 def _one_by_one(layers: PyTree) -> PyTree:
-    def turned(path, leaf):  # [N,*inside,*outside] -> [N,*outside,*inside]
-        names = [part.key for part in path]
-        if names[-1] != "kernel":
+    def flat(path, leaf):  # a kernel [N,D,heads,E] or, of `o`, [N,heads,E,D] -> [N,D,F]
+        *_, name, kind = (part.key for part in path)
+        leaf = leaf.astype(jnp.float32)
+        if kind != "kernel" or leaf.ndim == 3:
             return leaf
-        return jnp.moveaxis(leaf, -1, 1) if names[-2] == "o" else jnp.moveaxis(leaf, 1, -1)
+        return leaf.reshape(len(leaf), -1, leaf.shape[-1]) if name == "o" else leaf.reshape(*leaf.shape[:2], -1)
 
     def merged(part, whole, names):
         parts = [part[name] for name in names]
         rest = {name: leaf for name, leaf in part.items() if name not in names}
-        return rest | {whole: jax.tree.map(lambda *xs: jnp.concatenate(xs, axis=1), *parts)}
+        axes = {"kernel": -1, "bias": 1}
+        return rest | {whole: {kind: jnp.concatenate([p[kind] for p in parts], axes[kind]) for kind in parts[0]}}
 
-    stacked = jax.tree_util.tree_map_with_path(turned, layers)
+    def packed(path, leaf):
+        return pack(leaf) if path[-1].key == "kernel" else leaf
+
+    stacked = jax.tree_util.tree_map_with_path(flat, layers)
     stacked |= {name: merged(stacked[name], *how) for name, how in MERGED.items()}
+    stacked = jax.tree_util.tree_map_with_path(packed, stacked)
     count = len(jax.tree.leaves(layers)[0])
     return {str(n): jax.tree.map(lambda x: x[n], stacked) for n in range(count)}  # noqa: B023  called at once
 
@@ -388,6 +416,13 @@ def _tables(positions: Array, arch: Arch) -> tuple[tuple[Array, Array], tuple[Ar
     table = rotary_table(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
     local = arch.local_rope_theta
     return table, None if local is None else rotary_table(positions, arch.head_dim, local)
+
+
+def _looked_up(positions: Array, slots: int, arch: Arch) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
+    """`_tables`, from constants: XLA's CPU backend would compute the sines of a decoding step again in every layer."""
+    with jax.ensure_compile_time_eval():
+        constants = _tables(jnp.arange(slots)[None], arch)
+    return jax.tree.map(lambda table: jnp.take(table[0], positions, axis=0), constants)
 
 
 def output_kernel(params: PyTree, arch: Arch) -> Array:  # [D,V]

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssppo_jax.kernels.decode import packed_shape, product
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
 from ssppo_jax.models.lora import Lora, add_adapter
 from ssppo_jax.types import Array
@@ -88,7 +89,7 @@ class Heads(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
-    transposed: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -107,7 +108,7 @@ class Merge(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
-    transposed: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -124,16 +125,16 @@ class Mlp(nn.Module):
     param_dtype: jnp.dtype
     gelu: bool = False
     lora: Lora | None = None
-    transposed: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
         def dense(y, features, name):
-            layer = Dense(features, self.dtype, self.param_dtype, self.lora, self.transposed, name=name)
+            layer = Dense(features, self.dtype, self.param_dtype, self.lora, self.packed, name=name)
             return layer(y)
 
         act = functools.partial(nn.gelu, approximate=True) if self.gelu else nn.silu
-        if self.transposed:  # one product of the two, see `decoder.laid_apart`
+        if self.packed:  # one product of the two, see `decoder.laid_apart`
             gate, up = jnp.split(dense(x, 2 * self.mlp_dim, "gate_up"), 2, axis=-1)
         else:
             gate, up = dense(x, self.mlp_dim, "gate"), dense(x, self.mlp_dim, "up")
@@ -148,7 +149,7 @@ class Dense(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
-    transposed: bool = False
+    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -173,31 +174,15 @@ def matmul(
 
 
 def _product(module: nn.Module, x: Array, shape: tuple[int, ...], *, inside: int) -> Array:
-    """x [B,S,*inside] times the module's kernel of this shape, [*inside,*outside]; `transposed`: [*outside,*inside]."""
-    outside = shape[inside:]
-    kept = outside + shape[:inside] if module.transposed else shape
-    kernel = module.param("kernel", _init(math.prod(shape[:inside])), kept, module.param_dtype).astype(module.dtype)
+    """x [B,S,*inside] times the module's kernel of this shape, [*inside,*outside]; `packed`: as `kernels.decode`."""
+    depth, outside = math.prod(shape[:inside]), shape[inside:]
     x = x.reshape(*x.shape[:2], -1)
-    if not module.transposed:
-        return matmul(x, kernel.reshape(x.shape[-1], *outside))
-    return matmul_transposed(x, kernel.reshape(*outside, x.shape[-1]))
-
-
-def matmul_transposed(
-    x: Array,  # [...,D]
-    kernel: Array,  # [...,D]
-    accumulate: jnp.dtype | None = None,
-) -> Array:  # [...,...]
-    """x times the kernel's transpose, computed as kernel @ x^T.
-
-    The few rows of a decoding step are then what XLA's CPU backend packs, and not the weights. It would undo this by
-    folding the transposes into the product, hence the barriers.
-    """
-    out = kernel.shape[:-1]
-    flat = kernel.reshape(-1, kernel.shape[-1])
-    columns = jax.lax.optimization_barrier(x.reshape(-1, x.shape[-1]).T)
-    y = jax.lax.optimization_barrier(jnp.dot(flat, columns, preferred_element_type=accumulate))
-    return y.T.reshape(*x.shape[:-1], *out)
+    if module.packed:
+        columns = math.prod(outside)
+        kernel = module.param("kernel", _init(depth), packed_shape(depth, columns), module.param_dtype)
+        return product(x, kernel.astype(module.dtype), columns).reshape(*x.shape[:2], *outside)
+    kernel = module.param("kernel", _init(depth), shape, module.param_dtype).astype(module.dtype)
+    return matmul(x, kernel.reshape(depth, *outside))
 
 
 def _init(fan_in: int):

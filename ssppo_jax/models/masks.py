@@ -8,10 +8,9 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ssppo_jax.kernels.decode import UNBOUNDED
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.types import Array
-
-_UNBOUNDED = 2**30
 
 
 class Scope(NamedTuple):
@@ -27,7 +26,7 @@ class Scope(NamedTuple):
 class Kind(NamedTuple):
     """What distinguishes one layer from another."""
 
-    window: Array  # [] int32, how far it looks back, itself included; _UNBOUNDED: everything
+    window: Array  # [] int32, how far it looks back, itself included; UNBOUNDED: everything
     local: Array  # [] bool, whether it rotates by `Scope.local`
 
 
@@ -36,7 +35,7 @@ def layer_kinds(arch: Arch, slots: int) -> Kind | None:
     if not arch.sliding_layers or (arch.sliding_window >= slots and arch.local_rope_theta is None):
         return None
     local = np.isin(np.arange(arch.num_layers), arch.sliding_layers)
-    window = np.where(local, arch.sliding_window, _UNBOUNDED).astype(np.int32)
+    window = np.where(local, arch.sliding_window, UNBOUNDED).astype(np.int32)
     return Kind(jnp.asarray(window), jnp.asarray(local))
 
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from ssppo_jax.disk import default_cache
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.judge_prompts import STYLES, Messages, messages_of, probability
 from ssppo_jax.oracles.protocol import Oracle, symmetrise, with_retries
 from ssppo_jax.oracles.replies import Replies, key_of
 from ssppo_jax.types import Failed, Prompt, Verdict
-from ssppo_jax.weights.source import default_cache
 
 LARGEST_REPLY = 4 << 20  # bytes
 AT_ONCE = 8  # prompts a call: between calls a run may stop

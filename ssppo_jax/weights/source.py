@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import hashlib
 import importlib.metadata
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssppo_jax.checkpoint import MANIFEST, read_arrays
+from ssppo_jax.disk import default_cache
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
@@ -32,11 +32,6 @@ _CONVERTER = 1  # part of the cache key: raise when a conversion's output change
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 _UNUSED = ("consolidated*", "original/*", "*/*")
-
-
-def default_cache() -> Path:
-    """$SSPPO_CACHE, or ~/.cache/ssppo_jax."""
-    return Path(os.environ.get("SSPPO_CACHE") or Path.home() / ".cache" / "ssppo_jax")
 
 
 def resolve(source: str, cache_dir: str | Path | None = None) -> Path:

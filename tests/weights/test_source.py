@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ssppo_jax.disk import default_cache
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.weights import source
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
@@ -75,9 +76,9 @@ def test_a_cache_that_cannot_be_written_names_the_variable(file, fake_convert, t
 
 def test_the_cache_follows_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SSPPO_CACHE", str(tmp_path))
-    assert source.default_cache() == tmp_path
+    assert default_cache() == tmp_path
     monkeypatch.delenv("SSPPO_CACHE")
-    assert source.default_cache() == Path.home() / ".cache" / "ssppo_jax"
+    assert default_cache() == Path.home() / ".cache" / "ssppo_jax"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,383 @@
+// What a decoding step spends its time on, for XLA's CPU backend: products with weights packed once, and attention of
+// one token over a shared prompt and a ring of its own keys. float32. Compiled by library.py, called by decode.py.
+//
+// Every output element is summed in an order that depends on nothing but its own length: a row's result is the same to
+// the last bit whatever other rows are beside it, and however many threads work.
+
+#include <math.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "xla/ffi/api/c_api.h"
+
+#define ALWAYS static inline __attribute__((always_inline))
+#define UNROLL _Pragma("GCC unroll 16")
+#define PICK __builtin_shufflevector
+#ifdef __ARM_NEON
+#define NEON 1
+#else
+#define NEON 0
+#endif
+
+// What the processor has: floats of a vector, and how many vectors a loop can hold in registers.
+#if defined(__AVX512F__)
+enum { LANES = 16, MANY = 1 };
+#elif defined(__AVX__)
+enum { LANES = 8, MANY = 0 };
+#else
+enum { LANES = 4, MANY = NEON };
+#endif
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
+typedef float quad __attribute__((vector_size(16), aligned(4)));
+
+// ---- work shared out to XLA's threads ----
+
+typedef struct {
+  void (*part)(const void *what, long index);
+  const void *what;  // the caller's; not looked at once all parts are taken
+  long parts;
+  atomic_long next, done;
+  atomic_int holders;
+} Work;
+
+static void take(Work *work) {
+  for (long n; (n = atomic_fetch_add(&work->next, 1)) < work->parts; atomic_fetch_add(&work->done, 1))
+    work->part(work->what, n);
+}
+
+static void leave(Work *work) {
+  if (atomic_fetch_sub(&work->holders, 1) == 1) free(work);
+}
+
+static void help(void *work) {
+  take(work);
+  leave(work);
+}
+
+static int scheduled(XLA_FFI_CallFrame *frame, Work *work) {
+  XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, 0, frame->ctx, help, work};
+  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&args);
+  if (!error) return 1;
+  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, 0, error};
+  frame->api->XLA_FFI_Error_Destroy(&destroy);
+  return 0;
+}
+
+static long threads_of(XLA_FFI_CallFrame *frame) {
+  int64_t threads = 1;
+  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, frame->ctx, &threads};
+  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&args);
+  if (!error) return threads;
+  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, 0, error};
+  frame->api->XLA_FFI_Error_Destroy(&destroy);
+  return 1;
+}
+
+// All parts, each once; the caller works too, and waits only for parts that a helper has begun.
+static void share(XLA_FFI_CallFrame *frame, void (*part)(const void *, long), const void *what, long parts) {
+  long helpers = threads_of(frame) - 1;
+  if (helpers > parts - 1) helpers = parts - 1;
+  Work *work = helpers > 0 ? malloc(sizeof(Work)) : 0;
+  if (!work) {
+    for (long n = 0; n < parts; n++) part(what, n);
+    return;
+  }
+  work->part = part, work->what = what, work->parts = parts;
+  atomic_init(&work->next, 0), atomic_init(&work->done, 0), atomic_init(&work->holders, (int)helpers + 1);
+  for (long n = 0; n < helpers; n++)
+    if (!scheduled(frame, work)) leave(work);
+  take(work);
+  for (long spins = 0; atomic_load(&work->done) < parts; spins++)
+    if (spins > 4096) sched_yield();
+  leave(work);
+}
+
+// ---- products ----
+
+enum { PANEL = 48, DEPTH = 192, LINE = 16 };  // columns of a panel; its rows in the nearest cache; floats of a line
+enum { TALLEST = MANY ? 8 : 4, WIDTH = 3 };   // rows and vectors of a tile, whose sums are held in registers
+
+typedef struct {
+  const float *x, *packed;  // [rows,depth], [panels,depth,PANEL]
+  float *y;                 // [rows,columns]
+  long rows, depth, columns, panels, parts;
+} Product;
+
+typedef struct {
+  const float *x, *w, *from;  // [rows,depth] of columns ldx, [depth,PANEL], sums so far [rows,PANEL] or none
+  float *to;                  // [rows,PANEL] of columns ldt
+  long ldx, ldt, depth;
+  const float *next;  // what will be read after w: `fetch` lines of each row are fetched meanwhile
+  int fetch;
+} Tile;
+
+// to = from + x w, for the first WIDTH vectors of w's columns.
+ALWAYS void tile(int rows, const Tile *t) {
+  vec sum[TALLEST][WIDTH];
+  UNROLL for (int r = 0; r < rows; r++)
+    UNROLL for (int v = 0; v < WIDTH; v++)
+      sum[r][v] = t->from ? *(const vec *)(t->from + r * PANEL + v * LANES) : (vec){0};
+  for (long k = 0; k < t->depth; k++) {
+    vec b[WIDTH];
+    UNROLL for (int v = 0; v < WIDTH; v++) b[v] = *(const vec *)(t->w + k * PANEL + v * LANES);
+    for (int f = 0; f < t->fetch; f++) __builtin_prefetch(t->next + k * PANEL + f * LINE, 0, 2);
+    UNROLL for (int r = 0; r < rows; r++) {
+      float a = t->x[r * t->ldx + k];
+      UNROLL for (int v = 0; v < WIDTH; v++) sum[r][v] += a * b[v];
+    }
+  }
+  UNROLL for (int r = 0; r < rows; r++)
+    UNROLL for (int v = 0; v < WIDTH; v++) *(vec *)(t->to + r * t->ldt + v * LANES) = sum[r][v];
+}
+
+static void tile_of(int rows, Tile t) {
+#define CASE(n) case n: if (n <= TALLEST) tile(n, &t); break;
+  switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
+#undef CASE
+}
+
+// One panel of columns: its weights are read from memory once, a block at a time, for all rows. `sums` [rows,PANEL].
+static void panel(const Product *p, long index, float *sums) {
+  const float *w = p->packed + index * p->depth * PANEL;
+  float *y = p->y + index * PANEL;
+  long left = p->columns - index * PANEL;
+  long blocks = (p->depth + DEPTH - 1) / DEPTH, tiles = (p->rows + TALLEST - 1) / TALLEST;
+  for (long block = 0; block < blocks; block++) {
+    long begin = p->depth * block / blocks, depth = p->depth * (block + 1) / blocks - begin;
+    const float *here = w + begin * PANEL, *after = here + depth * PANEL;
+    int done = block == blocks - 1 && left >= PANEL;
+    for (long n = 0; n < tiles; n++) {
+      long row = p->rows * n / tiles, next_row = p->rows * (n + 1) / tiles;
+      int lines = PANEL / LINE, line = (int)(lines * n / tiles), fetch = (int)(lines * (n + 1) / tiles) - line;
+      for (int v = 0; v < PANEL; v += WIDTH * LANES) {
+        const float *x = p->x + row * p->depth + begin;
+        float *held = sums + row * PANEL + v, *to = done ? y + row * p->columns + v : held;
+        Tile t = {x, here + v, block ? held : 0, to, p->depth, done ? p->columns : PANEL, depth, after + line * LINE,
+                  v ? 0 : fetch};
+        tile_of((int)(next_row - row), t);
+      }
+    }
+  }
+  for (long r = 0; left < PANEL && r < p->rows; r++) memcpy(y + r * p->columns, sums + r * PANEL, sizeof(float) * left);
+}
+
+// Neighbouring panels, so that what is fetched ahead is what this thread reads next.
+static void panels(const void *what, long index) {
+  const Product *p = what;
+  float *sums = malloc(sizeof(float) * p->rows * PANEL);
+  for (long n = p->panels * index / p->parts; n < p->panels * (index + 1) / p->parts; n++) panel(p, n, sums);
+  free(sums);
+}
+
+// ---- attention of one token ----
+
+enum { TOGETHER = 4, BLOCK = (MANY ? 4 : 2) * LANES };  // queries that read a key together; columns of a value likewise
+
+typedef struct {
+  const float *q;                         // [B,K,H,E]
+  const float *prompt_k, *prompt_v;       // [B,G,P,E]
+  const float *own_k, *own_v;             // [B,K,G,T,E], a ring
+  const float *new_k, *new_v;             // [B,K,G,E], of the token itself
+  const int32_t *length, *filled;         // [B] of the prompt; [B] tokens in the ring
+  int32_t head, window;                   // slot that is written next; positions seen, the token's own included
+  float *out;                             // [B,K,H,E]
+  long k, g, h, e, p, t;
+  float scale, softcap;
+} Attention;
+
+typedef struct {
+  const float *k, *v;
+  long count;
+} Keys;
+
+// e^x to 2 units in the last place for x <= 0; what would be below the smallest normal number is 0.
+ALWAYS float exponential(float x) {
+  float n = x * 1.44269504f + 12582912.0f - 12582912.0f;  // nearest whole number
+  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
+  float s = 1.9875691500e-4f;
+  s = s * r + 1.3981999507e-3f, s = s * r + 8.3334519073e-3f, s = s * r + 4.1665795894e-2f;
+  s = s * r + 1.6666665459e-1f, s = s * r + 5.0000001201e-1f;
+  s = s * r * r + r + 1.0f;
+  int32_t bits = ((int32_t)n + 127) << 23;
+  float power;
+  memcpy(&power, &bits, sizeof power);
+  return x < -87.0f ? 0.0f : s * power;
+}
+
+// A vector's lanes added up to four.
+ALWAYS quad narrow(vec x) {
+#if defined(__AVX512F__)
+  typedef float half __attribute__((vector_size(32)));
+  half h = PICK(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + PICK(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  return PICK(h, h, 0, 1, 2, 3) + PICK(h, h, 4, 5, 6, 7);
+#elif defined(__AVX__)
+  return PICK(x, x, 0, 1, 2, 3) + PICK(x, x, 4, 5, 6, 7);
+#else
+  return x;
+#endif
+}
+
+ALWAYS quad pairs(quad a, quad b) { return PICK(a, b, 0, 2, 4, 6) + PICK(a, b, 1, 3, 5, 7); }
+
+// Scores of `rows` queries [rows,e], `stride` apart, four keys at a time: up to three behind the last are written too.
+ALWAYS void scores_of(int rows, const float *q, const Keys *keys, long e, float *scores, long stride) {
+  long last = keys->count - 1;
+  for (long j = 0; j <= last; j += 4) {
+    vec sum[4][TOGETHER] = {0};
+    UNROLL for (int m = 0; m < 4; m++) {
+      const float *k = keys->k + (j + m < last ? j + m : last) * e;
+      UNROLL for (long i = 0; i < e / LANES; i++)
+        UNROLL for (int r = 0; r < rows; r++)
+          sum[m][r] += *(const vec *)(q + r * e + i * LANES) * *(const vec *)(k + i * LANES);
+    }
+    UNROLL for (int r = 0; r < rows; r++)
+      *(quad *)(scores + r * stride + j) = pairs(pairs(narrow(sum[0][r]), narrow(sum[1][r])),
+                                                 pairs(narrow(sum[2][r]), narrow(sum[3][r])));
+  }
+}
+
+// out[rows,e]: the mean of the values by weights [rows,stride], in blocks of columns whose sums are held in registers.
+ALWAYS void mix(int rows, const float *weights, long stride, const float *total, const Keys keys[4], long e,
+                float *out) {
+  for (long c = 0; c < e; c += BLOCK) {
+    vec sum[TOGETHER][BLOCK / LANES] = {0};
+    const float *w = weights;
+    for (int n = 0; n < 4; w += keys[n++].count)
+      for (long j = 0; j < keys[n].count; j++)
+        UNROLL for (int v = 0; v < BLOCK / LANES; v++) {
+          vec value = *(const vec *)(keys[n].v + j * e + c + v * LANES);
+          UNROLL for (int r = 0; r < rows; r++) sum[r][v] += w[r * stride + j] * value;
+        }
+    UNROLL for (int r = 0; r < rows; r++)
+      UNROLL for (int v = 0; v < BLOCK / LANES; v++) *(vec *)(out + r * e + c + v * LANES) = sum[r][v] / total[r];
+  }
+}
+
+// Scores become weights, in sum the number returned.
+static float weights_of(float *scores, long count, float scale, float softcap) {
+  float top = -INFINITY, total = 0;
+  for (long j = 0; j < count; j++) scores[j] *= scale;
+  if (softcap)
+    for (long j = 0; j < count; j++) scores[j] = softcap * tanhf(scores[j] / softcap);
+#pragma omp simd reduction(max : top)
+  for (long j = 0; j < count; j++) top = scores[j] > top ? scores[j] : top;
+#pragma omp simd reduction(+ : total)
+  for (long j = 0; j < count; j++) total += scores[j] = exponential(scores[j] - top);
+  return total;
+}
+
+// The same of any size, one query at a time.
+static void attend_any(const Attention *a, const float *q, const Keys keys[4], float *scores, float *out) {
+  long e = a->e;
+  long count = 0;
+  for (int n = 0; n < 4; n++)
+    for (long j = 0; j < keys[n].count; j++) {
+      float s = 0;
+      for (long i = 0; i < e; i++) s += q[i] * keys[n].k[j * e + i];
+      scores[count++] = s;
+    }
+  float total = weights_of(scores, count, a->scale, a->softcap);
+  memset(out, 0, sizeof(float) * e);
+  for (int n = 0; n < 4; n++)
+    for (long j = 0; j < keys[n].count; j++, scores++)
+      for (long i = 0; i < e; i++) out[i] += *scores / total * keys[n].v[j * e + i];
+}
+
+// What completion [b,k] sees of group g, in the order of positions: its prompt, its ring in two pieces, itself.
+static void seen(const Attention *a, long b, long k, long g, Keys keys[4]) {
+  long length = a->length[b] < a->p ? a->length[b] : a->p, filled = a->filled[b] < a->t ? a->filled[b] : a->t;
+  long far = filled + 1 - a->window;  // tokens of the completion that are out of sight; below 0: of the prompt too
+  long skipped = far > 0 ? far : 0, from = far + length > 0 ? far + length : 0;
+  if (from > length) from = length;
+  long shared = (b * a->g + g) * a->p * a->e, row = (b * a->k + k) * a->g + g;
+  const float *own = a->own_k + row * a->t * a->e, *own_v = a->own_v + row * a->t * a->e;
+  long count = filled - skipped, slot = ((a->head - count) % a->t + a->t) % a->t;
+  long first = count < a->t - slot ? count : a->t - slot;
+  keys[0] = (Keys){a->prompt_k + shared + from * a->e, a->prompt_v + shared + from * a->e, length - from};
+  keys[1] = (Keys){own + slot * a->e, own_v + slot * a->e, first};
+  keys[2] = (Keys){own, own_v, count - first};
+  keys[3] = (Keys){a->new_k + row * a->e, a->new_v + row * a->e, 1};
+}
+
+// `rows` queries of one completion that share their keys; `scores` [rows,stride].
+ALWAYS void attend_rows(const Attention *a, int rows, const float *q, const Keys keys[4], long e, float *scores,
+                        float *out) {
+  long stride = a->p + a->t + 4, count = 0;
+  float total[TOGETHER];
+  for (int n = 0; n < 4; count += keys[n++].count) scores_of(rows, q, &keys[n], e, scores + count, stride);
+  for (int r = 0; r < rows; r++) total[r] = weights_of(scores + r * stride, count, a->scale, a->softcap);
+  mix(rows, scores, stride, total, keys, e, out);
+}
+
+// The queries of group g of every completion of prompt b; `e` is known when this is compiled, or 0.
+ALWAYS void attend_group(const Attention *a, long b, long g, long e, float *scores) {
+  long queries = a->h / a->g, step = e ? TOGETHER : 1;
+  for (long k = 0; k < a->k; k++) {
+    Keys keys[4];
+    seen(a, b, k, g, keys);
+    for (long r = 0; r < queries; r += step) {
+      long at = ((b * a->k + k) * a->h + g * queries + r) * a->e;
+      const float *q = a->q + at;
+      float *out = a->out + at;
+      if (!e) attend_any(a, q, keys, scores, out);
+      else if (queries - r >= 4) attend_rows(a, 4, q, keys, e, scores, out);
+      else if (queries - r == 3) attend_rows(a, 3, q, keys, e, scores, out);
+      else if (queries - r == 2) attend_rows(a, 2, q, keys, e, scores, out);
+      else attend_rows(a, 1, q, keys, e, scores, out);
+    }
+  }
+}
+
+static void group(const void *what, long index) {
+  const Attention *a = what;
+  float *scores = malloc(sizeof(float) * TOGETHER * (a->p + a->t + 4));
+  long b = index / a->g, g = index % a->g;
+  if (a->e == 64) attend_group(a, b, g, 64, scores);
+  else if (a->e == 128) attend_group(a, b, g, 128, scores);
+  else if (a->e == 256) attend_group(a, b, g, 256, scores);
+  else attend_group(a, b, g, 0, scores);
+  free(scores);
+}
+
+// ---- called by XLA ----
+
+static int is_question(XLA_FFI_CallFrame *frame) {  // which version this was compiled for
+  if (!frame->extension_start || frame->extension_start->type != XLA_FFI_Extension_Metadata) return 0;
+  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
+  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
+  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
+  return 1;
+}
+
+static const XLA_FFI_Buffer *given(XLA_FFI_CallFrame *frame, int n) { return frame->args.args[n]; }
+static void *data(XLA_FFI_CallFrame *frame, int n) { return given(frame, n)->data; }
+static int32_t whole(XLA_FFI_CallFrame *frame, int n) { return *(int32_t *)data(frame, n); }
+static float *result(XLA_FFI_CallFrame *frame) { return ((XLA_FFI_Buffer *)frame->rets.rets[0])->data; }
+static float number(XLA_FFI_CallFrame *frame, int n) {
+  return *(float *)((XLA_FFI_Scalar *)frame->attrs.attrs[n])->value;
+}
+
+// x [rows,depth], packed [panels,depth,PANEL] -> y [rows,columns]
+XLA_FFI_Error *ssppo_product(XLA_FFI_CallFrame *frame) {
+  if (is_question(frame)) return 0;
+  const int64_t *x = given(frame, 0)->dims, *y = ((XLA_FFI_Buffer *)frame->rets.rets[0])->dims;
+  long count = given(frame, 1)->dims[0], parts = 4 * threads_of(frame);
+  Product p = {data(frame, 0), data(frame, 1), result(frame), x[0], x[1], y[1], count, parts < count ? parts : count};
+  share(frame, panels, &p, p.parts);
+  return 0;
+}
+
+// The fields of Attention in their order -> out [B,K,H,E]; attributes by name: scale, softcap
+XLA_FFI_Error *ssppo_attend_token(XLA_FFI_CallFrame *frame) {
+  if (is_question(frame)) return 0;
+  const int64_t *q = given(frame, 0)->dims, *prompt = given(frame, 1)->dims, *own = given(frame, 3)->dims;
+  Attention a = {data(frame, 0), data(frame, 1), data(frame, 2), data(frame, 3), data(frame, 4), data(frame, 5),
+                 data(frame, 6), data(frame, 7), data(frame, 8), whole(frame, 9), whole(frame, 10),
+                 result(frame), q[1], prompt[1], q[2], q[3], prompt[2], own[3], number(frame, 0), number(frame, 1)};
+  share(frame, group, &a, q[0] * a.g);
+  return 0;
+}
