@@ -27,7 +27,18 @@ from ssppo_jax.topology import devices_of
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 SLICES = {
-    "8b": ("v5e:4x4", "v5e:8x8", "v5e:2x2", "v5e:16x16", "v5p:2x2x1", "v5p:4x4x4", "v5p:4x8x8", "v6e:2x2", "v6e:8x8", "v6e:16x16"),
+    "8b": (
+        "v5e:4x4",
+        "v5e:8x8",
+        "v5e:2x2",
+        "v5e:16x16",
+        "v5p:2x2x1",
+        "v5p:4x4x4",
+        "v5p:4x8x8",
+        "v6e:2x2",
+        "v6e:8x8",
+        "v6e:16x16",
+    ),
     "70b": ("v5e:16x16", "v5p:4x4x4", "v5p:4x8x8", "v6e:8x8", "v6e:16x16"),
 }
 BESIDE = ("v5e:4x4", "v5e:8x8")  # where Tunix is compiled too

@@ -40,10 +40,10 @@ class Slots(NamedTuple):
 class Sampler(NamedTuple):
     """Pure functions on slots; jit them."""
 
-    start: Callable[[PyTree, Prompts, Array, Array], Slots]  # (params, prompts, key, real [B]): one prompt a slot
-    prepare: Callable[[PyTree], PyTree]  # (params) -> params as `run` reads them
+    prepare: Callable[[PyTree], PyTree]  # (params) -> params as the others read them
+    start: Callable[[PyTree, Prompts, Array, Array], Slots]  # (prepared, prompts, key, real [B]): one prompt a slot
     run: Callable[[PyTree, Slots, Array], Slots]  # (prepared, slots, enough): decode until so many slots are free
-    refill: Callable[[PyTree, Slots, Prompts, Array, Array], Slots]  # (params, slots, prompts [R], key, which [R])
+    refill: Callable[[PyTree, Slots, Prompts, Array, Array], Slots]  # (prepared, slots, prompts [R], key, which [R])
     look: Callable[[Slots], tuple[Array, Samples]]  # which are `free` [B], and what they hold
 
 
@@ -67,8 +67,9 @@ def in_one_batch(sampler: Sampler) -> Callable[[PyTree, Prompts, Array], Samples
 
     def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
         b = len(prompts.length)
-        slots = sampler.start(params, prompts, key, jnp.ones((b,), bool))
-        return finished(sampler.run(sampler.prepare(params), slots, jnp.int32(b)))
+        prepared = sampler.prepare(params)
+        slots = sampler.start(prepared, prompts, key, jnp.ones((b,), bool))
+        return finished(sampler.run(prepared, slots, jnp.int32(b)))
 
     return generate
 
@@ -115,7 +116,7 @@ def make_sampler(
     if not weights or not (min(weights) >= 0 and abs(sum(weights) - 1.0) <= 1e-6):
         raise ValueError(f"weights={weights!r}: the exponents of a mixture are >= 0 and add up to 1, as in (0.5, 0.5)")
     k, t = num_samples, sampling.max_new_tokens
-    stops, stepper = jnp.asarray(eos_ids, jnp.int32), decoder.clone(apart=apart)
+    stops, decoder = jnp.asarray(eos_ids, jnp.int32), decoder.clone(apart=apart)
 
     def pick(keys, step, logits):
         keys = jax.random.wrap_key_data(keys)
@@ -132,7 +133,6 @@ def make_sampler(
         policies = _policies(params, weights)
         b, keys = prompts.tokens.shape[0], jax.random.key_data(row_keys(key, prompts.address, k, first_sample))
         logits, shared = zip(*(_prefill(decoder, policy, prompts, k) for policy in policies), strict=True)
-        shared = _each(shared) if apart else shared
         zero = jnp.zeros((b,), jnp.int32)
         token, *logps = pick(keys, zero, logits)
         samples = _record(_blank(b, k, t, pad_id), zero, token, *logps, jnp.zeros((b, k), bool))
@@ -149,7 +149,7 @@ def make_sampler(
         head = slots.steps % t
         caches = [Cache(kv, own, slots.step - 1, head) for kv, own in zip(slots.shared, slots.own, strict=True)]
         read = [
-            _read(stepper, policy, slots.length, slots.token, cache)
+            _read(decoder, policy, slots.length, slots.token, cache)
             for policy, cache in zip(policies, caches, strict=True)
         ]
         logits, new = zip(*read, strict=True)
@@ -191,7 +191,7 @@ def make_sampler(
     def look(slots: Slots) -> tuple[Array, Samples]:
         return free(slots), finished(slots)
 
-    return Sampler(settled(start), prepare, settled(run), settled(refill), look)
+    return Sampler(prepare, settled(start), settled(run), settled(refill), look)
 
 
 PER_SLOT = ("length", "keys", "step", "token", "done")  # fields of `Slots` with a leading axis of slots
@@ -234,11 +234,6 @@ def _room(shared: Array, k: int, t: int) -> Array:
     """[...,B,G,P,E], a prompt's keys -> zeros [...,B,K,G,T,E] for its completions'."""
     *layers, b, g, _, e = shared.shape
     return jnp.zeros((*layers, b, k, g, t, e), shared.dtype)
-
-
-def _each(caches: tuple[KV, ...]) -> tuple[KV, ...]:
-    """Keys and values of all layers [N,...] as N arrays."""
-    return jax.tree.map(lambda x: tuple(x[n] for n in range(len(x))), caches)
 
 
 def _logits(decoder: Decoder, params: PyTree, hidden: Array) -> Array:

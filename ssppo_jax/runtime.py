@@ -116,8 +116,8 @@ class Runtime:
             apart=self.decodes_apart,
         )
         return Sampler(
-            jax.jit(sampler.start),
             sampler.prepare,
+            jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
             jax.jit(sampler.look, out_shardings=replicated(self.mesh)),  # every process sees all

@@ -99,6 +99,7 @@ static void share(XLA_FFI_CallFrame *frame, void (*part)(const void *, long), co
 // ---- products ----
 
 enum { PANEL = 48, DEPTH = 192, LINE = 16 };  // columns of a panel; its rows in the nearest cache; floats of a line
+enum { ROWS = 256 };                          // of x, in the cache that is a core's own
 enum { TALLEST = MANY ? 8 : 4, WIDTH = 3 };   // rows and vectors of a tile, whose sums are held in registers
 
 typedef struct {
@@ -140,21 +141,21 @@ static void tile_of(int rows, Tile t) {
 #undef CASE
 }
 
-// One panel of columns: its weights are read from memory once, a block at a time, for all rows. `sums` [rows,PANEL].
-static void panel(const Product *p, long index, float *sums) {
+// One panel of columns, some rows: its weights are read from memory once, a block at a time. `sums` [rows,PANEL].
+static void panel(const Product *p, long index, long first, long rows, float *sums) {
   const float *w = p->packed + index * p->depth * PANEL;
-  float *y = p->y + index * PANEL;
+  float *y = p->y + first * p->columns + index * PANEL;
   long left = p->columns - index * PANEL;
-  long blocks = (p->depth + DEPTH - 1) / DEPTH, tiles = (p->rows + TALLEST - 1) / TALLEST;
+  long blocks = (p->depth + DEPTH - 1) / DEPTH, tiles = (rows + TALLEST - 1) / TALLEST;
   for (long block = 0; block < blocks; block++) {
     long begin = p->depth * block / blocks, depth = p->depth * (block + 1) / blocks - begin;
     const float *here = w + begin * PANEL, *after = here + depth * PANEL;
     int done = block == blocks - 1 && left >= PANEL;
     for (long n = 0; n < tiles; n++) {
-      long row = p->rows * n / tiles, next_row = p->rows * (n + 1) / tiles;
+      long row = rows * n / tiles, next_row = rows * (n + 1) / tiles;
       int lines = PANEL / LINE, line = (int)(lines * n / tiles), fetch = (int)(lines * (n + 1) / tiles) - line;
       for (int v = 0; v < PANEL; v += WIDTH * LANES) {
-        const float *x = p->x + row * p->depth + begin;
+        const float *x = p->x + (first + row) * p->depth + begin;
         float *held = sums + row * PANEL + v, *to = done ? y + row * p->columns + v : held;
         Tile t = {x, here + v, block ? held : 0, to, p->depth, done ? p->columns : PANEL, depth, after + line * LINE,
                   v ? 0 : fetch};
@@ -162,14 +163,16 @@ static void panel(const Product *p, long index, float *sums) {
       }
     }
   }
-  for (long r = 0; left < PANEL && r < p->rows; r++) memcpy(y + r * p->columns, sums + r * PANEL, sizeof(float) * left);
+  for (long r = 0; left < PANEL && r < rows; r++) memcpy(y + r * p->columns, sums + r * PANEL, sizeof(float) * left);
 }
 
 // Neighbouring panels, so that what is fetched ahead is what this thread reads next.
 static void panels(const void *what, long index) {
   const Product *p = what;
-  float *sums = malloc(sizeof(float) * p->rows * PANEL);
-  for (long n = p->panels * index / p->parts; n < p->panels * (index + 1) / p->parts; n++) panel(p, n, sums);
+  long begin = p->panels * index / p->parts, end = p->panels * (index + 1) / p->parts;
+  float *sums = malloc(sizeof(float) * (p->rows < ROWS ? p->rows : ROWS) * PANEL);
+  for (long first = 0; first < p->rows; first += ROWS)
+    for (long n = begin; n < end; n++) panel(p, n, first, p->rows - first < ROWS ? p->rows - first : ROWS, sums);
   free(sums);
 }
 

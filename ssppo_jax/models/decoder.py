@@ -176,7 +176,7 @@ class Attention(nn.Module):
         else:
             masks = Masks(scope, None if kind is None else kind.window)
             own = KV(k_prompt, v_prompt), KV(k_own, v_own)
-            if self.packed:
+            if self.packed and past is not None:
                 out = self._token(masks, q_own, own[1], past)
             else:
                 out = self._products(masks, q_prompt, q_own, *own, past)
@@ -248,7 +248,8 @@ class Decoder(nn.Module):
       attention: how prompts are read and completions trained on, one of `attention.IMPLEMENTATIONS`; a decoding step
         is always "einsum".
       apart: every layer has parameters, keys and values of its own and packed kernels, as `laid_apart` makes them: how
-        a CPU decodes fastest. For decoding one token in float32, without adapters, where `kernels.library` can be used.
+        a CPU samples fastest. For reading prompts and decoding one token, in float32 without adapters, where
+        `kernels.library` can be used.
       attention_chunk: with "einsum", queries whose attention scores exist at one time; 0: all.
     """
 
@@ -339,7 +340,7 @@ class _Apart(nn.Module):
         each = []
         for n in range(self.settings[0].num_layers):
             kind = jax.tree.map(lambda x: x[n], kinds)  # noqa: B023  called at once
-            mine = _Past(*(KV(kv.k[n], kv.v[n]) for kv in past))
+            mine = None if past is None else _Past(*(KV(kv.k[n], kv.v[n]) for kv in past))
             carry, kv = Block(*self.settings, packed=True, name=str(n))(carry, mine, kind, scope)
             each.append(kv)
         return carry, KV(*zip(*each, strict=True))

@@ -31,7 +31,7 @@ def multiply(x, kernel, columns):
 
 @pytest.mark.parametrize("columns", [1, 47, 48, 49, 480], ids="columns{}".format)
 @pytest.mark.parametrize("depth", [1, 192, 193, 700], ids="depth{}".format)
-@pytest.mark.parametrize("rows", [1, 7, 8, 9, 33], ids="rows{}".format)
+@pytest.mark.parametrize("rows", [1, 7, 8, 9, 33, 600], ids="rows{}".format)
 def test_a_product_is_numpys(rows, depth, columns):
     x, w = normal(rows, depth), normal(depth, columns, seed=1)
     found = multiply(x, w, columns)
