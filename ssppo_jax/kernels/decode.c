@@ -16,7 +16,6 @@
 
 #define ALWAYS static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
-#define PICK __builtin_shufflevector
 #ifdef __ARM_NEON
 #define NEON 1
 #else
@@ -31,8 +30,8 @@ enum { LANES = 8, MANY = 0 };
 #else
 enum { LANES = 4, MANY = NEON };
 #endif
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4)));
-typedef float quad __attribute__((vector_size(16), aligned(4)));
+typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
+typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
 
 // ---- work shared out to XLA's threads ----
 
@@ -213,18 +212,12 @@ ALWAYS float exponential(float x) {
 
 // A vector's lanes added up to four.
 ALWAYS quad narrow(vec x) {
-#if defined(__AVX512F__)
-  typedef float half __attribute__((vector_size(32)));
-  half h = PICK(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + PICK(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
-  return PICK(h, h, 0, 1, 2, 3) + PICK(h, h, 4, 5, 6, 7);
-#elif defined(__AVX__)
-  return PICK(x, x, 0, 1, 2, 3) + PICK(x, x, 4, 5, 6, 7);
-#else
-  return x;
-#endif
+  quad sum = {0};
+  UNROLL for (int n = 0; n < LANES; n += 4) sum += *((const quad *)&x + n / 4);
+  return sum;
 }
 
-ALWAYS quad pairs(quad a, quad b) { return PICK(a, b, 0, 2, 4, 6) + PICK(a, b, 1, 3, 5, 7); }
+ALWAYS quad pairs(quad a, quad b) { return (quad){a[0] + a[1], a[2] + a[3], b[0] + b[1], b[2] + b[3]}; }
 
 // Scores of `rows` queries [rows,e], `stride` apart, four keys at a time: up to three behind the last are written too.
 ALWAYS void scores_of(int rows, const float *q, const Keys *keys, long e, float *scores, long stride) {

@@ -35,7 +35,12 @@ def product(
     packed: Array,  # [panels,D,PANEL] float32
     columns: int,
 ) -> Array:  # [...,columns]
-    """x times the kernel that was packed. A row's result does not depend on the rows beside it, to the last bit."""
+    """x times the kernel that was packed. A row's result does not depend on the rows beside it, to the last bit.
+
+    Raises:
+      TypeError: something is not float32.
+    """
+    _check(x, packed)
     rows = x.reshape(-1, x.shape[-1])
     y = jax.ShapeDtypeStruct((len(rows), columns), jnp.float32)
     return jax.ffi.ffi_call("ssppo_product", y)(rows, packed).reshape(*x.shape[:-1], columns)
@@ -57,7 +62,18 @@ def attend_token(
     """softmax(scale q k) v over the prompt, the completion so far and the token itself; scores soft-capped on request.
 
     Only keys that may be seen are read: no padding, nothing of the ring that is not filled.
+
+    Raises:
+      TypeError: something is not float32.
     """
+    _check(q, *prompt, *own, *new)
     call = jax.ffi.ffi_call("ssppo_attend_token", jax.ShapeDtypeStruct(q.shape, jnp.float32))
     numbers = (jnp.asarray(x, jnp.int32) for x in (length, filled, head, window))
     return call(q, *prompt, *own, *new, *numbers, scale=np.float32(scale), softcap=np.float32(softcap or 0.0))
+
+
+def _check(*arrays: Array) -> None:
+    """decode.c reads whatever bytes it is given as float32."""
+    wrong = {str(x.dtype) for x in arrays} - {"float32"}
+    if wrong:
+        raise TypeError(f"the kernels of a decoding step are float32, and were given {', '.join(sorted(wrong))}")

@@ -188,3 +188,13 @@ def test_the_call_returns_when_every_thread_has_done_its_part():
         return jax.lax.fori_loop(0, 100, step, 0)
 
     assert wrong(x, pack(w)) == 0
+
+
+def test_other_dtypes_are_refused_before_their_bytes_are_read_as_float32():
+    x, w = normal(2, 5), pack(normal(5, 4))
+    with pytest.raises(TypeError, match="float32, and were given bfloat16"):
+        product(x.astype(jnp.bfloat16), w, 4)
+    q, prompt, own, new = attention_inputs(1, 1, 64)
+    with pytest.raises(TypeError, match="given float16"):
+        own = [x.astype(np.float16) for x in own]
+        attend_token(q, prompt, own, new, length=LENGTH, filled=FILLED, head=jnp.int32(0), scale=1.0)
