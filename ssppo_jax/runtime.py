@@ -47,9 +47,8 @@ class Runtime:
 
     @property
     def decodes_apart(self) -> bool:
-        """Whether a decoding step has a copy of the layers laid out for it: float32 on one CPU device, no adapters."""
-        on_cpu = self.mesh.size == 1 and self.mesh.devices.flat[0].platform == "cpu"
-        return on_cpu and self.decoder.dtype == jnp.float32 and self.decoder.lora is None and library.missing() is None
+        """Whether a decoding step has a copy of the layers laid out for it: with our own kernels, without adapters."""
+        return self.decoder.kernels and self.decoder.lora is None
 
     @property
     def param_dtype(self):
@@ -170,10 +169,17 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
         lora=lora_of(config),
         attention=config.model.attention,
         attention_chunk=config.model.attention_chunk,
+        kernels=_has_kernels(config, mesh),
     )
     if decoder.lora is not None:
         _check_targets(decoder)
     return decoder
+
+
+def _has_kernels(config: ConfigDict, mesh: Mesh) -> bool:
+    """Whether the model's products are our own kernels' here: wanted, in float32, on one CPU device."""
+    on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
+    return config.model.kernels and on_cpu and config.model.dtype == "float32" and library.missing() is None
 
 
 def attention_problem(config: ConfigDict, arch: Arch, platform: str) -> str | None:

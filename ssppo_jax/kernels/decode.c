@@ -4,141 +4,17 @@
 // Every output element is summed in an order that depends on nothing but its own length: a row's result is the same to
 // the last bit whatever other rows are beside it, and however many threads work.
 
-#include <math.h>
-#include <sched.h>
-#include <stdatomic.h>
-#include <stddef.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
-
-#include "xla/ffi/api/c_api.h"
-
-#define ALWAYS static inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 16")
-#ifdef __ARM_NEON
-#define NEON 1
-#else
-#define NEON 0
-#endif
-
-// What the processor has: floats of a vector, and how many vectors a loop can hold in registers.
-#if defined(__AVX512F__)
-enum { LANES = 16, MANY = 1 };
-#elif defined(__AVX__)
-enum { LANES = 8, MANY = 0 };
-#else
-enum { LANES = 4, MANY = NEON };
-#endif
-typedef float vec __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
-typedef float quad __attribute__((vector_size(16), aligned(4), may_alias));
-
-// ---- work shared out to XLA's threads ----
-
-typedef struct {
-  void (*part)(const void *what, long index);
-  const void *what;  // the caller's; not looked at once all parts are taken
-  long parts;
-  atomic_long next, done;
-  atomic_int holders;
-} Work;
-
-static void take(Work *work) {
-  for (long n; (n = atomic_fetch_add(&work->next, 1)) < work->parts; atomic_fetch_add(&work->done, 1))
-    work->part(work->what, n);
-}
-
-static void leave(Work *work) {
-  if (atomic_fetch_sub(&work->holders, 1) == 1) free(work);
-}
-
-static void help(void *work) {
-  take(work);
-  leave(work);
-}
-
-static int scheduled(XLA_FFI_CallFrame *frame, Work *work) {
-  XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, 0, frame->ctx, help, work};
-  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&args);
-  if (!error) return 1;
-  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, 0, error};
-  frame->api->XLA_FFI_Error_Destroy(&destroy);
-  return 0;
-}
-
-static long threads_of(XLA_FFI_CallFrame *frame) {
-  int64_t threads = 1;
-  XLA_FFI_ThreadPool_NumThreads_Args args = {XLA_FFI_ThreadPool_NumThreads_Args_STRUCT_SIZE, 0, frame->ctx, &threads};
-  XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_NumThreads(&args);
-  if (!error) return threads;
-  XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, 0, error};
-  frame->api->XLA_FFI_Error_Destroy(&destroy);
-  return 1;
-}
-
-// All parts, each once; the caller works too, and waits only for parts that a helper has begun.
-static void share(XLA_FFI_CallFrame *frame, void (*part)(const void *, long), const void *what, long parts) {
-  long helpers = threads_of(frame) - 1;
-  if (helpers > parts - 1) helpers = parts - 1;
-  Work *work = helpers > 0 ? malloc(sizeof(Work)) : 0;
-  if (!work) {
-    for (long n = 0; n < parts; n++) part(what, n);
-    return;
-  }
-  work->part = part, work->what = what, work->parts = parts;
-  atomic_init(&work->next, 0), atomic_init(&work->done, 0), atomic_init(&work->holders, (int)helpers + 1);
-  for (long n = 0; n < helpers; n++)
-    if (!scheduled(frame, work)) leave(work);
-  take(work);
-  for (long spins = 0; atomic_load(&work->done) < parts; spins++)
-    if (spins > 4096) sched_yield();
-  leave(work);
-}
+#include "tile.h"
 
 // ---- products ----
 
-enum { PANEL = 48, DEPTH = 192, LINE = 16 };  // columns of a panel; its rows in the nearest cache; floats of a line
-enum { ROWS = 256 };                          // of x, in the cache that is a core's own
-enum { TALLEST = MANY ? 8 : 4, WIDTH = 3 };   // rows and vectors of a tile, whose sums are held in registers
+enum { ROWS = 256 };  // of x, in the cache that is a core's own
 
 typedef struct {
   const float *x, *packed;  // [rows,depth], [panels,depth,PANEL]
   float *y;                 // [rows,columns]
   long rows, depth, columns, panels, parts;
 } Product;
-
-typedef struct {
-  const float *x, *w, *from;  // [rows,depth] of columns ldx, [depth,PANEL], sums so far [rows,PANEL] or none
-  float *to;                  // [rows,PANEL] of columns ldt
-  long ldx, ldt, depth;
-  const float *next;  // what will be read after w: `fetch` lines of each row are fetched meanwhile
-  int fetch;
-} Tile;
-
-// to = from + x w, for the first WIDTH vectors of w's columns.
-ALWAYS void tile(int rows, const Tile *t) {
-  vec sum[TALLEST][WIDTH];
-  UNROLL for (int r = 0; r < rows; r++)
-    UNROLL for (int v = 0; v < WIDTH; v++)
-      sum[r][v] = t->from ? *(const vec *)(t->from + r * PANEL + v * LANES) : (vec){0};
-  for (long k = 0; k < t->depth; k++) {
-    vec b[WIDTH];
-    UNROLL for (int v = 0; v < WIDTH; v++) b[v] = *(const vec *)(t->w + k * PANEL + v * LANES);
-    for (int f = 0; f < t->fetch; f++) __builtin_prefetch(t->next + k * PANEL + f * LINE, 0, 2);
-    UNROLL for (int r = 0; r < rows; r++) {
-      float a = t->x[r * t->ldx + k];
-      UNROLL for (int v = 0; v < WIDTH; v++) sum[r][v] += a * b[v];
-    }
-  }
-  UNROLL for (int r = 0; r < rows; r++)
-    UNROLL for (int v = 0; v < WIDTH; v++) *(vec *)(t->to + r * t->ldt + v * LANES) = sum[r][v];
-}
-
-static void tile_of(int rows, Tile t) {
-#define CASE(n) case n: if (n <= TALLEST) tile(n, &t); break;
-  switch (rows) { CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6) CASE(7) CASE(8) }
-#undef CASE
-}
 
 // One panel of columns, some rows: its weights are read from memory once, a block at a time. `sums` [rows,PANEL].
 static void panel(const Product *p, long index, long first, long rows, float *sums) {
@@ -153,13 +29,11 @@ static void panel(const Product *p, long index, long first, long rows, float *su
     for (long n = 0; n < tiles; n++) {
       long row = rows * n / tiles, next_row = rows * (n + 1) / tiles;
       int lines = PANEL / LINE, line = (int)(lines * n / tiles), fetch = (int)(lines * (n + 1) / tiles) - line;
-      for (int v = 0; v < PANEL; v += WIDTH * LANES) {
-        const float *x = p->x + (first + row) * p->depth + begin;
-        float *held = sums + row * PANEL + v, *to = done ? y + row * p->columns + v : held;
-        Tile t = {x, here + v, block ? held : 0, to, p->depth, done ? p->columns : PANEL, depth, after + line * LINE,
-                  v ? 0 : fetch};
-        tile_of((int)(next_row - row), t);
-      }
+      const float *x = p->x + (first + row) * p->depth + begin;
+      float *held = sums + row * PANEL, *to = done ? y + row * p->columns : held;
+      long ldt = done ? p->columns : PANEL;
+      Tile t = {x, here, block ? held : 0, to, p->depth, PANEL, ldt, depth, after + line * LINE, fetch};
+      tile_columns((int)(next_row - row), PANEL, t, 0);
     }
   }
   for (long r = 0; left < PANEL && r < rows; r++) memcpy(y + r * p->columns, sums + r * PANEL, sizeof(float) * left);
@@ -194,21 +68,8 @@ typedef struct {
 typedef struct {
   const float *k, *v;
   long count;
+  long ahead;  // from a key to the one that is read when this completion is done, which is fetched meanwhile; or 0
 } Keys;
-
-// e^x to 2 units in the last place for x <= 0; what would be below the smallest normal number is 0.
-ALWAYS float exponential(float x) {
-  float n = x * 1.44269504f + 12582912.0f - 12582912.0f;  // nearest whole number
-  float r = x - n * 0.693359375f + n * 2.12194440e-4f;
-  float s = 1.9875691500e-4f;
-  s = s * r + 1.3981999507e-3f, s = s * r + 8.3334519073e-3f, s = s * r + 4.1665795894e-2f;
-  s = s * r + 1.6666665459e-1f, s = s * r + 5.0000001201e-1f;
-  s = s * r * r + r + 1.0f;
-  int32_t bits = ((int32_t)n + 127) << 23;
-  float power;
-  memcpy(&power, &bits, sizeof power);
-  return x < -87.0f ? 0.0f : s * power;
-}
 
 // A vector's lanes added up to four.
 ALWAYS quad narrow(vec x) {
@@ -226,6 +87,8 @@ ALWAYS void scores_of(int rows, const float *q, const Keys *keys, long e, float 
     vec sum[4][TOGETHER] = {0};
     UNROLL for (int m = 0; m < 4; m++) {
       const float *k = keys->k + (j + m < last ? j + m : last) * e;
+      if (keys->ahead)
+        UNROLL for (long i = 0; i < e; i += LINE) __builtin_prefetch(k + keys->ahead + i, 0, 2);
       UNROLL for (long i = 0; i < e / LANES; i++)
         UNROLL for (int r = 0; r < rows; r++)
           sum[m][r] += *(const vec *)(q + r * e + i * LANES) * *(const vec *)(k + i * LANES);
@@ -243,11 +106,15 @@ ALWAYS void mix(int rows, const float *weights, long stride, const float *total,
     vec sum[TOGETHER][BLOCK / LANES] = {0};
     const float *w = weights;
     for (int n = 0; n < 4; w += keys[n++].count)
-      for (long j = 0; j < keys[n].count; j++)
+      for (long j = 0; j < keys[n].count; j++) {
+        const float *next = keys[n].v + keys[n].ahead + j * e + c;
+        if (keys[n].ahead)
+          UNROLL for (int i = 0; i < BLOCK; i += LINE) __builtin_prefetch(next + i, 0, 2);
         UNROLL for (int v = 0; v < BLOCK / LANES; v++) {
           vec value = *(const vec *)(keys[n].v + j * e + c + v * LANES);
           UNROLL for (int r = 0; r < rows; r++) sum[r][v] += w[r * stride + j] * value;
         }
+      }
     UNROLL for (int r = 0; r < rows; r++)
       UNROLL for (int v = 0; v < BLOCK / LANES; v++) *(vec *)(out + r * e + c + v * LANES) = sum[r][v] / total[r];
   }
@@ -293,10 +160,10 @@ static void seen(const Attention *a, long b, long k, long g, Keys keys[4]) {
   const float *own = a->own_k + row * a->t * a->e, *own_v = a->own_v + row * a->t * a->e;
   long count = filled - skipped, slot = ((a->head - count) % a->t + a->t) % a->t;
   long first = count < a->t - slot ? count : a->t - slot;
-  keys[0] = (Keys){a->prompt_k + shared + from * a->e, a->prompt_v + shared + from * a->e, length - from};
-  keys[1] = (Keys){own + slot * a->e, own_v + slot * a->e, first};
-  keys[2] = (Keys){own, own_v, count - first};
-  keys[3] = (Keys){a->new_k + row * a->e, a->new_v + row * a->e, 1};
+  keys[0] = (Keys){a->prompt_k + shared + from * a->e, a->prompt_v + shared + from * a->e, length - from, 0};
+  keys[1] = (Keys){own + slot * a->e, own_v + slot * a->e, first, a->g * a->t * a->e};
+  keys[2] = (Keys){own, own_v, count - first, a->g * a->t * a->e};
+  keys[3] = (Keys){a->new_k + row * a->e, a->new_v + row * a->e, 1, 0};
 }
 
 // `rows` queries of one completion that share their keys; `scores` [rows,stride].
@@ -341,28 +208,12 @@ static void group(const void *what, long index) {
 
 // ---- called by XLA ----
 
-static int is_question(XLA_FFI_CallFrame *frame) {  // which version this was compiled for
-  if (!frame->extension_start || frame->extension_start->type != XLA_FFI_Extension_Metadata) return 0;
-  XLA_FFI_Metadata *metadata = ((XLA_FFI_Metadata_Extension *)frame->extension_start)->metadata;
-  metadata->api_version.major_version = XLA_FFI_API_MAJOR;
-  metadata->api_version.minor_version = XLA_FFI_API_MINOR;
-  return 1;
-}
-
-static const XLA_FFI_Buffer *given(XLA_FFI_CallFrame *frame, int n) { return frame->args.args[n]; }
-static void *data(XLA_FFI_CallFrame *frame, int n) { return given(frame, n)->data; }
-static int32_t whole(XLA_FFI_CallFrame *frame, int n) { return *(int32_t *)data(frame, n); }
-static float *result(XLA_FFI_CallFrame *frame) { return ((XLA_FFI_Buffer *)frame->rets.rets[0])->data; }
-static float number(XLA_FFI_CallFrame *frame, int n) {
-  return *(float *)((XLA_FFI_Scalar *)frame->attrs.attrs[n])->value;
-}
-
 // x [rows,depth], packed [panels,depth,PANEL] -> y [rows,columns]
 XLA_FFI_Error *ssppo_product(XLA_FFI_CallFrame *frame) {
   if (is_question(frame)) return 0;
   const int64_t *x = given(frame, 0)->dims, *y = ((XLA_FFI_Buffer *)frame->rets.rets[0])->dims;
   long count = given(frame, 1)->dims[0], parts = 4 * threads_of(frame);
-  Product p = {data(frame, 0), data(frame, 1), result(frame), x[0], x[1], y[1], count, parts < count ? parts : count};
+  Product p = {data(frame, 0), data(frame, 1), result(frame, 0), x[0], x[1], y[1], count, parts < count ? parts : count};
   share(frame, panels, &p, p.parts);
   return 0;
 }
@@ -373,7 +224,7 @@ XLA_FFI_Error *ssppo_attend_token(XLA_FFI_CallFrame *frame) {
   const int64_t *q = given(frame, 0)->dims, *prompt = given(frame, 1)->dims, *own = given(frame, 3)->dims;
   Attention a = {data(frame, 0), data(frame, 1), data(frame, 2), data(frame, 3), data(frame, 4), data(frame, 5),
                  data(frame, 6), data(frame, 7), data(frame, 8), whole(frame, 9), whole(frame, 10),
-                 result(frame), q[1], prompt[1], q[2], q[3], prompt[2], own[3], number(frame, 0), number(frame, 1)};
+                 result(frame, 0), q[1], prompt[1], q[2], q[3], prompt[2], own[3], number(frame, 0), number(frame, 1)};
   share(frame, group, &a, q[0] * a.g);
   return 0;
 }

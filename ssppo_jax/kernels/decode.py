@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssppo_jax.kernels.library import check_float32
 from ssppo_jax.types import Array
 
 PANEL = 48  # columns of the weights that lie together, as in decode.c
@@ -40,7 +41,7 @@ def product(
     Raises:
       TypeError: something is not float32.
     """
-    _check(x, packed)
+    check_float32(x, packed)
     rows = x.reshape(-1, x.shape[-1])
     y = jax.ShapeDtypeStruct((len(rows), columns), jnp.float32)
     return jax.ffi.ffi_call("ssppo_product", y)(rows, packed).reshape(*x.shape[:-1], columns)
@@ -66,14 +67,7 @@ def attend_token(
     Raises:
       TypeError: something is not float32.
     """
-    _check(q, *prompt, *own, *new)
+    check_float32(q, *prompt, *own, *new)
     call = jax.ffi.ffi_call("ssppo_attend_token", jax.ShapeDtypeStruct(q.shape, jnp.float32))
     numbers = (jnp.asarray(x, jnp.int32) for x in (length, filled, head, window))
     return call(q, *prompt, *own, *new, *numbers, scale=np.float32(scale), softcap=np.float32(softcap or 0.0))
-
-
-def _check(*arrays: Array) -> None:
-    """decode.c reads whatever bytes it is given as float32."""
-    wrong = {str(x.dtype) for x in arrays} - {"float32"}
-    if wrong:
-        raise TypeError(f"the kernels of a decoding step are float32, and were given {', '.join(sorted(wrong))}")

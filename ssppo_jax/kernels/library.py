@@ -1,4 +1,5 @@
-"""decode.c compiled for this processor when first needed, kept under $SSPPO_CACHE/kernels and made known to XLA."""
+"""The C files beside this one, compiled for this processor when first needed, kept under $SSPPO_CACHE/kernels and made
+known to XLA."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import itertools
 import logging
 import os
 import platform
@@ -18,10 +20,15 @@ from pathlib import Path
 import jax
 
 from ssppo_jax.disk import default_cache
+from ssppo_jax.types import Array
 
 log = logging.getLogger(__name__)
-SOURCE = Path(__file__).with_name("decode.c")
-HANDLERS = ("ssppo_product", "ssppo_attend_token")
+FOLDER = Path(__file__).parent
+HANDLERS = {  # by source file
+    "decode": ("ssppo_product", "ssppo_attend_token"),
+    "stream": ("ssppo_attend", "ssppo_attend_back"),
+    "vocabulary": ("ssppo_logprobs", "ssppo_logprobs_back"),
+}
 FLAGS = [
     "-std=gnu11",
     "-O3",
@@ -44,11 +51,22 @@ def missing() -> str | None:
     except OSError as error:
         reason = str(error)
     else:
-        for name in HANDLERS:
+        for name in itertools.chain(*HANDLERS.values()):
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
         return None
-    log.warning("decoding on this CPU takes twice as long without the kernels of ssppo_jax/kernels: %s", reason)
+    log.warning("sampling on this CPU takes twice as long without the kernels of ssppo_jax/kernels: %s", reason)
     return reason
+
+
+def check_float32(*arrays: Array) -> None:
+    """The C reads whatever bytes it is given as float32.
+
+    Raises:
+      TypeError: an array that is not.
+    """
+    wrong = {str(x.dtype) for x in arrays} - {"float32"}
+    if wrong:
+        raise TypeError(f"these kernels are float32, and were given {', '.join(sorted(wrong))}")
 
 
 def compiled() -> Path:
@@ -66,13 +84,16 @@ def compiled() -> Path:
     native = "-mcpu=native" if platform.machine() in ("aarch64", "arm64") else "-march=native"
     command = [*compiler, *FLAGS, native, f"-I{jax.ffi.include_dir()}"]
     version = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=True).stdout
-    key = "\n".join((SOURCE.read_text(), *command, version, _processor(), jax.__version__))
+    units = sorted(FOLDER.glob("*.c"))
+    sources = [path.read_text() for path in (*sorted(FOLDER.glob("*.h")), *units)]
+    key = "\n".join((*sources, *command, version, _processor(), jax.__version__))
     library = default_cache() / "kernels" / f"{hashlib.sha256(key.encode()).hexdigest()[:16]}.so"
     if not library.is_file():
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as folder:
             fresh = Path(folder) / library.name
-            subprocess.run([*command, str(SOURCE), "-o", str(fresh), "-lm"], capture_output=True, text=True, check=True)
+            whole = [*command, *map(str, units), "-o", str(fresh), "-lm"]
+            subprocess.run(whole, capture_output=True, text=True, check=True)
             fresh.replace(library)
     return library
 

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ssppo_jax.kernels import stream
 from ssppo_jax.kernels.decode import UNBOUNDED, attend_token, pack
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.attention import KeyBlock, attend
@@ -26,8 +27,16 @@ from ssppo_jax.models.splash import attend_stream
 from ssppo_jax.types import Array, PyTree
 
 REMAT_POLICIES = ("none", "dots", "offload", "full")
+
+
+def _products(primitive, *args, **params) -> bool:
+    """Whether it is a product of activations with weights, or a kernel's attention."""
+    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    return primitive.name == "ffi_call" or dots(primitive, *args, **params)
+
+
 _KEPT = {  # what the backward pass finds, by policy
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "dots": _products,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "full": None,
 }
@@ -112,6 +121,7 @@ class Block(nn.Module):
     lora: Lora | None
     attention: str
     attention_chunk: int
+    kernels: bool
     packed: bool = False
 
     @nn.compact
@@ -125,7 +135,7 @@ class Block(nn.Module):
 
         own = {"lora": self.lora, "packed": self.packed}
         how = {"constrain": self.constrain, "implementation": self.attention, "chunk": self.attention_chunk}
-        attention = Attention(self.arch, self.layout, **kinds, **own, **how, name="attn")
+        attention = Attention(self.arch, self.layout, **kinds, **own, **how, kernels=self.kernels, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
@@ -150,6 +160,7 @@ class Attention(nn.Module):
     packed: bool
     implementation: str
     chunk: int
+    kernels: bool
 
     @nn.compact
     def __call__(self, x, past, kind, scope):
@@ -173,6 +184,8 @@ class Attention(nn.Module):
         if self.implementation == "splash" and past is None:
             look = functools.partial(attend_stream, layout=layout, scale=a.score_scale, softcap=a.attn_softcap)
             out = self.constrain.per_device(look)(q, k, v, scope.prompt_length)
+        elif self._by_kernel and past is None and kind is None:
+            out = stream.attend(q, k, v, scope.prompt_length, layout.p, layout.k, a.score_scale)
         else:
             masks = Masks(scope, None if kind is None else kind.window)
             own = KV(k_prompt, v_prompt), KV(k_own, v_own)
@@ -183,6 +196,10 @@ class Attention(nn.Module):
         y = self.constrain(out, "heads")
         y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, self.packed, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
+
+    @property
+    def _by_kernel(self) -> bool:
+        return self.kernels and self.implementation == "einsum" and self.arch.attn_softcap is None
 
     def _heads(self, x: Array) -> list[Array]:
         """Queries, keys and values [B,S,heads,E]; laid apart they are one product (see `laid_apart`)."""
@@ -247,6 +264,8 @@ class Decoder(nn.Module):
       lora: low-rank adapters beside some projections; None for none.
       attention: how prompts are read and completions trained on, one of `attention.IMPLEMENTATIONS`; a decoding step
         is always "einsum".
+      kernels: with attention "einsum", prompts and completions are attended to by a CPU's own kernel (`kernels.stream`)
+        where no layer has a window and no score a soft cap: float32, where `kernels.library` can be used.
       apart: every layer has parameters, keys and values of its own and packed kernels, as `laid_apart` makes them: how
         a CPU samples fastest. For reading prompts and decoding one token, in float32 without adapters, where
         `kernels.library` can be used.
@@ -262,6 +281,7 @@ class Decoder(nn.Module):
     lora: Lora | None = None
     attention: str = "einsum"
     attention_chunk: int = 0
+    kernels: bool = False
     apart: bool = False
 
     @nn.compact
@@ -303,7 +323,8 @@ class Decoder(nn.Module):
         elif not self.arch.tie_embeddings:
             _Head((self.arch.hidden_size, self.arch.vocab_size), self.param_dtype, name="head")()
         kinds = self.arch, layout, self.dtype, self.param_dtype, self.constrain
-        settings = *kinds, tap_layer, return_kv, self.lora, self.attention, self.attention_chunk
+        attention = self.attention, self.attention_chunk, self.kernels or self.apart
+        settings = *kinds, tap_layer, return_kv, self.lora, *attention
         blocks = _Apart(settings, name="layers") if self.apart else self._scanned()(*settings, name="layers")
         past = None if cache is None else _Past(cache.prompt, cache.own)
         slots = layout.p + layout.t if cache is None else sum(kv.k[0].shape[-2] for kv in cache[:2]) + layout.t

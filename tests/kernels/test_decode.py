@@ -54,7 +54,7 @@ def test_packing_puts_columns_in_panels_and_zeros_behind_the_last():
 
 
 def test_the_two_languages_agree_on_the_width_of_a_panel():
-    assert int(re.search(r"PANEL = (\d+)", library.SOURCE.read_text()).group(1)) == decode.PANEL
+    assert int(re.search(r"PANEL = (\d+)", (library.FOLDER / "tile.h").read_text()).group(1)) == decode.PANEL
 
 
 def test_a_row_of_a_product_does_not_know_its_neighbours_to_the_last_bit():

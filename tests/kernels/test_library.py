@@ -1,15 +1,24 @@
 """The kernels are compiled once for a machine, and a machine that cannot is told why."""
 
+import dataclasses
 import logging
+import shutil
 import stat
+from pathlib import Path
 
+import jax
 import pytest
 
+from ssppo_jax import schema
 from ssppo_jax.generate import make_sampler
 from ssppo_jax.kernels import library
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder
+from ssppo_jax.parallel import make_mesh
+from ssppo_jax.runtime import build_runtime, make_decoder
 from ssppo_jax.sampling import SamplingParams
+
+ROOT = Path(__file__).parents[2]
 
 missing = library.missing.__wrapped__  # asked anew at every call; only where it fails, for XLA takes a name once
 
@@ -31,13 +40,15 @@ def test_they_are_compiled_once_and_found_again(folder, monkeypatch):
 
 def test_another_source_or_processor_is_compiled_for_anew(folder, monkeypatch, tmp_path):
     found = {library.compiled()}
-    changed = tmp_path / "decode.c"
-    changed.write_text(library.SOURCE.read_text() + "\n// changed\n")
-    monkeypatch.setattr(library, "SOURCE", changed)
-    found.add(library.compiled())
+    changed = tmp_path / "changed"
+    shutil.copytree(library.FOLDER, changed)
+    monkeypatch.setattr(library, "FOLDER", changed)
+    for name in ("tile.h", "decode.c"):
+        (changed / name).write_text((changed / name).read_text() + "\n// changed\n")
+        found.add(library.compiled())
     monkeypatch.setattr(library, "_processor", lambda: "another")
     found.add(library.compiled())
-    assert len(found) == 3 == len(list(folder.iterdir()))
+    assert len(found) == 4 == len(list(folder.iterdir()))
 
 
 def test_without_a_compiler_the_log_says_so(monkeypatch, caplog):
@@ -72,3 +83,23 @@ def test_layers_cannot_be_laid_apart_without_them(monkeypatch):
     make_sampler(Decoder(tiny_arch()), **settings)
     with pytest.raises(ValueError, match="no C compiler"):
         make_sampler(Decoder(tiny_arch()), **settings, apart=True)
+
+
+ASKED = [
+    ({}, True, True),
+    ({"model.kernels": "false"}, False, False),
+    ({"model.dtype": "bfloat16"}, False, False),
+    ({"lora.rank": "2"}, True, False),
+]
+
+
+@pytest.mark.parametrize("overrides, kernels, apart", ASKED, ids=str)
+def test_a_run_uses_them_where_it_can_and_is_asked_to(overrides, kernels, apart, monkeypatch):
+    monkeypatch.undo()  # the compiled ones, already known to XLA
+    runtime = build_runtime(schema.load(str(ROOT / "configs/smoke.py"), overrides, 1))
+    assert not runtime.decoder.kernels  # on a mesh of several devices
+    mesh = make_mesh((1, 1, 1), devices=jax.devices()[:1])
+    alone = dataclasses.replace(runtime, mesh=mesh, decoder=make_decoder(runtime.config, runtime.arch, mesh))
+    assert (alone.decoder.kernels, alone.decodes_apart) == (kernels, apart)
+    monkeypatch.setattr(library, "missing", lambda: "there is no C compiler")
+    assert not make_decoder(runtime.config, runtime.arch, mesh).kernels
