@@ -374,9 +374,12 @@ def laid_apart(params: PyTree, arch: Arch) -> PyTree:
     """The parameters of `Decoder(apart=True)` from ordinary ones; copies of the layers, references to the rest.
 
     Kernels are packed float32 (`kernels.decode`), and those that multiply the same input are one. Beside the layers a
-    packed copy of the matrix that gives the logits.
+    packed copy of the matrix that gives the logits. One layer after the other, so that no more than a layer is held
+    twice.
     """
-    return params | {"layers": _one_by_one(params["layers"]), "logits": _packed(output_kernel(params, arch))}
+    layers = params["layers"]
+    apart = {str(n): _one(layers, n) for n in range(len(jax.tree.leaves(layers)[0]))}
+    return params | {"layers": apart, "logits": _packed(output_kernel(params, arch))}
 
 
 @jax.jit
@@ -385,28 +388,28 @@ def _packed(kernel: Array) -> Array:
 
 
 @jax.jit
-def _one_by_one(layers: PyTree) -> PyTree:
-    def flat(path, leaf):  # a kernel [N,D,heads,E] or, of `o`, [N,heads,E,D] -> [N,D,F]
+def _one(layers: PyTree, n: Array) -> PyTree:
+    """Layer `n` laid apart."""
+
+    def flat(path, leaf):  # a kernel [N,D,heads,E] or, of `o`, [N,heads,E,D] -> [D,F]
         *_, name, kind = (part.key for part in path)
-        leaf = leaf.astype(jnp.float32)
-        if kind != "kernel" or leaf.ndim == 3:
+        leaf = jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False).astype(jnp.float32)
+        if kind != "kernel" or leaf.ndim == 2:
             return leaf
-        return leaf.reshape(len(leaf), -1, leaf.shape[-1]) if name == "o" else leaf.reshape(*leaf.shape[:2], -1)
+        return leaf.reshape(-1, leaf.shape[-1]) if name == "o" else leaf.reshape(len(leaf), -1)
 
     def merged(part, whole, names):
         parts = [part[name] for name in names]
         rest = {name: leaf for name, leaf in part.items() if name not in names}
-        axes = {"kernel": -1, "bias": 1}
+        axes = {"kernel": -1, "bias": 0}
         return rest | {whole: {kind: jnp.concatenate([p[kind] for p in parts], axes[kind]) for kind in parts[0]}}
 
     def packed(path, leaf):
         return pack(leaf) if path[-1].key == "kernel" else leaf
 
-    stacked = jax.tree_util.tree_map_with_path(flat, layers)
-    stacked |= {name: merged(stacked[name], *how) for name, how in MERGED.items()}
-    stacked = jax.tree_util.tree_map_with_path(packed, stacked)
-    count = len(jax.tree.leaves(layers)[0])
-    return {str(n): jax.tree.map(lambda x: x[n], stacked) for n in range(count)}  # noqa: B023  called at once
+    layer = jax.tree_util.tree_map_with_path(flat, layers)
+    layer |= {name: merged(layer[name], *how) for name, how in MERGED.items()}
+    return jax.tree_util.tree_map_with_path(packed, layer)
 
 
 class _Past(NamedTuple):
