@@ -213,7 +213,8 @@ XLA_FFI_Error *ssppo_product(XLA_FFI_CallFrame *frame) {
   if (is_question(frame)) return 0;
   const int64_t *x = given(frame, 0)->dims, *y = ((XLA_FFI_Buffer *)frame->rets.rets[0])->dims;
   long count = given(frame, 1)->dims[0], parts = 4 * threads_of(frame);
-  Product p = {data(frame, 0), data(frame, 1), result(frame, 0), x[0], x[1], y[1], count, parts < count ? parts : count};
+  if (parts > count) parts = count;
+  Product p = {data(frame, 0), data(frame, 1), result(frame, 0), x[0], x[1], y[1], count, parts};
   share(frame, panels, &p, p.parts);
   return 0;
 }

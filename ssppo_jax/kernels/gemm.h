@@ -29,7 +29,7 @@ ALWAYS void turn(const float *from, long ldf, float *to, long ldt) {
   *(quad *)(to + 2 * ldt) = PICK(ab, cd, 0, 1, 4, 5), *(quad *)(to + 3 * ldt) = PICK(ab, cd, 2, 3, 6, 7);
 }
 
-// Rows k, k+1, ... of columns j, j+1, ... of b -> [depth,PANEL], filled up with zeros.
+// Rows k, k+1, ... of columns j, j+1, ... of b -> [depth,PANEL]. Zeros behind them: chance could be slow (denormal).
 static void pack_block(const Gemm *g, long k, long depth, long j, long columns, float *to) {
   if (columns < PANEL) memset(to, 0, sizeof(float) * depth * PANEL);
   if (!g->turned_b) {

@@ -1,9 +1,7 @@
-// Attention of whole sequences, a prompt and its completions, with the gradient, for XLA's CPU backend. float32. Compiled
-// by library.py, called by stream.py.
+// Attention of whole sequences, a prompt and its completions, with the gradient, for XLA's CPU backend. float32.
+// Compiled by library.py, called by stream.py.
 
 #include "gemm.h"
-
-// ---- attention ----
 
 enum { QUERIES = 192 };  // that read the same keys together, about
 
@@ -20,8 +18,8 @@ typedef struct {
 // Some neighbouring tokens of one stream, with the heads that share keys: `rows` queries, head by head.
 typedef struct {
   long b, g, at, tokens, rows;  // the first token's place in S
-  long seen, own, before;  // keys of the prompt, for a completion; where its stream starts in S; tokens of it before `at`
-  long columns, real;      // seen + before + tokens; those that are not a prompt's padding
+  long seen, own, before;       // keys of the prompt, for a completion; where its stream starts in S; what is before
+  long columns;                 // seen + before + tokens
 } Piece;
 
 static long tokens_of_piece(const Stream *s) {
@@ -32,10 +30,9 @@ static long tokens_of_piece(const Stream *s) {
 // Stream n of a prompt, the prompt's own being -1.
 static Piece piece_of(const Stream *s, long b, long g, long n, long from) {
   long size = n < 0 ? s->p : s->t, most = tokens_of_piece(s), tokens = size - from < most ? size - from : most;
-  long start = n < 0 ? 0 : s->p + n * s->t, length = s->length[b] < s->p ? s->length[b] : s->p;
-  long seen = n < 0 ? 0 : length;
-  long columns = seen + from + tokens, real = n < 0 && length < columns ? length : columns;
-  return (Piece){b, g, start + from, tokens, tokens * (s->h / s->g), seen, start, from, columns, real};
+  long length = s->length[b] < s->p ? s->length[b] : s->p;
+  long start = n < 0 ? 0 : s->p + n * s->t, seen = n < 0 ? 0 : length;
+  return (Piece){b, g, start + from, tokens, tokens * (s->h / s->g), seen, start, from, seen + from + tokens};
 }
 
 // Rows of heads, [rows,E], out of [B,S,H,E] and back.
@@ -92,7 +89,6 @@ static void to_keys(const Stream *s, const Piece *p, const float *weights, const
 static void softmax(const Piece *p, float *scores) {
   for (long r = 0; r < p->rows; r++, scores += p->columns) {
     long count = p->seen + p->before + r % p->tokens + 1;
-    if (count > p->real) count = p->real;
     float top = -INFINITY, total = 0;
 #pragma omp simd reduction(max : top)
     for (long j = 0; j < count; j++) top = scores[j] > top ? scores[j] : top;

@@ -1,5 +1,5 @@
-// Log-probs of given tokens and their gradient, a part of the vocabulary at a time. float32. Compiled by library.py, called
-// by vocabulary.py.
+// Log-probs of given tokens and their gradient, a part of the vocabulary at a time. float32. Compiled by library.py,
+// called by vocabulary.py.
 
 #include "gemm.h"
 
@@ -103,8 +103,9 @@ XLA_FFI_Error *ssppo_logprobs(XLA_FFI_CallFrame *frame) {
 XLA_FFI_Error *ssppo_logprobs_back(XLA_FFI_CallFrame *frame) {
   if (is_question(frame)) return 0;
   const int64_t *hidden = given(frame, 0)->dims;
-  long n = hidden[0], d = hidden[1], v = given(frame, 1)->dims[0], most = integer(frame, 0), threads = threads_of(frame);
-  float *d_hidden = result(frame, 0), *d_table = result(frame, 1), *error = malloc(sizeof(float) * n * (most < v ? most : v));
+  long n = hidden[0], d = hidden[1], v = given(frame, 1)->dims[0], threads = threads_of(frame);
+  long most = integer(frame, 0) < v ? integer(frame, 0) : v;
+  float *d_hidden = result(frame, 0), *d_table = result(frame, 1), *error = malloc(sizeof(float) * n * most);
   Logprobs l = {data(frame, 0), data(frame, 1), data(frame, 2), data(frame, 3), data(frame, 4), error, n, d, v};
   l.spans = threads;
   int trained = ((XLA_FFI_Buffer *)frame->rets.rets[1])->dims[0] > 0;
@@ -114,7 +115,8 @@ XLA_FFI_Error *ssppo_logprobs_back(XLA_FFI_CallFrame *frame) {
     Parts p = parts_of(logits_of(&l, 0, n, l.start, l.width, error, l.width), threads);
     share(frame, error_part, &l, p.down * p.across);
     gemm_shared(frame, (Gemm){error, table, d_hidden, n, d, l.width, l.width, d, d, 0, 0, l.start > 0});
-    if (trained) gemm_shared(frame, (Gemm){error, l.hidden, d_table + l.start * d, l.width, d, n, l.width, d, d, 1, 0, 0});
+    Gemm turned = {error, l.hidden, d_table + l.start * d, l.width, d, n, l.width, d, d, 1, 0, 0};
+    if (trained) gemm_shared(frame, turned);
   }
   free(error);
   return 0;

@@ -25,6 +25,7 @@ CASES = {
     "several pieces": (130, 3, 75, 9, 3, 64, (130, 65)),
     "no completions": (300, 0, 0, 4, 4, 16, (300, 270)),
     "many queries a key": (16, 2, 40, 14, 1, 32, (16, 2)),
+    "two hundred queries a key": (3, 1, 12, 200, 1, 4, (3,)),
     "wide": (70, 2, 9, 2, 1, 128, (64,)),
 }
 SCALE = 0.2
