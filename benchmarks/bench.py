@@ -165,7 +165,7 @@ log-probs of the same tokens were compared: largest relative difference from our
 The ceiling is what the matrix products of these shapes alone reach in JAX: {decode:.0f} GFLOP/s when decoding 128
 rows, {train:.0f} in training. Shares count useful operations: no padding, no recomputation, prompts once. In training
 the peers hold a second model as the reference; ours is the policy itself, scored before its updates, as in every
-iteration of a run.
+iteration of a run. What was aimed at, what was reached and where the rest goes: [NOTES.md](NOTES.md).
 """
 ONCE = """
 A group step (GRPO, reference included) of 2 prompts of {long} tokens with 8 completions of {new} each takes
@@ -185,7 +185,6 @@ def page(made: dict, rows: str) -> str:
     gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
     rates = {name: value / 1e9 for name, value in made["ceiling"].items() if name in ("decode", "train")}
     text = PAGE.format(**{k: made[k] for k in ("date", "machine", "rounds")}, gaps=gaps, rows=rows, **rates)
-    text += "".join(f"\n{note}\n" for note in made.get("notes", ()))
     return text + _once(made["groups"]) + (ITERATION.format(**made["iteration"]) if made.get("iteration") else "")
 
 
