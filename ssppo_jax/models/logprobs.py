@@ -61,7 +61,7 @@ def token_logprobs(
     """
     d, v = kernel.shape
     if kernels and softcap is None:
-        found = by_kernel(hidden.reshape(-1, d), kernel.T, targets.reshape(-1), chunk)
+        found = by_kernel(hidden.reshape(-1, d), kernel.astype(hidden.dtype).T, targets.reshape(-1), chunk)
         logp, h = (x.reshape(targets.shape) for x in found)
         return TokenLogprobs(logp, h if entropy else None)
     setting = _Setting(max(1, min(-(-chunk // parts), v // parts)), parts, softcap, entropy, constrain)
