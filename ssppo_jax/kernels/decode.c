@@ -1,53 +1,9 @@
 // What a decoding step spends its time on, for XLA's CPU backend: products with weights packed once, and attention of
 // one token over a shared prompt and a ring of its own keys. float32. Compiled by library.py, called by decode.py.
 //
-// Every output element is summed in an order that depends on nothing but its own length: a row's result is the same to
-// the last bit whatever other rows are beside it, and however many threads work.
+// A row's result is the same to the last bit whatever other rows are beside it, and however many threads work.
 
-#include "tile.h"
-
-// ---- products ----
-
-enum { ROWS = 256 };  // of x, in the cache that is a core's own
-
-typedef struct {
-  const float *x, *packed;  // [rows,depth], [panels,depth,PANEL]
-  float *y;                 // [rows,columns]
-  long rows, depth, columns, panels, parts;
-} Product;
-
-// One panel of columns, some rows: its weights are read from memory once, a block at a time. `sums` [rows,PANEL].
-static void panel(const Product *p, long index, long first, long rows, float *sums) {
-  const float *w = p->packed + index * p->depth * PANEL;
-  float *y = p->y + first * p->columns + index * PANEL;
-  long left = p->columns - index * PANEL;
-  long blocks = (p->depth + DEPTH - 1) / DEPTH, tiles = (rows + TALLEST - 1) / TALLEST;
-  for (long block = 0; block < blocks; block++) {
-    long begin = p->depth * block / blocks, depth = p->depth * (block + 1) / blocks - begin;
-    const float *here = w + begin * PANEL, *after = here + depth * PANEL;
-    int done = block == blocks - 1 && left >= PANEL;
-    for (long n = 0; n < tiles; n++) {
-      long row = rows * n / tiles, next_row = rows * (n + 1) / tiles;
-      int lines = PANEL / LINE, line = (int)(lines * n / tiles), fetch = (int)(lines * (n + 1) / tiles) - line;
-      const float *x = p->x + (first + row) * p->depth + begin;
-      float *held = sums + row * PANEL, *to = done ? y + row * p->columns : held;
-      long ldt = done ? p->columns : PANEL;
-      Tile t = {x, here, block ? held : 0, to, p->depth, PANEL, ldt, depth, after + line * LINE, fetch};
-      tile_columns((int)(next_row - row), PANEL, t, 0);
-    }
-  }
-  for (long r = 0; left < PANEL && r < rows; r++) memcpy(y + r * p->columns, sums + r * PANEL, sizeof(float) * left);
-}
-
-// Neighbouring panels, so that what is fetched ahead is what this thread reads next.
-static void panels(const void *what, long index) {
-  const Product *p = what;
-  long begin = p->panels * index / p->parts, end = p->panels * (index + 1) / p->parts;
-  float *sums = malloc(sizeof(float) * (p->rows < ROWS ? p->rows : ROWS) * PANEL);
-  for (long first = 0; first < p->rows; first += ROWS)
-    for (long n = begin; n < end; n++) panel(p, n, first, p->rows - first < ROWS ? p->rows - first : ROWS, sums);
-  free(sums);
-}
+#include "gemm.h"
 
 // ---- attention of one token ----
 
@@ -197,13 +153,12 @@ ALWAYS void attend_group(const Attention *a, long b, long g, long e, float *scor
 
 static void group(const void *what, long index) {
   const Attention *a = what;
-  float *scores = malloc(sizeof(float) * TOGETHER * (a->p + a->t + 4));
+  float *scores = room_of(TOGETHER * (a->p + a->t + 4));
   long b = index / a->g, g = index % a->g;
   if (a->e == 64) attend_group(a, b, g, 64, scores);
   else if (a->e == 128) attend_group(a, b, g, 128, scores);
   else if (a->e == 256) attend_group(a, b, g, 256, scores);
   else attend_group(a, b, g, 0, scores);
-  free(scores);
 }
 
 // ---- called by XLA ----
@@ -211,11 +166,10 @@ static void group(const void *what, long index) {
 // x [rows,depth], packed [panels,depth,PANEL] -> y [rows,columns]
 XLA_FFI_Error *ssppo_product(XLA_FFI_CallFrame *frame) {
   if (is_question(frame)) return 0;
-  const int64_t *x = given(frame, 0)->dims, *y = ((XLA_FFI_Buffer *)frame->rets.rets[0])->dims;
-  long count = given(frame, 1)->dims[0], parts = 4 * threads_of(frame);
-  if (parts > count) parts = count;
-  Product p = {data(frame, 0), data(frame, 1), result(frame, 0), x[0], x[1], y[1], count, parts};
-  share(frame, panels, &p, p.parts);
+  long rows = given(frame, 0)->dims[0], depth = given(frame, 0)->dims[1];
+  long columns = ((XLA_FFI_Buffer *)frame->rets.rets[0])->dims[1];
+  const float *x = data(frame, 0), *packed = data(frame, 1);
+  gemm_shared(frame, (Gemm){x, packed, result(frame, 0), rows, columns, depth, depth, 0, columns, PLAIN, PACKED, 0});
   return 0;
 }
 

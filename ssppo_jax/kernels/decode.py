@@ -12,7 +12,7 @@ import numpy as np
 from ssppo_jax.kernels.library import check_float32
 from ssppo_jax.types import Array
 
-PANEL = 48  # columns of the weights that lie together, as in decode.c
+PANEL = 48  # columns of the weights that lie together, as in tile.h
 UNBOUNDED = 2**30  # a window that never binds
 
 

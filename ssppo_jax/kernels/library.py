@@ -7,7 +7,6 @@ import contextlib
 import ctypes
 import functools
 import hashlib
-import itertools
 import logging
 import os
 import platform
@@ -24,11 +23,14 @@ from ssppo_jax.types import Array
 
 log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent
-HANDLERS = {  # by source file
-    "decode": ("ssppo_product", "ssppo_attend_token"),
-    "stream": ("ssppo_attend", "ssppo_attend_back"),
-    "vocabulary": ("ssppo_logprobs", "ssppo_logprobs_back"),
-}
+HANDLERS = (
+    "ssppo_product",
+    "ssppo_attend_token",
+    "ssppo_attend",
+    "ssppo_attend_back",
+    "ssppo_logprobs",
+    "ssppo_logprobs_back",
+)
 FLAGS = [
     "-std=gnu11",
     "-O3",
@@ -51,7 +53,7 @@ def missing() -> str | None:
     except OSError as error:
         reason = str(error)
     else:
-        for name in itertools.chain(*HANDLERS.values()):
+        for name in HANDLERS:
             jax.ffi.register_ffi_target(name, jax.ffi.pycapsule(getattr(library, name)), platform="cpu")
         return None
     log.warning("sampling on this CPU takes twice as long without the kernels of ssppo_jax/kernels: %s", reason)

@@ -58,7 +58,7 @@ static void scatter(const Stream *s, const Piece *p, const float *from, float sc
 static void by_keys(const Stream *s, const Piece *p, const float *rows, const float *keys, float *to, float *room) {
   long step = s->g * s->e, own = p->columns - p->seen;
   const float *k = keys + p->b * s->s * step + p->g * s->e;
-  Gemm g = {rows, k, to, p->rows, p->seen, s->e, s->e, step, p->columns, 0, 1, 0};
+  Gemm g = {rows, k, to, p->rows, p->seen, s->e, s->e, step, p->columns, PLAIN, TURNED, 0};
   if (p->seen) gemm(&g, room);
   g.b = k + p->own * step, g.c = to + p->seen, g.n = own;
   gemm(&g, room);
@@ -69,7 +69,7 @@ static void by_values(const Stream *s, const Piece *p, const float *weights, con
                       float *room) {
   long step = s->g * s->e, own = p->columns - p->seen;
   const float *v = values + p->b * s->s * step + p->g * s->e;
-  Gemm g = {weights, v, to, p->rows, s->e, p->seen, p->columns, step, s->e, 0, 0, 0};
+  Gemm g = {weights, v, to, p->rows, s->e, p->seen, p->columns, step, s->e, PLAIN, PLAIN, 0};
   if (p->seen) gemm(&g, room);
   g.a = weights + p->seen, g.b = v + p->own * step, g.k = own, g.more = p->seen > 0;
   gemm(&g, room);
@@ -79,7 +79,7 @@ static void by_values(const Stream *s, const Piece *p, const float *weights, con
 static void to_keys(const Stream *s, const Piece *p, const float *weights, const float *rows, float *to, float *room) {
   long step = s->g * s->e, own = p->columns - p->seen;
   float *k = to + p->b * s->s * step + p->g * s->e;
-  Gemm g = {weights, rows, k, p->seen, s->e, p->rows, p->columns, s->e, step, 1, 0, 1};
+  Gemm g = {weights, rows, k, p->seen, s->e, p->rows, p->columns, s->e, step, TURNED, PLAIN, 1};
   if (p->seen) gemm(&g, room);
   g.a = weights + p->seen, g.c = k + p->own * step, g.m = own;
   gemm(&g, room);
@@ -114,7 +114,7 @@ static void softmax_back(const Piece *p, const float *weights, float *d) {
 
 static long rows_at_most(const Stream *s) { return tokens_of_piece(s) * (s->h / s->g); }
 static long columns_at_most(const Stream *s) { return (s->p + s->t + LINE - 1) / LINE * LINE; }
-static long attention_room(const Stream *s) { return gemm_room(CHUNK, rows_at_most(s), 1); }
+static long attention_room(const Stream *s) { return gemm_room(CHUNK, rows_at_most(s), TURNED); }
 
 static void attend_piece(const Stream *s, const Piece *p, float *room) {
   float *q = room, *scores = q + rows_at_most(s) * s->e, *rest = scores + rows_at_most(s) * columns_at_most(s);

@@ -8,16 +8,18 @@ enum { TOGETHER = 5 * PANEL, SPAN = 16 * TOGETHER };  // entries whose logits a 
 typedef struct {
   const float *hidden, *table;  // [N,D], [V,D]
   const int32_t *target;        // [N]
-  const float *lse, *d_logp;    // [N], for the gradient
-  float *error;                 // [N,width], for entries from `start` on
-  long n, d, v, start, width, spans;
+  long n, d, v;
+  float *logit;                 // [N] of the target
+  long spans;
   float *seen;                  // [N,spans,SEEN]
 } Logprobs;
 
 enum { TOP, TOTAL, WEIGHTED, SEEN };  // largest logit, sum of exp(logit - TOP), sum of exp(logit - TOP) logit
 
+// Of some rows and entries of the vocabulary.
 static Gemm logits_of(const Logprobs *l, long row, long rows, long from, long columns, float *to, long ld) {
-  return (Gemm){l->hidden + row * l->d, l->table + from * l->d, to, rows, columns, l->d, l->d, l->d, ld, 0, 1, 0};
+  const float *hidden = l->hidden + row * l->d, *table = l->table + from * l->d;
+  return (Gemm){hidden, table, to, rows, columns, l->d, l->d, l->d, ld, PLAIN, TURNED, 0};
 }
 
 static void fold(float *seen, const float *logit, long count) {
@@ -33,11 +35,11 @@ static void fold(float *seen, const float *logit, long count) {
   seen[TOP] = top, seen[TOTAL] = seen[TOTAL] * old + total, seen[WEIGHTED] = seen[WEIGHTED] * old + weighted;
 }
 
-// Some rows and one span of the vocabulary; a target's logit is left in `error`, which has one column here.
+// Some rows and one span of the vocabulary.
 static void logprobs_part(const void *what, long index) {
   const Logprobs *l = what;
   long row = index / l->spans * CHUNK, rows = l->n - row < CHUNK ? l->n - row : CHUNK, span = index % l->spans;
-  float *logits = room_of(rows * TOGETHER + gemm_room(rows, l->d, 0)), *rest = logits + rows * TOGETHER;
+  float *logits = room_of(rows * TOGETHER + gemm_room(rows, l->d, PLAIN)), *rest = logits + rows * TOGETHER;
   for (long r = row; r < row + rows; r++) {
     float *seen = l->seen + (r * l->spans + span) * SEEN;
     seen[TOP] = -INFINITY, seen[TOTAL] = seen[WEIGHTED] = 0;
@@ -50,26 +52,31 @@ static void logprobs_part(const void *what, long index) {
     for (long r = 0; r < rows; r++) {
       fold(l->seen + ((row + r) * l->spans + span) * SEEN, logits + r * TOGETHER, count);
       long at = l->target[row + r] - from;
-      if (at >= 0 && at < count) l->error[row + r] = logits[r * TOGETHER + at];
+      if (at >= 0 && at < count) l->logit[row + r] = logits[r * TOGETHER + at];
     }
   }
 }
 
-// 1[v = target] - p_v times d_logp, for some rows and panels of the part of the vocabulary at hand
-static void error_part(const void *what, long index) {
-  const Logprobs *l = what;
-  Gemm all = logits_of(l, 0, l->n, l->start, l->width, l->error, l->width);
-  Parts p = parts_of(all, l->spans);
-  gemm_shared_part(&p, index);
-  long panels = (l->width + PANEL - 1) / PANEL, i = index / p.across, j = index % p.across;
-  long begin = panels * j / p.across * PANEL, end = panels * (j + 1) / p.across * PANEL;
-  if (end > l->width) end = l->width;
-  for (long r = l->n * i / p.down; r < l->n * (i + 1) / p.down; r++) {
-    float *error = l->error + r * l->width, lse = l->lse[r], d = l->d_logp[r];
+typedef struct {
+  Parts logits;               // of entries from `start` on, which become errors in place
+  const int32_t *target;      // [N]
+  const float *lse, *d_logp;  // [N]
+  long start;
+} Errors;
+
+// 1[v = target] - p_v times d_logp, for some rows and panels.
+static void errors_part(const void *what, long index) {
+  const Errors *e = what;
+  const Gemm *g = &e->logits.g;
+  Part at = part_of(&e->logits, index);
+  gemm_shared_part(&e->logits, index);
+  long begin = at.begin * PANEL, end = at.end * PANEL < g->n ? at.end * PANEL : g->n;
+  for (long r = at.first; r < at.last; r++) {
+    float *error = g->c + r * g->ldc, lse = e->lse[r], d = e->d_logp[r];
 #pragma omp simd
     for (long c = begin; c < end; c++) error[c] = -d * exponential(error[c] - lse < 0 ? error[c] - lse : 0);
-    long at = l->target[r] - l->start;
-    if (at >= begin && at < end) error[at] += d;
+    long target = e->target[r] - e->start;
+    if (target >= begin && target < end) error[target] += d;
   }
 }
 
@@ -82,7 +89,7 @@ XLA_FFI_Error *ssppo_logprobs(XLA_FFI_CallFrame *frame) {
   long n = hidden[0], d = hidden[1], v = given(frame, 1)->dims[0], spans = (v + SPAN - 1) / SPAN;
   float *logp = result(frame, 0), *entropy = result(frame, 1), *lse = result(frame, 2);
   float *seen = malloc(sizeof(float) * n * spans * SEEN);
-  Logprobs l = {data(frame, 0), data(frame, 1), data(frame, 2), 0, 0, logp, n, d, v, 0, 1, spans, seen};
+  Logprobs l = {data(frame, 0), data(frame, 1), data(frame, 2), n, d, v, logp, spans, seen};
   share(frame, logprobs_part, &l, (n + CHUNK - 1) / CHUNK * spans);
   for (long r = 0; r < n; r++) {
     const float *part = seen + r * spans * SEEN;
@@ -103,20 +110,21 @@ XLA_FFI_Error *ssppo_logprobs(XLA_FFI_CallFrame *frame) {
 XLA_FFI_Error *ssppo_logprobs_back(XLA_FFI_CallFrame *frame) {
   if (is_question(frame)) return 0;
   const int64_t *hidden = given(frame, 0)->dims;
-  long n = hidden[0], d = hidden[1], v = given(frame, 1)->dims[0], threads = threads_of(frame);
+  long n = hidden[0], d = hidden[1], v = given(frame, 1)->dims[0];
   long most = integer(frame, 0) < v ? integer(frame, 0) : v;
   float *d_hidden = result(frame, 0), *d_table = result(frame, 1), *error = malloc(sizeof(float) * n * most);
-  Logprobs l = {data(frame, 0), data(frame, 1), data(frame, 2), data(frame, 3), data(frame, 4), error, n, d, v};
-  l.spans = threads;
   int trained = ((XLA_FFI_Buffer *)frame->rets.rets[1])->dims[0] > 0;
-  for (; l.start < v; l.start += l.width) {
-    l.width = v - l.start < most ? v - l.start : most;
-    const float *table = l.table + l.start * d;
-    Parts p = parts_of(logits_of(&l, 0, n, l.start, l.width, error, l.width), threads);
-    share(frame, error_part, &l, p.down * p.across);
-    gemm_shared(frame, (Gemm){error, table, d_hidden, n, d, l.width, l.width, d, d, 0, 0, l.start > 0});
-    Gemm turned = {error, l.hidden, d_table + l.start * d, l.width, d, n, l.width, d, d, 1, 0, 0};
-    if (trained) gemm_shared(frame, turned);
+  Logprobs l = {data(frame, 0), data(frame, 1), data(frame, 2), n, d, v};
+  for (long start = 0, width; start < v; start += width) {
+    width = v - start < most ? v - start : most;
+    Parts logits = parts_of(logits_of(&l, 0, n, start, width, error, width), threads_of(frame));
+    Errors e = {logits, l.target, data(frame, 3), data(frame, 4), start};
+    share(frame, errors_part, &e, logits.down * logits.across);
+    const float *table = l.table + start * d;
+    gemm_shared(frame, (Gemm){error, table, d_hidden, n, d, width, width, d, d, PLAIN, PLAIN, start > 0});
+    if (!trained) continue;
+    float *to = d_table + start * d;
+    gemm_shared(frame, (Gemm){error, l.hidden, to, width, d, n, width, d, d, TURNED, PLAIN, 0});
   }
   free(error);
   return 0;
