@@ -66,10 +66,10 @@ def sampling(folder: str, count: int, samples: int, rows: int) -> float:
         assert done.metrics["tokens"] > 0.99 * count * samples * work.NEW
 
     batch = put_rows(runtime.mesh, pad_batch(encoded, np.arange(rows), rows, work.PROMPT).prompts)
-    prepared, real = sampler.prepare(params), put_rows(runtime.mesh, np.ones(rows, bool))
-    slots = sampler.start(prepared, batch, jax.random.key(0), real)
-    sampler.look(sampler.run(prepared, slots, put_whole(runtime.mesh, np.int32(0))))  # compiled; decodes nothing
-    del prepared, slots
+    real = put_rows(runtime.mesh, np.ones(rows, bool))
+    slots = sampler.start(params, batch, jax.random.key(0), real)
+    sampler.look(sampler.run(params, slots, put_whole(runtime.mesh, np.int32(0))))  # compiled; decodes nothing
+    del slots
     return work.timed(run, warm=0)
 
 

@@ -13,10 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssppo_jax.kernels import library
-from ssppo_jax.kernels.decode import product
-from ssppo_jax.models.decoder import KV, Cache, Decoder, laid_apart, output_kernel
-from ssppo_jax.models.layers import soft_cap
+from ssppo_jax.models.decoder import KV, Cache, Decoder, output_kernel
 from ssppo_jax.models.logprobs import logits_of
 from ssppo_jax.sampling import SamplingParams, choose, log_prob, mixture, row_keys
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, Samples
@@ -27,8 +24,8 @@ class Slots(NamedTuple):
 
     length: Array  # [B] int32, of the prompts
     keys: Array  # [B,K,words] uint32, the completions' random keys
-    shared: tuple[KV, ...]  # of each policy, the prompts': [N,B,G,P,E], or N arrays without that axis
-    own: tuple[KV, ...]  # of each policy, the completions': [N,B,K,G,T,E], likewise
+    shared: tuple[KV, ...]  # of each policy, the prompts': [N,B,G,P,E]
+    own: tuple[KV, ...]  # of each policy, the completions': [N,B,K,G,T,E]
     step: Array  # [B] int32, tokens chosen so far
     token: Array  # [B,K] int32, the newest
     done: Array  # [B,K] bool
@@ -40,10 +37,9 @@ class Slots(NamedTuple):
 class Sampler(NamedTuple):
     """Pure functions on slots; jit them."""
 
-    prepare: Callable[[PyTree], PyTree]  # (params) -> params as the others read them
-    start: Callable[[PyTree, Prompts, Array, Array], Slots]  # (prepared, prompts, key, real [B]): one prompt a slot
-    run: Callable[[PyTree, Slots, Array], Slots]  # (prepared, slots, enough): decode until so many slots are free
-    refill: Callable[[PyTree, Slots, Prompts, Array, Array], Slots]  # (prepared, slots, prompts [R], key, which [R])
+    start: Callable[[PyTree, Prompts, Array, Array], Slots]  # (params, prompts, key, real [B]): one prompt a slot
+    run: Callable[[PyTree, Slots, Array], Slots]  # (params, slots, enough): decode until so many slots are free
+    refill: Callable[[PyTree, Slots, Prompts, Array, Array], Slots]  # (params, slots, prompts [R], key, which [R])
     look: Callable[[Slots], tuple[Array, Samples]]  # which are `free` [B], and what they hold
 
 
@@ -67,9 +63,8 @@ def in_one_batch(sampler: Sampler) -> Callable[[PyTree, Prompts, Array], Samples
 
     def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
         b = len(prompts.length)
-        prepared = sampler.prepare(params)
-        slots = sampler.start(prepared, prompts, key, jnp.ones((b,), bool))
-        return finished(sampler.run(prepared, slots, jnp.int32(b)))
+        slots = sampler.start(params, prompts, key, jnp.ones((b,), bool))
+        return finished(sampler.run(params, slots, jnp.int32(b)))
 
     return generate
 
@@ -83,7 +78,6 @@ def make_sampler(
     sampling: SamplingParams,
     weights: tuple[float, ...] = (1.0,),
     first_sample: int = 0,
-    apart: bool = False,
 ) -> Sampler:
     """K completions per prompt, on slots.
 
@@ -104,19 +98,14 @@ def make_sampler(
       weights: exponent of each policy in the mixture, >= 0 and 1 in sum.
       first_sample: index of the first of the K samples in their random address. An opponent beside K samples of the
         policy is sample K, so that it is drawn independently of them.
-      apart: decode with a copy of the layers laid out for it (`decoder.laid_apart`): faster on a CPU; it takes a C
-        compiler.
 
     Raises:
-      ValueError: weights that are not of a mixture, `apart` where it cannot be, or (when generating) another number of
-        parameters than of weights.
+      ValueError: weights that are not of a mixture, or (when generating) another number of parameters than of weights.
     """
-    if apart and (reason := library.missing()):
-        raise ValueError(f"apart=True needs the kernels of ssppo_jax/kernels: {reason}")
     if not weights or not (min(weights) >= 0 and abs(sum(weights) - 1.0) <= 1e-6):
         raise ValueError(f"weights={weights!r}: the exponents of a mixture are >= 0 and add up to 1, as in (0.5, 0.5)")
     k, t = num_samples, sampling.max_new_tokens
-    stops, decoder = jnp.asarray(eos_ids, jnp.int32), decoder.clone(apart=apart)
+    stops = jnp.asarray(eos_ids, jnp.int32)
 
     def pick(keys, step, logits):
         keys = jax.random.wrap_key_data(keys)
@@ -154,8 +143,6 @@ def make_sampler(
         ]
         logits, new = zip(*read, strict=True)
         token, *logps = pick(slots.keys, slots.step, logits)
-        if apart:
-            new = jax.tree.map(lambda x: _after(x, token), new)
         own = jax.tree.map(lambda old, x: _write(old, x, head), slots.own, new)
         ended = slots.done | waiting[:, None]
         return slots._replace(
@@ -174,7 +161,7 @@ def make_sampler(
     def refill(params: PyTree, slots: Slots, prompts: Prompts, key: Array, which: Array) -> Slots:
         fresh = begin(params, prompts, key)
         rows = {name: _put(getattr(slots, name), getattr(fresh, name), which, 0) for name in PER_SLOT}
-        shared = jax.tree.map(lambda old, new: _put(old, new, which, old.ndim - 4), slots.shared, fresh.shared)
+        shared = jax.tree.map(lambda old, new: _put(old, new, which, 1), slots.shared, fresh.shared)
         samples = jax.tree.map(lambda old, new: _put(old, new, which, 0), slots.samples, fresh.samples)
         return slots._replace(**rows, shared=shared, samples=samples)
 
@@ -182,16 +169,10 @@ def make_sampler(
         """`step` with its slots cut over the mesh in one way, whoever made them: the others are compiled once."""
         return lambda *args: _settle(decoder.constrain, step(*args))
 
-    def prepare(params: PyTree) -> PyTree:
-        if not apart:
-            return params
-        laid = [laid_apart(policy, decoder.arch) for policy in _policies(params, weights)]
-        return laid[0] if len(weights) == 1 else tuple(laid)
-
     def look(slots: Slots) -> tuple[Array, Samples]:
         return free(slots), finished(slots)
 
-    return Sampler(prepare, settled(start), settled(run), settled(refill), look)
+    return Sampler(settled(start), settled(run), settled(refill), look)
 
 
 PER_SLOT = ("length", "keys", "step", "token", "done")  # fields of `Slots` with a leading axis of slots
@@ -237,20 +218,12 @@ def _room(shared: Array, k: int, t: int) -> Array:
 
 
 def _logits(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
-    if decoder.apart:
-        return soft_cap(product(hidden, params["logits"], decoder.arch.vocab_size), decoder.arch.final_softcap)
     return logits_of(hidden, output_kernel(params, decoder.arch), decoder.arch.final_softcap)
 
 
 def _write(cache: Array, new: Array, head: Array) -> Array:
     """Put the newest token's keys [N,B,K,G,1,E] at slot `head`, in place inside the decoding loop."""
     return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), head, axis=-2)
-
-
-def _after(new: Array, token: Array) -> Array:
-    """`new` [B,K,G,1,E] itself, but not before `token` [B,K] is known: then every layer has read its cache, and it can
-    be written in place. Written earlier, it would be copied first (and a barrier does not outlive the compiler)."""
-    return new + 0.0 * token[:, :, None, None, None].astype(new.dtype)
 
 
 def _blank(b: int, k: int, t: int, pad_id: int) -> Samples:

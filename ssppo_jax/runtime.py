@@ -18,7 +18,6 @@ from ssppo_jax.chat import eos_ids
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.generate import Sampler, make_sampler
-from ssppo_jax.kernels import library
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
@@ -44,11 +43,6 @@ class Runtime:
     decoder: Decoder
     tokenizer: Any
     eos: tuple[int, ...]
-
-    @property
-    def decodes_apart(self) -> bool:
-        """Whether a decoding step has a copy of the layers laid out for it: with our own kernels, without adapters."""
-        return self.decoder.kernels and self.decoder.lora is None
 
     @property
     def param_dtype(self):
@@ -112,10 +106,8 @@ class Runtime:
             sampling=sampling,
             weights=weights,
             first_sample=first_sample,
-            apart=self.decodes_apart,
         )
         return Sampler(
-            sampler.prepare,
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
@@ -169,17 +161,10 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
         lora=lora_of(config),
         attention=config.model.attention,
         attention_chunk=config.model.attention_chunk,
-        kernels=_has_kernels(config, mesh),
     )
     if decoder.lora is not None:
         _check_targets(decoder)
     return decoder
-
-
-def _has_kernels(config: ConfigDict, mesh: Mesh) -> bool:
-    """Whether the model's products are our own kernels' here: wanted, in float32, on one CPU device."""
-    on_cpu = mesh.size == 1 and mesh.devices.flat[0].platform == "cpu"
-    return config.model.kernels and on_cpu and config.model.dtype == "float32" and library.missing() is None
 
 
 def attention_problem(config: ConfigDict, arch: Arch, platform: str) -> str | None:

@@ -62,9 +62,9 @@ def sample_prompts(
             progress.update(len(rows))
             ready([encoded[i] for i in rows], texts[-len(rows) :])
 
-        c, prepared = runtime.config, sampler.prepare(params)
+        c = runtime.config
         for line in lines(encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets):
-            steps += _serve(runtime, sampler, prepared, encoded, line, key, finish, stopped)
+            steps += _serve(runtime, sampler, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
     samples = Samples(*(np.concatenate(field)[back] for field in zip(*parts, strict=True)))
@@ -82,7 +82,7 @@ def sample_prompts(
 def _serve(
     runtime: Runtime,
     sampler: Sampler,
-    prepared: PyTree,  # the policy's parameters, by `Sampler.prepare`
+    params: PyTree,
     encoded: Sequence[EncodedPrompt],
     line: Line,
     key: Array,
@@ -93,12 +93,12 @@ def _serve(
     size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
     holds = np.where(batch.real, batch.index, -1)  # row of each slot, -1 for none
-    slots = sampler.start(prepared, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real))
+    slots = sampler.start(params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real))
     waiting, leaving = line.rows[size:], None
     while (holds >= 0).any():
         if stopped():
             raise Interrupted
-        slots = sampler.run(prepared, slots, _number(runtime, few if len(waiting) else size))
+        slots = sampler.run(params, slots, _number(runtime, few if len(waiting) else size))
         if leaving is not None:
             finish(*leaving)
         ended, samples = jax.device_get(sampler.look(slots))
@@ -111,7 +111,7 @@ def _serve(
             which[: len(rows)] = np.flatnonzero(holds < 0)[: len(rows)]
             holds[which[: len(rows)]] = rows
             more = pad_batch(encoded, rows, few, line.width)
-            slots = sampler.refill(prepared, slots, put_rows(runtime.mesh, more.prompts), key, _number(runtime, which))
+            slots = sampler.refill(params, slots, put_rows(runtime.mesh, more.prompts), key, _number(runtime, which))
     finish(*leaving)
     counts = jax.device_get((slots.steps, slots.used))
     return Counter(slots=int(counts[0]) * size, used=int(counts[1]))

@@ -56,7 +56,6 @@ KEYS: tuple[Key, ...] = (
     Key("model.param_dtype", "float32", "dtype of parameters and optimizer state", _DTYPES),
     Key("model.remat", "none", "what the backward pass recomputes: nothing, all but matrix products (dots; offload keeps them in host memory), all (full)", cfg.one_of(*REMAT_POLICIES)),
     Key("model.attention", "einsum", "how prompts are read and completions trained on: einsum; xla or cudnn (jax.nn.dot_product_attention); splash (Pallas, TPU)", cfg.one_of(*IMPLEMENTATIONS)),
-    Key("model.kernels", True, "on one CPU device, in float32: multiply and attend by the kernels of ssppo_jax/kernels (they take a C compiler); false: by XLA's"),
     Key("model.attention_chunk", 0, "with model.attention=einsum, queries whose attention scores exist at one time; 0: all", cfg.non_negative),
     Key("model.logprob_chunk", 4096, "vocabulary entries whose logits exist at one time", cfg.positive),
     Key("model.decode_unroll", 1, "layers inlined per scan step while sampling", cfg.positive),

@@ -57,13 +57,6 @@ def test_the_trainer_scores_a_row_alone_in_a_wider_bucket_as_it_was_sampled(b, w
     np.testing.assert_allclose(np.where(mask > 0, policy.logp, 0), samples.logp, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["tied", "untied", "qwen2", "mistral", "gemma2", "gemma3"])
-def test_layers_laid_apart_for_decoding_give_the_same_samples(name):
-    settings = {"num_samples": 3, "eos_ids": EOS, "pad_id": PAD, "sampling": SHAPED}
-    apart = jit(make_generate(Decoder(ARCHES[name]), **settings, apart=True))
-    same_rows(apart(PARAMS[name], PROMPTS, KEY), generator(3, SHAPED, name)(PROMPTS, KEY))
-
-
 def test_the_sampled_rows_compared_are_of_many_lengths():
     """Otherwise the comparisons above say little about ends and padding."""
     lengths = generator(3, SHAPED)(PROMPTS, KEY).length

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "ssppo_jax"
 # Modules and packages. On floors 0 and 4 a module may also import those that stand before it on its own floor.
 FLOORS = (
-    "__init__ types errors rendezvous hosts progress config registry disk cores tpu kernels",
+    "__init__ types errors rendezvous hosts progress config registry disk cores tpu",
     "buckets losses models parallel sampling chips memory chat optim checkpoint metrics lifecycle winrate",
     "weights generate data flops",
     "steps state oracles pairs groups similarity",

@@ -60,11 +60,11 @@ def test_the_version_is_written_once(setup_arguments):
     assert f"## {ssppo_jax.__version__}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_every_package_its_prompts_and_its_kernels_are_installed(setup_arguments):
+def test_every_package_and_its_prompts_are_installed(setup_arguments):
     folders = {f.parent for f in (ROOT / "ssppo_jax").rglob("*.py")}
     assert {str(f.relative_to(ROOT)).replace("/", ".") for f in folders} == set(setup_arguments["packages"])
     data = {f for f in (ROOT / "ssppo_jax").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
     installed = {
         f for pattern in setup_arguments["package_data"]["ssppo_jax"] for f in (ROOT / "ssppo_jax").glob(pattern)
     }
-    assert data == installed and {".jsonl", ".c"} <= {f.suffix for f in data}
+    assert data == installed and {".jsonl"} <= {f.suffix for f in data}

@@ -16,8 +16,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssppo_jax.kernels import stream
-from ssppo_jax.kernels.decode import UNBOUNDED, attend_token, pack
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.attention import KeyBlock, attend
 from ssppo_jax.models.layers import Heads, Merge, Mlp, RMSNorm, rotary_table, rotate
@@ -29,14 +27,8 @@ from ssppo_jax.types import Array, PyTree
 REMAT_POLICIES = ("none", "dots", "offload", "full")
 
 
-def _products(primitive, *args, **params) -> bool:
-    """Whether it is a product of activations with weights, or a kernel's attention."""
-    dots = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-    return primitive.name == "ffi_call" or dots(primitive, *args, **params)
-
-
 _KEPT = {  # what the backward pass finds, by policy
-    "dots": _products,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     "offload": jax.checkpoint_policies.offload_dot_with_no_batch_dims("device", "pinned_host"),
     "full": None,
 }
@@ -45,7 +37,7 @@ _KEPT = {  # what the backward pass finds, by policy
 class KV(NamedTuple):
     """Keys and values of all layers."""
 
-    k: Array  # [N,B,G,P,E] for a prompt, [N,B,K,G,T,E] for completions; with `apart` N arrays without that axis
+    k: Array  # [N,B,G,P,E] for a prompt, [N,B,K,G,T,E] for completions
     v: Array  # like k
 
 
@@ -121,8 +113,6 @@ class Block(nn.Module):
     lora: Lora | None
     attention: str
     attention_chunk: int
-    kernels: bool
-    packed: bool = False
 
     @nn.compact
     def __call__(self, carry, past, kind, scope):
@@ -133,13 +123,12 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        own = {"lora": self.lora, "packed": self.packed}
         how = {"constrain": self.constrain, "implementation": self.attention, "chunk": self.attention_chunk}
-        attention = Attention(self.arch, self.layout, **kinds, **own, **how, kernels=self.kernels, name="attn")
+        attention = Attention(self.arch, self.layout, **kinds, lora=self.lora, **how, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
-        mlp = Mlp(self.arch.mlp_dim, **kinds, **own, gelu=self.arch.family.gemma, name="mlp")
+        mlp = Mlp(self.arch.mlp_dim, **kinds, lora=self.lora, gelu=self.arch.family.gemma, name="mlp")
         y = mlp(norm(x, "mlp_norm"))
         y = norm(y, "mlp_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
@@ -157,10 +146,8 @@ class Attention(nn.Module):
     param_dtype: jnp.dtype
     constrain: Callable[[Array, str], Array]
     lora: Lora | None
-    packed: bool
     implementation: str
     chunk: int
-    kernels: bool
 
     @nn.compact
     def __call__(self, x, past, kind, scope):
@@ -175,7 +162,8 @@ class Attention(nn.Module):
                 y = norm(y)
             return self.constrain(y, "heads")
 
-        q, k, v = (ready(y, name) for y, name in zip(self._heads(x), "qkv", strict=True))
+        counts = {"q": a.num_heads, "k": a.num_kv_heads, "v": a.num_kv_heads}
+        q, k, v = (ready(self._heads(x, n, name), name) for name, n in counts.items())
         q, k = rotate(q, table), rotate(k, table)
         (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (layout.split(part) for part in (q, k, v))
         k_prompt, v_prompt, k_own, v_own = (
@@ -184,34 +172,18 @@ class Attention(nn.Module):
         if self.implementation == "splash" and past is None:
             look = functools.partial(attend_stream, layout=layout, scale=a.score_scale, softcap=a.attn_softcap)
             out = self.constrain.per_device(look)(q, k, v, scope.prompt_length)
-        elif self._by_kernel and past is None and kind is None:
-            out = stream.attend(q, k, v, scope.prompt_length, layout.p, layout.k, a.score_scale)
         else:
             masks = Masks(scope, None if kind is None else kind.window)
             own = KV(k_prompt, v_prompt), KV(k_own, v_own)
-            if self.packed and past is not None:
-                out = self._token(masks, q_own, own[1], past)
-            else:
-                out = self._products(masks, q_prompt, q_own, *own, past)
+            out = self._products(masks, q_prompt, q_own, *own, past)
         y = self.constrain(out, "heads")
-        y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, self.packed, name="o")(y)
+        y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, name="o")(y)
         return y, (KV(k_prompt, v_prompt) if layout.p else KV(k_own, v_own))
 
-    @property
-    def _by_kernel(self) -> bool:
-        return self.kernels and self.implementation == "einsum" and self.arch.attn_softcap is None
-
-    def _heads(self, x: Array) -> list[Array]:
-        """Queries, keys and values [B,S,heads,E]; laid apart they are one product (see `laid_apart`)."""
-        a, kinds = self.arch, (self.dtype, self.param_dtype, self.lora, self.packed)
-
-        def heads(n, name):
-            return Heads(n, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x)
-
-        if not self.packed:
-            return [heads(a.num_heads, "q"), heads(a.num_kv_heads, "k"), heads(a.num_kv_heads, "v")]
-        whole = heads(a.num_heads + 2 * a.num_kv_heads, "qkv")
-        return jnp.split(whole, (a.num_heads, a.num_heads + a.num_kv_heads), axis=2)
+    def _heads(self, x: Array, heads: int, name: str) -> Array:  # [B,S,heads,E]
+        a = self.arch
+        kinds = (self.dtype, self.param_dtype, self.lora)
+        return Heads(heads, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x)
 
     def _products(self, masks: Masks, q_prompt, q_own, prompt: KV, own: KV, past: _Past | None) -> Array:
         """Each stream's queries over the blocks of keys that it may see; a decoding step has too few for a kernel."""
@@ -230,23 +202,6 @@ class Attention(nn.Module):
             out_own = look(q_own, tuple(blocks))
         return layout.join(out_prompt, out_own)
 
-    def _token(self, masks: Masks, q: Array, new: KV, past: _Past) -> Array:
-        """One token of each completion, by a CPU's kernel."""
-        scope, a = masks.scope, self.arch
-        out = attend_token(
-            q[:, :, 0],
-            past.prompt,
-            past.own,
-            KV(*(x[:, :, :, 0] for x in new)),
-            length=scope.prompt_length,
-            filled=scope.filled,
-            head=scope.head,
-            window=UNBOUNDED if masks.window is None else masks.window,
-            scale=a.score_scale,
-            softcap=a.attn_softcap,
-        )
-        return self.layout.join(None, out[:, :, None])
-
 
 class Decoder(nn.Module):
     """The decoder of every family, with scanned layers. Parameters are a plain dict; the cache is an ordinary argument.
@@ -264,11 +219,6 @@ class Decoder(nn.Module):
       lora: low-rank adapters beside some projections; None for none.
       attention: how prompts are read and completions trained on, one of `attention.IMPLEMENTATIONS`; a decoding step
         is always "einsum".
-      kernels: with attention "einsum", prompts and completions are attended to by a CPU's own kernel (`kernels.stream`)
-        where no layer has a window and no score a soft cap: float32, where `kernels.library` can be used.
-      apart: every layer has parameters, keys and values of its own and packed kernels, as `laid_apart` makes them: how
-        a CPU samples fastest. For reading prompts and decoding one token, in float32 without adapters, where
-        `kernels.library` can be used.
       attention_chunk: with "einsum", queries whose attention scores exist at one time; 0: all.
     """
 
@@ -281,8 +231,6 @@ class Decoder(nn.Module):
     lora: Lora | None = None
     attention: str = "einsum"
     attention_chunk: int = 0
-    kernels: bool = False
-    apart: bool = False
 
     @nn.compact
     def __call__(
@@ -323,14 +271,13 @@ class Decoder(nn.Module):
         elif not self.arch.tie_embeddings:
             _Head((self.arch.hidden_size, self.arch.vocab_size), self.param_dtype, name="head")()
         kinds = self.arch, layout, self.dtype, self.param_dtype, self.constrain
-        attention = self.attention, self.attention_chunk, self.kernels or self.apart
+        attention = self.attention, self.attention_chunk
         settings = *kinds, tap_layer, return_kv, self.lora, *attention
-        blocks = _Apart(settings, name="layers") if self.apart else self._scanned()(*settings, name="layers")
+        blocks = self._scanned()(*settings, name="layers")
         past = None if cache is None else _Past(cache.prompt, cache.own)
-        slots = layout.p + layout.t if cache is None else sum(kv.k[0].shape[-2] for kv in cache[:2]) + layout.t
+        slots = layout.p + layout.t if cache is None else sum(kv.k.shape[-2] for kv in cache[:2]) + layout.t
         tap = x if tap_layer is not None else None
-        tables = _looked_up(positions, slots, self.arch) if self.apart else _tables(positions, self.arch)
-        scope = Scope(*tables, prompt_length, filled, None if cache is None else cache.head)
+        scope = Scope(*_tables(positions, self.arch), prompt_length, filled, None if cache is None else cache.head)
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
         x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, self.arch.family.gemma, name="norm")(x)
         tapped = None if tap is None else layout.split(tap)[1]
@@ -349,67 +296,6 @@ class Decoder(nn.Module):
             length=self.arch.num_layers,
             unroll=self.unroll,
         )
-
-
-class _Apart(nn.Module):
-    """Blocks one after the other, each with its own parameters, keys and values: nothing is sliced out of a stack."""
-
-    settings: tuple  # of `Block`
-
-    @nn.compact
-    def __call__(self, carry, past, kinds, scope):
-        each = []
-        for n in range(self.settings[0].num_layers):
-            kind = jax.tree.map(lambda x: x[n], kinds)  # noqa: B023  called at once
-            mine = None if past is None else _Past(*(KV(kv.k[n], kv.v[n]) for kv in past))
-            carry, kv = Block(*self.settings, packed=True, name=str(n))(carry, mine, kind, scope)
-            each.append(kv)
-        return carry, KV(*zip(*each, strict=True))
-
-
-MERGED = {"attn": ("qkv", ("q", "k", "v")), "mlp": ("gate_up", ("gate", "up"))}  # products of one and the same input
-
-
-def laid_apart(params: PyTree, arch: Arch) -> PyTree:
-    """The parameters of `Decoder(apart=True)` from ordinary ones; copies of the layers, references to the rest.
-
-    Kernels are packed float32 (`kernels.decode`), and those that multiply the same input are one. Beside the layers a
-    packed copy of the matrix that gives the logits. One layer after the other, so that no more than a layer is held
-    twice.
-    """
-    layers = params["layers"]
-    apart = {str(n): _one(layers, n) for n in range(len(jax.tree.leaves(layers)[0]))}
-    return params | {"layers": apart, "logits": _packed(output_kernel(params, arch))}
-
-
-@jax.jit
-def _packed(kernel: Array) -> Array:
-    return pack(kernel.astype(jnp.float32))
-
-
-@jax.jit
-def _one(layers: PyTree, n: Array) -> PyTree:
-    """Layer `n` laid apart."""
-
-    def flat(path, leaf):  # a kernel [N,D,heads,E] or, of `o`, [N,heads,E,D] -> [D,F]
-        *_, name, kind = (part.key for part in path)
-        leaf = jax.lax.dynamic_index_in_dim(leaf, n, keepdims=False).astype(jnp.float32)
-        if kind != "kernel" or leaf.ndim == 2:
-            return leaf
-        return leaf.reshape(-1, leaf.shape[-1]) if name == "o" else leaf.reshape(len(leaf), -1)
-
-    def merged(part, whole, names):
-        parts = [part[name] for name in names]
-        rest = {name: leaf for name, leaf in part.items() if name not in names}
-        axes = {"kernel": -1, "bias": 0}
-        return rest | {whole: {kind: jnp.concatenate([p[kind] for p in parts], axes[kind]) for kind in parts[0]}}
-
-    def packed(path, leaf):
-        return pack(leaf) if path[-1].key == "kernel" else leaf
-
-    layer = jax.tree_util.tree_map_with_path(flat, layers)
-    layer |= {name: merged(layer[name], *how) for name, how in MERGED.items()}
-    return jax.tree_util.tree_map_with_path(packed, layer)
 
 
 class _Past(NamedTuple):
@@ -441,13 +327,6 @@ def _tables(positions: Array, arch: Arch) -> tuple[tuple[Array, Array], tuple[Ar
     table = rotary_table(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
     local = arch.local_rope_theta
     return table, None if local is None else rotary_table(positions, arch.head_dim, local)
-
-
-def _looked_up(positions: Array, slots: int, arch: Arch) -> tuple[tuple[Array, Array], tuple[Array, Array] | None]:
-    """`_tables`, from constants: XLA's CPU backend would compute the sines of a decoding step again in every layer."""
-    with jax.ensure_compile_time_eval():
-        constants = _tables(jnp.arange(slots)[None], arch)
-    return jax.tree.map(lambda table: jnp.take(table[0], positions, axis=0), constants)
 
 
 def output_kernel(params: PyTree, arch: Arch) -> Array:  # [D,V]

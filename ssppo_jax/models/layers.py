@@ -9,7 +9,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssppo_jax.kernels.decode import packed_shape, product
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
 from ssppo_jax.models.lora import Lora, add_adapter
 from ssppo_jax.types import Array
@@ -89,7 +88,6 @@ class Heads(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
-    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -108,7 +106,6 @@ class Merge(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
-    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -125,20 +122,15 @@ class Mlp(nn.Module):
     param_dtype: jnp.dtype
     gelu: bool = False
     lora: Lora | None = None
-    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
         def dense(y, features, name):
-            layer = Dense(features, self.dtype, self.param_dtype, self.lora, self.packed, name=name)
+            layer = Dense(features, self.dtype, self.param_dtype, self.lora, name=name)
             return layer(y)
 
         act = functools.partial(nn.gelu, approximate=True) if self.gelu else nn.silu
-        if self.packed:  # one product of the two, see `decoder.laid_apart`
-            gate, up = jnp.split(dense(x, 2 * self.mlp_dim, "gate_up"), 2, axis=-1)
-        else:
-            gate, up = dense(x, self.mlp_dim, "gate"), dense(x, self.mlp_dim, "up")
-        gated = act(gate) * up
+        gated = act(dense(x, self.mlp_dim, "gate")) * dense(x, self.mlp_dim, "up")
         return dense(gated, x.shape[-1], "down")
 
 
@@ -149,7 +141,6 @@ class Dense(nn.Module):
     dtype: jnp.dtype
     param_dtype: jnp.dtype
     lora: Lora | None = None
-    packed: bool = False
 
     @nn.compact
     def __call__(self, x):
@@ -174,15 +165,11 @@ def matmul(
 
 
 def _product(module: nn.Module, x: Array, shape: tuple[int, ...], *, inside: int) -> Array:
-    """x [B,S,*inside] times the module's kernel of this shape, [*inside,*outside]; `packed`: as `kernels.decode`."""
-    depth, outside = math.prod(shape[:inside]), shape[inside:]
-    x = x.reshape(*x.shape[:2], -1)
-    if module.packed:
-        columns = math.prod(outside)
-        kernel = module.param("kernel", _init(depth), packed_shape(depth, columns), module.param_dtype)
-        return product(x, kernel.astype(module.dtype), columns).reshape(*x.shape[:2], *outside)
+    """Multiply x [B,S,*inside] by the module's kernel of this shape, [*inside,*outside]."""
+    depth = math.prod(shape[:inside])
     kernel = module.param("kernel", _init(depth), shape, module.param_dtype).astype(module.dtype)
-    return matmul(x, kernel.reshape(depth, *outside))
+    x = x.reshape(*x.shape[:2], -1)
+    return matmul(x, kernel.reshape(depth, *shape[inside:]))
 
 
 def _init(fan_in: int):

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssppo_jax.kernels.vocabulary import logprobs as by_kernel
 from ssppo_jax.models.layers import matmul, soft_cap
 from ssppo_jax.types import Array
 
@@ -38,7 +37,6 @@ def token_logprobs(
     entropy: bool = False,
     parts: int = 1,
     constrain: Callable[[Array, str], Array] = lambda x, kind: x,
-    kernels: bool = False,
 ) -> TokenLogprobs:
     """log softmax(hidden @ kernel)[target], about `chunk` entries of the vocabulary at a time.
 
@@ -57,13 +55,8 @@ def token_logprobs(
       entropy: whether it is wanted.
       parts: ways the vocabulary is cut over the mesh; every chunk takes an equal share of each part.
       constrain: places sharding constraints: kind "logits" [B,K,T,parts,v].
-      kernels: by a CPU's kernel, in float32 and without `softcap`.
     """
     d, v = kernel.shape
-    if kernels and softcap is None:
-        found = by_kernel(hidden.reshape(-1, d), kernel.astype(hidden.dtype).T, targets.reshape(-1), chunk)
-        logp, h = (x.reshape(targets.shape) for x in found)
-        return TokenLogprobs(logp, h if entropy else None)
     setting = _Setting(max(1, min(-(-chunk // parts), v // parts)), parts, softcap, entropy, constrain)
     logp, h = _logprobs(setting, hidden, kernel.astype(hidden.dtype).reshape(d, parts, v // parts), targets)
     return TokenLogprobs(logp, h if entropy else None)

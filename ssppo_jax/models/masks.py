@@ -8,9 +8,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ssppo_jax.kernels.decode import UNBOUNDED
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.types import Array
+
+UNBOUNDED = 2**30  # a window that never binds
 
 
 class Scope(NamedTuple):

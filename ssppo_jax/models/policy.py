@@ -84,7 +84,6 @@ def make_apply(
             entropy=entropy,
             parts=decoder.constrain.vocab_parts,
             constrain=decoder.constrain,
-            kernels=decoder.kernels,
         )
         states = forward.completion if tap is None else forward.tap
         return Policy(out.logp, pool(states, mask, repulsion_pooling)), out.entropy

@@ -9,7 +9,6 @@ import pytest
 from jax.extend import core
 from tiny import ARCHES, PARAMS, V, jit, make_prompts
 
-from ssppo_jax.kernels import library
 from ssppo_jax.models.arch import LinearScaling
 from ssppo_jax.models.decoder import KV, Cache, Decoder, init_params, output_kernel
 from ssppo_jax.weights import hf, names
@@ -113,23 +112,17 @@ def completion():
     return np.random.default_rng(1).integers(0, V, (len(LENGTHS), K, T)).astype(np.int32)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ready():
-    assert library.missing() is None
-
-
 @functools.cache
-def forward(name, kernels=False):
+def forward(name):
     """jitted (prompt, length, completion) -> Forward, the tap at the first block."""
-    decoder = Decoder(ARCHES[name], kernels=kernels)
+    decoder = Decoder(ARCHES[name])
     return jit(lambda *args: decoder.apply({"params": PARAMS[name]}, *args, tap_layer=0))
 
 
-@pytest.mark.parametrize("kernels", [False, True], ids=["xla", "kernels"])
 @pytest.mark.parametrize("name", ARCHES)
-def test_completions_on_a_shared_prompt_equal_ordinary_causal_sequences(name, kernels, prompts, completion):
+def test_completions_on_a_shared_prompt_equal_ordinary_causal_sequences(name, prompts, completion):
     arch, params = ARCHES[name], PARAMS[name]
-    out = forward(name, kernels)(prompts.tokens, prompts.length, completion)
+    out = forward(name)(prompts.tokens, prompts.length, completion)
     kernel = np.asarray(output_kernel(params, arch), np.float64)
     for b, n in enumerate(LENGTHS):
         for k in range(K):
@@ -203,10 +196,9 @@ def gradient_of(**settings):
     return jax.value_and_grad(value)
 
 
-def test_remat_unroll_and_kernels_change_neither_values_nor_gradients(prompts, completion):
+def test_remat_and_unroll_change_neither_values_nor_gradients(prompts, completion):
     args = (PARAMS["tied"], prompts.tokens, prompts.length, completion)
     settings = ({}, {"unroll": 2}, {"remat": "dots"}, {"remat": "full"})
-    settings += tuple(one | {"kernels": True} for one in settings)
     (value, gradient), *others = (jit(gradient_of(**s))(*args) for s in settings)
     for other_value, other in others:
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
@@ -219,27 +211,6 @@ def test_each_remat_policy_recomputes_more_than_the_one_before(prompts, completi
         count(jax.make_jaxpr(gradient_of(remat=r))(*args).jaxpr, "dot_general") for r in ("none", "dots", "full")
     ]
     assert products[0] < products[1] < products[2]
-
-
-def test_the_kernels_attention_is_kept_like_a_product(prompts, completion):
-    args = (PARAMS["tied"], prompts.tokens, prompts.length, completion)
-    calls = [
-        count(jax.make_jaxpr(gradient_of(remat=r, kernels=True))(*args).jaxpr, "ffi_call")
-        for r in ("none", "dots", "full")
-    ]
-    assert calls == [2, 2, 3]  # forward and backward, of one scanned layer; "full" attends once more
-
-
-def test_kernels_attend_where_no_window_binds_and_no_score_is_capped(prompts, completion):
-    args = (prompts.tokens, prompts.length, completion)
-
-    def calls(name, **settings):
-        decoder = Decoder(ARCHES[name], **settings)
-        return count(jax.make_jaxpr(lambda *xs: decoder.apply({"params": PARAMS[name]}, *xs))(*args).jaxpr, "ffi_call")
-
-    assert calls("tied", kernels=True) == calls("qwen2", kernels=True) == 1
-    assert not calls("tied") + calls("tied", kernels=True, attention="xla")
-    assert not calls("mistral", kernels=True) + calls("gemma2", kernels=True)
 
 
 def test_products_that_are_offloaded_are_those_that_dots_keeps(prompts, completion):

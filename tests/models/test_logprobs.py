@@ -10,15 +10,9 @@ import pytest
 from jax.extend import core
 from tiny import jit
 
-from ssppo_jax.kernels import library
 from ssppo_jax.models.logprobs import logits_of, token_logprobs
 
 B, K, T, D, V = 2, 3, 7, 8, 24  # not a multiple of some of the chunks below: the last then overlaps
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ready():
-    assert library.missing() is None
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +29,20 @@ def numpy_logprobs(hidden, kernel):
 
 
 @functools.cache
-def value_and_gradient(chunk, parts=1, kernels=False):
+def value_and_gradient(chunk, parts=1):
     weight = np.random.default_rng(1).standard_normal((B, K, T)).astype(np.float32)
 
     def value(hidden, kernel, targets):
-        out = token_logprobs(hidden, kernel, targets, chunk=chunk, parts=parts, entropy=True, kernels=kernels)
+        out = token_logprobs(hidden, kernel, targets, chunk=chunk, parts=parts, entropy=True)
         return jnp.sum(out.logp * weight), out
 
     return jit(jax.value_and_grad(value, argnums=(0, 1), has_aux=True))
 
 
-CHUNKS = [(1, 1), (3, 1), (7, 1), (24, 1), (100, 1), (7, 2), (9, 3), (1, 4), (7, 1, True)]
+CHUNKS = [(1, 1), (3, 1), (7, 1), (24, 1), (100, 1), (7, 2), (9, 3), (1, 4)]
 
 
-@pytest.mark.parametrize("how", CHUNKS, ids=str)  # entries, parts of the vocabulary, by a kernel
+@pytest.mark.parametrize("how", CHUNKS, ids=str)  # entries, parts of the vocabulary
 def test_logp_and_entropy_equal_numpy_for_every_chunk(case, how):
     (_, out), _ = value_and_gradient(*how)(*case)
     whole = numpy_logprobs(*case[:2])
@@ -56,7 +50,7 @@ def test_logp_and_entropy_equal_numpy_for_every_chunk(case, how):
     np.testing.assert_allclose(out.entropy, -(np.exp(whole) * whole).sum(-1), atol=1e-5)
 
 
-@pytest.mark.parametrize("how", [(7, 1), (3, 1), (10, 2), (4, 4), (7, 1, True)], ids=str)
+@pytest.mark.parametrize("how", [(7, 1), (3, 1), (10, 2), (4, 4)], ids=str)
 def test_chunked_gradients_are_those_of_log_softmax(case, how):
     weight = np.random.default_rng(1).standard_normal((B, K, T)).astype(np.float32)
 
@@ -130,13 +124,3 @@ def test_large_logits_stay_finite(case):
     hidden, kernel, targets = case
     (_, out), gradient = value_and_gradient(3)(hidden * 1e4, kernel, targets)
     assert all(np.isfinite(x).all() for x in (out.logp, out.entropy, *gradient))
-
-
-def test_the_kernel_takes_weights_of_another_dtype_and_leaves_soft_caps_to_the_products(case):
-    hidden, kernel, targets = case
-    half = kernel.astype(jnp.bfloat16)
-    by = functools.partial(token_logprobs, hidden, targets=targets, chunk=7)
-    for settings in ({"kernel": half}, {"kernel": kernel, "softcap": 1.5}):
-        np.testing.assert_allclose(by(**settings, kernels=True).logp, by(**settings).logp, atol=1e-5)
-    gradient = jax.grad(lambda k: by(kernel=k, kernels=True).logp.sum())(half)
-    assert gradient.dtype == jnp.bfloat16

@@ -1,1 +1,0 @@
-"""Kernels of our own, where XLA's are the bottleneck: a decoding step on a CPU."""
