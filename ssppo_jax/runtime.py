@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssppo_jax import data
-from ssppo_jax.chat import eos_ids
 from ssppo_jax.config import call_kwargs
+from ssppo_jax.data.chat import eos_ids
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.generate import Sampler, make_sampler
 from ssppo_jax.models.arch import Arch

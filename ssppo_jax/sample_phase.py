@@ -10,8 +10,8 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ssppo_jax.chat import check_completions, decode
 from ssppo_jax.data import EncodedPrompt, Line, lines, pad_batch
+from ssppo_jax.data.chat import check_completions, decode
 from ssppo_jax.generate import Sampler
 from ssppo_jax.metrics import sample_stats
 from ssppo_jax.parallel import put_rows, put_whole

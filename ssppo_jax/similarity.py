@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
-from ssppo_jax.buckets import SHORTEST, buckets, padded
+from ssppo_jax.data.buckets import SHORTEST, buckets, padded
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.types import Array, PyTree
 from ssppo_jax.weights.encoder import load_encoder

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssppo_jax.chat import encode_chat
+from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt, Prompts
 

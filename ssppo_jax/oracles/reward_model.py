@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.chat import encode_chat
+from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.oracles.protocol import Oracle

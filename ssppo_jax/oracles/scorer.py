@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.buckets import buckets, padded
+from ssppo_jax.data.buckets import buckets, padded
 from ssppo_jax.parallel import make_mesh, put_rows
 from ssppo_jax.types import PyTree
 

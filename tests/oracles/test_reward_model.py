@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ssppo_jax.chat import encode_chat
+from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder

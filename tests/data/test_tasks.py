@@ -79,7 +79,7 @@ try:
 except ConfigError as error:
     print(error)
 """
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
     score, refusal = done.stdout.decode().splitlines()
     assert score == "[[1.]]" and "question 0: ImportError: this task needs pycosat" in refusal

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from test_chat import byte_tokenizer
 
-from ssppo_jax.chat import encode_chat
 from ssppo_jax.data import (
     SOURCES,
     address,
@@ -20,6 +19,7 @@ from ssppo_jax.data import (
     portion,
     split_prompts,
 )
+from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt
 

@@ -5,7 +5,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
-from ssppo_jax.chat import check_completions, decode, encode_chat, eos_ids
+from ssppo_jax.data.chat import check_completions, decode, encode_chat, eos_ids
 from ssppo_jax.errors import ConfigError, DataError, GateError
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Samples
 
