@@ -11,13 +11,13 @@ from tiny import ARCHES, EOS, PAD, PARAMS, generator, jit, make_prompts, random_
 
 from ssppo_jax import parallel
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora
 from ssppo_jax.optim import OPTIMIZERS, make_optimizer
 from ssppo_jax.parallel import DECODER_RULES, Constrain, make_mesh, mesh_shape, put_rows, shardings, specs
-from ssppo_jax.sampling import SamplingParams
+from ssppo_jax.sampling.choose import SamplingParams
+from ssppo_jax.sampling.sampler import make_generate
 from ssppo_jax.state import fresh_optimizer, fresh_state
 from ssppo_jax.weights import hf
 

@@ -5,11 +5,11 @@ import functools
 import jax
 import numpy as np
 
-from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling, tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import split
 from ssppo_jax.models.policy import make_apply
+from ssppo_jax.sampling.sampler import make_generate
 from ssppo_jax.types import Prompts
 from ssppo_jax.weights import hf, names
 

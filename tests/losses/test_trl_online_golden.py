@@ -9,7 +9,7 @@ import pytest
 from pair_batches import build
 
 from ssppo_jax.losses.opponent import LOSSES
-from ssppo_jax.sampling import mixture
+from ssppo_jax.sampling.choose import mixture
 from ssppo_jax.types import Policy
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden" / "trl_online.npz"))

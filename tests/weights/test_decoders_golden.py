@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from ssppo_jax.generate import make_generate
 from ssppo_jax.models.decoder import Decoder, output_kernel
 from ssppo_jax.models.family import FAMILIES
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.models.logprobs import logits_of
-from ssppo_jax.sampling import SamplingParams
+from ssppo_jax.sampling.choose import SamplingParams
+from ssppo_jax.sampling.sampler import make_generate
 from ssppo_jax.types import Prompts
 from ssppo_jax.weights import hf
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssppo_jax.generate import make_generate
 from ssppo_jax.models.decoder import Decoder, output_kernel
 from ssppo_jax.models.logprobs import logits_of, token_logprobs
 from ssppo_jax.models.policy import make_apply
-from ssppo_jax.sampling import SamplingParams
+from ssppo_jax.sampling.choose import SamplingParams
+from ssppo_jax.sampling.sampler import make_generate
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Prompts
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from ssppo_jax.models.decoder import KV, Cache, Decoder, output_kernel
 from ssppo_jax.models.logprobs import logits_of
-from ssppo_jax.sampling import SamplingParams, choose, log_prob, mixture, row_keys
+from ssppo_jax.sampling.choose import SamplingParams, choose, log_prob, mixture, row_keys
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, Samples
 
 

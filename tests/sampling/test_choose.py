@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from tiny import jit
 
-from ssppo_jax.sampling import SamplingParams, choose, invert, restrict, row_keys
+from ssppo_jax.sampling.choose import SamplingParams, choose, invert, restrict, row_keys
 
 KEY = jax.random.key(0)
 

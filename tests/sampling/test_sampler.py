@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from tiny import ARCHES, EOS, PAD, PARAMS, V, generator, jit, make_prompts, mask_of, rows, scorer
 
-from ssppo_jax.generate import make_generate
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params, output_kernel
-from ssppo_jax.sampling import SamplingParams
+from ssppo_jax.sampling.choose import SamplingParams
+from ssppo_jax.sampling.sampler import make_generate
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH
 
 KEY = jax.random.key(0)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from tiny import ARCHES, EOS, PAD, PARAMS, V, generator, jit, make_prompts, mask_of, random_params, rows, scorer
 
-from ssppo_jax.generate import make_generate
 from ssppo_jax.models.decoder import Decoder, output_kernel
-from ssppo_jax.sampling import SamplingParams, mixture, restrict
+from ssppo_jax.sampling.choose import SamplingParams, mixture, restrict
+from ssppo_jax.sampling.sampler import make_generate
 
 ARCH, FIRST = ARCHES["tied"], PARAMS["tied"]
 SECOND, THIRD = random_params(ARCH, seed=11), random_params(ARCH, seed=12)
