@@ -19,7 +19,7 @@ import numpy as np
 import work
 
 from ssppo_jax import flops
-from ssppo_jax.progress import bar
+from ssppo_jax.distributed.progress import bar
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
 

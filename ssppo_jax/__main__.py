@@ -121,7 +121,7 @@ def _train(argv: list[str]) -> int:
     profile, argv = _switch(argv, "--profile")
     places = {"coordinator": "", "num_processes": "", "process_id": ""}
     args, overrides = _parse(argv, "train", {"config": None, "workdir": None} | places)
-    from ssppo_jax import hosts
+    from ssppo_jax.distributed import hosts
 
     place = hosts.place_of(args.coordinator or "", args.num_processes or "", args.process_id or "")
     if place is not None and not args.help:

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssppo_jax import hosts
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.distributed import hosts
 from ssppo_jax.groups import make_groups
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssppo_jax import hosts
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.distributed import hosts
+from ssppo_jax.distributed.mesh import make_mesh
+from ssppo_jax.distributed.progress import bar
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.protocol import Journal, Oracle, asymmetry_stats, consult, oracle_identity, take_rows
-from ssppo_jax.parallel import make_mesh
-from ssppo_jax.progress import bar
 from ssppo_jax.sample_phase import Interrupted
 from ssppo_jax.types import Verdict
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from ssppo_jax import hosts
 from ssppo_jax.config import flatten
+from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
 
 FREE_TO_CHANGE = ("checkpoint.", "hosts.")  # keys that may differ when a run is continued

@@ -16,13 +16,13 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data.chat import eos_ids
+from ssppo_jax.distributed.mesh import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.masks import layer_kinds
 from ssppo_jax.models.policy import Apply, make_apply
-from ssppo_jax.parallel import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import Sampler, make_sampler
 from ssppo_jax.types import Prompt, PyTree

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
+from ssppo_jax.distributed.mesh import AXES, mesh_shape
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.advantages import ADVANTAGES
@@ -29,7 +30,6 @@ from ssppo_jax.models.policy import LAYERS, POOLINGS
 from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, STATE_DTYPES
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
-from ssppo_jax.parallel import AXES, mesh_shape
 from ssppo_jax.similarity import EMBED_TEXTS, SIMILARITIES
 from ssppo_jax.types import Batch, Policy
 

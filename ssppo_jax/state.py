@@ -7,7 +7,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from ssppo_jax.parallel import abstract, put_whole, replicated
+from ssppo_jax.distributed.mesh import abstract, put_whole, replicated
 from ssppo_jax.types import PyTree, TrainState
 
 

@@ -14,9 +14,9 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from ssppo_jax import cores
+from ssppo_jax.distributed.progress import bar
+from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.grid import Grid, Run, plan, read_result
-from ssppo_jax.lifecycle import RunLock, StopSignal
-from ssppo_jax.progress import bar
 from ssppo_jax.sweep_plots import plot_courses, plot_points
 from ssppo_jax.sweep_table import number, table, write
 

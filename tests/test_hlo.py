@@ -5,8 +5,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from ssppo_jax.distributed.mesh import make_mesh
 from ssppo_jax.hlo import collective_bytes
-from ssppo_jax.parallel import make_mesh
 
 BY_HAND = """
 %cond (c: (s32[], bf16[8,16])) -> pred[] {

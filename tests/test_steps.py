@@ -11,12 +11,12 @@ import optax
 import pytest
 from tiny import ARCHES, PAD, PARAMS, V, jit, make_prompts, mask_of, scorer
 
+from ssppo_jax.distributed.mesh import Constrain, make_mesh, put_rows, shardings
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
 from ssppo_jax.optim import OPTIMIZERS, make_optimizer
-from ssppo_jax.parallel import Constrain, make_mesh, put_rows, shardings
 from ssppo_jax.state import fresh_state
 from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, Policy, TrainState

@@ -15,8 +15,8 @@ import pytest
 from swept import write_swept
 
 from ssppo_jax import cores, grid, sweep
+from ssppo_jax.distributed.stop import RunLock
 from ssppo_jax.errors import UserError
-from ssppo_jax.lifecycle import RunLock
 
 ROOT = Path(__file__).parents[1]
 TRAINER = """

@@ -9,11 +9,11 @@ from pathlib import Path
 import jax
 import numpy as np
 
+from ssppo_jax.distributed.mesh import replicated
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.judge_prompts import conversation
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.oracles.scorer import Scorer
-from ssppo_jax.parallel import replicated
 from ssppo_jax.types import Failed, Prompt, Verdict
 from ssppo_jax.weights.encoder import locate_encoder
 from ssppo_jax.weights.ranker import load_ranker

@@ -12,11 +12,11 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssppo_jax.data.chat import encode_chat
+from ssppo_jax.distributed.mesh import abstract
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.oracles.scorer import Scorer
-from ssppo_jax.parallel import abstract
 from ssppo_jax.types import Failed, Prompt, PyTree, Verdict
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssppo_jax.data.buckets import buckets, padded
-from ssppo_jax.parallel import make_mesh, put_rows
+from ssppo_jax.distributed.mesh import make_mesh, put_rows
 from ssppo_jax.types import PyTree
 
 Score = Callable  # (params, tokens [R,S], length [R]) -> [R] float32

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from ssppo_jax import hosts
+from ssppo_jax.distributed import hosts
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.lora import A, B, Lora
 from ssppo_jax.types import PyTree

@@ -9,10 +9,10 @@ import optax
 import pytest
 from tiny import ARCHES, PARAMS, V, jit, make_prompts, mask_of, random_adapters
 
+from ssppo_jax.distributed.mesh import make_mesh, shardings
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, merged, split
 from ssppo_jax.models.policy import make_apply
-from ssppo_jax.parallel import make_mesh, shardings
 from ssppo_jax.steps import make_train_step
 from ssppo_jax.types import Batch, Mean, TrainState
 from ssppo_jax.weights import hf

@@ -10,6 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from ssppo_jax.data.chat import encode_chat
+from ssppo_jax.distributed.mesh import make_mesh
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder
@@ -17,7 +18,6 @@ from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import checked
 from ssppo_jax.oracles.reward_model import reward_model, scores
-from ssppo_jax.parallel import make_mesh
 from ssppo_jax.types import Prompt
 from ssppo_jax.weights import hf, names, tiny
 

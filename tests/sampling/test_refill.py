@@ -10,7 +10,7 @@ import pytest
 from small_runs import configure
 
 from ssppo_jax.data import EncodedPrompt, pad_batch
-from ssppo_jax.parallel import put_rows
+from ssppo_jax.distributed.mesh import put_rows
 from ssppo_jax.runtime import build_runtime, sampling_params
 from ssppo_jax.sample_phase import Interrupted, refill_rows, sample_prompts
 from ssppo_jax.types import Prompt

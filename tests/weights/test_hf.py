@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import NamedSharding
 from safetensors.numpy import load_file, save_file
 
+from ssppo_jax.distributed.mesh import abstract, make_mesh
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import tiny_arch
-from ssppo_jax.parallel import abstract, make_mesh
 from ssppo_jax.weights import hf, names
 
 ARCHS = {

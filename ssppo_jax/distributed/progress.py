@@ -9,7 +9,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from ssppo_jax import hosts
+from ssppo_jax.distributed import hosts
 
 SECONDS_PER_LINE = 5.0
 

@@ -10,9 +10,9 @@ import jax
 import numpy as np
 import pytest
 
-from ssppo_jax import lifecycle
+from ssppo_jax.distributed import stop as lifecycle
+from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import UserError
-from ssppo_jax.lifecycle import RunLock, StopSignal
 
 HOLD = """
 import fcntl, os, sys

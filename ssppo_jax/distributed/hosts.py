@@ -20,8 +20,8 @@ from jax._src.distributed import global_state  # the coordination service has no
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
+from ssppo_jax.distributed.rendezvous import meet
 from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.rendezvous import meet
 
 T = TypeVar("T")
 

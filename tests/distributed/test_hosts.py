@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 from small_runs import MESH, SMALL, SMOKE, configure
 
-from ssppo_jax import hosts
+from ssppo_jax.distributed import hosts
+from ssppo_jax.distributed.rendezvous import meet
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.metrics import read_metrics
-from ssppo_jax.rendezvous import meet
 from ssppo_jax.train import train
 from ssppo_jax.weights import hf
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def free_port():

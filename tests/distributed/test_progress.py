@@ -3,7 +3,7 @@ import io
 import jax
 import pytest
 
-from ssppo_jax import progress
+from ssppo_jax.distributed import progress
 
 
 class Screen(io.StringIO):

@@ -7,9 +7,9 @@ import time
 import jax
 import numpy as np
 
-from ssppo_jax import hosts
+from ssppo_jax.distributed import hosts
+from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.lifecycle import StopSignal
 
 
 def said(name, value):

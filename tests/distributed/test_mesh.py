@@ -9,13 +9,13 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from tiny import ARCHES, EOS, PAD, PARAMS, generator, jit, make_prompts, random_params
 
-from ssppo_jax import parallel
+from ssppo_jax.distributed import mesh as parallel
+from ssppo_jax.distributed.mesh import DECODER_RULES, Constrain, make_mesh, mesh_shape, put_rows, shardings, specs
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora
 from ssppo_jax.optim import OPTIMIZERS, make_optimizer
-from ssppo_jax.parallel import DECODER_RULES, Constrain, make_mesh, mesh_shape, put_rows, shardings, specs
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import make_generate
 from ssppo_jax.state import fresh_optimizer, fresh_state
