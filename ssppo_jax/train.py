@@ -21,7 +21,6 @@ from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, memory, run_folder, schema
 from ssppo_jax.assemble import RECORDS
-from ssppo_jax.checkpoint import Checkpoints
 from ssppo_jax.collect import Collector
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.distributed import hosts
@@ -47,6 +46,7 @@ from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.adapters import save_adapters
+from ssppo_jax.weights.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 # Runs `train` with one function replaced by a version that kills the process at its n-th call.
 KILLER = """
 import os, signal, sys
-from ssppo_jax import checkpoint, collect, score_phase, train, runtime
+from ssppo_jax import collect, score_phase, train, runtime
+from ssppo_jax.weights import checkpoint
 from ssppo_jax.__main__ import main
 
 def deadly(owner, name, call, number=signal.SIGKILL):

