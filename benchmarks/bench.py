@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 import work
 
-from ssppo_jax import flops
 from ssppo_jax.distributed.progress import bar
+from ssppo_jax.models import flops
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssppo_jax import flops
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.distributed.mesh import replicated, row_sharding
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.runtime import Runtime, sampling_params
 from ssppo_jax.sampling.sampler import in_one_batch

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
-from ssppo_jax import flops, plan, planned_steps, planner, schema, topology, tpu
+from ssppo_jax import plan, planned_steps, planner, schema, topology, tpu
 from ssppo_jax.__main__ import main
 from ssppo_jax.chips import Chip
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.hlo import collective_bytes
+from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.plan_table import describe, ranking
