@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import jax
 
-from ssppo_jax.disk import default_cache
+from ssppo_jax.files import default_cache
 
 LARGEST = 4 * 2**30  # bytes of the folder; the longest unused goes first
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from ssppo_jax.disk import default_cache
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import default_cache
 from ssppo_jax.oracles.judge_prompts import STYLES, Messages, messages_of, probability
 from ssppo_jax.oracles.protocol import Oracle, symmetrise, with_retries
 from ssppo_jax.oracles.replies import Replies, key_of

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssppo_jax.disk import whole_lines
 from ssppo_jax.errors import GateError, UserError
+from ssppo_jax.files import whole_lines
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 Oracle = Callable[[list[Prompt], list[list[str]]], Verdict]  # B prompts and B x K responses

@@ -8,8 +8,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from ssppo_jax.disk import whole_lines
 from ssppo_jax.errors import UserError
+from ssppo_jax.files import whole_lines
 
 
 class Replies:

@@ -28,9 +28,9 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from ssppo_jax.disk import sync
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, GateError, UserError
+from ssppo_jax.files import sync
 from ssppo_jax.types import PyTree
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ssppo_jax.disk import sync
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.files import sync
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf, arch_to_hf, id_tuple
 from ssppo_jax.types import Array, PyTree

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssppo_jax.disk import default_cache
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import default_cache
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ssppo_jax.disk import default_cache
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import default_cache
 from ssppo_jax.weights import source
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
 
