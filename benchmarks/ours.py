@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 import work
 
-from ssppo_jax import memory, schema
+from ssppo_jax import schema
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt, pad_batch
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
-from ssppo_jax.metrics import read_metrics
+from ssppo_jax.runs import memory
+from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runtime import build_runtime, sampling_params
 from ssppo_jax.sample_phase import sample_prompts
 from ssppo_jax.state import fresh_state

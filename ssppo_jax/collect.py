@@ -18,9 +18,9 @@ from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.groups import teaches
 from ssppo_jax.judge_phase import Ahead, concatenated, identity_of, judge, part_stats
 from ssppo_jax.losses import ROWS
-from ssppo_jax.metrics import sample_stats
 from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
 from ssppo_jax.rollout import Rollout
+from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import ROLLOUT, Runtime, sampling_params
 from ssppo_jax.sample_phase import Sampled, sample_prompts
 from ssppo_jax.score_phase import score_batch

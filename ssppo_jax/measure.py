@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ssppo_jax.errors import DataError
-from ssppo_jax.metrics import read_metrics
+from ssppo_jax.runs.metrics import read_metrics
 
 PHASES = ("generate", "judge", "score", "train", "iteration", "evaluate")  # what `train` logs under; see its `_log`
 HOW: dict[str, Callable[[np.ndarray], float]] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ssppo_jax.chips import Chip
 from ssppo_jax.plan import GIB, Plan
+from ssppo_jax.runs.chips import Chip
 
 
 def describe(plan: Plan, chip: Chip) -> str:

@@ -14,7 +14,7 @@ from ssppo_jax.data import EncodedPrompt, Line, lines, pad_batch
 from ssppo_jax.data.chat import check_completions, decode
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.distributed.progress import bar
-from ssppo_jax.metrics import sample_stats
+from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.sampling.sampler import Sampler
 from ssppo_jax.types import Array, PyTree, Samples

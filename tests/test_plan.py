@@ -12,13 +12,13 @@ from jax.errors import JaxRuntimeError
 
 from ssppo_jax import plan, planned_steps, planner, schema, topology, tpu
 from ssppo_jax.__main__ import main
-from ssppo_jax.chips import Chip
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.hlo import collective_bytes
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.plan_table import describe, ranking
+from ssppo_jax.runs.chips import Chip
 
 ARCH = tiny_arch(vocab_size=512, num_layers=3, num_kv_heads=4, tie_embeddings=False)
 CHIP = Chip("fake", ("cpu",), 1e12, 2**30, 1e11, 1e10)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ssppo_jax.metrics import read_metrics
+from ssppo_jax.runs.metrics import read_metrics
 
 ROOT = Path(__file__).parents[1]
 TOY = '''

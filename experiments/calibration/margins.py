@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssppo_jax.metrics import read_metrics
+from ssppo_jax.runs.metrics import read_metrics
 
 BINS = np.linspace(0.0, 1.0, 6)
 

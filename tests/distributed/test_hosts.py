@@ -17,7 +17,7 @@ from small_runs import MESH, SMALL, SMOKE, configure
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.rendezvous import meet
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.metrics import read_metrics
+from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.train import train
 from ssppo_jax.weights import hf
 

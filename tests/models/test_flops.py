@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jax.extend.core import jaxprs_in_params
 
-from ssppo_jax.chips import chip_of
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params, output_kernel
 from ssppo_jax.models.logprobs import token_logprobs
+from ssppo_jax.runs.chips import chip_of
 
 ARCHS = [
     tiny_arch(),

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from ssppo_jax import run_folder, schema
+from ssppo_jax import schema
+from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.errors import ConfigError
 
 

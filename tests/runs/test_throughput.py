@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from ssppo_jax import pace
-from ssppo_jax.memory import peaks
+from ssppo_jax.runs import throughput as pace
+from ssppo_jax.runs.memory import peaks
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.types import Batch
