@@ -130,7 +130,7 @@ def _train(argv: list[str]) -> int:
     if config is None:
         return 0
     from ssppo_jax.report import build_report
-    from ssppo_jax.sample_phase import Interrupted
+    from ssppo_jax.rollout.sample import Interrupted
     from ssppo_jax.train import train
 
     try:

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.judge_phase import build_oracle, judge, place_oracle
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
+from ssppo_jax.rollout.judge import build_oracle, judge, place_oracle
+from ssppo_jax.rollout.sample import Sampled, sample_prompts
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
-from ssppo_jax.sample_phase import Sampled, sample_prompts
 from ssppo_jax.sampling.sampler import Sampler
 from ssppo_jax.types import PyTree, Verdict
 from ssppo_jax.weights.source import resolve

@@ -8,8 +8,8 @@ from ml_collections import ConfigDict
 
 from ssppo_jax import data
 from ssppo_jax.evaluate import encode_split
+from ssppo_jax.rollout.sample import sample_prompts
 from ssppo_jax.runtime import EVALUATION, build_runtime, sampling_params
-from ssppo_jax.sample_phase import sample_prompts
 from ssppo_jax.types import FINISH_NAMES, Prompt
 
 log = logging.getLogger(__name__)

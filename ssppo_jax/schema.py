@@ -29,8 +29,8 @@ from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
 from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, STATE_DTYPES
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
-from ssppo_jax.similarity import EMBED_TEXTS, SIMILARITIES
+from ssppo_jax.rollout.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
+from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
 from ssppo_jax.types import Batch, Policy
 
 _DTYPES = cfg.one_of("float32", "bfloat16")

@@ -20,8 +20,6 @@ import optax
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
-from ssppo_jax.assemble import RECORDS
-from ssppo_jax.collect import Collector
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import put_rows, replicated
@@ -29,20 +27,22 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError
 from ssppo_jax.evaluate import HeldOut, compare, encode_split, logged, rewards
-from ssppo_jax.judge_phase import build_oracle, place_oracle
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
 from ssppo_jax.oracles.protocol import check_prompts
-from ssppo_jax.rollout import Rollout, load_rollout, save_rollout, take_rows
+from ssppo_jax.rollout.collect import Collector
+from ssppo_jax.rollout.judge import build_oracle, place_oracle
+from ssppo_jax.rollout.rows import RECORDS
+from ssppo_jax.rollout.sample import Interrupted
+from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs import memory
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
 from ssppo_jax.runs.throughput import pace_of, work_of
 from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
-from ssppo_jax.sample_phase import Interrupted
 from ssppo_jax.state import abstract_state, fresh_optimizer, fresh_state
 from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, PyTree, TrainState

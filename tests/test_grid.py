@@ -12,8 +12,8 @@ from ssppo_jax import grid, schema
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.measure import Measure
+from ssppo_jax.rollout.sample import Interrupted
 from ssppo_jax.runs import folder as run_folder
-from ssppo_jax.sample_phase import Interrupted
 
 
 @pytest.fixture

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[1]
 # Runs `train` with one function replaced by a version that kills the process at its n-th call.
 KILLER = """
 import os, signal, sys
-from ssppo_jax import collect, score_phase, train, runtime
+from ssppo_jax import train, runtime
+from ssppo_jax.rollout import collect
+from ssppo_jax.rollout import score as score_phase
 from ssppo_jax.weights import checkpoint
 from ssppo_jax.__main__ import main
 

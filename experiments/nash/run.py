@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssppo_jax import pairs
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.oracles import game as games
+from ssppo_jax.rollout import pairs
 
 ACTIONS = 10
 SEEDS = range(8)  # random games

@@ -13,10 +13,10 @@ import pytest
 from ssppo_jax.data import SOURCES
 from ssppo_jax.data.tasks import library
 from ssppo_jax.errors import ConfigError, DataError, UserError
-from ssppo_jax.judge_phase import concatenated
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.protocol import Journal, check_prompts, checked, consult, drop_failed
 from ssppo_jax.oracles.worker import Worker
+from ssppo_jax.rollout.judge import concatenated
 from ssppo_jax.types import Prompt
 
 SUMS = SOURCES["reasoning_gym"](size=6, settings='{"max_terms": 3}')

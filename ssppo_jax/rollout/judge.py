@@ -17,7 +17,7 @@ from ssppo_jax.distributed.mesh import make_mesh
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.protocol import Journal, Oracle, asymmetry_stats, consult, oracle_identity, take_rows
-from ssppo_jax.sample_phase import Interrupted
+from ssppo_jax.rollout.sample import Interrupted
 from ssppo_jax.types import Verdict
 
 JUDGED_AT_ONCE = 64  # prompts per oracle call, unless the oracle says: what an interruption can lose

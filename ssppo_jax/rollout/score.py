@@ -11,7 +11,7 @@ import numpy as np
 from ssppo_jax.distributed.mesh import put_rows
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import GateError
-from ssppo_jax.rollout import take_rows
+from ssppo_jax.rollout.store import take_rows
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.types import Batch, PyTree
 

@@ -13,18 +13,18 @@ import jax
 import numpy as np
 
 from ssppo_jax import data
-from ssppo_jax.assemble import ASSEMBLE, Judged, reward_of
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.groups import teaches
-from ssppo_jax.judge_phase import Ahead, concatenated, identity_of, judge, part_stats
 from ssppo_jax.losses import ROWS
 from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
-from ssppo_jax.rollout import Rollout
+from ssppo_jax.rollout.groups import teaches
+from ssppo_jax.rollout.judge import Ahead, concatenated, identity_of, judge, part_stats
+from ssppo_jax.rollout.rows import ASSEMBLE, Judged, reward_of
+from ssppo_jax.rollout.sample import Sampled, sample_prompts
+from ssppo_jax.rollout.score import score_batch
+from ssppo_jax.rollout.similarity import WITHOUT_ENCODER, SentenceEmbedder
+from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import ROLLOUT, Runtime, sampling_params
-from ssppo_jax.sample_phase import Sampled, sample_prompts
-from ssppo_jax.score_phase import score_batch
-from ssppo_jax.similarity import WITHOUT_ENCODER, SentenceEmbedder
 from ssppo_jax.types import PyTree, Samples
 
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ssppo_jax import similarity
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.models.encoder import Encoder, EncoderArch
-from ssppo_jax.similarity import (
+from ssppo_jax.rollout import similarity
+from ssppo_jax.rollout.similarity import (
     SIMILARITIES,
     WITHOUT_ENCODER,
     EmbedCounts,

@@ -7,8 +7,8 @@ import pytest
 
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import UserError
-from ssppo_jax.judge_phase import Ahead, concatenated, judge, part_stats
 from ssppo_jax.oracles.protocol import Journal, consult
+from ssppo_jax.rollout.judge import Ahead, concatenated, judge, part_stats
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 HALF = np.full((2, 2, 2), 0.5, np.float32)

@@ -8,7 +8,15 @@ import pytest
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.gates import GATES, calibrate, power
-from ssppo_jax.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS, make_pairs, mean_win_rate, score_bt, scores, select
+from ssppo_jax.rollout.pairs import (
+    SEMANTIC_GATES,
+    WIN_RATE_ESTIMATORS,
+    make_pairs,
+    mean_win_rate,
+    score_bt,
+    scores,
+    select,
+)
 
 
 def sigmoid(x):

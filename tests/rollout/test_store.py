@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssppo_jax.errors import DataError
-from ssppo_jax.rollout import Rollout, load_rollout, save_rollout, take_rows
+from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
 from ssppo_jax.types import Batch
 
 M, P, T = 5, 7, 3

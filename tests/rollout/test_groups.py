@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from ssppo_jax.groups import make_groups, teaches
 from ssppo_jax.losses.advantages import ADVANTAGES
+from ssppo_jax.rollout.groups import make_groups, teaches
 
 REWARD = np.array([[1.0, 0.0, 0.0, 1.0], [0.5, 0.5, 0.5, 0.5], [0.0, 0.0, 0.0, 1.0]], np.float32)
 LENGTH = np.array([[10, 6, 8, 3], [10, 10, 1, 1], [2, 9, 10, 7]])

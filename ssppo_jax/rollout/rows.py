@@ -14,13 +14,13 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import call_kwargs
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.distributed import hosts
-from ssppo_jax.groups import make_groups
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import take_rows
-from ssppo_jax.pairs import make_pairs, mean_win_rate, off_diagonal_mean
-from ssppo_jax.similarity import EmbedCounts, SentenceEmbedder, score_similarity
+from ssppo_jax.rollout.groups import make_groups
+from ssppo_jax.rollout.pairs import make_pairs, mean_win_rate, off_diagonal_mean
+from ssppo_jax.rollout.similarity import EmbedCounts, SentenceEmbedder, score_similarity
 from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Batch, Samples, Verdict
 
 
