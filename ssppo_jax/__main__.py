@@ -129,7 +129,7 @@ def _train(argv: list[str]) -> int:
     config = _config(args, overrides)
     if config is None:
         return 0
-    from ssppo_jax.report import build_report
+    from ssppo_jax.report.build import build_report
     from ssppo_jax.rollout.sample import Interrupted
     from ssppo_jax.train import train
 
@@ -212,7 +212,7 @@ def _report(argv: list[str]) -> int:
         return 0
     if overrides:
         raise ConfigError("report takes no --config keys: a run's configuration is in its folder")
-    from ssppo_jax.report import build_report
+    from ssppo_jax.report.build import build_report
 
     if not Path(args.workdir).is_dir():
         raise ConfigError(f"--workdir={args.workdir}: no such folder; give the folder of a run")

@@ -43,7 +43,7 @@ def trained(monkeypatch):
     """Calls of train() land here instead of training."""
     calls = []
     monkeypatch.setattr(ssppo_jax.train, "train", lambda *args, **how: calls.append((*args, how)) or {"n": 1})
-    monkeypatch.setattr("ssppo_jax.report.build_report", lambda workdir: workdir / "report.html")
+    monkeypatch.setattr("ssppo_jax.report.build.build_report", lambda workdir: workdir / "report.html")
     return calls
 
 

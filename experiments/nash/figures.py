@@ -11,7 +11,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from ssppo_jax.oracles.game import averaged
-from ssppo_jax.plots import COLOURS, INK, STYLE
+from ssppo_jax.report.plots import COLOURS, INK, STYLE
 
 PAPER = {key: "black" if value == INK else value for key, value in STYLE.items()}  # a file has no page to take ink from
 PAPER["text.parse_math"] = True  # the ticks of logarithmic axes

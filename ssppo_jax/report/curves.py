@@ -7,9 +7,9 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from ssppo_jax import report_page as page
-from ssppo_jax.plots import Line, plot_interval, plot_lines, plot_phase_times
-from ssppo_jax.run_record import Run, held_out, metric_lines, phase_seconds
+from ssppo_jax.report import page
+from ssppo_jax.report.plots import Line, plot_interval, plot_lines, plot_phase_times
+from ssppo_jax.report.record import Run, held_out, metric_lines, phase_seconds
 
 
 class Topic(NamedTuple):

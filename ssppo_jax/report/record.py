@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssppo_jax.plots import Line
+from ssppo_jax.report.plots import Line
 
 CONTEXT_KEYS = ("phase", "step", "iteration", "time")
 TRAINED_ON = ("pairs", "groups", "opponents")

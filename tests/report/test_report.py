@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from ssppo_jax import plots, report, report_curves, report_texts, run_record
 from ssppo_jax.errors import UserError
+from ssppo_jax.report import build as report
+from ssppo_jax.report import curves as report_curves
+from ssppo_jax.report import plots
+from ssppo_jax.report import record as run_record
+from ssppo_jax.report import texts as report_texts
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp; \"q\""
 

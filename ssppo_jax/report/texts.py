@@ -9,9 +9,9 @@ import re
 
 import numpy as np
 
-from ssppo_jax import report_page as page
-from ssppo_jax.plots import plot_group_rewards, plot_margins
-from ssppo_jax.run_record import Run, finite, number
+from ssppo_jax.report import page
+from ssppo_jax.report.plots import plot_group_rewards, plot_margins
+from ssppo_jax.report.record import Run, finite, number
 
 SAMPLES_OPEN, SAMPLES_MOST = 8, 200  # prompts shown at once, and shown at all
 EXAMPLES = 3  # groups, and opponents, shown of the first and of the last iteration

@@ -12,11 +12,11 @@ import platform
 from importlib import metadata
 from pathlib import Path
 
-from ssppo_jax import report_page as page
 from ssppo_jax.errors import UserError
-from ssppo_jax.report_curves import held_out_section, metric_sections
-from ssppo_jax.report_texts import samples_section, trained_on_sections
-from ssppo_jax.run_record import TRAINED_ON, Run, finite, number, read_run
+from ssppo_jax.report import page
+from ssppo_jax.report.curves import held_out_section, metric_sections
+from ssppo_jax.report.record import TRAINED_ON, Run, finite, number, read_run
+from ssppo_jax.report.texts import samples_section, trained_on_sections
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "transformers", "matplotlib")
 
