@@ -228,7 +228,7 @@ def _sweep(argv: list[str]) -> int:
         return 0
     if not args.jobs.isdecimal() or int(args.jobs) < 1:
         raise ConfigError(f"--jobs={args.jobs}: must be a whole number from 1, the runs at work at one time")
-    from ssppo_jax.sweep import sweep
+    from ssppo_jax.sweep.run import sweep
 
     workdir = Path(args.workdir) if dry_run else _folder(args.workdir)
     return sweep(args.config, workdir, overrides, jobs=int(args.jobs), dry_run=dry_run)

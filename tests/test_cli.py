@@ -258,7 +258,7 @@ def test_sweep_lists_its_runs_and_passes_on_its_exit_code(capsys, monkeypatch, t
     assert main([*argv, "--dry-run"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
     assert "--config.seed=3" in line and "--config.loss.beta=0.1" in line and not (tmp_path / "out").exists()
-    monkeypatch.setattr("ssppo_jax.grid.TRAIN", ("false",))
+    monkeypatch.setattr("ssppo_jax.sweep.grid.TRAIN", ("false",))
     assert main(argv) == 1
-    monkeypatch.setattr("ssppo_jax.sweep.sweep", lambda *args, jobs, dry_run: 10 * jobs)
+    monkeypatch.setattr("ssppo_jax.sweep.run.sweep", lambda *args, jobs, dry_run: 10 * jobs)
     assert main([*argv, "--jobs=3"]) == 30

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ssppo_jax.measure import read_courses
+from ssppo_jax.sweep.measure import read_courses
 
 SOURCES = ("evaluate/win_rate", "score/entropy")
 

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from ssppo_jax import cores
+from ssppo_jax.sweep import cores
 
 
 @pytest.mark.parametrize(

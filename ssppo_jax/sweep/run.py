@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ssppo_jax import cores
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
-from ssppo_jax.grid import Grid, Run, plan, read_result
-from ssppo_jax.sweep_plots import plot_courses, plot_points
-from ssppo_jax.sweep_table import number, table, write
+from ssppo_jax.sweep import cores
+from ssppo_jax.sweep.grid import Grid, Run, plan, read_result
+from ssppo_jax.sweep.plots import plot_courses, plot_points
+from ssppo_jax.sweep.table import number, table, write
 
 INTERRUPTED = 75  # what a run that was stopped and saved exits with, and so the sweep
 POLL_SECONDS = 0.2

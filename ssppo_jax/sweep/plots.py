@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 from ssppo_jax.errors import DataError
-from ssppo_jax.grid import Grid
-from ssppo_jax.measure import Course, read_courses
 from ssppo_jax.report.plots import COLOURS
-from ssppo_jax.sweep_table import by_point, done, summary
+from ssppo_jax.sweep.grid import Grid
+from ssppo_jax.sweep.measure import Course, read_courses
+from ssppo_jax.sweep.table import by_point, done, summary
 
 LINESTYLES = ("-", "--", ":", "-.")  # 8 colours in 4 styles: the first 32 points differ at a glance
 MOST_STEPS = 60  # points of a curve; longer courses are drawn as means of equal slices

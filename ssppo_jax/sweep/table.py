@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ssppo_jax.grid import Grid, Run, key_text, text
 from ssppo_jax.runs import folder as run_folder
+from ssppo_jax.sweep.grid import Grid, Run, key_text, text
 
 RUNS_NAMED = 5  # of those that lack a value
 

@@ -5,7 +5,7 @@ import pytest
 from swept import log
 
 from ssppo_jax.errors import DataError
-from ssppo_jax.measure import HOW, Measure, measure_run, parse, read_courses
+from ssppo_jax.sweep.measure import HOW, Measure, measure_run, parse, read_courses
 
 
 @pytest.mark.parametrize(

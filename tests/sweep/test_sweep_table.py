@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from swept import log
 
-from ssppo_jax import grid, measure, sweep_plots, sweep_table
-from ssppo_jax.measure import Course
+from ssppo_jax.sweep import grid, measure
+from ssppo_jax.sweep import plots as sweep_plots
+from ssppo_jax.sweep import table as sweep_table
+from ssppo_jax.sweep.measure import Course
 
 WIN_RATE = ("evaluate/win_rate",)
 

@@ -32,10 +32,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssppo_jax import config as cfg
-from ssppo_jax import measure, schema
+from ssppo_jax import schema
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.measure import Measure
 from ssppo_jax.runs import folder as run_folder
+from ssppo_jax.sweep import measure
+from ssppo_jax.sweep.measure import Measure
 
 # This process must not touch a device: an accelerator belongs to one process, and the runs need it.
 TRAIN = (sys.executable, "-m", "ssppo_jax", "train")

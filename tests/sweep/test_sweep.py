@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 from swept import write_swept
 
-from ssppo_jax import cores, grid, sweep
 from ssppo_jax.distributed.stop import RunLock
 from ssppo_jax.errors import UserError
+from ssppo_jax.sweep import cores, grid
+from ssppo_jax.sweep import run as sweep
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TRAINER = """
 import glob, json, os, signal, sys, time
 args = dict(arg[2:].split("=", 1) for arg in sys.argv[1:])
