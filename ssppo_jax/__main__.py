@@ -242,9 +242,9 @@ def _plan(argv: list[str]) -> int:
         print(USAGE)
         return 0
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is run: the slice is only described
-    from ssppo_jax.planned_steps import PHASES
-    from ssppo_jax.planner import plan_command
-    from ssppo_jax.topology import devices_of
+    from ssppo_jax.plan.command import plan_command
+    from ssppo_jax.plan.steps import PHASES
+    from ssppo_jax.plan.topology import devices_of
 
     phases = args.phases.split(",")
     if not set(phases) <= set(PHASES):

@@ -18,10 +18,10 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.hlo import collective_bytes
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
-from ssppo_jax.planned_steps import PHASES, Planned, plan_step, rows_per_prompt, shard_bytes
+from ssppo_jax.plan.hlo import collective_bytes
+from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt, shard_bytes
 from ssppo_jax.runs.chips import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
 from ssppo_jax.weights import hf

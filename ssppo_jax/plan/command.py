@@ -11,8 +11,8 @@ import jax
 from ssppo_jax import schema
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.models.arch import Arch
-from ssppo_jax.plan import Plan, plan, rank, read_model, variants
-from ssppo_jax.plan_table import describe, ranking, record
+from ssppo_jax.plan.compile import Plan, plan, rank, read_model, variants
+from ssppo_jax.plan.table import describe, ranking, record
 from ssppo_jax.runs.chips import chip_of
 
 

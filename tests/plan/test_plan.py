@@ -10,14 +10,18 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
-from ssppo_jax import plan, planned_steps, planner, schema, topology, tpu
+from ssppo_jax import schema, tpu
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.hlo import collective_bytes
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.hf_config import arch_to_hf
-from ssppo_jax.plan_table import describe, ranking
+from ssppo_jax.plan import command as planner
+from ssppo_jax.plan import compile as plan
+from ssppo_jax.plan import steps as planned_steps
+from ssppo_jax.plan import topology
+from ssppo_jax.plan.hlo import collective_bytes
+from ssppo_jax.plan.table import describe, ranking
 from ssppo_jax.runs.chips import Chip
 
 ARCH = tiny_arch(vocab_size=512, num_layers=3, num_kv_heads=4, tie_embeddings=False)

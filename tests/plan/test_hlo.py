@@ -6,7 +6,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssppo_jax.distributed.mesh import make_mesh
-from ssppo_jax.hlo import collective_bytes
+from ssppo_jax.plan.hlo import collective_bytes
 
 BY_HAND = """
 %cond (c: (s32[], bf16[8,16])) -> pred[] {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from ssppo_jax.plan import GIB, Plan
+from ssppo_jax.plan.compile import GIB, Plan
 from ssppo_jax.runs.chips import Chip
 
 
