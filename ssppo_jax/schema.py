@@ -27,7 +27,7 @@ from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
-from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, STATE_DTYPES
+from ssppo_jax.optimizer import OPTIMIZERS, SCHEDULES, STATE_DTYPES
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.rollout.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES

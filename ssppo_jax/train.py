@@ -31,7 +31,7 @@ from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
-from ssppo_jax.optim import OPTIMIZERS, learning_rate, make_optimizer
+from ssppo_jax.optimizer import OPTIMIZERS, learning_rate, make_optimizer
 from ssppo_jax.oracles.protocol import check_prompts
 from ssppo_jax.rollout.collect import Collector
 from ssppo_jax.rollout.judge import build_oracle, place_oracle

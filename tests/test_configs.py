@@ -15,7 +15,7 @@ from ssppo_jax.config import load_config
 from ssppo_jax.distributed.mesh import AXES, shardings
 from ssppo_jax.models.decoder import init_params
 from ssppo_jax.models.hf_config import arch_from_hf
-from ssppo_jax.optim import OPTIMIZERS
+from ssppo_jax.optimizer import OPTIMIZERS
 from ssppo_jax.weights import hf
 
 FOLDER = Path(__file__).parents[1] / "configs"

@@ -16,7 +16,7 @@ from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
-from ssppo_jax.optim import OPTIMIZERS, make_optimizer
+from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer
 from ssppo_jax.state import fresh_state
 from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, Policy, TrainState

@@ -15,7 +15,7 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora
-from ssppo_jax.optim import OPTIMIZERS, make_optimizer
+from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import make_generate
 from ssppo_jax.state import fresh_optimizer, fresh_state

@@ -8,7 +8,7 @@ import optax
 import pytest
 from tiny import jit
 
-from ssppo_jax.optim import OPTIMIZERS, SCHEDULES, kept_in, learning_rate, make_optimizer
+from ssppo_jax.optimizer import OPTIMIZERS, SCHEDULES, kept_in, learning_rate, make_optimizer
 
 GRADIENTS = np.array([[3.0, -0.5, 0.0], [1.0, 2.0, 0.25], [-4.0, 0.5, 1.0]], np.float32)  # three steps
 START = np.array([1.0, -2.0, 0.5], np.float32)
