@@ -11,7 +11,7 @@ import numpy as np
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.oracles.sandbox import OUTCOMES, Limits, Outcome, run_tests
+from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Outcome, run_tests
 from ssppo_jax.types import Prompt, Verdict
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)

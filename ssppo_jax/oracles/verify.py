@@ -21,7 +21,7 @@ from ssppo_jax.data.tasks import entry_of
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.oracles.answers import STYLES, answer_of, hashed, well_formed
 from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.oracles.worker import Worker
+from ssppo_jax.oracles.sandbox.worker import Worker
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 Grade = Callable[[Prompt, str], dict]  # (prompt, answer) -> the worker's reply

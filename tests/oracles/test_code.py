@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.oracles import sandbox
 from ssppo_jax.oracles.code import code, code_of
-from ssppo_jax.oracles.sandbox import Limits, run_tests
+from ssppo_jax.oracles.sandbox import run as sandbox
+from ssppo_jax.oracles.sandbox.run import Limits, run_tests
 from ssppo_jax.types import Prompt
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")

@@ -15,7 +15,7 @@ from ssppo_jax.data.tasks import library
 from ssppo_jax.errors import ConfigError, DataError, UserError
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.protocol import Journal, check_prompts, checked, consult, drop_failed
-from ssppo_jax.oracles.worker import Worker
+from ssppo_jax.oracles.sandbox.worker import Worker
 from ssppo_jax.rollout.judge import concatenated
 from ssppo_jax.types import Prompt
 
