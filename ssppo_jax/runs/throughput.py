@@ -8,10 +8,10 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ssppo_jax.runs.chips import chip_of
 from ssppo_jax.data import bucket_of
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
+from ssppo_jax.runs.chips import chip_of
 from ssppo_jax.types import Batch
 
 

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from ssppo_jax import schema
-from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.runs import folder as run_folder
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssppo_jax.runs import metrics
 from ssppo_jax.errors import ConfigError, DataError, UserError
+from ssppo_jax.runs import metrics
 from ssppo_jax.runs.metrics import Lagged, MetricLog, finalize, length_percentiles, read_metrics, sample_stats
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Max, Mean, Min, Samples
 

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from ssppo_jax.runs import throughput as pace
-from ssppo_jax.runs.memory import peaks
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
+from ssppo_jax.runs import throughput as pace
+from ssppo_jax.runs.memory import peaks
 from ssppo_jax.types import Batch
 
 ARCH = tiny_arch()
