@@ -49,7 +49,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ssppo_jax", "ssppo_jax.*"]),
-    package_data={"ssppo_jax": ["prompts/*.jsonl"]},
+    package_data={"ssppo_jax": ["data/prompts/*.jsonl"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

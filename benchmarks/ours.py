@@ -20,13 +20,13 @@ from ssppo_jax.data import EncodedPrompt, pad_batch
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.rollout.sample import sample_prompts
-from ssppo_jax.runs import memory
 from ssppo_jax.runs.metrics import read_metrics
+from ssppo_jax.runs.throughput import memory_peaks
 from ssppo_jax.runtime import build_runtime, sampling_params
-from ssppo_jax.state import fresh_state
-from ssppo_jax.steps import make_score_step, make_train_step
-from ssppo_jax.train import make_run_optimizer, train
+from ssppo_jax.steps import fresh_state, make_score_step, make_train_step
+from ssppo_jax.train import train
 from ssppo_jax.types import Batch, Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -116,7 +116,7 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
 
 
 def peak() -> float:
-    found = memory.peaks()
+    found = memory_peaks()
     return found.get("device_peak_gib", found["host_peak_gib"])
 
 

@@ -22,7 +22,7 @@ from ssppo_jax import schema
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.plan.compile import GIB, plan, read_model
 from ssppo_jax.plan.topology import devices_of
-from ssppo_jax.runs.chips import chip_of
+from ssppo_jax.runs.throughput import chip_of
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent

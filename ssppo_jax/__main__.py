@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import os
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 
 from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.tpu import leave_out
+from ssppo_jax.files import default_cache
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
-    leave_out()
+    leave_out_tpu()
     try:
         if argv[0] not in COMMANDS:
             raise ConfigError(f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}")
@@ -102,9 +103,7 @@ def _config(args, overrides):
         print(USAGE + "\nconfig keys" + (f" of {args.config}" if args.config else ", at their defaults"))
         print(schema.help_text(config))
         return None
-    from ssppo_jax.compiled import keep
-
-    keep()
+    keep_compiled()
     return schema.load(args.config, overrides, jax.device_count())
 
 
@@ -129,8 +128,8 @@ def _train(argv: list[str]) -> int:
     config = _config(args, overrides)
     if config is None:
         return 0
+    from ssppo_jax.errors import Interrupted
     from ssppo_jax.report.build import build_report
-    from ssppo_jax.rollout.sample import Interrupted
     from ssppo_jax.train import train
 
     try:
@@ -166,7 +165,7 @@ def _generate(argv: list[str]) -> int:
     config = _config(args, overrides)
     if config is None:
         return 0
-    from ssppo_jax.inference import respond
+    from ssppo_jax.evaluate import respond
 
     if args.output:
         _folder(Path(args.output).parent)
@@ -252,6 +251,37 @@ def _plan(argv: list[str]) -> int:
     devices = devices_of(args.topology)
     output = _folder(args.output) if args.output else None
     return plan_command(args.config, overrides, devices, model=args.model, phases=phases, sweep=sweep, output=output)
+
+
+def leave_out_tpu() -> None:
+    """Keep JAX from looking for a TPU in this process where only the compiler is installed: there is no such chip.
+
+    Called before JAX starts. What the user says in JAX_PLATFORMS stands.
+    """
+    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or _has_chip():
+        return
+    gpu = any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if gpu and os.path.exists("/dev/nvidiactl") else "cpu"
+
+
+def _has_chip() -> bool:
+    """Whether the kernel shows a TPU: as /dev/accel0 or, on newer machines, in a vfio group."""
+    return os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
+
+
+LARGEST = 4 * 2**30  # bytes of the folder; the longest unused goes first
+
+
+def keep_compiled() -> None:
+    """Let JAX keep what took over a second to compile in $SSPPO_CACHE/compiled, keyed by program, options and device.
+
+    Another folder in JAX_COMPILATION_CACHE_DIR stands, and so does JAX_ENABLE_COMPILATION_CACHE=0.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
+        jax.config.update("jax_compilation_cache_max_size", LARGEST)
 
 
 COMMANDS = {

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import ast
 import difflib
+import importlib
 import importlib.util
 import inspect
 import math
+import pkgutil
 import re
 import textwrap
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -345,3 +347,33 @@ def raise_problems(problems: list[str]) -> None:
     """
     if problems:
         raise ConfigError(f"{len(problems)} problem(s) in the configuration:\n" + "\n".join("  " + p for p in problems))
+
+
+def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callable]:
+    """The merged module-level `table` dicts (e.g. "LOSSES") of all modules in a package; a module may have none.
+
+    Raises:
+        UserError: two modules use one name: which of the two a configuration meant could not be known.
+    """
+    found: dict[str, Callable] = {}
+    owner: dict[str, str] = {}
+    for module in _modules(paths, package):
+        for name, function in getattr(module, table, {}).items():
+            if name in found:
+                raise UserError(f"{name!r} is in the {table} of both {owner[name]} and {module.__name__}: rename one")
+            found[name], owner[name] = function, module.__name__
+    return found
+
+
+def constants(paths: Iterable[str], package: str, table: str, constant: str, default: Any) -> dict[str, Any]:
+    """What the module of each table entry says in its module-level `constant`, by entry; else `default`."""
+    return {
+        name: getattr(module, constant, default)
+        for module in _modules(paths, package)
+        for name in getattr(module, table, {})
+    }
+
+
+def _modules(paths: Iterable[str], package: str) -> Iterator[ModuleType]:
+    for info in sorted(pkgutil.iter_modules(paths), key=lambda info: info.name):
+        yield importlib.import_module(f"{package}.{info.name}")

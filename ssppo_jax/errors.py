@@ -23,3 +23,7 @@ class GateError(UserError):
     """A run's own correctness gate failed (exit 70, sysexits EX_SOFTWARE)."""
 
     exit_code = 70
+
+
+class Interrupted(Exception):
+    """A stop was requested; the phase ended at a batch boundary, and the same command continues the run."""

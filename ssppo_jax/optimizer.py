@@ -5,7 +5,9 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import optax
+from ml_collections import ConfigDict
 
+from ssppo_jax.config import call_kwargs
 from ssppo_jax.types import PyTree
 
 
@@ -123,3 +125,24 @@ def kept_in(transform: optax.GradientTransformation, dtype: jnp.dtype) -> optax.
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(init, update)
+
+
+def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
+    if config.optim.scope == "iteration":
+        total = int(steps_per_epoch * (config.optim.schedule_epochs or config.train.epochs))
+    else:
+        total = steps_per_epoch * config.train.epochs * config.train.iterations
+    return learning_rate(
+        config.optim.learning_rate,
+        schedule=config.optim.schedule,
+        warmup_ratio=config.optim.warmup_ratio,
+        total_steps=total,
+    )
+
+
+def make_run_optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The configured optimizer and its learning rate by step."""
+    rate = _learning_rate(config, steps_per_epoch)
+    transform = OPTIMIZERS[config.optim.transform.name](**call_kwargs(config.optim.transform))
+    c = config.optim
+    return make_optimizer(transform, rate, max_grad_norm=c.max_grad_norm, state_dtype=c.state_dtype), rate

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import optax
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
@@ -25,26 +24,29 @@ from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import put_rows, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
-from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import HeldOut, compare, encode_split, logged, rewards
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
-from ssppo_jax.optimizer import OPTIMIZERS, learning_rate, make_optimizer
+from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.oracles.protocol import check_prompts
-from ssppo_jax.rollout.collect import Collector
+from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.judge import build_oracle, place_oracle
-from ssppo_jax.rollout.rows import RECORDS
-from ssppo_jax.rollout.sample import Interrupted
 from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
 from ssppo_jax.runs import folder as run_folder
-from ssppo_jax.runs import memory
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
-from ssppo_jax.runs.throughput import pace_of, work_of
+from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
 from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
-from ssppo_jax.state import abstract_state, fresh_optimizer, fresh_state
-from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
+from ssppo_jax.steps import (
+    abstract_state,
+    fresh_optimizer,
+    fresh_state,
+    make_score_step,
+    make_term_norms,
+    make_train_step,
+)
 from ssppo_jax.types import Batch, Mean, PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.adapters import save_adapters
@@ -299,7 +301,7 @@ class Trainer:
         whole = at.step_in_iteration == 0  # a resumed part of an iteration has no pace of its own
         pace = pace_of(work, time.perf_counter() - start) if whole and steps else {}
         values = {"padding_share": work.padding_share} if steps else {}
-        self._log("iteration", values, pace | memory.peaks(), at)
+        self._log("iteration", values, pace | memory_peaks(), at)
         return state
 
     def _train(self, state: TrainState, rollout: Rollout, batches: list[np.ndarray], at: Position) -> TrainState:
@@ -397,27 +399,6 @@ class Trainer:
 
 def _is_due(every: int, count: int) -> bool:
     return bool(every) and count % every == 0
-
-
-def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    if config.optim.scope == "iteration":
-        total = int(steps_per_epoch * (config.optim.schedule_epochs or config.train.epochs))
-    else:
-        total = steps_per_epoch * config.train.epochs * config.train.iterations
-    return learning_rate(
-        config.optim.learning_rate,
-        schedule=config.optim.schedule,
-        warmup_ratio=config.optim.warmup_ratio,
-        total_steps=total,
-    )
-
-
-def make_run_optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The configured optimizer and its learning rate by step."""
-    rate = _learning_rate(config, steps_per_epoch)
-    transform = OPTIMIZERS[config.optim.transform.name](**call_kwargs(config.optim.transform))
-    c = config.optim
-    return make_optimizer(transform, rate, max_grad_norm=c.max_grad_norm, state_dtype=c.state_dtype), rate
 
 
 def _epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.ndarray]:

@@ -11,8 +11,7 @@ import ssppo_jax.train
 from ssppo_jax import schema
 from ssppo_jax.__main__ import COMMANDS, USAGE, main
 from ssppo_jax.config import flatten, keyword_defaults
-from ssppo_jax.errors import DataError, GateError
-from ssppo_jax.rollout.sample import Interrupted
+from ssppo_jax.errors import DataError, GateError, Interrupted
 from ssppo_jax.weights import hf
 
 CONFIGS = Path(__file__).parents[1] / "configs"

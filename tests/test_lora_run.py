@@ -9,8 +9,7 @@ from safetensors.numpy import load_file
 from small_runs import configure, length_oracle, values
 
 from ssppo_jax import train as train_module
-from ssppo_jax.errors import ConfigError
-from ssppo_jax.rollout.sample import Interrupted
+from ssppo_jax.errors import ConfigError, Interrupted
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runtime import build_runtime
 from ssppo_jax.train import Trainer, train

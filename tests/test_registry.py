@@ -6,9 +6,9 @@ import pytest
 
 from ssppo_jax import config as cfg
 from ssppo_jax import losses, oracles
+from ssppo_jax.config import discover
 from ssppo_jax.errors import UserError
 from ssppo_jax.losses import group, preference
-from ssppo_jax.registry import discover
 
 
 @pytest.fixture

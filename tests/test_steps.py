@@ -17,8 +17,7 @@ from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
 from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer
-from ssppo_jax.state import fresh_state
-from ssppo_jax.steps import make_score_step, make_term_norms, make_train_step
+from ssppo_jax.steps import fresh_state, make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, Policy, TrainState
 
 B, K, PROMPT, T, CHUNK = 8, 2, 6, 12, 6

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ssppo_jax.errors import UserError
-from ssppo_jax.winrate import cross_win_probability, win_rate
+from ssppo_jax.evaluate import cross_win_probability, win_rate
 
 
 def test_the_mean_is_the_mean_over_prompts_and_lies_inside():

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from game import averaged
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from ssppo_jax.oracles.game import averaged
 from ssppo_jax.report.plots import COLOURS, INK, STYLE
 
 PAPER = {key: "black" if value == INK else value for key, value in STYLE.items()}  # a file has no page to take ink from

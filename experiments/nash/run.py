@@ -16,12 +16,12 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import figures
+import game as games
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ssppo_jax.losses import LOSSES
-from ssppo_jax.oracles import game as games
 from ssppo_jax.rollout import pairs
 
 ACTIONS = 10

@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 def quickstart() -> list[Prompt]:
     """The short single-turn instructions that come with the package."""
-    file = resources.files("ssppo_jax").joinpath("prompts/quickstart.jsonl")
+    file = resources.files("ssppo_jax").joinpath("data/prompts/quickstart.jsonl")
     return _prompts(_json_rows(file.read_bytes(), "quickstart.jsonl"))
 
 

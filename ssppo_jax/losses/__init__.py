@@ -11,7 +11,7 @@ A module says in `ROWS` what a row of its batch holds, and so how a rollout is a
     "opponent"  a sample of the policy at 0 and one of its opponent at 1, in this order whoever wins
 """
 
-from ssppo_jax.registry import constants, discover
+from ssppo_jax.config import constants, discover
 
 ROW_KINDS = ("pair", "group", "opponent")
 LOSSES = discover(__path__, __name__, "LOSSES")

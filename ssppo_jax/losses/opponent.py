@@ -81,7 +81,7 @@ def nash_md(policy: Policy, batch: Batch, *, beta: float = 0.1, mixture_coef: fl
 
     Only the gradient means something: the value is that of a surrogate, whatever its sign. It is a policy gradient at
     pi = pi_t, so it is meant for one update per rollout. In a tabular game one natural-gradient step of size
-    mixture_coef/beta is the paper's mirror descent step, exactly (`tests/oracles/test_game.py`).
+    mixture_coef/beta is the paper's mirror descent step, exactly (`tests/experiments/test_game.py`).
 
     Args:
       beta: strength of the tie to the reference

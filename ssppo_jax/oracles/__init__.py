@@ -4,6 +4,6 @@ Every module of this package that has a module-level `ORACLES` table is found he
 one file. See `protocol` for what an oracle is.
 """
 
-from ssppo_jax.registry import discover
+from ssppo_jax.config import discover
 
 ORACLES = discover(__path__, __name__, "ORACLES")

@@ -13,7 +13,7 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.plan.compile import Plan, plan, rank, read_model, variants
 from ssppo_jax.plan.table import describe, ranking, record
-from ssppo_jax.runs.chips import chip_of
+from ssppo_jax.runs.throughput import chip_of
 
 
 def plan_command(

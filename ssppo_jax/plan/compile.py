@@ -22,7 +22,7 @@ from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.plan.hlo import collective_bytes
 from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt, shard_bytes
-from ssppo_jax.runs.chips import Chip, chip_of
+from ssppo_jax.runs.throughput import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
 from ssppo_jax.weights import hf
 

@@ -16,11 +16,10 @@ from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
+from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.runtime import Runtime, sampling_params
 from ssppo_jax.sampling.sampler import in_one_batch
-from ssppo_jax.state import abstract_state
-from ssppo_jax.steps import make_score_step, make_train_step
-from ssppo_jax.train import make_run_optimizer
+from ssppo_jax.steps import abstract_state, make_score_step, make_train_step
 from ssppo_jax.types import Batch, Prompts, PyTree
 
 PHASES = ("generate", "score", "train")

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from ssppo_jax.plan.compile import GIB, Plan
-from ssppo_jax.runs.chips import Chip
+from ssppo_jax.runs.throughput import Chip
 
 
 def describe(plan: Plan, chip: Chip) -> str:

@@ -10,7 +10,7 @@ import re
 import jax
 
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.runs.chips import CHIPS
+from ssppo_jax.runs.throughput import CHIPS
 
 _NAME = re.compile(r"(v\d+[a-z]?):(\d+(x\d+){1,2})")
 # What the compiler would otherwise look for in vain, and complain of: this machine has no TPU. It changes no answer.

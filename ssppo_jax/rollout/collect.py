@@ -16,9 +16,11 @@ from ssppo_jax import data
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.losses import ROWS
 from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
-from ssppo_jax.rollout.groups import teaches
+from ssppo_jax.rollout.groups import group_rows, reward_of, teaches
 from ssppo_jax.rollout.judge import Ahead, concatenated, identity_of, judge, part_stats
-from ssppo_jax.rollout.rows import ASSEMBLE, Judged, reward_of
+from ssppo_jax.rollout.opponents import opponent_rows
+from ssppo_jax.rollout.pairs import pair_rows
+from ssppo_jax.rollout.rows import Judged
 from ssppo_jax.rollout.sample import Sampled, sample_prompts
 from ssppo_jax.rollout.score import score_batch
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER, SentenceEmbedder
@@ -26,6 +28,9 @@ from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import ROLLOUT, Runtime, sampling_params
 from ssppo_jax.types import PyTree, Samples
+
+ASSEMBLE = {"pair": pair_rows, "group": group_rows, "opponent": opponent_rows}
+RECORDS = {"pair": "pairs.jsonl", "group": "groups.jsonl", "opponent": "opponents.jsonl"}  # files of the run folder
 
 
 @dataclasses.dataclass

@@ -9,9 +9,14 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from ssppo_jax.losses.advantages import soft_overlong, zero_spread
-from ssppo_jax.types import Mean
+from ssppo_jax.config import call_kwargs
+from ssppo_jax.losses.advantages import ADVANTAGES, soft_overlong, zero_spread
+from ssppo_jax.rollout.pairs import mean_win_rate
+from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_of
+from ssppo_jax.rollout.similarity import SentenceEmbedder
+from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Mean, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +25,48 @@ class Groups:
 
     reward: np.ndarray  # [B,K] float32, length penalty included
     advantage: np.ndarray  # [B,K] float32
+
+
+def group_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int) -> Rows:
+    """All K responses with their advantages (`groups.make_groups`)."""
+    del embedder
+    advantage, kwargs = ADVANTAGES[config.advantage.name], call_kwargs(config.advantage)
+    groups, stats = make_groups(
+        reward_of(config, judged.verdict),
+        judged.samples.length,
+        lambda reward: advantage(reward, **kwargs),
+        max_length=config.sampling.max_new_tokens,
+        overlong_buffer_len=config.group.overlong_buffer_len,
+        overlong_penalty_factor=config.group.overlong_penalty_factor,
+    )
+    truncated = judged.samples.finish == FINISH_LENGTH
+    batch = batch_of(judged.encoded, judged.samples, advantage=groups.advantage)
+    if config.group.mask_truncated_completions:
+        batch = batch._replace(mask=batch.mask * ~truncated[:, :, None])
+    records = [
+        record_of(iteration, e, answer=e.prompt.meta.get("answer"), responses=texts)
+        | {"reward": reward.tolist(), "advantage": worth.tolist(), "length": length.tolist()}
+        | {"finish": [FINISH_NAMES[f] for f in finish]}
+        for e, texts, reward, worth, length, finish in zip(
+            judged.encoded,
+            judged.texts,
+            groups.reward,
+            groups.advantage,
+            judged.samples.length,
+            judged.samples.finish,
+            strict=True,
+        )
+    ]
+    values = {name: float(m.result()) for name, m in stats.items()}
+    values |= {"group/truncated": mean_or_zero(truncated), "group/rows": float(len(records))}
+    return Rows(batch, judged.samples.logp, records, values)
+
+
+def reward_of(config: ConfigDict, verdict: Verdict) -> np.ndarray:  # [B,K] float32
+    """The oracle's rewards, or, where it gave preferences, the win rate of each response in its group."""
+    if verdict.reward is not None:
+        return verdict.reward
+    return mean_win_rate(verdict.preference, include_self=config.pairs.include_self).astype(np.float32)
 
 
 def teaches(

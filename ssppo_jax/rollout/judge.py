@@ -15,9 +15,9 @@ from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import make_mesh
 from ssppo_jax.distributed.progress import bar
+from ssppo_jax.errors import Interrupted
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.protocol import Journal, Oracle, asymmetry_stats, consult, oracle_identity, take_rows
-from ssppo_jax.rollout.sample import Interrupted
 from ssppo_jax.types import Verdict
 
 JUDGED_AT_ONCE = 64  # prompts per oracle call, unless the oracle says: what an interruption can lose

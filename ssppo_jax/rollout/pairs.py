@@ -10,10 +10,16 @@ import difflib
 from collections.abc import Callable, Iterable
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from ssppo_jax.config import call_kwargs
+from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses.gates import calibrate, linear
-from ssppo_jax.types import Mean
+from ssppo_jax.losses.gates import GATES, calibrate, linear
+from ssppo_jax.oracles.links import preference_of
+from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
+from ssppo_jax.rollout.similarity import EmbedCounts, SentenceEmbedder, score_similarity
+from ssppo_jax.types import Mean, Samples
 
 SCORE_CLIP = 1e-6  # logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
 TIE = 1e-6  # scores closer than this are equal
@@ -34,6 +40,68 @@ class Pairs:
     similarity: np.ndarray  # [B] float32 in [0,1], of winner and loser; 0 when no similarity was given
     tied: np.ndarray  # [B] bool, all K mean scores equal: winner and loser are then arbitrary
     keep: np.ndarray  # [B] bool, False for the tied groups if they are to be dropped
+
+
+def pair_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int) -> Rows:
+    """The best and the worst of K, with their gated win rates (`pairs.make_pairs`)."""
+    similarity, counts = _similarity(config, judged, embedder)
+    gate, kwargs = GATES[config.pairs.gate.name], call_kwargs(config.pairs.gate)
+    pairs, stats = make_pairs(
+        preference_of(judged.verdict, temperature=config.judge.reward_temperature),
+        similarity,
+        lambda s: gate(s, **kwargs),
+        win_rate_estimator=config.pairs.win_rate_estimator,
+        include_self=config.pairs.include_self,
+        semantic_gate=config.pairs.semantic_gate,
+        drop_tied=config.pairs.drop_ties,
+    )
+    rows = np.flatnonzero(pairs.keep)
+    two = np.stack([pairs.winner[rows], pairs.loser[rows]], axis=1)  # [M,2]
+    samples = Samples(*(x[rows[:, None], two] for x in judged.samples))
+    chosen = [judged.encoded[i] for i in rows]
+    batch = batch_of(
+        chosen,
+        samples,
+        win_rate=pairs.win_rate[rows],
+        target=pairs.target[rows],
+        p_win=pairs.p_win[rows],
+        similarity=pairs.similarity[rows],
+    )
+    records = [
+        record_of(iteration, e, winner=judged.texts[i][w], loser=judged.texts[i][l])
+        | {
+            "win_rate": pairs.win_rate[i].tolist(),
+            "target": pairs.target[i].tolist(),
+            "similarity": float(pairs.similarity[i]),
+            "p_win": float(pairs.p_win[i]),
+            "tied": bool(pairs.tied[i]),
+        }
+        for e, i, (w, l) in zip(chosen, rows, two, strict=True)
+    ]
+    values = {name: float(m.result()) for name, m in stats.items()} | {"oracle/pairs": float(len(rows))} | counts
+    return Rows(batch, samples.logp, records, values)
+
+
+def _similarity(config, judged: Judged, embedder: SentenceEmbedder | None) -> tuple[np.ndarray, dict[str, float]]:
+    """[B,K,K] similarities, how alike two samples are on average, how many texts were read in part or empty."""
+
+    def work(rows: np.ndarray) -> tuple[np.ndarray, EmbedCounts]:
+        matrix = score_similarity(
+            [judged.encoded[i].prompt.text for i in rows],
+            [judged.texts[i] for i in rows],
+            embedder.embed if embedder else None,
+            similarity=config.similarity.name,
+            embed_text=config.similarity.embed_text,
+            prefix=config.similarity.prefix,
+        )
+        return matrix, embedder.take_counts() if embedder else EmbedCounts()
+
+    order, parts = hosts.share([e.address for e in judged.encoded], work, "comparing responses")
+    matrices, counted = zip(*parts, strict=True)
+    matrix = np.concatenate(matrices)[order]
+    counts = EmbedCounts(*map(sum, zip(*counted, strict=True)))._asdict() if embedder else {}
+    counts["of_two_samples"] = float(off_diagonal_mean(matrix).mean())
+    return matrix, {f"similarity/{name}": float(n) for name, n in counts.items()}
 
 
 def scores(

@@ -14,6 +14,7 @@ from ssppo_jax.data import EncodedPrompt, Line, lines, pad_batch
 from ssppo_jax.data.chat import check_completions, decode
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.distributed.progress import bar
+from ssppo_jax.errors import Interrupted
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.sampling.sampler import Sampler
@@ -27,10 +28,6 @@ class Sampled(NamedTuple):
     texts: list[list[str]]  # M x K
     metrics: dict[str, float]
     wall: dict[str, float]  # what differs between two equal runs
-
-
-class Interrupted(Exception):
-    """A stop was requested; the phase ended at a batch boundary."""
 
 
 def sample_prompts(

@@ -18,7 +18,7 @@ from ssppo_jax.models.lora import Lora
 from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import make_generate
-from ssppo_jax.state import fresh_optimizer, fresh_state
+from ssppo_jax.steps import fresh_optimizer, fresh_state
 from ssppo_jax.weights import hf
 
 

@@ -10,7 +10,7 @@ from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params, output_kernel
 from ssppo_jax.models.logprobs import token_logprobs
-from ssppo_jax.runs.chips import chip_of
+from ssppo_jax.runs.throughput import chip_of
 
 ARCHS = [
     tiny_arch(),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
-from ssppo_jax import schema, tpu
+from ssppo_jax import __main__, schema
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models import flops
@@ -22,7 +22,7 @@ from ssppo_jax.plan import steps as planned_steps
 from ssppo_jax.plan import topology
 from ssppo_jax.plan.hlo import collective_bytes
 from ssppo_jax.plan.table import describe, ranking
-from ssppo_jax.runs.chips import Chip
+from ssppo_jax.runs.throughput import Chip
 
 ARCH = tiny_arch(vocab_size=512, num_layers=3, num_kv_heads=4, tie_embeddings=False)
 CHIP = Chip("fake", ("cpu",), 1e12, 2**30, 1e11, 1e10)
@@ -197,9 +197,9 @@ def test_the_tpu_compiler_alone_does_not_make_a_run_look_for_a_tpu(libtpu, chip,
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if said:
         monkeypatch.setenv("JAX_PLATFORMS", said)
-    monkeypatch.setattr(tpu, "_has_chip", lambda: chip)
+    monkeypatch.setattr(__main__, "_has_chip", lambda: chip)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name if name == "libtpu" and libtpu else None)
-    tpu.leave_out()
+    __main__.leave_out_tpu()
     assert os.environ.get("JAX_PLATFORMS") == want
 
 

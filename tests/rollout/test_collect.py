@@ -9,7 +9,10 @@ from small_runs import byte_oracle, configure, length_oracle, values
 
 from ssppo_jax import train as train_module
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.rollout.rows import Judged, group_rows, opponent_rows, pair_rows
+from ssppo_jax.rollout.groups import group_rows
+from ssppo_jax.rollout.opponents import opponent_rows
+from ssppo_jax.rollout.pairs import pair_rows
+from ssppo_jax.rollout.rows import Judged
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.train import train

@@ -9,7 +9,7 @@ import pytest
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.runs import throughput as pace
-from ssppo_jax.runs.memory import peaks
+from ssppo_jax.runs.throughput import memory_peaks
 from ssppo_jax.types import Batch
 
 ARCH = tiny_arch()
@@ -52,4 +52,4 @@ def test_utilisation_is_given_where_the_peak_is_known(monkeypatch):
 def test_the_peak_of_this_process_is_the_kernels():
     np.ones(2**25)  # so that it is not the start's
     said = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    assert peaks()["host_peak_gib"] == pytest.approx(int(said.split()[1]) / 2**20, rel=0.02)
+    assert memory_peaks()["host_peak_gib"] == pytest.approx(int(said.split()[1]) / 2**20, rel=0.02)

@@ -11,7 +11,8 @@ from small_runs import configure
 
 from ssppo_jax.data import EncodedPrompt, pad_batch
 from ssppo_jax.distributed.mesh import put_rows
-from ssppo_jax.rollout.sample import Interrupted, refill_rows, sample_prompts
+from ssppo_jax.errors import Interrupted
+from ssppo_jax.rollout.sample import refill_rows, sample_prompts
 from ssppo_jax.runtime import build_runtime, sampling_params
 from ssppo_jax.types import Prompt
 

@@ -10,8 +10,7 @@ from swept import BASE, log, write_swept
 import ssppo_jax.train
 from ssppo_jax import schema
 from ssppo_jax.__main__ import main
-from ssppo_jax.errors import ConfigError
-from ssppo_jax.rollout.sample import Interrupted
+from ssppo_jax.errors import ConfigError, Interrupted
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.sweep import grid
 from ssppo_jax.sweep.measure import Measure

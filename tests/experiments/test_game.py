@@ -12,8 +12,10 @@ import pytest
 
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.losses import LOSSES
-from ssppo_jax.oracles import game as games
-from ssppo_jax.oracles.game import duality_gap, equilibrium, exact_batch, improve, opponent_batch, pair_batch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/nash"))
+import game as games
+from game import duality_gap, equilibrium, exact_batch, improve, opponent_batch, pair_batch
 
 RNG = np.random.default_rng(0)
 LOGITS = np.log([0.5, 0.3, 0.15, 0.05]).astype(np.float32)  # a pi_t that is far from uniform
