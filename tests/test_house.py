@@ -1,0 +1,76 @@
+"""The shape of the package: imports point to the left of one line, and never in a circle."""
+
+import ast
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "ssppo_jax"
+# A room (a module or a folder of the package) may import every room to the left of its bar.
+RULE = (
+    "__init__ types errors files | config | optimizer data models distributed report"
+    " | losses sampling weights steps runs | oracles runtime | rollout | schema evaluate"
+    " | train sweep | plan | __main__"
+)
+FLOOR = {room: n for n, rooms in enumerate(RULE.split("|")) for room in rooms.split()}
+FILES = sorted(PACKAGE.rglob("*.py"))
+EVERY = pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(PACKAGE)))
+
+
+def room(file):
+    return file.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imported_names(file):
+    """Dotted names that a file imports, also inside functions."""
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{file.name}:{node.lineno}: write the import with its full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_files(file):
+    """Files of the package that a file imports."""
+    for name in imported_names(file):
+        parts = name.split(".")
+        if parts[0] == "ssppo_jax":
+            yield next(found for found in _candidates(parts) if found.is_file())
+
+
+def _candidates(parts):
+    for n in range(len(parts), 0, -1):
+        path = PACKAGE.joinpath(*parts[1:n])
+        yield from (path.with_suffix(".py"), path / "__init__.py")
+
+
+@EVERY
+def test_a_room_imports_only_rooms_to_the_left_of_its_bar(file):
+    me = room(file)
+    assert me in FLOOR, f"enter {me} in RULE"
+    for other in {room(found) for found in imported_files(file)} - {me}:
+        assert FLOOR[other] < FLOOR[me], f"{me} may not import {other}: see RULE"
+
+
+def test_no_file_imports_itself_by_way_of_others():
+    try:
+        TopologicalSorter({file: set(imported_files(file)) - {file} for file in FILES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(str(file.relative_to(PACKAGE)) for file in error.args[1]))
+
+
+@EVERY
+def test_flax_stays_in_models_and_no_file_is_called_utils(file):
+    assert "flax" not in {name.split(".")[0] for name in imported_names(file)} or room(file) == "models"
+    assert file.stem not in ("utils", "util", "helpers", "misc", "common")
+
+
+def test_the_package_knows_nothing_of_experiments_and_tests():
+    above = {"experiments", "tests", "benchmarks"}
+    assert not {f for f in FILES if above & {name.split(".")[0] for name in imported_names(f)}}
+
+
+def test_every_room_in_the_rule_exists():
+    assert set(FLOOR) == {room(file) for file in FILES}
