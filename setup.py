@@ -34,7 +34,9 @@ EXTRAS = {
     "dev": ["pytest==9.2.0", "pytest-xdist==3.8.0", "ruff==0.17.6", "pre-commit"],
     "gpu": ["jax[cuda13]==0.10.2"],
     "tpu": ["jax[tpu]==0.10.2"],
-    "tasks": ["reasoning-gym==0.1.25"],  # make installs it with all it needs but pycosat, which needs a C compiler
+    "tasks": [
+        "reasoning-gym==0.1.25"
+    ],  # make installs it with all it needs but pycosat, which needs a C compiler
     "plan": ["libtpu==0.0.52"],  # the TPU compiler, for `plan` on machines without a TPU
     "tensorboard": ["tensorboard"],
     "hf": ["datasets"],
@@ -43,13 +45,16 @@ EXTRAS = {
 setup(
     name="ssppo_jax",
     version="0.1.0",
-    description="Self-play preference (S-SPPO) and soft sequence policy optimisation (SSPO) of language models in JAX",
+    description=(
+        "Self-play preference (S-SPPO) and soft sequence policy optimisation (SSPO) of language"
+        " models in JAX"
+    ),
     long_description=Path(__file__).with_name("README.md").read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ssppo_jax", "ssppo_jax.*"]),
-    package_data={"ssppo_jax": ["data/prompts/*.jsonl"]},
+    package_data={"ssppo_jax": ["configs/models/*.json", "data/prompts/*.jsonl", "py.typed"]},
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )

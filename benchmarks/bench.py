@@ -1,8 +1,9 @@
-"""Ours and the peers on the same weights and shapes, interleaved in one run: `make bench`. Writes benchmarks/README.md.
+"""Ours and the peers on the same weights and shapes, interleaved in one run: `make bench`. Writes
+benchmarks/README.md.
 
-Every task of every side is a process of its own, so that a peak is of that task alone. A round is all sides once;
-there are several rounds, and before the first the log-probs of the same tokens are compared.
-"""
+Every task of every side is a process of its own, so that a peak is of that task alone. A round is
+all sides once; there are several rounds, and before the first the log-probs of the same tokens are
+compared."""
 
 from __future__ import annotations
 
@@ -42,7 +43,10 @@ TASKS = ("sample", "train", "queue")
 WORK = {
     "sample": f"sample {work.PROMPTS} prompts x {work.SAMPLES}, {work.PROMPT} + {work.NEW} tokens",
     "queue": f"sample {work.QUEUE} prompts x {work.QUEUE_SAMPLES} that wait in line",
-    "train": f"one optimizer step on {work.PAIRS} pairs, {work.PROMPT} + {work.NEW} tokens each, reference included",
+    "train": (
+        f"one optimizer step on {work.PAIRS} pairs, {work.PROMPT} + {work.NEW} tokens each,"
+        " reference included"
+    ),
 }
 
 
@@ -52,8 +56,14 @@ def run(side: str, folder: Path, *tasks: str) -> dict[str, dict]:
     python = Path(os.environ.get("BENCH_PYTHON") or ROOT / venv / "bin/python")
     if not python.is_file():
         raise SystemExit(f"{python} is missing: make bench makes it")
-    quiet = os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3", "SSPPO_PROGRESS": "off", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([python, HERE / file, folder, *tasks], env=quiet, capture_output=True, text=True)
+    quiet = os.environ | {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "SSPPO_PROGRESS": "off",
+        "HF_HUB_OFFLINE": "1",
+    }
+    done = subprocess.run(
+        [python, HERE / file, folder, *tasks], env=quiet, capture_output=True, text=True
+    )
     records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"task"')]
     if done.returncode:
         print(f"{side} {' '.join(tasks)} failed:\n{done.stderr[-2000:]}", file=sys.stderr)
@@ -63,17 +73,31 @@ def run(side: str, folder: Path, *tasks: str) -> dict[str, dict]:
 def compare(folder: Path, sides: list[str]) -> dict[str, float]:
     """The largest difference of summed log-probs from ours, relative to their size."""
     found = {side: np.array(run(side, folder, "logprobs")["logprobs"]["values"]) for side in sides}
-    gaps = {side: float(np.max(np.abs(values / found["ours"] - 1))) for side, values in found.items() if side != "ours"}
-    wrong = {side: gap for side, gap in gaps.items() if not gap < (1e-4 if work.DTYPE == "float32" else 1e-2)}
+    gaps = {
+        side: float(np.max(np.abs(values / found["ours"] - 1)))
+        for side, values in found.items()
+        if side != "ours"
+    }
+    wrong = {
+        side: gap
+        for side, gap in gaps.items()
+        if not gap < (1e-4 if work.DTYPE == "float32" else 1e-2)
+    }
     if wrong:
-        raise SystemExit(f"log-probs of the same tokens differ by {wrong}: the sides do not run the same model")
+        raise SystemExit(
+            f"log-probs of the same tokens differ by {wrong}: the sides do not run the same model"
+        )
     return gaps
 
 
-def measure(folder: Path, sides: list[str], rounds: int, tasks: tuple[str, ...]) -> dict[tuple[str, str], list[dict]]:
+def measure(
+    folder: Path, sides: list[str], rounds: int, tasks: tuple[str, ...]
+) -> dict[tuple[str, str], list[dict]]:
     """(task, side) -> a record of each round; the queue has one."""
     found: dict[tuple[str, str], list[dict]] = {}
-    short = [(task, side) for _ in range(rounds) for task in tasks if task != "queue" for side in sides]
+    short = [
+        (task, side) for _ in range(rounds) for task in tasks if task != "queue" for side in sides
+    ]
     plan = short + [("queue", side) for side in sides if "queue" in tasks]  # minutes each: once
     with bar(len(plan), what="bench", unit="tasks") as progress:
         for task, side in plan:
@@ -84,20 +108,27 @@ def measure(folder: Path, sides: list[str], rounds: int, tasks: tuple[str, ...])
 
 
 def useful(folder: Path) -> dict[str, float]:
-    """Operations of each task that are no padding and no recomputation; of training the reference's pass too."""
+    """Operations of each task that are no padding and no recomputation; of training the reference's
+    pass too."""
     arch = hf.read_arch(folder)
     prompt, pair = np.full(work.PAIRS, work.PROMPT), np.full((work.PAIRS, 2), work.NEW)
     train = flops.train_step(arch, prompt, pair) + flops.forward(arch, prompt, pair)
     rows = {"sample": (work.PROMPTS, work.SAMPLES), "queue": (work.QUEUE, work.QUEUE_SAMPLES)}
     sampled = {
-        task: flops.forward(arch, np.full(b, work.PROMPT), np.full((b, k), work.NEW)) for task, (b, k) in rows.items()
+        task: flops.forward(arch, np.full(b, work.PROMPT), np.full((b, k), work.NEW))
+        for task, (b, k) in rows.items()
     }
     return sampled | {"train": train}
 
 
-def table(found: dict[tuple[str, str], list[dict]], ceiling: dict[str, float], count: dict[str, float]) -> str:
+def table(
+    found: dict[tuple[str, str], list[dict]], ceiling: dict[str, float], count: dict[str, float]
+) -> str:
     lines = [
-        "| work | who | seconds, median (least to most) | peak GiB | slower than ours | our memory | of the ceiling |",
+        (
+            "| work | who | seconds, median (least to most) | peak GiB | slower than ours | our"
+            " memory | of the ceiling |"
+        ),
         "|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
@@ -110,9 +141,15 @@ def table(found: dict[tuple[str, str], list[dict]], ceiling: dict[str, float], c
             middle = statistics.median(times)
             share = count[task] / middle / ceiling["train" if task == "train" else "decode"]
             beside = (
-                "" if side == "ours" or not mine else f"{middle / statistics.median(r['seconds'] for r in mine):.2f}x"
+                ""
+                if side == "ours" or not mine
+                else f"{middle / statistics.median(r['seconds'] for r in mine):.2f}x"
             )
-            memory = "" if side == "ours" or not mine else f"{max(r['peak_gib'] for r in mine) / peak:.2f}"
+            memory = (
+                ""
+                if side == "ours" or not mine
+                else f"{max(r['peak_gib'] for r in mine) / peak:.2f}"
+            )
             spread = f"{middle:.1f} ({min(times):.1f} to {max(times):.1f})"
             cells = (
                 WORK[task],
@@ -136,7 +173,13 @@ def main() -> None:
     ceiling = run("ours", folder, "ceiling")["ceiling"]
     found = measure(folder, sides, rounds, tasks)
     groups, iteration = (run("ours", folder, task).get(task) for task in ("groups", "iteration"))
-    made = {"machine": machine(), "date": str(date.today()), "rounds": rounds, "gaps": gaps, "ceiling": ceiling}
+    made = {
+        "machine": machine(),
+        "date": str(date.today()),
+        "rounds": rounds,
+        "gaps": gaps,
+        "ceiling": ceiling,
+    }
     made |= {
         "groups": groups,
         "iteration": iteration,
@@ -149,7 +192,9 @@ def main() -> None:
 
 def machine() -> str:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor())
+    cpu = next(
+        (line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()
+    )
     return f"{os.cpu_count()} cores, {cpu}, Linux {platform.release()}"
 
 
@@ -183,9 +228,17 @@ else {host:.1f} (the rollout on disk, the next portion of prompts).
 
 def page(made: dict, rows: str) -> str:
     gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
-    rates = {name: value / 1e9 for name, value in made["ceiling"].items() if name in ("decode", "train")}
-    text = PAGE.format(**{k: made[k] for k in ("date", "machine", "rounds")}, gaps=gaps, rows=rows, **rates)
-    return text + _once(made["groups"]) + (ITERATION.format(**made["iteration"]) if made.get("iteration") else "")
+    rates = {
+        name: value / 1e9 for name, value in made["ceiling"].items() if name in ("decode", "train")
+    }
+    text = PAGE.format(
+        **{k: made[k] for k in ("date", "machine", "rounds")}, gaps=gaps, rows=rows, **rates
+    )
+    return (
+        text
+        + _once(made["groups"])
+        + (ITERATION.format(**made["iteration"]) if made.get("iteration") else "")
+    )
 
 
 def _once(groups: dict | None) -> str:
@@ -193,7 +246,12 @@ def _once(groups: dict | None) -> str:
         return ""
     seconds, repeated, new = groups["seconds"], groups["repeated"], work.NEW
     tokens = 8 * (work.LONG + new) / (work.LONG + 8 * new)
-    values = {"seconds": seconds, "repeated": repeated, "ratio": repeated / seconds, "tokens": tokens}
+    values = {
+        "seconds": seconds,
+        "repeated": repeated,
+        "ratio": repeated / seconds,
+        "tokens": tokens,
+    }
     return ONCE.format(**values, long=work.LONG, new=new)
 
 

@@ -1,12 +1,11 @@
-"""Our side: python benchmarks/ours.py FOLDER TASK..., tasks logprobs, sample, queue, train, groups, iteration,
-ceiling."""
+"""Our side: python benchmarks/ours.py FOLDER TASK..., tasks logprobs, sample, queue, train, groups,
+iteration, ceiling."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import tempfile
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -15,7 +14,7 @@ import numpy as np
 import work
 
 from ssppo_jax import schema
-from ssppo_jax.config import call_kwargs
+from ssppo_jax.config import bind
 from ssppo_jax.data import EncodedPrompt, pad_batch
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.losses import LOSSES
@@ -39,28 +38,35 @@ def runtime_of(folder: str, **overrides):
         "model.param_dtype": work.DTYPE,
         "model.attention": os.environ.get("BENCH_ATTENTION", "einsum"),
         "model.remat": os.environ.get("BENCH_REMAT", "dots"),
-        "optim.transform.name": "adamw",  # as TRL and Tunix
+        "optimizer.name": "adamw",  # as TRL and Tunix
         "data.prompt_buckets": f"({work.PROMPT},)",
         "data.max_prompt_length": work.PROMPT,
         "sampling.max_new_tokens": work.NEW,
         "sampling.num_samples": work.SAMPLES,
         "loss.beta": work.BETA,
-        "optim.learning_rate": work.RATE,
+        "optimizer.learning_rate": work.RATE,
         "train.batch_size": work.PAIRS,
         "train.micro_batches": work.PAIRS // 2 if work.DTYPE == "float32" else 1,
         "train.prompts_per_iteration": work.PAIRS,
     }
     given |= {key.replace("__", "."): value for key, value in overrides.items()}
-    return build_runtime(schema.load(str(ROOT / "configs/quickstart.py"), {k: str(v) for k, v in given.items()}, 1))
+    return build_runtime(
+        schema.load(str(ROOT / "configs/quickstart.py"), {k: str(v) for k, v in given.items()}, 1)
+    )
 
 
 def sampling(folder: str, count: int, samples: int, rows: int) -> float:
-    """Seconds to sample `samples` responses of full length to each of `count` prompts, as a run's rollout does."""
+    """Seconds to sample `samples` responses of full length to each of `count` prompts, as a run's
+    rollout does."""
     runtime = runtime_of(folder, sampling__num_samples=samples, sampling__batch_size=rows)
-    runtime = dataclasses.replace(runtime, eos=(runtime.arch.vocab_size - 1,))  # nothing may end early, on any side
+    runtime = dataclasses.replace(
+        runtime, eos=(runtime.arch.vocab_size - 1,)
+    )  # nothing may end early, on any side
     params = runtime.load_params()
     sampler = runtime.make_sampler(num_samples=samples, sampling=sampling_params(runtime.config))
-    encoded = [EncodedPrompt(Prompt(str(i), ()), ids, i) for i, ids in enumerate(work.prompts(count))]
+    encoded = [
+        EncodedPrompt(Prompt(str(i), ()), ids, i) for i, ids in enumerate(work.prompts(count))
+    ]
 
     def run():
         done = sample_prompts(runtime, sampler, params, encoded, jax.random.key(0))
@@ -69,19 +75,26 @@ def sampling(folder: str, count: int, samples: int, rows: int) -> float:
     batch = put_rows(runtime.mesh, pad_batch(encoded, np.arange(rows), rows, work.PROMPT).prompts)
     real = put_rows(runtime.mesh, np.ones(rows, bool))
     slots = sampler.start(params, batch, jax.random.key(0), real)
-    sampler.look(sampler.run(params, slots, put_whole(runtime.mesh, np.int32(0))))  # compiled; decodes nothing
+    sampler.look(
+        sampler.run(params, slots, put_whole(runtime.mesh, np.int32(0)))
+    )  # compiled; decodes nothing
     del slots
     return work.timed(run, warm=0)
 
 
 def batch_of(count: int, k: int, copies: int = 1, length: int = work.PROMPT) -> Batch:
-    """`count` rows of K completions; or every prompt `copies` times, with K / copies completions each."""
+    """`count` rows of K completions; or every prompt `copies` times, with K / copies completions
+    each."""
     rows, k = count * copies, k // copies
     prompt = np.repeat(work.prompts(count, length), copies, axis=0)
     own = np.random.default_rng(1).integers(100, 40000, (rows, k, work.NEW)).astype(np.int32)
     per_token, per_response = np.zeros(own.shape, np.float32), np.zeros(own.shape[:2], np.float32)
     fields = dict.fromkeys(("old_logp", "ref_logp", "init_logp"), per_token)
-    fields |= {"prompt": prompt, "prompt_length": np.full(rows, length, np.int32), "completion": own}
+    fields |= {
+        "prompt": prompt,
+        "prompt_length": np.full(rows, length, np.int32),
+        "completion": own,
+    }
     fields |= {"mask": np.ones_like(per_token), "weight": np.ones(rows, np.float32)}
     fields |= dict.fromkeys(("win_rate", "target"), per_response + np.float32(0.5))
     fields |= {"p_win": np.full(rows, 0.5, np.float32), "similarity": np.zeros(rows, np.float32)}
@@ -91,12 +104,12 @@ def batch_of(count: int, k: int, copies: int = 1, length: int = work.PROMPT) -> 
 def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
     """Seconds of one optimizer step, the reference's log-probs included.
 
-    As in a run's iteration the reference is the policy before its updates: it is scored then, and never a second copy.
-    """
+    As in a run's iteration the reference is the policy before its updates: it is scored then, and
+    never a second copy."""
     runtime = runtime_of(folder, loss__name=loss, **overrides)
     c, apply = runtime.config, runtime.make_apply()
     optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
-    objective = partial(LOSSES[c.loss.name], **call_kwargs(c.loss))
+    objective = bind(LOSSES, c.loss)
     step = jax.jit(make_train_step(apply, objective, ratio_stats, optimizer), donate_argnums=0)
     score = jax.jit(make_score_step(apply))
     state = fresh_state(runtime.mesh, runtime.load_params(), optimizer)
@@ -121,7 +134,8 @@ def peak() -> float:
 
 
 def logprobs(folder: str) -> list[float]:
-    """Sums over the winners of the first four prompts, for the comparison before anything is timed."""
+    """Sums over the winners of the first four prompts, for the comparison before anything is
+    timed."""
     runtime = runtime_of(folder)
     score = jax.jit(make_score_step(runtime.make_apply()))
     tokens, own = work.prompts(4), work.completions(4)[:, :1]
@@ -131,14 +145,22 @@ def logprobs(folder: str) -> list[float]:
 
 
 def ceiling(folder: str) -> dict[str, float]:
-    """Operations a second of the model's matrix products alone: one decoding step of 128 rows, 2048 tokens of training.
+    """Operations a second of the model's matrix products alone: one decoding step of 128 rows, 2048
+    tokens of training.
 
-    Every layer has weights, activations and cotangents of its own: they come from memory as in the model, and no two
-    products are one. Of each the largest entry is kept, which no compiler can push into it.
-    """
+    Every layer has weights, activations and cotangents of its own: they come from memory as in the
+    model, and no two products are one. Of each the largest entry is kept, which no compiler can
+    push into it."""
     arch = runtime_of(folder).arch
-    d, f, heads, kv = arch.hidden_size, arch.mlp_dim, arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim
-    shapes = [(d, heads + 2 * kv), (heads, d), (d, 2 * f), (f, d)] * arch.num_layers + [(d, arch.vocab_size)]
+    d, f, heads, kv = (
+        arch.hidden_size,
+        arch.mlp_dim,
+        arch.num_heads * arch.head_dim,
+        arch.num_kv_heads * arch.head_dim,
+    )
+    shapes = [(d, heads + 2 * kv), (heads, d), (d, 2 * f), (f, d)] * arch.num_layers + [
+        (d, arch.vocab_size)
+    ]
     rng = np.random.default_rng(0)
 
     def normal(*shape):
@@ -165,25 +187,45 @@ def ceiling(folder: str) -> dict[str, float]:
 
 
 def groups(folder: str) -> dict[str, float]:
-    """Two long prompts with eight completions each: prompts once, and repeated for every completion."""
+    """Two long prompts with eight completions each: prompts once, and repeated for every
+    completion."""
 
     def seconds(copies: int) -> float:
-        sizes = {"train__batch_size": 2 * copies, "train__prompts_per_iteration": 2 * copies, "train__micro_batches": 2}
+        sizes = {
+            "train__batch_size": 2 * copies,
+            "train__prompts_per_iteration": 2 * copies,
+            "train__micro_batches": 2,
+        }
         return training(folder, batch_of(2, 8, copies, work.LONG), "grpo", **sizes)
 
     return {"seconds": seconds(1), "repeated": seconds(8)}
 
 
 def iteration(folder: str) -> dict[str, float]:
-    """Seconds of the quickstart's second self-play iteration, by phase; `host` is what no phase accounts for."""
-    short = {"train.iterations": "2", "eval.every": "0", "data.heldout": "8", "eval.final_num_samples": "2"}
-    quick = {"model.source": folder, "checkpoint.every": "0", "checkpoint.final": "false", "checkpoint.export": "false"}
-    config = schema.load(str(ROOT / "configs/quickstart.py"), short | quick | {"train.term_norms": "false"}, 1)
+    """Seconds of the quickstart's second self-play iteration, by phase; `host` is what no phase
+    accounts for."""
+    short = {
+        "train.iterations": "2",
+        "eval.every": "0",
+        "data.heldout": "8",
+        "eval.final_num_samples": "2",
+    }
+    quick = {
+        "model.source": folder,
+        "checkpoint.every": "0",
+        "checkpoint.final": "false",
+        "checkpoint.export": "false",
+    }
+    config = schema.load(
+        str(ROOT / "configs/quickstart.py"), short | quick | {"train.term_norms": "false"}, 1
+    )
     with tempfile.TemporaryDirectory() as workdir:
         train(config, Path(workdir))
         records = list(read_metrics(Path(workdir) / "metrics.jsonl"))
     ends = [r["wall"]["time"] for r in records if r["phase"] == "iteration"]
-    mine = {r["phase"]: r["wall"] for r in records if r["iteration"] == 1 and r["phase"] != "evaluate"}
+    mine = {
+        r["phase"]: r["wall"] for r in records if r["iteration"] == 1 and r["phase"] != "evaluate"
+    }
     found = {phase: mine[phase]["seconds"] for phase in ("generate", "judge", "score")}
     found["train"] = ends[1] - mine["score"]["time"]
     return found | {"host": ends[1] - ends[0] - sum(found.values()), "seconds": ends[1] - ends[0]}
@@ -193,9 +235,15 @@ if __name__ == "__main__":
     work.answer(
         {
             "logprobs": lambda folder: {"values": logprobs(folder)},
-            "sample": lambda folder: {"seconds": sampling(folder, work.PROMPTS, work.SAMPLES, work.PROMPTS)},
-            "queue": lambda folder: {"seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, work.QUEUE)},
-            "train": lambda folder: {"seconds": training(folder, batch_of(work.PAIRS, 2), "sppo_hard")},
+            "sample": lambda folder: {
+                "seconds": sampling(folder, work.PROMPTS, work.SAMPLES, work.PROMPTS)
+            },
+            "queue": lambda folder: {
+                "seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, work.QUEUE)
+            },
+            "train": lambda folder: {
+                "seconds": training(folder, batch_of(work.PAIRS, 2), "sppo_hard")
+            },
             "groups": groups,
             "iteration": iteration,
             "ceiling": ceiling,

@@ -1,5 +1,5 @@
-"""transformers `generate` and TRL's DPOTrainer: python benchmarks/peer_torch.py FOLDER TASK..., in its own environment
-(torch, trl)."""
+"""transformers `generate` and TRL's DPOTrainer: python benchmarks/peer_torch.py FOLDER TASK..., in
+its own environment (torch, trl)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,10 @@ def wait() -> None:
 
 
 def sampling(folder: str, count: int, samples: int, warm: int) -> float:
-    model, ids = model_of(folder).eval(), torch.tensor(work.prompts(count), dtype=torch.long).to(DEVICE)
+    model, ids = (
+        model_of(folder).eval(),
+        torch.tensor(work.prompts(count), dtype=torch.long).to(DEVICE),
+    )
     settings = {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "pad_token_id": 2}
     lengths = {"min_new_tokens": work.NEW, "max_new_tokens": work.NEW}
 
@@ -49,11 +52,18 @@ def sampling(folder: str, count: int, samples: int, warm: int) -> float:
 
 
 def training(folder: str, steps: int) -> float:
-    """Seconds of the last of `steps` optimizer steps on 8 pairs, the reference's log-probs included."""
+    """Seconds of the last of `steps` optimizer steps on 8 pairs, the reference's log-probs
+    included."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     rows = []
-    for prompt, pair in zip(work.prompts(work.PAIRS * steps), work.completions(work.PAIRS * steps), strict=True):
-        ids = {"prompt_ids": prompt.tolist(), "chosen_ids": pair[0].tolist(), "rejected_ids": pair[1].tolist()}
+    for prompt, pair in zip(
+        work.prompts(work.PAIRS * steps), work.completions(work.PAIRS * steps), strict=True
+    ):
+        ids = {
+            "prompt_ids": prompt.tolist(),
+            "chosen_ids": pair[0].tolist(),
+            "rejected_ids": pair[1].tolist(),
+        }
         rows.append(ids)
     times: list[float] = []
 
@@ -84,9 +94,15 @@ def training(folder: str, steps: int) -> float:
     )
     data = Dataset.from_list([text] * len(rows))
     trainer = DPOTrainer(
-        model=model_of(folder), args=config, train_dataset=data, processing_class=tokenizer, callbacks=[Clock()]
+        model=model_of(folder),
+        args=config,
+        train_dataset=data,
+        processing_class=tokenizer,
+        callbacks=[Clock()],
     )
-    trainer.train_dataset = Dataset.from_list(rows)  # the very tokens, where the trainer keeps its own encoding
+    trainer.train_dataset = Dataset.from_list(
+        rows
+    )  # the very tokens, where the trainer keeps its own encoding
     trainer.train()
     return times[-1]
 
@@ -105,7 +121,9 @@ if __name__ == "__main__":
         {
             "logprobs": lambda folder: {"values": logprobs(folder)},
             "sample": lambda folder: {"seconds": sampling(folder, work.PROMPTS, work.SAMPLES, 1)},
-            "queue": lambda folder: {"seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)},
+            "queue": lambda folder: {
+                "seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)
+            },
             "train": lambda folder: {"seconds": training(folder, 3 if DEVICE == "cuda" else 2)},
         },
         peak,

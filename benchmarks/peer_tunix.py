@@ -1,4 +1,5 @@
-"""Tunix: python benchmarks/peer_tunix.py FOLDER TASK..., in an environment of its own (google-tunix)."""
+"""Tunix: python benchmarks/peer_tunix.py FOLDER TASK..., in an environment of its own
+(google-tunix)."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ CONFIG = llama.ModelConfig(  # SmolLM2-135M's config.json
     norm_eps=1e-5,
     weight_tying=True,
 )
-# Tunix 0.1.7 does not hand the configured RoPE base on: every Llama 3 is rotated with this function's default, 1e6.
+# Tunix 0.1.7 does not hand the configured RoPE base on: every Llama 3 is rotated with this
+# function's default, 1e6.
 llama.apply_rope = functools.partial(llama.apply_rope, rope_theta=CONFIG.rope_theta)
 
 
@@ -63,7 +65,9 @@ class Ids:
 
 
 def sampling(folder: str, count: int, samples: int, warm: int) -> float:
-    cache = sampler.CacheConfig(cache_size=work.PROMPT + work.NEW + 8, num_layers=30, num_kv_heads=3, head_dim=64)
+    cache = sampler.CacheConfig(
+        cache_size=work.PROMPT + work.NEW + 8, num_layers=30, num_kv_heads=3, head_dim=64
+    )
     made = sampler.Sampler(model_of(folder), Ids(), cache)
     texts = [
         " ".join(map(str, ids[1:])) for ids in work.prompts(count) for _ in range(samples)
@@ -88,7 +92,9 @@ def training(folder: str) -> float:
 
     @nnx.jit
     def step(model, optimizer, example):
-        (loss, _), gradient = nnx.value_and_grad(lambda m: dpo_loss_fn(m, example), has_aux=True)(model)
+        (loss, _), gradient = nnx.value_and_grad(lambda m: dpo_loss_fn(m, example), has_aux=True)(
+            model
+        )
         optimizer.update(model, gradient)
         return loss
 
@@ -123,7 +129,9 @@ if __name__ == "__main__":
         {
             "logprobs": lambda folder: {"values": logprobs(folder)},
             "sample": lambda folder: {"seconds": sampling(folder, work.PROMPTS, work.SAMPLES, 1)},
-            "queue": lambda folder: {"seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)},
+            "queue": lambda folder: {
+                "seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)
+            },
             "train": lambda folder: {"seconds": training(folder)},
         }
     )

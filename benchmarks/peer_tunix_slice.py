@@ -1,4 +1,5 @@
-"""Tunix's DPO step on Llama 3.1 8B, compiled for a TPU slice that is only described: python peer_tunix_slice.py v5e:4x4
+"""Tunix's DPO step on Llama 3.1 8B, compiled for a TPU slice that is only described: python
+peer_tunix_slice.py v5e:4x4
 
 One pair of 512 + 512 tokens a chip, bfloat16 weights and optimizer state. Prints one JSON line.
 """
@@ -12,7 +13,11 @@ import sys
 import time
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_ACCELERATOR_TYPE": "v5litepod-1"}
+os.environ |= {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+}
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +38,9 @@ def main(topology: str) -> None:
     chips = len(devices)
     mesh = Mesh(np.array(devices).reshape(chips, 1), ("fsdp", "tp"))
     llama.shard = lambda x, spec: jax.lax.with_sharding_constraint(x, NamedSharding(mesh, P(*spec)))
-    config = dataclasses.replace(llama.ModelConfig.llama3p1_8b(), remat_config=llama.RematConfig.DECODER)
+    config = dataclasses.replace(
+        llama.ModelConfig.llama3p1_8b(), remat_config=llama.RematConfig.DECODER
+    )
     graph, state = nnx.split(nnx.eval_shape(lambda: llama.Llama3(config, rngs=nnx.Rngs(0))))
     leaves, tree = jax.tree.flatten(state)
     specs = jax.tree.leaves(nnx.get_partition_spec(state), is_leaf=lambda x: isinstance(x, P))
@@ -42,7 +49,9 @@ def main(topology: str) -> None:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
 
     pairs = zip(leaves, specs, strict=True)
-    params = tree.unflatten([placed(x.shape, jnp.bfloat16, s if isinstance(s, P) else P()) for x, s in pairs])
+    params = tree.unflatten(
+        [placed(x.shape, jnp.bfloat16, s if isinstance(s, P) else P()) for x, s in pairs]
+    )
     optimizer = optax.rmsprop(5e-7)
     like = {x.shape: x.sharding for x in jax.tree.leaves(params)}
     whole = NamedSharding(mesh, P())
@@ -66,7 +75,9 @@ def main(topology: str) -> None:
     )
 
     def step(params, moments, example):
-        loss, gradient = jax.value_and_grad(lambda p: dpo_loss_fn(nnx.merge(graph, p), example)[0])(params)
+        loss, gradient = jax.value_and_grad(lambda p: dpo_loss_fn(nnx.merge(graph, p), example)[0])(
+            params
+        )
         updates, moments = optimizer.update(gradient, moments, params)
         return optax.apply_updates(params, updates), moments, loss
 

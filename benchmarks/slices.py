@@ -1,11 +1,12 @@
-"""Llama 3 on TPU slices that are only described: what a chip must hold as the mesh grows, and Tunix on two of them.
+"""Llama 3 on TPU slices that are only described: what a chip must hold as the mesh grows, and Tunix
+on two of them.
 
     make slices
 
-Every chip has one pair to train on (a prompt of 512 tokens, two responses of 512) and one prompt to answer five times;
-weights, optimizer state and arithmetic are bfloat16, layers recomputed. Nothing is run: the compiler says the memory.
-Writes benchmarks/SLICES.md and slices.json; slices that are in slices.json already are not compiled again.
-"""
+Every chip has one pair to train on (a prompt of 512 tokens, two responses of 512) and one prompt to
+answer five times; weights, optimizer state and arithmetic are bfloat16, layers recomputed. Nothing
+is run: the compiler says the memory. Writes benchmarks/SLICES.md and slices.json; slices that are
+in slices.json already are not compiled again."""
 
 from __future__ import annotations
 
@@ -48,7 +49,11 @@ RESULTS = HERE / "slices.json"
 def ours(model: str, topology: str) -> list[dict]:
     devices = devices_of(topology)
     chips = len(devices)
-    given = {"model.param_dtype": "bfloat16", "train.batch_size": chips, "sampling.batch_size": chips}
+    given = {
+        "model.param_dtype": "bfloat16",
+        "train.batch_size": chips,
+        "sampling.batch_size": chips,
+    }
     config = str(ROOT / "configs/llama3_8b_s_sppo.py")
     loaded = schema.load(config, {key: str(value) for key, value in given.items()}, chips)
     arch = read_model(str(ROOT / f"configs/models/llama3_{model}.json"))
@@ -70,7 +75,9 @@ def tunix(topology: str) -> list[dict]:
     python = ROOT / ".venv-tunix/bin/python"
     if not python.is_file():
         raise SystemExit(f"{python} is missing: make slices makes it")
-    done = subprocess.run([python, HERE / "peer_tunix_slice.py", topology], capture_output=True, text=True)
+    done = subprocess.run(
+        [python, HERE / "peer_tunix_slice.py", topology], capture_output=True, text=True
+    )
     if done.returncode:
         raise SystemExit(f"Tunix on {topology} failed:\n{done.stderr[-2000:]}")
     return [json.loads(done.stdout.splitlines()[-1])]
@@ -82,7 +89,9 @@ def main() -> None:
     work += [("ours", model, topology) for model, slices in SLICES.items() for topology in slices]
     only = sys.argv[1:]
     work = [item for item in work if not only or item[2] in only]
-    work.sort(key=lambda item: item[2] not in BESIDE)  # ours and Tunix on one slice one after the other
+    work.sort(
+        key=lambda item: item[2] not in BESIDE
+    )  # ours and Tunix on one slice one after the other
     with bar(len(work), what="compile", unit="slices") as progress:
         for who, model, topology in work:
             key = f"{who} {model} {topology}"
@@ -104,11 +113,16 @@ def beside(found: dict) -> str:
         if not theirs or not mine:
             continue
         (theirs,), mine = theirs, mine[0]
-        lines.append(f"| {topology} | Tunix, DPO | {theirs['peak']:.2f} | | {theirs['compile_seconds']:.0f} | |")
+        lines.append(
+            f"| {topology} | Tunix, DPO | {theirs['peak']:.2f} | |"
+            f" {theirs['compile_seconds']:.0f} | |"
+        )
         shares = (mine[k] / theirs[k] for k in ("peak", "compile_seconds"))
         peak, seconds = (f"{share:.0%}" for share in shares)
         took = f"{mine['compile_seconds']:.0f}"
-        lines.append(f"| {topology} | ssppo_jax, S-SPPO | {mine['peak']:.2f} | {peak} | {took} | {seconds} |")
+        lines.append(
+            f"| {topology} | ssppo_jax, S-SPPO | {mine['peak']:.2f} | {peak} | {took} | {seconds} |"
+        )
     return "\n".join(lines)
 
 
@@ -122,7 +136,12 @@ def rows(found: dict) -> str:
             phases = found.get(f"ours {model} {topology}")
             if not phases:
                 continue
-            cells = [f"Llama 3 {model.upper()}", topology, str(_chips(topology)), f"{phases[0]['of']:.0f}"]
+            cells = [
+                f"Llama 3 {model.upper()}",
+                topology,
+                str(_chips(topology)),
+                f"{phases[0]['of']:.0f}",
+            ]
             for phase in phases:
                 fits = phase["peak"] is not None and phase["peak"] <= phase["of"]
                 peak = "refused" if phase["peak"] is None else f"{phase['peak']:.2f}"

@@ -1,4 +1,5 @@
-"""The work that every side does: shapes, prompts and what a worker prints. No framework is imported here."""
+"""The work that every side does: shapes, prompts and what a worker prints. No framework is imported
+here."""
 
 from __future__ import annotations
 
@@ -16,8 +17,12 @@ def _given(name: str, usual: str) -> tuple[int, ...]:
     return tuple(map(int, os.environ.get(name, usual).split()))
 
 
-PROMPTS, SAMPLES, PROMPT, NEW = _given("BENCH_SAMPLE", "8 4 128 128")  # "8 x 4", tokens of a prompt and a response
-QUEUE, QUEUE_SAMPLES = _given("BENCH_QUEUE", "32 8")  # "32 x 8", more rows than a peer decodes at a time
+PROMPTS, SAMPLES, PROMPT, NEW = _given(
+    "BENCH_SAMPLE", "8 4 128 128"
+)  # "8 x 4", tokens of a prompt and a response
+QUEUE, QUEUE_SAMPLES = _given(
+    "BENCH_QUEUE", "32 8"
+)  # "32 x 8", more rows than a peer decodes at a time
 (PAIRS,) = _given("BENCH_PAIRS", "8")
 (LONG,) = _given("BENCH_LONG", "512")  # tokens of a prompt that eight completions share
 DTYPE = os.environ.get("BENCH_DTYPE", "float32")  # of weights and arithmetic
@@ -49,7 +54,8 @@ def host_peak() -> float:
 
 
 def answer(tasks: dict[str, Callable[[str], dict]], peak: Callable[[], float] = host_peak) -> None:
-    """Run the tasks named on the command line, FOLDER TASK..., and print one JSON line each: what `bench.py` reads.
+    """Run the tasks named on the command line, FOLDER TASK..., and print one JSON line each: what
+    `bench.py` reads.
 
     `peak` gives GiB of the memory that counts: the host's, or an accelerator's.
     """

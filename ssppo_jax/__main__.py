@@ -36,12 +36,15 @@ M is embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or a run'
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 65 bad data, 70 a gate failed, 75 interrupted, 78 bad config."""
+    """Run one command; returns the exit code: 0, 65 bad data, 70 a gate failed, 75 interrupted, 78
+    bad config."""
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("absl", "jax", "transformers", "orbax"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing; none is needed
+    os.environ.setdefault(
+        "TRANSFORMERS_VERBOSITY", "error"
+    )  # it warns that torch is missing; none is needed
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE)
         return 0
@@ -55,8 +58,11 @@ def main(argv: list[str] | None = None) -> int:
         return error.exit_code
 
 
-def _parse(argv: list[str], command: str, flags: dict[str, str | None], repeated: tuple[str, ...] = ()):
-    """Split argv into --config overrides and this command's own flags (name -> default; None: required).
+def _parse(
+    argv: list[str], command: str, flags: dict[str, str | None], repeated: tuple[str, ...] = ()
+):
+    """Split argv into --config overrides and this command's own flags (name -> default; None:
+    required).
 
     Raises:
       ConfigError: an argument that is neither.
@@ -70,7 +76,9 @@ def _parse(argv: list[str], command: str, flags: dict[str, str | None], repeated
             overrides[key] = value
         else:
             rest.append(arg)
-    parser = argparse.ArgumentParser(prog=command, add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser = argparse.ArgumentParser(
+        prog=command, add_help=False, allow_abbrev=False, exit_on_error=False
+    )
     parser.add_argument("--help", "-h", action="store_true")
     for name, default in flags.items():
         action = {"action": "append"} if name in repeated else {}
@@ -80,8 +88,13 @@ def _parse(argv: list[str], command: str, flags: dict[str, str | None], repeated
     except argparse.ArgumentError as error:
         raise ConfigError(f"{command}: {error}") from None
     if unknown:
-        raise ConfigError(f"{command} takes no {unknown[0]!r}; it takes --{', --'.join(flags)} and --config.KEY=VALUE")
-    missing = [name for name, default in flags.items() if default is None and getattr(args, name) is None]
+        raise ConfigError(
+            f"{command} takes no {unknown[0]!r}; it takes --{', --'.join(flags)} and"
+            " --config.KEY=VALUE"
+        )
+    missing = [
+        name for name, default in flags.items() if default is None and getattr(args, name) is None
+    ]
     if missing and not args.help:
         raise ConfigError(f"{command} needs " + " and ".join(f"--{name}=..." for name in missing))
     return args, overrides
@@ -100,7 +113,11 @@ def _config(args, overrides):
 
     if args.help:
         config = schema.load(args.config, overrides) if args.config else schema.base_config()
-        print(USAGE + "\nconfig keys" + (f" of {args.config}" if args.config else ", at their defaults"))
+        print(
+            USAGE
+            + "\nconfig keys"
+            + (f" of {args.config}" if args.config else ", at their defaults")
+        )
         print(schema.help_text(config))
         return None
     keep_compiled()
@@ -112,7 +129,9 @@ def _folder(path: str | Path) -> Path:
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{path}: no folder can be made there ({error.strerror}); give another") from None
+        raise ConfigError(
+            f"{path}: no folder can be made there ({error.strerror}); give another"
+        ) from None
     return Path(path)
 
 
@@ -146,7 +165,9 @@ def _train(argv: list[str]) -> int:
 
 
 def _evaluate(argv: list[str]) -> int:
-    args, overrides = _parse(argv, "evaluate", {"config": None, "candidate": None, "baseline": None, "output": ""})
+    args, overrides = _parse(
+        argv, "evaluate", {"config": None, "candidate": None, "baseline": None, "output": ""}
+    )
     config = _config(args, overrides)
     if config is None:
         return 0
@@ -154,7 +175,11 @@ def _evaluate(argv: list[str]) -> int:
 
     output = _folder(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
-    print(json.dumps({k: result[k] for k in ("candidate", "baseline", "win_rate", "rewards", "oracle")}))
+    print(
+        json.dumps(
+            {k: result[k] for k in ("candidate", "baseline", "win_rate", "rewards", "oracle")}
+        )
+    )
     print(f"{result['summary']} (95% intervals over {result['win_rate']['n']} prompts)")
     return 0
 
@@ -199,7 +224,9 @@ def _convert(argv: list[str]) -> int:
     folder = resolve(args.input)
     arch = hf.read_arch(folder)
     dtype = np.float32 if args.dtype == "float32" else ml_dtypes.bfloat16
-    hf.save_params(hf.load_params(folder, arch, dtype=dtype), arch, args.output, tokenizer_from=folder)
+    hf.save_params(
+        hf.load_params(folder, arch, dtype=dtype), arch, args.output, tokenizer_from=folder
+    )
     print(f"wrote {args.output}")
     return 0
 
@@ -226,7 +253,9 @@ def _sweep(argv: list[str]) -> int:
         print(USAGE)
         return 0
     if not args.jobs.isdecimal() or int(args.jobs) < 1:
-        raise ConfigError(f"--jobs={args.jobs}: must be a whole number from 1, the runs at work at one time")
+        raise ConfigError(
+            f"--jobs={args.jobs}: must be a whole number from 1, the runs at work at one time"
+        )
     from ssppo_jax.sweep.run import sweep
 
     workdir = Path(args.workdir) if dry_run else _folder(args.workdir)
@@ -235,7 +264,13 @@ def _sweep(argv: list[str]) -> int:
 
 def _plan(argv: list[str]) -> int:
     sweep, argv = _switch(argv, "--sweep")
-    flags = {"config": None, "topology": None, "model": "", "phases": "generate,score,train", "output": ""}
+    flags = {
+        "config": None,
+        "topology": None,
+        "model": "",
+        "phases": "generate,score,train",
+        "output": "",
+    }
     args, overrides = _parse(argv, "plan", flags)
     if args.help:
         print(USAGE)
@@ -250,11 +285,14 @@ def _plan(argv: list[str]) -> int:
         raise ConfigError(f"--phases={args.phases}: of {', '.join(PHASES)}, separated by commas")
     devices = devices_of(args.topology)
     output = _folder(args.output) if args.output else None
-    return plan_command(args.config, overrides, devices, model=args.model, phases=phases, sweep=sweep, output=output)
+    return plan_command(
+        args.config, overrides, devices, model=args.model, phases=phases, sweep=sweep, output=output
+    )
 
 
 def leave_out_tpu() -> None:
-    """Keep JAX from looking for a TPU in this process where only the compiler is installed: there is no such chip.
+    """Keep JAX from looking for a TPU in this process where only the compiler is installed: there
+    is no such chip.
 
     Called before JAX starts. What the user says in JAX_PLATFORMS stands.
     """
@@ -273,7 +311,8 @@ LARGEST = 4 * 2**30  # bytes of the folder; the longest unused goes first
 
 
 def keep_compiled() -> None:
-    """Let JAX keep what took over a second to compile in $SSPPO_CACHE/compiled, keyed by program, options and device.
+    """Let JAX keep what took over a second to compile in $SSPPO_CACHE/compiled, keyed by program,
+    options and device.
 
     Another folder in JAX_COMPILATION_CACHE_DIR stands, and so does JAX_ENABLE_COMPILATION_CACHE=0.
     """

@@ -1,13 +1,16 @@
-"""Configuration machinery: keys with a meaning and a rule, components by name, overrides, all errors at once.
+"""Configuration machinery: keys with a meaning and a rule, components by name, overrides, all
+errors at once.
 
-A run's keys are written once, as `Key(path, default, meaning, rule)`. A *component* is a plain function in a dict: its
-keyword-only defaults are its config defaults, read by `inspect`, so adding a function adds its keys.
-"""
+A run's keys are written once, as `Key(path, default, meaning, rule)`. A *component* is a plain
+function in a dict: its keyword-only defaults are its config defaults, read by `inspect`, so adding
+a function adds its keys. A keyword's rule stands in its annotation: `decay: Unit = 0.99`, or
+`Annotated[int, positive]`."""
 
 from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -19,7 +22,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from ml_collections import ConfigDict
 
@@ -36,7 +39,11 @@ class Key(NamedTuple):
 
 
 class Component(NamedTuple):
-    """A config node that selects a function from a table: `<path>.name` plus that function's keyword arguments."""
+    """A config node that selects a function from a table: `<path>.name` plus that function's
+    keyword arguments.
+
+    Keys of the run may stand in the same node; they stay when another function is chosen.
+    """
 
     path: str
     table: Mapping[str, Callable]
@@ -44,7 +51,7 @@ class Component(NamedTuple):
     meaning: str
 
 
-# ---- rules -----------------------------------------------------------------------------------------------------------
+# ---- rules ---------------------------------------------------------------------------------------
 
 
 def positive(x) -> str | None:
@@ -72,13 +79,30 @@ def increasing(x) -> str | None:
     return None if ok else "increasing positive integers, e.g. (64,128,256)"
 
 
-# ---- components ------------------------------------------------------------------------------------------------------
+Unit = Annotated[float, unit]
+Positive = Annotated[float, positive]
+NonNegative = Annotated[float, non_negative]
+
+
+# ---- components ----------------------------------------------------------------------------------
 
 
 def keyword_defaults(function: Callable) -> dict[str, Any]:
     """The keyword-only parameters of a function that have a default: its hyper-parameters."""
     parameters = inspect.signature(function).parameters.values()
-    return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is not p.empty}
+    return {
+        p.name: p.default
+        for p in parameters
+        if p.kind is p.KEYWORD_ONLY and p.default is not p.empty
+    }
+
+
+def keyword_rules(function: Callable) -> dict[str, Rule]:
+    """Return the rule of every keyword whose annotation carries one, as `Unit` does."""
+    names = keyword_defaults(function)
+    hints = get_type_hints(function, include_extras=True) if names else {}
+    found = {name: getattr(hints.get(name), "__metadata__", ()) for name in names}
+    return {name: rules[0] for name, rules in found.items() if rules}
 
 
 def keyword_meanings(function: Callable) -> dict[str, str]:
@@ -103,38 +127,66 @@ def component(table: Mapping[str, Callable], name: str, **overrides) -> ConfigDi
       ConfigError: no such name, or no such keyword; the nearest one is named.
     """
     if name not in table:
-        raise ConfigError(f"{name!r} is not known; {_nearest(name, table)}allowed: {', '.join(sorted(table))}")
+        raise ConfigError(
+            f"{name!r} is not known; {_nearest(name, table)}allowed: {', '.join(sorted(table))}"
+        )
     defaults = keyword_defaults(table[name])
     unknown = [k for k in overrides if k not in defaults]
     if unknown:
         raise ConfigError(
-            f"{name} takes no {unknown[0]!r}; {_nearest(unknown[0], defaults)}it takes: {', '.join(defaults)}"
+            f"{name} takes no {unknown[0]!r}; {_nearest(unknown[0], defaults)}it takes:"
+            f" {', '.join(defaults)}"
         )
     node = ConfigDict({"name": name, **defaults, **overrides})
     return node.lock()
 
 
-def call_kwargs(node: Mapping[str, Any]) -> dict[str, Any]:
-    """The keyword arguments a component node stands for."""
-    return {k: v for k, v in node.items() if k != "name"}
+def call_kwargs(table: Mapping[str, Callable], node: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments that a component node holds for its function, without the run's
+    keys beside them."""
+    return {name: node[name] for name in keyword_defaults(table[node["name"]])}
+
+
+def bind(table: Mapping[str, Callable], node: Mapping[str, Any]) -> Callable:
+    """Return the function that a component node selects, with the configured keywords bound.
+
+    This is the one place where a configured keyword reaches its function.
+    """
+    return functools.partial(table[node["name"]], **call_kwargs(table, node))
 
 
 def build(keys: Iterable[Key], components: Iterable[Component]) -> ConfigDict:
     """A locked config holding every key at its default."""
     config = ConfigDict()
+    for c in components:
+        _parent(config, c.path, create=True)[_leaf(c.path)] = component(c.table, c.default).unlock()
     for key in keys:
         _parent(config, key.path, create=True)[_leaf(key.path)] = key.default
-    for c in components:
-        _parent(config, c.path, create=True)[_leaf(c.path)] = component(c.table, c.default)
     return config.lock()
 
 
-def choose(config: ConfigDict, path: str, table: Mapping[str, Callable], name: str, **overrides) -> None:
-    """Put a component with its own defaults at `path`, replacing whatever was there."""
+def choose(
+    config: ConfigDict, path: str, table: Mapping[str, Callable], name: str, **overrides
+) -> None:
+    """Put a component with its own defaults at `path`; the run's keys in that node stay as they
+    are."""
     node, parent = component(table, name, **overrides), _parent(config, path)
+    old = parent[_leaf(path)]
+    replaced = {"name", *keyword_defaults(table[old.name])}
+    with node.unlocked():
+        node.update({key: value for key, value in old.items() if key not in replaced})
     with parent.unlocked():
         del parent[_leaf(path)]
         parent[_leaf(path)] = node
+
+
+def assign(config: ConfigDict, components: Iterable[Component], path: str, value: Any) -> None:
+    """Set one key; the name of a component chooses it with its own defaults."""
+    chosen = next((c for c in components if path == f"{c.path}.name"), None)
+    if chosen is None:
+        _parent(config, path)[_leaf(path)] = value
+    elif flatten(config)[path] != value:
+        choose(config, chosen.path, chosen.table, value)
 
 
 def _parent(config: ConfigDict, path: str, create: bool = False) -> ConfigDict:
@@ -155,14 +207,42 @@ def _nearest(given: str, known: Iterable[str]) -> str:
     return f"did you mean {close[0]!r}? " if close else ""
 
 
-# ---- loading and overriding ------------------------------------------------------------------------------------------
+# ---- names of earlier releases; an empty one is gone ---------------------------------------------
+
+RENAMED = {
+    "optimizer": "optimizer",
+    "optim": "optimizer",
+    "pairs.semantic_gate": "pairs.gate_level",
+    "model.repulsion_layer": "loss.repulsion_layer",
+    "model.repulsion_pooling": "loss.repulsion_pooling",
+    "model.kernels": "",
+    "judge": "oracle",
+    "train.initial_policy": "train.reference_storage",
+    "hosts": "distributed",
+}
+
+
+# ---- loading and overriding ----------------------------------------------------------------------
+
+
+CONFIGS = Path(__file__).parent / "configs"  # the package's own, named without a path
+
+
+def config_names() -> list[str]:
+    """Return the names of the package's own configs."""
+    return sorted(file.stem for file in CONFIGS.glob("*.py") if file.stem != "__init__")
 
 
 def load_config(spec: str) -> ConfigDict:
-    """`path/to/file.py` or `path/to/file.py:argument` -> get_config() or get_config(argument).
+    """Call get_config() of the Python file that `spec` names; with `spec:argument`,
+    get_config(argument).
+
+    A spec is the name of one of the package's configs (`quickstart`), a path (`mine/config.py`), or
+    an importable module (`my_package.config`).
 
     Raises:
-      ConfigError: no such file, no get_config in it, or the file itself raised something: file:line and what.
+      ConfigError: no such file, no get_config in it, or the file itself raised something: file:line
+        and what.
     """
     module, argument = load_module(spec), spec.partition(":")[2]
     if not hasattr(module, "get_config"):
@@ -171,34 +251,88 @@ def load_config(spec: str) -> ConfigDict:
 
 
 def load_module(spec: str) -> ModuleType:
-    """The Python file of a config spec, executed.
+    """Execute the Python file of a config spec and return its module.
 
     Raises:
       ConfigError: no such file, or the file itself raised something: file:line and what.
     """
-    path = spec.partition(":")[0]
-    if not Path(path).is_file():
-        folder = Path(path).parent
-        known = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
-        raise ConfigError(
-            f"--config={spec}: no file {path!r}; {_nearest(path, known)}found there: {', '.join(known) or 'nothing'}"
-        )
+    path = _config_file(spec)
     module_spec = importlib.util.spec_from_file_location("_config_" + Path(path).stem, path)
     module = importlib.util.module_from_spec(module_spec)
     run_file(module, module_spec.loader.exec_module, module)
     return module
 
 
+def _config_file(spec: str) -> str:
+    """Return the path of the file that a spec names: one of the package's, a path, or an importable
+    module."""
+    given = spec.partition(":")[0]
+    if given in config_names():
+        return str(CONFIGS / f"{given}.py")
+    if Path(given).is_file():
+        return given
+    names = ", ".join(config_names())
+    if given.endswith(".py") or "/" in given:
+        folder = Path(given).parent
+        known = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
+        if not known and Path(given).stem in config_names():
+            raise ConfigError(
+                f"--config={spec}: no file {given!r}; the package has one:"
+                f" --config={Path(given).stem}"
+            )
+        raise ConfigError(
+            f"--config={spec}: no file {given!r}; {_nearest(given, known)}found there: "
+            f"{', '.join(known) or 'nothing'}. The package's own are named without a path: {names}"
+        )
+    try:
+        found = importlib.util.find_spec(given)
+    except (ImportError, ValueError):
+        found = None
+    if found is None or not found.has_location:
+        raise ConfigError(
+            f"--config={spec}: no such config; {_nearest(given, config_names())}the package has"
+            f" {names}; or give the path of a Python file, or an importable module"
+        )
+    return found.origin
+
+
 def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
-    """function(*arguments), where an error of the config file becomes a message with the file's own line."""
+    """function(*arguments), where an error of the config file becomes a message with the file's own
+    line."""
     try:
         return function(*arguments)
     except Exception as error:  # whatever a user's file can raise
-        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == module.__file__]
-        line = getattr(error, "lineno", None) if isinstance(error, SyntaxError) else (frames or [None])[-1]
+        frames = [
+            f.lineno
+            for f in traceback.extract_tb(error.__traceback__)
+            if f.filename == module.__file__
+        ]
+        line = (
+            getattr(error, "lineno", None)
+            if isinstance(error, SyntaxError)
+            else (frames or [None])[-1]
+        )
         place = module.__file__ + (f":{line}" if line else "")
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{place}: {kind}{error}") from error
+        raise ConfigError(f"{place}: {kind}{error}{_renamed_in(module, line)}") from error
+
+
+def renamed(path: str) -> str | None:
+    """Return the present name of a key of an earlier release; None if it never had another."""
+    for old, new in RENAMED.items():
+        if path == old or path.startswith(old + "."):
+            return new + path[len(old) :] if new else new
+    return None
+
+
+def _renamed_in(module: ModuleType, line: int | None) -> str:
+    """Say what the keys of an earlier release are called that a line of a config file uses."""
+    text = Path(module.__file__).read_text(encoding="utf-8").splitlines()[line - 1] if line else ""
+    found = [
+        (old, renamed(old))
+        for old in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", text.replace("config.", ""))
+    ]
+    return "".join(f"; {old} is now {new}" for old, new in found if new)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
@@ -217,19 +351,26 @@ def override(
     overrides: Mapping[str, str],
     components: Iterable[Component],
     elsewhere: Mapping[str, str] | None = None,
+    chosen: Callable[[ConfigDict, str, str], None] | None = None,
 ) -> list[str]:
     """Apply `a.b=text` overrides in place and return every problem found.
 
-    Component names are applied first (a newly named component starts from its own defaults), then the other keys, so
-    the order on the command line does not matter. `elsewhere` says where other frameworks' names of a key stand here.
-    """
+    Component names are applied first (a newly named component starts from its own defaults), then
+    the other keys, so the order on the command line does not matter. `elsewhere` says where other
+    frameworks' names of a key stand here; `chosen(config, path, name)` chooses a component where
+    that takes more than its own node."""
     by_path = {c.path: c for c in components}
     problems, rest, refused = [], {}, []
-    for path, text in overrides.items():
+    for path, text in sorted(
+        overrides.items(), key=lambda item: item[0] != "loss.name"
+    ):  # it may bring others
         base = path.removesuffix(".name")
         if base in by_path:
             try:
-                choose(config, base, by_path[base].table, text)
+                if chosen is None:
+                    choose(config, base, by_path[base].table, text)
+                else:
+                    chosen(config, base, text)
             except ConfigError as e:
                 problems.append(f"--config.{path}={text}: {e}")
                 refused.append(base + ".")
@@ -237,12 +378,18 @@ def override(
             rest[path] = text
     known = flatten(config)
     for path, text in rest.items():
-        if path.startswith(tuple(refused)):  # which keywords it has is not known; its name is reported
+        if path.startswith(
+            tuple(refused)
+        ):  # which keywords it has is not known; its name is reported
             continue
         if path not in known:
             nearest = _nearest(path, known) or "train --config=FILE --help lists them"
             if _leaf(path) in (elsewhere or {}):
                 nearest = f"here it is {elsewhere[_leaf(path)]}"
+            if renamed(path) is not None:
+                nearest = (
+                    f"it is now --config.{renamed(path)}={text}" if renamed(path) else "it is gone"
+                )
             problems.append(f"--config.{path}: no such key; {nearest.strip()}")
             continue
         try:
@@ -278,7 +425,11 @@ def parse_value(text: str, default: Any) -> Any:
         if {type(v) for v in values} <= {type(v) for v in default}:
             return values
         raise ValueError(f"expected a list such as {_shown(default)}")
-    if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if (
+        isinstance(default, float)
+        and isinstance(value, (int, float))
+        and not isinstance(value, bool)
+    ):
         return float(value)
     if isinstance(default, int) and isinstance(value, int) and not isinstance(value, bool):
         return value
@@ -293,21 +444,30 @@ def _number_or_text(text: str):
 
 
 def _type_name(value: Any) -> str:
-    return {float: "a number", int: "a whole number", tuple: "a list"}.get(type(value), type(value).__name__)
+    return {float: "a number", int: "a whole number", tuple: "a list"}.get(
+        type(value), type(value).__name__
+    )
 
 
-# ---- checking and help -----------------------------------------------------------------------------------------------
+# ---- checking and help ---------------------------------------------------------------------------
 
 
-def rule_problems(config: ConfigDict, keys: Iterable[Key], keyword_rules: Mapping[str, Rule]) -> list[str]:
-    """Values outside their rule. Component keywords use `keyword_rules` by name; every number must be finite."""
+def rule_problems(
+    config: ConfigDict, keys: Iterable[Key], components: Iterable[Component]
+) -> list[str]:
+    """List the values outside their rule. Every number must be finite."""
     rules = {key.path: key.rule for key in keys}
+    for c in components:
+        name = _parent(config, c.path)[_leaf(c.path)].name
+        rules |= {
+            f"{c.path}.{keyword}": rule for keyword, rule in keyword_rules(c.table[name]).items()
+        }
     problems = []
     for path, value in flatten(config).items():
         if isinstance(value, float) and not math.isfinite(value):
             problems.append(f"{path}={value!r}: must be a finite number")
             continue
-        rule = rules[path] if path in rules else keyword_rules.get(_leaf(path))
+        rule = rules.get(path)
         if (
             rule is None
             or value is None
@@ -327,11 +487,16 @@ def help_text(keys: Iterable[Key], components: Iterable[Component], config: Conf
         lines.append(f"  --config.{key.path}={_shown(flat[key.path])}\n        {key.meaning}")
     for c in components:
         name = flat[f"{c.path}.name"]
-        lines.append(f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(sorted(c.table))}")
+        lines.append(
+            f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(sorted(c.table))}"
+        )
         meanings = keyword_meanings(c.table[name])
         for keyword in keyword_defaults(c.table[name]):
             value = flat[f"{c.path}.{keyword}"]
-            lines.append(f"  --config.{c.path}.{keyword}={_shown(value)}\n        {meanings.get(keyword, '')}".rstrip())
+            lines.append(
+                f"  --config.{c.path}.{keyword}={_shown(value)}\n       "
+                f" {meanings.get(keyword, '')}".rstrip()
+            )
     return "\n".join(lines)
 
 
@@ -346,27 +511,38 @@ def raise_problems(problems: list[str]) -> None:
       ConfigError: when there is any.
     """
     if problems:
-        raise ConfigError(f"{len(problems)} problem(s) in the configuration:\n" + "\n".join("  " + p for p in problems))
+        raise ConfigError(
+            f"{len(problems)} problem(s) in the configuration:\n"
+            + "\n".join("  " + p for p in problems)
+        )
 
 
 def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callable]:
-    """The merged module-level `table` dicts (e.g. "LOSSES") of all modules in a package; a module may have none.
+    """The merged module-level `table` dicts (e.g. "LOSSES") of all modules in a package; a module
+    may have none.
 
     Raises:
-        UserError: two modules use one name: which of the two a configuration meant could not be known.
+        UserError: two modules use one name: which of the two a configuration meant could not be
+          known.
     """
     found: dict[str, Callable] = {}
     owner: dict[str, str] = {}
     for module in _modules(paths, package):
         for name, function in getattr(module, table, {}).items():
             if name in found:
-                raise UserError(f"{name!r} is in the {table} of both {owner[name]} and {module.__name__}: rename one")
+                raise UserError(
+                    f"{name!r} is in the {table} of both {owner[name]} and {module.__name__}:"
+                    " rename one"
+                )
             found[name], owner[name] = function, module.__name__
     return found
 
 
-def constants(paths: Iterable[str], package: str, table: str, constant: str, default: Any) -> dict[str, Any]:
-    """What the module of each table entry says in its module-level `constant`, by entry; else `default`."""
+def constants(
+    paths: Iterable[str], package: str, table: str, constant: str, default: Any
+) -> dict[str, Any]:
+    """What the module of each table entry says in its module-level `constant`, by entry; else
+    `default`."""
     return {
         name: getattr(module, constant, default)
         for module in _modules(paths, package)

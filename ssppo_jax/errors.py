@@ -2,19 +2,22 @@
 
 
 class UserError(Exception):
-    """Something the user can fix. The command line prints the message alone and exits with `exit_code`."""
+    """Something the user can fix. The command line prints the message alone and exits with
+    `exit_code`."""
 
     exit_code = 1
 
 
 class ConfigError(UserError):
-    """The configuration cannot run: every problem found, one a line (exit 78, sysexits EX_CONFIG)."""
+    """The configuration cannot run: every problem found, one a line (exit 78, sysexits
+    EX_CONFIG)."""
 
     exit_code = 78
 
 
 class DataError(UserError):
-    """An input file is malformed: `file:line: reason` for every bad row (exit 65, sysexits EX_DATAERR)."""
+    """An input file is malformed: `file:line: reason` for every bad row (exit 65, sysexits
+    EX_DATAERR)."""
 
     exit_code = 65
 
@@ -26,4 +29,5 @@ class GateError(UserError):
 
 
 class Interrupted(Exception):
-    """A stop was requested; the phase ended at a batch boundary, and the same command continues the run."""
+    """A stop was requested; the phase ended at a batch boundary, and the same command continues the
+    run."""

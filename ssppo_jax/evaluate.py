@@ -1,4 +1,5 @@
-"""One policy against another on held-out prompts, as the configured oracle sees them: win rate, rewards, intervals."""
+"""One policy against another on held-out prompts, as the configured oracle sees them: win rate,
+rewards, intervals."""
 
 from __future__ import annotations
 
@@ -17,10 +18,11 @@ from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import UserError
+from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
 from ssppo_jax.rollout.judge import build_oracle, judge, place_oracle
-from ssppo_jax.rollout.sample import Sampled, sample_prompts
+from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
 from ssppo_jax.sampling.sampler import Sampler
 from ssppo_jax.types import FINISH_NAMES, Prompt, PyTree, Verdict
@@ -37,12 +39,16 @@ def encode_split(runtime: Runtime) -> tuple[list[EncodedPrompt], list[EncodedPro
     split = data.split_prompts(load_prompts(config), heldout=config.data.heldout, seed=config.seed)
     limit = config.data.max_prompt_length
     train, dropped = data.encode_prompts(split.train, runtime.tokenizer, max_prompt_length=limit)
-    heldout, dropped_heldout = data.encode_prompts(split.heldout, runtime.tokenizer, max_prompt_length=limit)
+    heldout, dropped_heldout = data.encode_prompts(
+        split.heldout, runtime.tokenizer, max_prompt_length=limit
+    )
     for report in (dropped, dropped_heldout):
         if report.rows:
             log.warning("%s", report)
     if split.duplicates:
-        log.warning("left out %d training prompts that repeat a held-out one", len(split.duplicates))
+        log.warning(
+            "left out %d training prompts that repeat a held-out one", len(split.duplicates)
+        )
     account = {
         "train_prompts": len(train),
         "heldout_prompts": len(heldout),
@@ -64,24 +70,36 @@ class Comparison(NamedTuple):
     """What the oracle says of a candidate's and a baseline's responses to the same prompts."""
 
     win_rate: Estimate
-    rewards: dict[str, Change]  # "reward" and its named parts; empty when the oracle gives preferences
+    rewards: dict[
+        str, Change
+    ]  # "reward" and its named parts; empty when the oracle gives preferences
 
     def values(self) -> dict[str, float]:
         """For the metric log: the win rate and the candidate's rewards, each with its interval."""
-        return logged({"win_rate": self.win_rate} | {name: change.candidate for name, change in self.rewards.items()})
+        return logged(
+            {"win_rate": self.win_rate}
+            | {name: change.candidate for name, change in self.rewards.items()}
+        )
 
     def result(self) -> dict[str, float]:
         """For result.json: the same, and where the rewards started and how much they gained."""
         rate = self.win_rate
         found = {"win_rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": rate.n}
         for name, (candidate, baseline, gain) in self.rewards.items():
-            found |= {name: candidate.mean, f"{name}_start": baseline.mean, f"{name}_gain": gain.mean}
+            found |= {
+                name: candidate.mean,
+                f"{name}_start": baseline.mean,
+                f"{name}_gain": gain.mean,
+            }
             found |= {f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
         return found
 
     def __str__(self) -> str:
         lines = [f"win rate {_shown(self.win_rate)}"]
-        lines += [f"{name} {_shown(c.candidate)}, from {c.baseline.mean:.3f}" for name, c in self.rewards.items()]
+        lines += [
+            f"{name} {_shown(c.candidate)}, from {c.baseline.mean:.3f}"
+            for name, c in self.rewards.items()
+        ]
         return "; ".join(lines)
 
 
@@ -89,7 +107,12 @@ def logged(estimates: dict[str, Estimate]) -> dict[str, float]:
     """Estimates over the same prompts for the metric log, each with its interval."""
     values: dict[str, float] = {}
     for name, e in estimates.items():
-        values |= {"prompts": float(e.n), name: e.mean, f"{name}_low": e.low, f"{name}_high": e.high}
+        values |= {
+            "prompts": float(e.n),
+            name: e.mean,
+            f"{name}_low": e.low,
+            f"{name}_high": e.high,
+        }
     return values
 
 
@@ -104,13 +127,19 @@ def compare(
     candidate: list[list[str]],  # B x K
     baseline: list[list[str]],  # B x K
 ) -> Comparison:
-    """P(candidate beats baseline) over the K x K pairs of each prompt, and mean rewards; all intervals over prompts."""
+    """P(candidate beats baseline) over the K x K pairs of each prompt, and mean rewards; all
+    intervals over prompts."""
     k = len(candidate[0])
-    verdict = _judged(config, oracle, encoded, [a + b[:k] for a, b in zip(candidate, baseline, strict=True)])
+    verdict = _judged(
+        config, oracle, encoded, [a + b[:k] for a, b in zip(candidate, baseline, strict=True)]
+    )
     rng = np.random.default_rng(config.seed)
-    preference = preference_of(verdict, temperature=config.judge.reward_temperature)
+    preference = preference_of(verdict, temperature=config.oracle.reward_temperature)
     rate = win_rate(cross_win_probability(preference, k), rng=rng, resamples=RESAMPLES)
-    changes = {name: _change(x[:, :k].mean(1), x[:, k:].mean(1), rng) for name, x in _scores(verdict).items()}
+    changes = {
+        name: _change(x[:, :k].mean(1), x[:, k:].mean(1), rng)
+        for name, x in _scores(verdict).items()
+    }
     return Comparison(rate, changes)
 
 
@@ -120,18 +149,28 @@ def rewards(
     encoded: Sequence[EncodedPrompt],
     texts: list[list[str]],  # B x K
 ) -> dict[str, Estimate]:
-    """Mean reward of one policy's responses, and of its parts; empty when the oracle gives preferences."""
+    """Mean reward of one policy's responses, and of its parts; empty when the oracle gives
+    preferences."""
     scores = _scores(_judged(config, oracle, encoded, texts))
     rng = np.random.default_rng(config.seed)
-    return {name: mean_interval(x.mean(1), rng=rng, resamples=RESAMPLES) for name, x in scores.items()}
+    return {
+        name: mean_interval(x.mean(1), rng=rng, resamples=RESAMPLES) for name, x in scores.items()
+    }
 
 
-def _judged(config: ConfigDict, oracle: Oracle, encoded: Sequence[EncodedPrompt], groups: list[list[str]]) -> Verdict:
+def _judged(
+    config: ConfigDict, oracle: Oracle, encoded: Sequence[EncodedPrompt], groups: list[list[str]]
+) -> Verdict:
     """The verdict on the held-out prompts the oracle could judge."""
     verdict = judge(oracle, encoded, groups, journal=None, identity="")
-    kept = drop_failed(verdict, max_failed_fraction=config.judge.max_failed_fraction)
+    kept = drop_failed(verdict, max_failed_fraction=config.oracle.max_failed_fraction)
     if kept.dropped:
-        log.warning("the oracle failed on %d of %d held-out prompts: %s", kept.dropped, len(encoded), kept.reasons)
+        log.warning(
+            "the oracle failed on %d of %d held-out prompts: %s",
+            kept.dropped,
+            len(encoded),
+            kept.reasons,
+        )
     return kept.verdict
 
 
@@ -139,13 +178,16 @@ def _scores(verdict: Verdict) -> dict[str, np.ndarray]:  # [B,K] each
     return {} if verdict.reward is None else {"reward": verdict.reward} | (verdict.parts or {})
 
 
-def _change(candidate: np.ndarray, baseline: np.ndarray, rng: np.random.Generator) -> Change:  # [B] each
+def _change(
+    candidate: np.ndarray, baseline: np.ndarray, rng: np.random.Generator
+) -> Change:  # [B] each
     interval = partial(mean_interval, rng=rng, resamples=RESAMPLES)
     return Change(interval(candidate), interval(baseline), interval(candidate - baseline))
 
 
 class HeldOut:
-    """Samples held-out prompts from any parameters. Candidates and baselines draw from different random streams."""
+    """Samples held-out prompts from any parameters. Candidates and baselines draw from different
+    random streams."""
 
     def __init__(self, runtime: Runtime, encoded: list[EncodedPrompt]):
         self.runtime, self.encoded = runtime, encoded
@@ -159,15 +201,21 @@ class HeldOut:
         baseline: bool,
         what: str,
         stopped: Callable[[], bool] = lambda: False,
-    ) -> Sampled:
+    ) -> Responses:
         if num_samples not in self._samplers:
-            sampling = sampling_params(self.runtime.config, temperature=self.runtime.config.eval.temperature)
-            self._samplers[num_samples] = self.runtime.make_sampler(num_samples=num_samples, sampling=sampling)
+            sampling = sampling_params(
+                self.runtime.config, temperature=self.runtime.config.eval.temperature
+            )
+            self._samplers[num_samples] = self.runtime.make_sampler(
+                num_samples=num_samples, sampling=sampling
+            )
         key = self.runtime.key(EVALUATION, int(baseline))
         sampler = self._samplers[num_samples]
-        return sample_prompts(self.runtime, sampler, params, self.encoded, key, stopped=stopped, what=what)
+        return sample_prompts(
+            self.runtime, sampler, params, self.encoded, key, stopped=stopped, what=what
+        )
 
-    def records(self, sampled: Sampled, stage: str, iteration: int) -> list[dict]:
+    def records(self, sampled: Responses, stage: str, iteration: int) -> list[dict]:
         """Held-out texts for people to read: one line per prompt and sample."""
         return [
             {
@@ -184,10 +232,11 @@ class HeldOut:
 
 
 def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path | None) -> dict:
-    """Load two policies, sample both on the held-out prompts, compare. Writes the result and all texts to `output`.
+    """Load two policies, sample both on the held-out prompts, compare. Writes the result and all
+    texts to `output`.
 
-    `candidate` and `baseline` are anything `model.source` may be: embedded:NAME, a folder, a repo id, a .gguf file.
-    """
+    `candidate` and `baseline` are anything `model.source` may be: embedded:NAME, a folder, a repo
+    id, a .gguf file."""
     runtime = build_runtime(config)
     _, encoded, account = encode_split(runtime)
     heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
@@ -197,7 +246,10 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     for name, source in (("baseline", baseline), ("candidate", candidate)):
         params = runtime.load_params(resolve(source))
         texts[name] = heldout.sample(
-            params, num_samples=config.eval.final_num_samples, baseline=name == "baseline", what=f"sample {name}"
+            params,
+            num_samples=config.eval.final_num_samples,
+            baseline=name == "baseline",
+            what=f"sample {name}",
         )
         del params
     found = compare(config, oracle, encoded, texts["candidate"].texts, texts["baseline"].texts)
@@ -206,10 +258,11 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
         "baseline": baseline,
         "win_rate": found.win_rate._asdict(),
         "rewards": {
-            name: {part: e._asdict() for part, e in change._asdict().items()} for name, change in found.rewards.items()
+            name: {part: e._asdict() for part, e in change._asdict().items()}
+            for name, change in found.rewards.items()
         },
         "summary": str(found),
-        "oracle": {"name": config.oracle.name, **call_kwargs(config.oracle)},
+        "oracle": {"name": config.oracle.name, **call_kwargs(ORACLES, config.oracle)},
         "samples_per_prompt": config.eval.final_num_samples,
         "prompts": account,
         "seconds": time.perf_counter() - start,
@@ -218,7 +271,9 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     if output is not None:
         output.mkdir(parents=True, exist_ok=True)
         (output / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
-        rows = heldout.records(texts["baseline"], "start", 0) + heldout.records(texts["candidate"], "final", 0)
+        rows = heldout.records(texts["baseline"], "start", 0) + heldout.records(
+            texts["candidate"], "final", 0
+        )
         (output / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return result
 
@@ -245,9 +300,13 @@ def win_rate(
     """
     p = np.asarray(p, np.float64)
     if p.ndim != 1 or p.size == 0:
-        raise UserError(f"a win rate needs one probability for each of at least one prompt, got shape {p.shape}")
+        raise UserError(
+            f"a win rate needs one probability for each of at least one prompt, got shape {p.shape}"
+        )
     if not ((p >= 0) & (p <= 1)).all():  # NaN is in neither
-        raise UserError("win probabilities must lie in [0, 1]; drop the prompts the oracle failed on first")
+        raise UserError(
+            "win probabilities must lie in [0, 1]; drop the prompts the oracle failed on first"
+        )
     return mean_interval(p, rng=rng, resamples=resamples, bounds=(0.0, 1.0))
 
 
@@ -260,12 +319,12 @@ def mean_interval(
 ) -> Estimate:
     """Mean of x with a 95% bootstrap interval over prompts.
 
-    Prompts are resampled whole: the K samples of one prompt are alike, and counting each sample or pair as a new
-    observation would make the interval too narrow. The percentile interval of the bootstrap means is widened about
-    the mean by sqrt(n / (n - 1)), which undoes the bootstrap's underestimated variance, and clipped to the bounds.
-    It covers the true mean slightly less than 95% of the time for small n. It knows only what it saw: prompts that
-    all say the same give an interval of width 0, and one prompt alone gives the bounds.
-    """
+    Prompts are resampled whole: the K samples of one prompt are alike, and counting each sample or
+    pair as a new observation would make the interval too narrow. The percentile interval of the
+    bootstrap means is widened about the mean by sqrt(n / (n - 1)), which undoes the bootstrap's
+    underestimated variance, and clipped to the bounds. It covers the true mean slightly less than
+    95% of the time for small n. It knows only what it saw: prompts that all say the same give an
+    interval of width 0, and one prompt alone gives the bounds."""
     x = np.asarray(x, np.float64)
     n, mean = x.size, float(x.mean())
     if n == 1:
@@ -277,7 +336,8 @@ def mean_interval(
 
 
 def cross_win_probability(
-    preference: np.ndarray,  # [B,2K,2K] P(i > j): the candidate's K responses first, then the baseline's K
+    # [B,2K,2K] P(i > j): the candidate's K responses first, then the baseline's K
+    preference: np.ndarray,
     k: int,
 ) -> np.ndarray:  # [B] float64
     """Mean of P over the K x K pairs of a candidate's and a baseline's response to the same prompt.
@@ -287,7 +347,10 @@ def cross_win_probability(
     """
     preference = np.asarray(preference)
     if k < 1 or preference.ndim != 3 or preference.shape[1:] != (2 * k, 2 * k):
-        raise UserError(f"expected preferences of shape [B, {2 * k}, {2 * k}] for k = {k}, got {preference.shape}")
+        raise UserError(
+            f"expected preferences of shape [B, {2 * k}, {2 * k}] for k = {k}, got"
+            f" {preference.shape}"
+        )
     return preference[:, :k, k:].astype(np.float64).mean((1, 2))
 
 
@@ -295,17 +358,23 @@ log = logging.getLogger(__name__)
 
 
 def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
-    """`sampling.num_samples` responses to each text (or held-out prompt), with ids, raw log-probs and finish reason."""
+    """`sampling.num_samples` responses to each text (or held-out prompt), with ids, raw log-probs
+    and finish reason."""
     runtime = build_runtime(config)
     if texts:
-        prompts = [Prompt(f"prompt-{i}", ({"role": "user", "content": text},)) for i, text in enumerate(texts)]
+        prompts = [
+            Prompt(f"prompt-{i}", ({"role": "user", "content": text},))
+            for i, text in enumerate(texts)
+        ]
         limit = config.data.max_prompt_length
         encoded, dropped = data.encode_prompts(prompts, runtime.tokenizer, max_prompt_length=limit)
         if dropped.rows:
             log.warning("%s", dropped)
     else:
         encoded = encode_split(runtime)[1]
-    sampler = runtime.make_sampler(num_samples=config.sampling.num_samples, sampling=sampling_params(config))
+    sampler = runtime.make_sampler(
+        num_samples=config.sampling.num_samples, sampling=sampling_params(config)
+    )
     key = runtime.key(EVALUATION, 2)
     sampled = sample_prompts(runtime, sampler, runtime.load_params(), encoded, key)
     s = sampled.samples

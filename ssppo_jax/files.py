@@ -1,4 +1,5 @@
-"""What must be on the disk before anyone is told that it is, and where what can be made again is kept."""
+"""What must be on the disk before anyone is told that it is, and where what can be made again is
+kept."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ def default_cache() -> Path:
 
 
 def whole_lines(path: Path) -> tuple[list[bytes], bool]:
-    """The lines of a file that is only appended to, and whether a last one was torn by a kill: it is cut off.
+    """The lines of a file that is only appended to, and whether a last one was torn by a kill: it
+    is cut off.
 
     Else the next line would be glued to the torn one.
     """

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import call_kwargs
+from ssppo_jax.config import NonNegative, Positive, Unit, bind
 from ssppo_jax.types import PyTree
 
 
-def rmsprop(*, decay: float = 0.99, eps: float = 1e-8, momentum: float = 0.0):
-    """RMSProp with PyTorch's defaults, the optimizer of the official SPPO scripts (S-SPPO names none: reconstruction).
+def rmsprop(*, decay: Unit = 0.99, eps: Positive = 1e-8, momentum: NonNegative = 0.0):
+    """RMSProp with PyTorch's defaults, the optimizer of the official SPPO scripts (S-SPPO names
+    none: reconstruction).
 
     Args:
       decay: decay of the running mean square (torch's alpha).
@@ -25,7 +26,9 @@ def rmsprop(*, decay: float = 0.99, eps: float = 1e-8, momentum: float = 0.0):
     return optax.chain(*parts)
 
 
-def adamw(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0):
+def adamw(
+    *, b1: Unit = 0.9, b2: Unit = 0.999, eps: Positive = 1e-8, weight_decay: NonNegative = 0.0
+):
     """AdamW (Loshchilov & Hutter).
 
     Args:
@@ -40,7 +43,7 @@ def adamw(*, b1: float = 0.9, b2: float = 0.999, eps: float = 1e-8, weight_decay
     return optax.chain(*parts)
 
 
-def lion(*, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0):
+def lion(*, b1: Unit = 0.9, b2: Unit = 0.99, weight_decay: NonNegative = 0.0):
     """Lion (Chen et al. 2023): one moment, sign updates, half of Adam's state.
 
     Args:
@@ -54,7 +57,7 @@ def lion(*, b1: float = 0.9, b2: float = 0.99, weight_decay: float = 0.0):
     return optax.chain(*parts)
 
 
-def sgd(*, momentum: float = 0.0):
+def sgd(*, momentum: NonNegative = 0.0):
     """Plain gradient descent.
 
     Args:
@@ -69,8 +72,11 @@ STATE_DTYPES = ("param", "float32", "bfloat16")
 SCHEDULES = ("linear", "cosine", "constant")
 
 
-def learning_rate(peak: float, *, schedule: str, warmup_ratio: float, total_steps: int) -> optax.Schedule:
-    """Linear warm-up over `warmup_ratio * total_steps` steps, then linear or cosine decay to 0, or constant.
+def learning_rate(
+    peak: float, *, schedule: str, warmup_ratio: float, total_steps: int
+) -> optax.Schedule:
+    """Linear warm-up over `warmup_ratio * total_steps` steps, then linear or cosine decay to 0, or
+    constant.
 
     The first step already has a non-zero rate: step s of w warm-up steps runs at peak * (s+1)/w.
     """
@@ -83,7 +89,9 @@ def learning_rate(peak: float, *, schedule: str, warmup_ratio: float, total_step
     }[schedule]
     if warmup == 0:
         return after
-    return optax.join_schedules([optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1)), after], [warmup])
+    return optax.join_schedules(
+        [optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1)), after], [warmup]
+    )
 
 
 def make_optimizer(
@@ -99,7 +107,8 @@ def make_optimizer(
       transform: the preconditioner.
       schedule: the learning rate by step.
       max_grad_norm: of all gradients together.
-      state_dtype: what the preconditioner's moments are kept in, "param" (each parameter's own), or a dtype.
+      state_dtype: what the preconditioner's moments are kept in, "param" (each parameter's own), or
+        a dtype.
     """
     if state_dtype != "param":
         transform = kept_in(transform, jnp.dtype(state_dtype))
@@ -107,42 +116,53 @@ def make_optimizer(
     return optax.chain(*parts, transform, optax.scale_by_learning_rate(schedule))
 
 
-def kept_in(transform: optax.GradientTransformation, dtype: jnp.dtype) -> optax.GradientTransformation:
+def kept_in(
+    transform: optax.GradientTransformation, dtype: jnp.dtype
+) -> optax.GradientTransformation:
     """`transform` with its state in `dtype` between steps and in float32 during one.
 
-    In bfloat16 a running mean stops where a step changes less than half a unit of its last place. Towards 1, a mean
-    square with decay 0.9 comes to 0.98, with 0.99 to 0.8, with 0.999 to 0.25: AdamW's second moment is not for it.
-    """
+    In bfloat16 a running mean stops where a step changes less than half a unit of its last place.
+    Towards 1, a mean square with decay 0.9 comes to 0.98, with 0.99 to 0.8, with 0.999 to 0.25:
+    AdamW's second moment is not for it."""
 
     def cast(tree: PyTree, to: jnp.dtype) -> PyTree:
-        return jax.tree.map(lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+        return jax.tree.map(
+            lambda x: x.astype(to) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree
+        )
 
     def init(params: PyTree) -> PyTree:
         return cast(transform.init(params), dtype)
 
     def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
-        updates, state = transform.update(cast(updates, jnp.float32), cast(state, jnp.float32), params)
+        updates, state = transform.update(
+            cast(updates, jnp.float32), cast(state, jnp.float32), params
+        )
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(init, update)
 
 
 def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    if config.optim.scope == "iteration":
-        total = int(steps_per_epoch * (config.optim.schedule_epochs or config.train.epochs))
+    if config.optimizer.scope == "iteration":
+        total = int(steps_per_epoch * (config.optimizer.schedule_epochs or config.train.epochs))
     else:
         total = steps_per_epoch * config.train.epochs * config.train.iterations
     return learning_rate(
-        config.optim.learning_rate,
-        schedule=config.optim.schedule,
-        warmup_ratio=config.optim.warmup_ratio,
+        config.optimizer.learning_rate,
+        schedule=config.optimizer.schedule,
+        warmup_ratio=config.optimizer.warmup_ratio,
         total_steps=total,
     )
 
 
-def make_run_optimizer(config: ConfigDict, steps_per_epoch: int) -> tuple[optax.GradientTransformation, optax.Schedule]:
+def make_run_optimizer(
+    config: ConfigDict, steps_per_epoch: int
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The configured optimizer and its learning rate by step."""
     rate = _learning_rate(config, steps_per_epoch)
-    transform = OPTIMIZERS[config.optim.transform.name](**call_kwargs(config.optim.transform))
-    c = config.optim
-    return make_optimizer(transform, rate, max_grad_norm=c.max_grad_norm, state_dtype=c.state_dtype), rate
+    transform = bind(OPTIMIZERS, config.optimizer)()
+    c = config.optimizer
+    return (
+        make_optimizer(transform, rate, max_grad_norm=c.max_grad_norm, state_dtype=c.state_dtype),
+        rate,
+    )

@@ -1,4 +1,5 @@
-"""What a run is built from: mesh, model, tokenizer, parameters in their shardings, and the jitted sampler."""
+"""What a run is built from: mesh, model, tokenizer, parameters in their shardings, and the jitted
+sampler."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssppo_jax import data
-from ssppo_jax.config import call_kwargs
+from ssppo_jax.config import bind
 from ssppo_jax.data.chat import eos_ids
 from ssppo_jax.distributed.mesh import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
 from ssppo_jax.errors import ConfigError
@@ -29,7 +30,9 @@ from ssppo_jax.types import Prompt, PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
-ROLLOUT, EVALUATION, ADAPTERS, DROPOUT = range(4)  # streams of random keys, folded into the run's key first
+ROLLOUT, EVALUATION, ADAPTERS, DROPOUT = range(
+    4
+)  # streams of random keys, folded into the run's key first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +58,8 @@ class Runtime:
         return abstract(self.mesh, shapes)
 
     def load_params(self, folder: Path | None = None) -> PyTree:
-        """Parameters of a model folder (the initial policy's by default), each leaf straight into its sharding.
+        """Parameters of a model folder (the initial policy's by default), each leaf straight into
+        its sharding.
 
         With lora.rank, beside them adapters that do nothing yet.
         """
@@ -73,7 +77,8 @@ class Runtime:
         return jax.jit(lambda key: split(init_params(self.decoder, key))[1], out_shardings=placed)
 
     def parted(self, params: PyTree) -> tuple[PyTree | None, PyTree]:
-        """(what is frozen, what is trained): with lora.rank the adapters alone are trained, else everything."""
+        """(what is frozen, what is trained): with lora.rank the adapters alone are trained, else
+        everything."""
         return (None, params) if self.decoder.lora is None else split(params)
 
     def make_apply(self) -> Apply:
@@ -81,8 +86,8 @@ class Runtime:
         return make_apply(
             self.decoder,
             logprob_chunk=model.logprob_chunk,
-            repulsion_pooling=model.repulsion_pooling,
-            repulsion_layer=model.repulsion_layer,
+            repulsion_pooling=self.config.loss.repulsion_pooling,
+            repulsion_layer=self.config.loss.repulsion_layer,
         )
 
     def make_sampler(
@@ -95,8 +100,8 @@ class Runtime:
     ) -> Sampler:
         """The jitted sampler; slots that are handed on are donated.
 
-        With several `weights`, `params` is a tuple of as many policies and their geometric mixture is sampled.
-        """
+        With several `weights`, `params` is a tuple of as many policies and their geometric mixture
+        is sampled."""
         decoder = self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll)
         sampler = make_sampler(
             decoder,
@@ -116,7 +121,9 @@ class Runtime:
 
     def key(self, stream: int, index: int = 0):
         """The random key of one purpose: fold_in(fold_in(key(seed), stream), index)."""
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(self.config.seed), stream), index)
+        return jax.random.fold_in(
+            jax.random.fold_in(jax.random.key(self.config.seed), stream), index
+        )
 
 
 def build_runtime(config: ConfigDict) -> Runtime:
@@ -131,8 +138,9 @@ def build_runtime(config: ConfigDict) -> Runtime:
     arch = hf.read_arch(folder)
     if arch.num_labels:
         raise ConfigError(
-            f"model.source={config.model.source!r} is a reward model ({arch.family.classifier}), not a language model; "
-            "use it as an oracle: --config.oracle.name=reward_model --config.oracle.source=..."
+            f"model.source={config.model.source!r} is a reward model ({arch.family.classifier}),"
+            " not a language model; use it as an oracle: --config.oracle.name=reward_model"
+            " --config.oracle.source=..."
         )
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
     decoder = make_decoder(config, arch, mesh)
@@ -144,14 +152,17 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
     """The configured model on a mesh.
 
     Raises:
-      ConfigError: adapters that fit none of its projections, or an attention kernel or a remat that cannot run here.
+      ConfigError: adapters that fit none of its projections, or an attention kernel or a remat that
+        cannot run here.
     """
     platform = mesh.devices.flat[0].platform
     problem = attention_problem(config, arch, platform)
     if problem:
         raise ConfigError(f"model.attention={config.model.attention}: {problem}")
     if config.model.remat == "offload" and platform == "cpu":
-        raise ConfigError("model.remat=offload: a CPU's memory is the host's; set dots, none or full")
+        raise ConfigError(
+            "model.remat=offload: a CPU's memory is the host's; set dots, none or full"
+        )
     decoder = Decoder(
         arch,
         dtype=jnp.dtype(config.model.dtype),
@@ -171,16 +182,26 @@ def attention_problem(config: ConfigDict, arch: Arch, platform: str) -> str | No
     """Why the configured attention cannot run this model on such devices; None if it can."""
     how = config.model.attention
     if how == "splash" and platform != "tpu":
-        return f"is a TPU kernel, and these devices are {platform}; set einsum, or cudnn on an NVIDIA GPU"
+        return (
+            f"is a TPU kernel, and these devices are {platform}; set einsum, or cudnn on an"
+            " NVIDIA GPU"
+        )
     if how == "cudnn" and platform not in ("gpu", "cuda"):
-        return f"runs on NVIDIA GPUs, and these devices are {platform}; set einsum, or splash on a TPU"
+        return (
+            f"runs on NVIDIA GPUs, and these devices are {platform}; set einsum, or splash on a TPU"
+        )
     if how == "cudnn" and config.model.dtype != "bfloat16":
-        return f"computes in 16 bits; set model.dtype=bfloat16 (it is {config.model.dtype}), or einsum"
+        return (
+            f"computes in 16 bits; set model.dtype=bfloat16 (it is {config.model.dtype}), or einsum"
+        )
     if how in ("xla", "cudnn") and arch.attn_softcap is not None:
         return f"has no soft cap, which {arch.model_type} needs; set einsum"
     longest = config.data.prompt_buckets[-1] + config.sampling.max_new_tokens
     if how == "splash" and layer_kinds(arch, longest) is not None:
-        return f"has no sliding windows, and {arch.model_type}'s could bind within {longest} tokens; set einsum"
+        return (
+            f"has no sliding windows, and {arch.model_type}'s could bind within {longest} tokens;"
+            " set einsum"
+        )
     return None
 
 
@@ -193,10 +214,14 @@ def lora_of(config: ConfigDict) -> Lora | None:
 def _check_targets(decoder: Decoder) -> None:
     shapes = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
     if not split(shapes)[1]:
-        kernels = [path.removesuffix("/kernel") for path, _ in hf.flatten(shapes["layers"]) if path.endswith("kernel")]
+        kernels = [
+            path.removesuffix("/kernel")
+            for path, _ in hf.flatten(shapes["layers"])
+            if path.endswith("kernel")
+        ]
         raise ConfigError(
-            f"lora.targets={decoder.lora.targets!r} is found in no projection of this model; they are "
-            + ", ".join(f"layers/{path}" for path in kernels)
+            f"lora.targets={decoder.lora.targets!r} is found in no projection of this model; they"
+            " are " + ", ".join(f"layers/{path}" for path in kernels)
         )
 
 
@@ -214,4 +239,4 @@ def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> 
 
 def load_prompts(config: ConfigDict) -> list[Prompt]:
     """The prompts of the configured source."""
-    return data.SOURCES[config.data.source.name](**call_kwargs(config.data.source))
+    return bind(data.SOURCES, config.data.source)()

@@ -1,15 +1,14 @@
-"""Every key of a run: its default, its meaning, its rule; and the checks that need several keys at once.
+"""Every key of a run: its default, its meaning, its rule; and the checks that need several keys at
+once.
 
-The defaults are the S-SPPO paper's where it states them (arXiv 2606.01561); configs/ changes what a model or a machine
-needs. `base_config()` is what every config file starts from.
-"""
-
-# ruff: noqa: E501 - one key a line
+The defaults are the S-SPPO paper's where it states them (arXiv 2606.01561); configs/ changes what a
+model or a machine needs. `base_config()` is what every config file starts from."""
 
 from __future__ import annotations
 
 import re
-from functools import partial
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +19,7 @@ from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.distributed.mesh import AXES, mesh_shape
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import LOSSES, ROWS
+from ssppo_jax.losses import COMPANIONS, LOSSES, ROWS
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.losses.gates import GATES
 from ssppo_jax.models.attention import IMPLEMENTATIONS
@@ -29,7 +28,7 @@ from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
 from ssppo_jax.optimizer import OPTIMIZERS, SCHEDULES, STATE_DTYPES
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.rollout.pairs import SEMANTIC_GATES, WIN_RATE_ESTIMATORS
+from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
 from ssppo_jax.types import Batch, Policy
 
@@ -37,7 +36,11 @@ _DTYPES = cfg.one_of("float32", "bfloat16")
 
 
 def _layer_rule(value) -> str | None:
-    return None if value in LAYERS or value.isdigit() else f"one of {', '.join(LAYERS)}, or a block's number"
+    return (
+        None
+        if value in LAYERS or value.isdigit()
+        else f"one of {', '.join(LAYERS)}, or a block's number"
+    )
 
 
 def _pattern(value: str) -> str | None:
@@ -51,89 +54,321 @@ def _pattern(value: str) -> str | None:
 KEYS: tuple[Key, ...] = (
     Key("seed", 0, "the run's seed; every random key is folded from it", cfg.non_negative),
     # model
-    Key("model.source", "embedded:smollm2", "weights: embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or random:tiny"),
-    Key("model.dtype", "float32", "compute dtype; log-softmax and token sums are float32 whatever it is", _DTYPES),
+    Key(
+        "model.source",
+        "embedded:smollm2",
+        "weights: embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or random:tiny",
+    ),
+    Key(
+        "model.dtype",
+        "float32",
+        "compute dtype; log-softmax and token sums are float32 whatever it is",
+        _DTYPES,
+    ),
     Key("model.param_dtype", "float32", "dtype of parameters and optimizer state", _DTYPES),
-    Key("model.remat", "none", "what the backward pass recomputes: nothing, all but matrix products (dots; offload keeps them in host memory), all (full)", cfg.one_of(*REMAT_POLICIES)),
-    Key("model.attention", "einsum", "how prompts are read and completions trained on: einsum; xla or cudnn (jax.nn.dot_product_attention); splash (Pallas, TPU)", cfg.one_of(*IMPLEMENTATIONS)),
-    Key("model.attention_chunk", 0, "with model.attention=einsum, queries whose attention scores exist at one time; 0: all", cfg.non_negative),
-    Key("model.logprob_chunk", 4096, "vocabulary entries whose logits exist at one time", cfg.positive),
+    Key(
+        "model.remat",
+        "none",
+        "what the backward pass recomputes: nothing, all but matrix products (dots; offload keeps"
+        " them in host memory), all (full)",
+        cfg.one_of(*REMAT_POLICIES),
+    ),
+    Key(
+        "model.attention",
+        "einsum",
+        "how prompts are read and completions trained on: einsum; xla or cudnn"
+        " (jax.nn.dot_product_attention); splash (Pallas, TPU)",
+        cfg.one_of(*IMPLEMENTATIONS),
+    ),
+    Key(
+        "model.attention_chunk",
+        0,
+        "with model.attention=einsum, queries whose attention scores exist at one time; 0: all",
+        cfg.non_negative,
+    ),
+    Key(
+        "model.logprob_chunk",
+        4096,
+        "vocabulary entries whose logits exist at one time",
+        cfg.positive,
+    ),
     Key("model.decode_unroll", 1, "layers inlined per scan step while sampling", cfg.positive),
-    Key("model.repulsion_pooling", "last_token", "one vector per response (reconstruction)", cfg.one_of(*POOLINGS)),
-    Key("model.repulsion_layer", "final_post_norm", "which hidden state is repelled (reconstruction): " + ", ".join(LAYERS) + ", or a block's number", _layer_rule),
+    Key(
+        "loss.repulsion_pooling",
+        "last_token",
+        "one vector per response (reconstruction)",
+        cfg.one_of(*POOLINGS),
+    ),
+    Key(
+        "loss.repulsion_layer",
+        "final_post_norm",
+        "which hidden state is repelled (reconstruction): "
+        + ", ".join(LAYERS)
+        + ", or a block's number",
+        _layer_rule,
+    ),
     # mesh
     Key("mesh.data", -1, "devices that split the batch; -1: the rest"),
     Key("mesh.fsdp", 1, "devices that split batch and parameters; -1: the rest"),
     Key("mesh.tensor", 1, "devices that split heads, mlp width and vocabulary; -1: the rest"),
     # processes
-    Key("hosts.timeout", 3600.0, "seconds that the processes of a run wait for each other before it ends and names who is missing", cfg.positive),
+    Key(
+        "distributed.timeout",
+        3600.0,
+        "seconds that the processes of a run wait for each other before it ends and names who is"
+        " missing",
+        cfg.positive,
+    ),
     # data
     Key("data.heldout", 64, "prompts kept out of training, for evaluation", cfg.positive),
-    Key("data.max_prompt_length", 512, "longer prompts are dropped, counted and listed; never cut", cfg.positive),
-    Key("data.prompt_buckets", (64, 128, 256, 512), "prompt lengths that programs are compiled for", cfg.increasing),
+    Key(
+        "data.max_prompt_length",
+        512,
+        "longer prompts are dropped, counted and listed; never cut",
+        cfg.positive,
+    ),
+    Key(
+        "data.prompt_buckets",
+        (64, 128, 256, 512),
+        "prompt lengths that programs are compiled for",
+        cfg.increasing,
+    ),
     # sampling
-    Key("sampling.num_samples", 5, "K, responses per prompt", lambda x: None if x >= 2 else "2 or more"),
-    Key("sampling.refill", 0.25, "share of a batch's slots that must be free before waiting prompts take them; 1: whole batches", cfg.fraction),
+    Key(
+        "sampling.num_samples",
+        5,
+        "K, responses per prompt",
+        lambda x: None if x >= 2 else "2 or more",
+    ),
+    Key(
+        "sampling.refill",
+        0.25,
+        "share of a batch's slots that must be free before waiting prompts take them; 1: whole"
+        " batches",
+        cfg.fraction,
+    ),
     Key("sampling.temperature", 1.0, "0 takes the most likely token", cfg.non_negative),
     Key("sampling.top_k", 0, "keep the k most likely tokens; 0 keeps all", cfg.non_negative),
     Key("sampling.top_p", 1.0, "keep the smallest set of tokens with this mass", cfg.fraction),
-    Key("sampling.min_p", 0.0, "keep tokens at least this fraction as likely as the likeliest", cfg.unit),
+    Key(
+        "sampling.min_p",
+        0.0,
+        "keep tokens at least this fraction as likely as the likeliest",
+        cfg.unit,
+    ),
     Key("sampling.max_new_tokens", 512, "T, completion slots", cfg.positive),
     Key("sampling.batch_size", 16, "prompts sampled at one time", cfg.positive),
     # judging
-    Key("judge.max_failed_fraction", 0.1, "abort when the oracle fails on more of an iteration's prompts than this", cfg.unit),
-    Key("judge.reward_temperature", 0.0, "pairs from an oracle of rewards: reward gap that makes the odds e to 1; 0: the higher reward wins", cfg.non_negative),
+    Key(
+        "oracle.max_failed_fraction",
+        0.1,
+        "abort when the oracle fails on more of an iteration's prompts than this",
+        cfg.unit,
+    ),
+    Key(
+        "oracle.reward_temperature",
+        0.0,
+        "pairs from an oracle of rewards: reward gap that makes the odds e to 1; 0: the higher"
+        " reward wins",
+        cfg.non_negative,
+    ),
     # pairs
-    Key("pairs.win_rate_estimator", "pairwise", "how win rates come from the preference matrix: " + ", ".join(WIN_RATE_ESTIMATORS), cfg.one_of(*WIN_RATE_ESTIMATORS)),
+    Key(
+        "pairs.win_rate_estimator",
+        "pairwise",
+        "how win rates come from the preference matrix: " + ", ".join(WIN_RATE_ESTIMATORS),
+        cfg.one_of(*WIN_RATE_ESTIMATORS),
+    ),
     Key("pairs.include_self", True, "count the self pair as 1/2, as the papers do"),
-    Key("pairs.semantic_gate", "pair", "where the gate acts: the chosen pair (Alg. 1), the group mean (eq. 3.1), each P_ij, or nowhere", cfg.one_of(*SEMANTIC_GATES)),
-    Key("pairs.drop_ties", False, "leave out groups whose responses all score the same (counted either way)"),
-    Key("similarity.encoder", "embedded:minilm", "sentence encoder: embedded:minilm, a folder, or a repo id"),
+    Key(
+        "pairs.gate_level",
+        "pair",
+        "where the gate acts: the chosen pair (Alg. 1), the group mean (eq. 3.1), each P_ij, or"
+        " nowhere",
+        cfg.one_of(*GATE_LEVELS),
+    ),
+    Key(
+        "pairs.drop_ties",
+        False,
+        "leave out groups whose responses all score the same (counted either way)",
+    ),
+    Key(
+        "similarity.encoder",
+        "embedded:minilm",
+        "sentence encoder: embedded:minilm, a folder, or a repo id",
+    ),
     Key("similarity.name", "relu_cosine", "max(0, cos) in the paper", cfg.one_of(*SIMILARITIES)),
-    Key("similarity.embed_text", "response", "what is embedded (reconstruction)", cfg.one_of(*EMBED_TEXTS)),
-    Key("similarity.prefix", "", "put before each text that is embedded; nomic-embed-text wants 'clustering: '"),
-    Key("similarity.max_length", 256, "word pieces read of each text; longer ones are counted", cfg.positive),
+    Key(
+        "similarity.embed_text",
+        "response",
+        "what is embedded (reconstruction)",
+        cfg.one_of(*EMBED_TEXTS),
+    ),
+    Key(
+        "similarity.prefix",
+        "",
+        "put before each text that is embedded; nomic-embed-text wants 'clustering: '",
+    ),
+    Key(
+        "similarity.max_length",
+        256,
+        "word pieces read of each text; longer ones are counted",
+        cfg.positive,
+    ),
     # groups
-    Key("group.filter_groups", False, "leave out groups whose rewards are all equal (DAPO's dynamic sampling)"),
-    Key("group.max_num_gen_batches", 1, "with filter_groups: rounds of sampling, at most, to fill the iteration", cfg.positive),
-    Key("group.overlong_buffer_len", 0, "tokens before max_new_tokens over which a length penalty grows (DAPO's soft overlong punishment); 0: none", cfg.non_negative),
-    Key("group.overlong_penalty_factor", 1.0, "the length penalty at max_new_tokens", cfg.non_negative),
-    Key("group.mask_truncated_completions", False, "responses cut at max_new_tokens do not train (they count in the advantages)"),
+    Key(
+        "group.filter_groups",
+        False,
+        "leave out groups whose rewards are all equal (DAPO's dynamic sampling)",
+    ),
+    Key(
+        "group.max_num_gen_batches",
+        1,
+        "with filter_groups: rounds of sampling, at most, to fill the iteration; one where"
+        " prompts_per_iteration is 0",
+        cfg.positive,
+    ),
+    Key(
+        "group.overlong_buffer_len",
+        0,
+        "tokens before max_new_tokens over which a length penalty grows (DAPO's soft overlong"
+        " punishment); 0: none; -1: a fifth of max_new_tokens, DAPO's share",
+        lambda x: None if x >= -1 else "-1 or more",
+    ),
+    Key(
+        "group.overlong_penalty_factor",
+        1.0,
+        "the length penalty at max_new_tokens",
+        cfg.non_negative,
+    ),
+    Key(
+        "group.mask_truncated_completions",
+        False,
+        "responses cut at max_new_tokens do not train (they count in the advantages)",
+    ),
     # optimisation
-    Key("optim.learning_rate", 5e-7, "peak learning rate", cfg.positive),
-    Key("optim.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
-    Key("optim.warmup_ratio", 0.1, "fraction of the schedule spent warming up", cfg.unit),
-    Key("optim.max_grad_norm", 0.0, "clip the gradient's global norm; 0: no clipping", cfg.non_negative),
-    Key("optim.state_dtype", "param", "dtype of the optimizer's moments; param: the parameters' own", cfg.one_of(*STATE_DTYPES)),
-    Key("optim.scope", "run", "the schedule and optimizer state span the run, or restart each iteration", cfg.one_of("run", "iteration")),
-    Key("optim.schedule_epochs", 0.0, "length of the schedule in epochs when scope is iteration (the papers: 18, stopped after 1); 0: train.epochs", cfg.non_negative),
+    Key("optimizer.learning_rate", 5e-7, "peak learning rate", cfg.positive),
+    Key("optimizer.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
+    Key("optimizer.warmup_ratio", 0.1, "fraction of the schedule spent warming up", cfg.unit),
+    Key(
+        "optimizer.max_grad_norm",
+        0.0,
+        "clip the gradient's global norm; 0: no clipping",
+        cfg.non_negative,
+    ),
+    Key(
+        "optimizer.state_dtype",
+        "param",
+        "dtype of the optimizer's moments; param: the parameters' own",
+        cfg.one_of(*STATE_DTYPES),
+    ),
+    Key(
+        "optimizer.scope",
+        "run",
+        "the schedule and optimizer state span the run, or restart each iteration",
+        cfg.one_of("run", "iteration"),
+    ),
+    Key(
+        "optimizer.schedule_epochs",
+        0.0,
+        "length of the schedule in epochs when scope is iteration (the papers: 18, stopped after"
+        " 1); 0: train.epochs",
+        cfg.non_negative,
+    ),
     # loop
     Key("train.iterations", 3, "self-play iterations; pi_t is refreshed at each", cfg.positive),
-    Key("train.prompts_per_iteration", 0, "prompts sampled per iteration, in shuffled passes; 0: the data cut into as many disjoint parts as iterations (the papers)", cfg.non_negative),
-    Key("train.epochs", 1, "passes over an iteration's rollout (TRL's num_iterations)", cfg.positive),
-    Key("train.batch_size", 64, "prompts per optimizer step; prompts_per_iteration / batch_size is TRL's steps_per_generation", cfg.positive),
+    Key(
+        "train.prompts_per_iteration",
+        0,
+        "prompts sampled per iteration, in shuffled passes; 0: the data cut into as many disjoint"
+        " parts as iterations (the papers)",
+        cfg.non_negative,
+    ),
+    Key(
+        "train.epochs", 1, "passes over an iteration's rollout (TRL's num_iterations)", cfg.positive
+    ),
+    Key(
+        "train.batch_size",
+        64,
+        "prompts per optimizer step; prompts_per_iteration / batch_size is TRL's"
+        " steps_per_generation",
+        cfg.positive,
+    ),
     Key("train.micro_batches", 1, "gradient accumulation: parts a batch is cut into", cfg.positive),
-    Key("train.reference", "iteration", "the loss's reference: pi_t, or the initial policy", cfg.one_of("iteration", "initial")),
-    Key("train.initial_policy", "reload", "how the initial policy is had for KL logging: reloaded each iteration, kept on the device, or off", cfg.one_of("reload", "keep", "off")),
-    Key("train.sampler_tolerance", 1e-3, "largest |trainer - sampler| log-prob allowed at step 0, else the run aborts", cfg.positive),
+    Key(
+        "train.reference",
+        "iteration",
+        "the loss's reference: pi_t, or the initial policy",
+        cfg.one_of("iteration", "initial"),
+    ),
+    Key(
+        "train.reference_storage",
+        "disk",
+        "where the initial policy waits for KL logging: on disk (reloaded each iteration), on the"
+        " device, or off",
+        cfg.one_of("disk", "device", "off"),
+    ),
+    Key(
+        "train.sampler_tolerance",
+        1e-3,
+        "largest |trainer - sampler| log-prob allowed at step 0, else the run aborts",
+        cfg.positive,
+    ),
     Key("train.term_norms", True, "log the gradient norm of each loss term, once per iteration"),
     # low-rank adapters
-    Key("lora.rank", 0, "rank of the adapters that are trained in place of the model; 0: the model itself", cfg.non_negative),
+    Key(
+        "lora.rank",
+        0,
+        "rank of the adapters that are trained in place of the model; 0: the model itself",
+        cfg.non_negative,
+    ),
     Key("lora.alpha", 16.0, "an adapter's share is multiplied by alpha / rank", cfg.positive),
-    Key("lora.dropout", 0.0, "dropout of an adapter's input while training", lambda x: None if 0 <= x < 1 else "in [0, 1)"),
-    Key("lora.targets", TARGETS, "regular expression: which projections have adapters (layers/attn/q, layers/mlp/up, ...)", _pattern),
+    Key(
+        "lora.dropout",
+        0.0,
+        "dropout of an adapter's input while training",
+        lambda x: None if 0 <= x < 1 else "in [0, 1)",
+    ),
+    Key(
+        "lora.targets",
+        TARGETS,
+        "regular expression: which projections have adapters (layers/attn/q, layers/mlp/up, ...)",
+        _pattern,
+    ),
     # evaluation
-    Key("eval.every", 1, "iterations between evaluations on held-out prompts; 0: only first and last", cfg.non_negative),
+    Key(
+        "eval.every",
+        1,
+        "iterations between evaluations on held-out prompts; 0: only first and last",
+        cfg.non_negative,
+    ),
     Key("eval.num_samples", 2, "responses per held-out prompt and policy", cfg.positive),
-    Key("eval.final_num_samples", 4, "the same, for the first and the last evaluation", cfg.positive),
+    Key(
+        "eval.final_num_samples", 4, "the same, for the first and the last evaluation", cfg.positive
+    ),
     Key("eval.temperature", 1.0, "sampling temperature of evaluations", cfg.non_negative),
     # checkpoints
-    Key("checkpoint.every", 1, "iterations between checkpoints; 0: none but the final one", cfg.non_negative),
-    Key("checkpoint.final", True, "save the state of the finished run; false spares a sweep three copies of the model per run"),
-    Key("checkpoint.every_steps", 0, "optimizer steps between checkpoints inside an iteration; 0: none", cfg.non_negative),
+    Key(
+        "checkpoint.every",
+        1,
+        "iterations between checkpoints; 0: none but the final one",
+        cfg.non_negative,
+    ),
+    Key(
+        "checkpoint.final",
+        True,
+        "save the state of the finished run; false spares a sweep three copies of the model"
+        " per run",
+    ),
+    Key(
+        "checkpoint.every_steps",
+        0,
+        "optimizer steps between checkpoints inside an iteration; 0: none",
+        cfg.non_negative,
+    ),
     Key("checkpoint.keep", 2, "checkpoints kept", lambda x: None if x >= 2 else "2 or more"),
     Key("checkpoint.export", True, "write the final policy as a Hugging Face folder"),
-)  # fmt: skip
+)
 
 COMPONENTS: tuple[Component, ...] = (
     Component("data.source", SOURCES, "quickstart", "where prompts come from"),
@@ -141,24 +376,8 @@ COMPONENTS: tuple[Component, ...] = (
     Component("advantage", ADVANTAGES, "grpo", "rewards of a group -> advantages (group losses)"),
     Component("pairs.gate", GATES, "linear", "similarity -> factor on the win-rate margin"),
     Component("loss", LOSSES, "s_sppo", "the objective"),
-    Component("optim.transform", OPTIMIZERS, "rmsprop", "the optimizer"),
+    Component("optimizer", OPTIMIZERS, "rmsprop", "the optimizer"),
 )
-
-KEYWORD_RULES = {
-    "beta": cfg.non_negative,  # pair losses refuse 0 themselves
-    "repulsion_weight": cfg.non_negative,
-    "log_z_coef": cfg.unit,
-    "label_smoothing": cfg.unit,
-    "temperature": cfg.non_negative,
-    "decay": cfg.unit,
-    "b1": cfg.unit,
-    "b2": cfg.unit,
-    "eps": cfg.positive,
-    "momentum": cfg.non_negative,
-    "weight_decay": cfg.non_negative,
-    "target": cfg.non_negative,
-}
-
 
 ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "num_iterations": "train.epochs",
@@ -179,7 +398,7 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "gradient_accumulation_steps": "train.micro_batches",
     "per_device_train_batch_size": "train.batch_size",
     "attn_implementation": "model.attention",
-    "learning_rate": "optim.learning_rate",
+    "learning_rate": "optimizer.learning_rate",
     "loss_type": "loss.name",
     "epsilon": "loss.epsilon",
     "epsilon_high": "loss.epsilon_high",
@@ -189,14 +408,51 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
 
 
 def base_config() -> ConfigDict:
-    """Every key at its default, locked: a typo in a config file raises and names the nearest key."""
+    """Every key at its default, locked: a typo in a config file raises and names the nearest
+    key."""
     return cfg.build(KEYS, COMPONENTS)
 
 
 def select(config: ConfigDict, path: str, name: str, **overrides) -> None:
-    """In a config file: choose a component, e.g. select(config, "loss", "dpo", beta=0.1)."""
+    """Choose a component in a config file, e.g. select(config, "loss", "dpo", beta=0.1).
+
+    A loss brings the settings elsewhere that make it the published method (`losses.COMPANIONS`);
+    lines after this one may change them."""
     table = next(c.table for c in COMPONENTS if c.path == path)
+    before = COMPANIONS.get(config.loss.name, {}) if path == "loss" else {}
     cfg.choose(config, path, table, name, **overrides)
+    if path == "loss":
+        _bring_companions(config, before)
+
+
+def _bring_companions(config: ConfigDict, before: Mapping[str, Any]) -> None:
+    """Set what the chosen loss needs elsewhere to be its published method; take back what the
+    former loss had set."""
+    now, default, flat = (
+        COMPANIONS.get(config.loss.name, {}),
+        cfg.flatten(base_config()),
+        cfg.flatten(config),
+    )
+    for path, value in before.items():
+        if path not in now and flat[path] == value:
+            cfg.assign(config, COMPONENTS, path, default[path])
+    for path, value in now.items():
+        cfg.assign(config, COMPONENTS, path, value)
+
+
+def method_notes(config: ConfigDict) -> list[str]:
+    """Say what the loss has brought with it, and where the configuration departs from the published
+    method."""
+    flat, name = cfg.flatten(config), config.loss.name
+    wanted = COMPANIONS.get(name, {})
+    kept = [f"{path}={value}" for path, value in wanted.items() if flat[path] == value]
+    notes = [f"loss.name={name} brings " + " ".join(kept)] if kept else []
+    return notes + [
+        f"loss.name={name} with {path}={flat[path]} is not the published method, which has"
+        f" {path}={value}"
+        for path, value in wanted.items()
+        if flat[path] != value
+    ]
 
 
 def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> ConfigDict:
@@ -206,14 +462,15 @@ def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> Co
       ConfigError: every problem with the file's own values and the overrides, at once.
     """
     config = cfg.load_config(spec)
-    problems = cfg.override(config, overrides, COMPONENTS, ELSEWHERE)
+    problems = cfg.override(config, overrides, COMPONENTS, ELSEWHERE, chosen=select)
     problems += _value_problems(config) if devices is None else _problems(config, devices)
     cfg.raise_problems(problems)
     return config
 
 
 def check(config: ConfigDict, devices: int) -> None:
-    """Everything that can be known before a compile: ranges, component keywords, mesh and batch arithmetic.
+    """Everything that can be known before a compile: ranges, component keywords, mesh and batch
+    arithmetic.
 
     Raises:
       ConfigError: all problems at once.
@@ -222,7 +479,7 @@ def check(config: ConfigDict, devices: int) -> None:
 
 
 def _value_problems(config: ConfigDict) -> list[str]:
-    return cfg.rule_problems(config, KEYS, KEYWORD_RULES) or _keyword_problems(config)
+    return cfg.rule_problems(config, KEYS, COMPONENTS) or _keyword_problems(config)
 
 
 def _problems(config: ConfigDict, devices: int) -> list[str]:
@@ -237,8 +494,10 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
             f"data.max_prompt_length={config.data.max_prompt_length}"
         )
-    if config.train.reference == "initial" and config.train.initial_policy == "off":
-        problems.append("train.reference=initial needs train.initial_policy=reload or keep, not off")
+    if config.train.reference == "initial" and config.train.reference_storage == "off":
+        problems.append(
+            "train.reference=initial needs train.reference_storage=disk or device, not off"
+        )
     if config.eval.final_num_samples < config.eval.num_samples:
         problems.append(
             f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
@@ -248,8 +507,11 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
 
 
 def _keyword_problems(config: ConfigDict) -> list[str]:
-    """What loss, gate and advantage say of their keywords, asked with abstract arrays: nothing is computed."""
-    row, pair, tokens = (jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1,), (1, 2), (1, 2, 1)))
+    """What loss, gate and advantage say of their keywords, asked with abstract arrays: nothing is
+    computed."""
+    row, pair, tokens = (
+        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1,), (1, 2), (1, 2, 1))
+    )
     pairwise = ("win_rate", "target", "advantage")
     fields = {name: pair if name in pairwise else tokens for name in Batch._fields}
     fields |= dict.fromkeys(("prompt_length", "p_win", "similarity", "weight"), row)
@@ -261,7 +523,7 @@ def _keyword_problems(config: ConfigDict) -> list[str]:
     problems = []
     for path, node, table, arrays in questions:
         try:
-            jax.eval_shape(partial(table[node.name], **cfg.call_kwargs(node)), *arrays)
+            jax.eval_shape(cfg.bind(table, node), *arrays)
         except (ConfigError, ValueError) as error:
             problems.append(f"{path}={node.name}: {error}")
     return problems
@@ -273,57 +535,66 @@ def _rows_problems(config: ConfigDict) -> list[str]:
     if kind == "opponent":
         if config.sampling.num_samples != 2:
             problems.append(
-                f"sampling.num_samples={config.sampling.num_samples}: {name} learns from one sample of the policy and "
-                "one of its opponent; set 2"
+                f"sampling.num_samples={config.sampling.num_samples}: {name} learns from one sample"
+                " of the policy and one of its opponent; set 2"
             )
         if config.train.reference != "initial":
             problems.append(
-                f"train.reference={config.train.reference}: {name}'s opponent is made with a fixed reference; set initial"
+                f"train.reference={config.train.reference}: {name}'s opponent is made with a fixed"
+                " reference; set initial"
             )
     group, slots = config.group, config.sampling.max_new_tokens
     if group.filter_groups and kind != "group":
-        problems.append(f"group.filter_groups: {name} does not learn from groups of rewards; leave it false")
-    if group.max_num_gen_batches > 1 and not (group.filter_groups and config.train.prompts_per_iteration):
         problems.append(
-            f"group.max_num_gen_batches={group.max_num_gen_batches} needs group.filter_groups=true and "
-            "train.prompts_per_iteration above 0"
+            f"group.filter_groups: {name} does not learn from groups of rewards; leave it false"
+        )
+    if group.max_num_gen_batches > 1 and not group.filter_groups:
+        problems.append(
+            f"group.max_num_gen_batches={group.max_num_gen_batches} needs group.filter_groups=true"
         )
     if group.overlong_buffer_len > slots:
         problems.append(
-            f"group.overlong_buffer_len={group.overlong_buffer_len} exceeds sampling.max_new_tokens={slots}; lower it"
+            f"group.overlong_buffer_len={group.overlong_buffer_len} exceeds"
+            f" sampling.max_new_tokens={slots}; lower it"
         )
     return problems
 
 
 def _schedule_problems(config: ConfigDict) -> list[str]:
-    epochs = config.optim.schedule_epochs
-    if epochs and config.optim.scope != "iteration":
-        return [f"optim.schedule_epochs={epochs:g} is used when optim.scope=iteration; set that, or leave it at 0"]
+    epochs = config.optimizer.schedule_epochs
+    if epochs and config.optimizer.scope != "iteration":
+        return [
+            f"optimizer.schedule_epochs={epochs:g} is used when optimizer.scope=iteration; set"
+            " that, or leave it at 0"
+        ]
     if 0 < epochs < config.train.epochs:
         return [
-            f"optim.schedule_epochs={epochs:g} is below train.epochs={config.train.epochs}: the epochs after its end "
-            "would train at rate 0"
+            f"optimizer.schedule_epochs={epochs:g} is below train.epochs={config.train.epochs}: the"
+            " epochs after its end would train at rate 0"
         ]
     return []
 
 
 def _batch_problems(config: ConfigDict, ways: int) -> list[str]:
     problems = []
-    batch, micro = config.train.batch_size, max(config.train.micro_batches, 1)  # below 1 is reported by its own rule
+    batch, micro = (
+        config.train.batch_size,
+        max(config.train.micro_batches, 1),
+    )  # below 1 is reported by its own rule
     if batch % micro or (batch // micro) % ways:
         problems.append(
-            f"train.batch_size={batch} must be a multiple of train.micro_batches x data x fsdp = {micro} x {ways}; "
-            f"try {-(-batch // (micro * ways)) * micro * ways}"
+            f"train.batch_size={batch} must be a multiple of train.micro_batches x data x fsdp ="
+            f" {micro} x {ways}; try {-(-batch // (micro * ways)) * micro * ways}"
         )
     if config.sampling.batch_size % ways:
         problems.append(
-            f"sampling.batch_size={config.sampling.batch_size} must be a multiple of data x fsdp = {ways}; "
-            f"try {-(-config.sampling.batch_size // ways) * ways}"
+            f"sampling.batch_size={config.sampling.batch_size} must be a multiple of data x fsdp ="
+            f" {ways}; try {-(-config.sampling.batch_size // ways) * ways}"
         )
     if 0 < config.train.prompts_per_iteration < batch:
         problems.append(
-            f"train.prompts_per_iteration={config.train.prompts_per_iteration} is below train.batch_size={batch}; "
-            "lower the batch or raise the portion"
+            f"train.prompts_per_iteration={config.train.prompts_per_iteration} is below"
+            f" train.batch_size={batch}; lower the batch or raise the portion"
         )
     return problems
 

@@ -1,8 +1,7 @@
 """The compiled steps: score completions under given parameters, and one optimizer step on a batch.
 
-Both receive the model as `apply` and the loss as a function, so they know neither. The reference never enters the
-train step: its log-probs travel in the batch.
-"""
+Both receive the model as `apply` and the loss as a function, so they know neither. The reference
+never enters the train step: its log-probs travel in the batch."""
 
 from __future__ import annotations
 
@@ -33,7 +32,8 @@ class Scored(NamedTuple):
 
 
 def make_score_step(apply: Apply) -> Callable[..., Scored]:
-    """score(params, prompt, prompt_length, completion, mask) -> Scored: one forward pass, no gradient."""
+    """score(params, prompt, prompt_length, completion, mask) -> Scored: one forward pass, no
+    gradient."""
 
     def score(params: PyTree, prompt, prompt_length, completion, mask) -> Scored:
         policy, entropy = apply(params, prompt, prompt_length, completion, mask, entropy=True)
@@ -50,28 +50,38 @@ def make_train_step(
     *,
     dropout_key: Array | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """step(state, batch, frozen=None) -> (state, metrics), for arrays [M,B,...]: M micro-batches of B prompts.
+    """step(state, batch, frozen=None) -> (state, metrics), for arrays [M,B,...]: M micro-batches of
+    B prompts.
 
-    Gradients of the loss *total* are summed over micro-batches and divided once by the summed weight, so 1 x 8 equals
-    8 x 1 for every loss. `metrics` holds the loss, its terms, `stats` of the policy, the gradient norm and `finite`.
+    Gradients of the loss *total* are summed over micro-batches and divided once by the summed
+    weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the loss, its terms, `stats` of
+    the policy, the gradient norm and `finite`.
 
-    With adapters, `state` holds them alone and `frozen` the model's own parameters, which get neither gradient nor
-    optimizer state; `dropout_key` turns the adapters' dropout on, anew for every micro-batch of every step.
-    """
+    With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
+    neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
+    every micro-batch of every step."""
 
     def objective(params, batch: Batch, at: Array, frozen):
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
-        dropout = {} if dropout_key is None else {"dropout_key": jax.random.fold_in(dropout_key, at)}
+        dropout = (
+            {} if dropout_key is None else {"dropout_key": jax.random.fold_in(dropout_key, at)}
+        )
         policy, _ = apply(join(frozen, params), *fields, **dropout)
         mean, metrics = loss(policy, batch)
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
 
     gradient = jax.grad(objective, has_aux=True)
 
-    def train_step(state: TrainState, batch: Batch, frozen: PyTree | None = None) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, frozen: PyTree | None = None
+    ) -> tuple[TrainState, Metrics]:
         micro_batches = batch.weight.shape[0]
-        at = state.step * micro_batches + jnp.arange(micro_batches)  # of each micro-batch in the run
-        grads, metrics, squares = _accumulate(partial(gradient, frozen=frozen), state.params, batch, at)
+        at = state.step * micro_batches + jnp.arange(
+            micro_batches
+        )  # of each micro-batch in the run
+        grads, metrics, squares = _accumulate(
+            partial(gradient, frozen=frozen), state.params, batch, at
+        )
         weight = jnp.maximum(metrics["loss"].weight, 1e-20)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -95,17 +105,21 @@ def _once(value: Array) -> Mean:
     return Mean(value, jnp.float32(1))
 
 
-def _accumulate(gradient, params: PyTree, batch: Batch, at: Array) -> tuple[PyTree, Metrics, Mean | None]:
+def _accumulate(
+    gradient, params: PyTree, batch: Batch, at: Array
+) -> tuple[PyTree, Metrics, Mean | None]:
     """Sum gradients (in float32 at least) and merge metrics over the leading micro-batch axis.
 
-    Last comes the mean of |g|^2 over the micro-batches, if there are several, g being the gradient of one's mean loss.
-    """
+    Last comes the mean of |g|^2 over the micro-batches, if there are several, g being the gradient
+    of one's mean loss."""
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.weight.shape[0] == 1:
         grads, metrics = gradient(params, first, at[0])
         return grads, metrics, None
     shapes = jax.eval_shape(gradient, params, first, at[0])
-    grads = jax.tree.map(lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes[0])
+    grads = jax.tree.map(
+        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes[0]
+    )
     metrics = {name: _neutral(kind) for name, kind in shapes[1].items()}
 
     def body(carry, xs):
@@ -113,7 +127,9 @@ def _accumulate(gradient, params: PyTree, batch: Batch, at: Array) -> tuple[PyTr
         more, seen = gradient(params, *xs)
         merged = {name: metrics[name].merge(seen[name]) for name in metrics}
         weight = seen["loss"].weight
-        square = jnp.where(weight > 0, (optax.tree.norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0)
+        square = jnp.where(
+            weight > 0, (optax.tree.norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0
+        )
         squares = squares.merge(Mean(square, (weight > 0).astype(jnp.float32)))
         return (jax.tree.map(jnp.add, grads, more), merged, squares), None
 
@@ -125,9 +141,8 @@ def _variance(squares: Mean, norm: Array) -> Mean:
     """Variance of the step's gradient, estimated from its M > 1 micro-batches.
 
     With g_m the gradient of micro-batch m, all of one weight, and g their mean:
-    1/M * 1/(M-1) * sum_m |g_m - g|^2 = (mean |g_m|^2 - |g|^2)/(M-1), the trace of the covariance of g.
-    Micro-batches of filler rows are not counted; unequal weights make it an approximation.
-    """
+    1/M * 1/(M-1) * sum_m |g_m - g|^2 = (mean |g_m|^2 - |g|^2)/(M-1), the trace of the covariance of
+    g. Micro-batches of filler rows are not counted; unequal weights make it an approximation."""
     variance = (squares.result() - norm**2) / jnp.maximum(squares.weight - 1, 1)
     return Mean(variance, (squares.weight > 1).astype(jnp.float32))
 
@@ -139,13 +154,16 @@ def _neutral(kind):
 
 
 def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
-    """norms(params, batch [B,...], frozen=None) -> {"grad_norm/<term>": Mean} of each additive term, on its own.
+    """norms(params, batch [B,...], frozen=None) -> {"grad_norm/<term>": Mean} of each additive
+    term, on its own.
 
-    A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the repulsion's.
-    """
+    A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the
+    repulsion's."""
 
     def forward(params, batch: Batch, frozen):
-        policy, _ = apply(join(frozen, params), batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+        policy, _ = apply(
+            join(frozen, params), batch.prompt, batch.prompt_length, batch.completion, batch.mask
+        )
         _, metrics = loss(policy, batch)
         return {name: m.result() for name, m in metrics.items() if name.startswith("term/")}
 
@@ -154,16 +172,23 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}
-            found["grad_norm/" + name.removeprefix("term/")] = _once(optax.tree.norm(pullback(one_hot)[0]))
+            found["grad_norm/" + name.removeprefix("term/")] = _once(
+                optax.tree.norm(pullback(one_hot)[0])
+            )
         return found
 
     return norms
 
 
-def abstract_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Shapes, dtypes and shardings of everything a train step updates; optimizer scalars are replicated explicitly."""
+def abstract_state(
+    mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation
+) -> TrainState:
+    """Shapes, dtypes and shardings of everything a train step updates; optimizer scalars are
+    replicated explicitly."""
     opt_state = abstract(mesh, jax.eval_shape(optimizer.init, params))
-    return TrainState(params, opt_state, jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh)))
+    return TrainState(
+        params, opt_state, jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+    )
 
 
 def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
@@ -173,5 +198,8 @@ def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransfo
 
 
 def fresh_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state a new run starts from. `params` becomes part of it and is donated by the first train step."""
-    return TrainState(params, fresh_optimizer(mesh, params, optimizer), put_whole(mesh, np.int32(0)))
+    """The state a new run starts from. `params` becomes part of it and is donated by the first
+    train step."""
+    return TrainState(
+        params, fresh_optimizer(mesh, params, optimizer), put_whole(mesh, np.int32(0))
+    )

@@ -1,7 +1,8 @@
-"""The algorithm box: each iteration samples, judges, gates, pairs and scores under pi_t, then trains, then is saved.
+"""The algorithm box: each iteration samples, judges, gates, pairs and scores under pi_t, then
+trains, then is saved.
 
-Killed anywhere, the same command continues from the last checkpoint and ends with the same parameters and log.
-"""
+Killed anywhere, the same command continues from the last checkpoint and ends with the same
+parameters and log."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
-from ssppo_jax.config import call_kwargs
+from ssppo_jax.config import bind
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import put_rows, replicated
 from ssppo_jax.distributed.progress import bar
@@ -64,10 +64,11 @@ class Position:
 
 
 def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
-    """Run (or continue) self-play in `workdir`; returns the final result, which is also in result.json.
+    """Run (or continue) self-play in `workdir`; returns the final result, which is also in
+    result.json.
 
-    With `profile`, the second iteration of this call (the first compiles) leaves a trace in `workdir`/profile, for
-    TensorBoard's profile plug-in or Perfetto.
+    With `profile`, the second iteration of this call (the first compiles) leaves a trace in
+    `workdir`/profile, for TensorBoard's profile plug-in or Perfetto.
 
     Raises:
       ConfigError: the config cannot run here, or the folder holds a run with another config.
@@ -75,8 +76,16 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
       Interrupted: SIGTERM or Ctrl-C; the run is saved and the same command continues it.
     """
     schema.check(config, jax.device_count())
-    hosts.set_patience(config.hosts.timeout)
-    hosts.compare({"configuration": run_folder.digest(config), "version": __version__, "workdir": str(workdir)})
+    for note in schema.method_notes(config):
+        log.info(note)
+    hosts.set_patience(config.distributed.timeout)
+    hosts.compare(
+        {
+            "configuration": run_folder.digest(config),
+            "version": __version__,
+            "workdir": str(workdir),
+        }
+    )
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
         result = hosts.on_first(lambda: _open(workdir, config, stack))
@@ -113,10 +122,16 @@ class Trainer:
         self.saved: Position | None = None
         self.frozen: PyTree | None = None  # with adapters, the model's own parameters
         apply = runtime.make_apply()
-        score = jax.jit(make_score_step(apply), out_shardings=replicated(runtime.mesh))  # every process sees all
-        journal = workdir / ("verdicts.jsonl" if hosts.is_first() else f"verdicts_{jax.process_index()}.jsonl")
+        score = jax.jit(
+            make_score_step(apply), out_shardings=replicated(runtime.mesh)
+        )  # every process sees all
+        journal = workdir / (
+            "verdicts.jsonl" if hosts.is_first() else f"verdicts_{jax.process_index()}.jsonl"
+        )
         self.collect = Collector(runtime, self.prompts, self.oracle, score, journal)
-        self.steps_per_epoch = -(-len(self.collect.portion(0)) // self.config.train.batch_size)  # planned: none dropped
+        self.steps_per_epoch = -(
+            -len(self.collect.portion(0)) // self.config.train.batch_size
+        )  # planned: none dropped
         self.optimizer, self.rate = make_run_optimizer(self.config, self.steps_per_epoch)
         self._jit_steps(apply)
 
@@ -146,7 +161,7 @@ class Trainer:
             if self.stop.agreed():
                 raise Interrupted
 
-    # ---- start -------------------------------------------------------------------------------------------------------
+    # ---- start -----------------------------------------------------------------------------------
 
     def _fingerprint(self) -> str:
         """Of everything that decides which prompt is trained on when."""
@@ -161,8 +176,12 @@ class Trainer:
         )
 
     def _jit_steps(self, apply: Apply) -> None:
-        loss = partial(LOSSES[self.config.loss.name], **call_kwargs(self.config.loss))
-        dropout = self.runtime.key(DROPOUT) if self.config.lora.rank and self.config.lora.dropout else None
+        loss = bind(LOSSES, self.config.loss)
+        dropout = (
+            self.runtime.key(DROPOUT)
+            if self.config.lora.rank and self.config.lora.dropout
+            else None
+        )
         step = make_train_step(apply, loss, ratio_stats, self.optimizer, dropout_key=dropout)
         self.step = jax.jit(step, donate_argnums=0)
         norms = make_term_norms(apply, loss)
@@ -180,12 +199,14 @@ class Trainer:
             return fresh_state(runtime.mesh, trained, self.optimizer), Position()
         if self.config.lora.rank:
             self.frozen, _ = runtime.parted(runtime.load_params())
-        like = abstract_state(runtime.mesh, runtime.parted(runtime.abstract_params)[1], self.optimizer)
+        like = abstract_state(
+            runtime.mesh, runtime.parted(runtime.abstract_params)[1], self.optimizer
+        )
         state, meta = self.checkpoints.restore(step, like)
         if meta["fingerprint"] != self.fingerprint:
             raise ConfigError(
-                f"{self.workdir}: the training prompts changed since the checkpoint; put them back, or give --workdir "
-                "a new folder"
+                f"{self.workdir}: the training prompts changed since the checkpoint; put them back,"
+                " or give --workdir a new folder"
             )
         at = self.saved = Position(**meta["position"])
         self.metrics.truncate(meta["metrics_offset"])
@@ -197,7 +218,8 @@ class Trainer:
         return join(self.frozen, state.params)
 
     def _baseline(self, state: TrainState, at: Position) -> list[list[str]]:
-        """Responses of the initial policy to the held-out prompts, sampled once per run and kept on disk."""
+        """Responses of the initial policy to the held-out prompts, sampled once per run and kept on
+        disk."""
         path = self.workdir / "baseline.json"
         kept = hosts.on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
         if kept is not None:
@@ -205,28 +227,33 @@ class Trainer:
         params = self._policy(state) if at == Position() else self._load_initial()
         k = self.config.eval.final_num_samples
         sampled = self._sample_heldout(params, k, baseline=True, what="sample baseline")
-        run_folder.append_records(self.workdir / "samples.jsonl", self.heldout.records(sampled, "start", 0), 0)
+        run_folder.append_records(
+            self.workdir / "samples.jsonl", self.heldout.records(sampled, "start", 0), 0
+        )
         run_folder.write_json(path, sampled.texts)
         return sampled.texts
 
     def _initial_policy(self) -> Callable[[], PyTree] | None:
-        """A loader of the initial policy, for KL and for `reference: initial`; None when it is off."""
-        how = self.config.train.initial_policy
-        if how == "keep":
+        """A loader of the initial policy, for KL and for `reference: initial`; None when it is
+        off."""
+        how = self.config.train.reference_storage
+        if how == "device":
             kept = self._load_initial()
             return lambda: kept
-        return self._load_initial if how == "reload" else None
+        return self._load_initial if how == "disk" else None
 
     def _load_initial(self) -> PyTree:
-        """The initial policy; with adapters the frozen model and adapters that do nothing, so nothing is loaded."""
+        """The initial policy; with adapters the frozen model and adapters that do nothing, so
+        nothing is loaded."""
         if self.frozen is None:
             return self.runtime.load_params()
         return join(self.frozen, self.runtime.fresh_adapters())
 
-    # ---- phases ------------------------------------------------------------------------------------------------------
+    # ---- phases ----------------------------------------------------------------------------------
 
     def _evaluate(self, params: PyTree, baseline: list[list[str]], at: Position) -> dict | None:
-        """The policy against the initial one on held-out prompts, at iteration boundaries where it is due."""
+        """The policy against the initial one on held-out prompts, at iteration boundaries where it
+        is due."""
         c, last = self.config, at.iteration == self.config.train.iterations
         if at == Position():
             return self._evaluate_start(baseline, at)
@@ -236,7 +263,9 @@ class Trainer:
         sampled = self._sample_heldout(params, k, baseline=False, what="evaluate")
         found = compare(c, self.oracle, self.heldout.encoded, sampled.texts, baseline)
         self._log("evaluate", found.values() | sampled.metrics, sampled.wall, at)
-        records = self.heldout.records(sampled, "final" if last else f"iter_{at.iteration}", at.iteration)
+        records = self.heldout.records(
+            sampled, "final" if last else f"iter_{at.iteration}", at.iteration
+        )
         run_folder.append_records(self.workdir / "samples.jsonl", records, at.iteration)
         log.info("iteration %d: held-out %s", at.iteration, found)
         return found.result() | {"samples": k}
@@ -249,10 +278,15 @@ class Trainer:
                 self._log("evaluate", logged(found), {}, at)
 
     def _sample_heldout(self, params: PyTree, k: int, *, baseline: bool, what: str):
-        return self.heldout.sample(params, num_samples=k, baseline=baseline, what=what, stopped=self.stop.agreed)
+        return self.heldout.sample(
+            params, num_samples=k, baseline=baseline, what=what, stopped=self.stop.agreed
+        )
 
-    def _rollout(self, params: PyTree, initial: Callable[[], PyTree] | None, at: Position) -> Rollout:
-        """This iteration's rollout: from disk when this very rollout was made before, else sampled and judged."""
+    def _rollout(
+        self, params: PyTree, initial: Callable[[], PyTree] | None, at: Position
+    ) -> Rollout:
+        """This iteration's rollout: from disk when this very rollout was made before, else sampled
+        and judged."""
         path = self.workdir / "rollouts" / f"iteration_{at.iteration:05d}.npz"
         identity = {
             "fingerprint": self.fingerprint,
@@ -261,7 +295,10 @@ class Trainer:
         }
         rollout = self._kept_rollout(path, identity)
         if rollout is None and at.step_in_iteration:
-            raise ConfigError(f"{path} is missing, and the policy that sampled it is gone; start in a new --workdir")
+            raise ConfigError(
+                f"{path} is missing, and the policy that sampled it is gone; start in a new"
+                " --workdir"
+            )
         if rollout is None:
             rollout = self.collect(params, initial, at.iteration, stopped=self.stop.agreed)
             if hosts.is_first():
@@ -270,7 +307,9 @@ class Trainer:
         if at.step_in_iteration == 0:
             for phase, values in rollout.metrics.items():
                 self._log(phase, values, rollout.wall[phase], at)
-            run_folder.append_records(self.workdir / RECORDS[self.collect.rows], rollout.records, at.iteration)
+            run_folder.append_records(
+                self.workdir / RECORDS[self.collect.rows], rollout.records, at.iteration
+            )
         return rollout
 
     @staticmethod
@@ -281,7 +320,8 @@ class Trainer:
             found = load_rollout(path, identity)
             if found is None:
                 raise ConfigError(
-                    f"{path} is seen by process 0 alone; --workdir must be a folder that all processes share"
+                    f"{path} is seen by process 0 alone; --workdir must be a folder that all"
+                    " processes share"
                 )
         return found
 
@@ -304,19 +344,29 @@ class Trainer:
         self._log("iteration", values, pace | memory_peaks(), at)
         return state
 
-    def _train(self, state: TrainState, rollout: Rollout, batches: list[np.ndarray], at: Position) -> TrainState:
-        """One optimizer step per batch of this iteration; saves on the way when asked or told to stop."""
+    def _train(
+        self, state: TrainState, rollout: Rollout, batches: list[np.ndarray], at: Position
+    ) -> TrainState:
+        """One optimizer step per batch of this iteration; saves on the way when asked or told to
+        stop."""
         c, first = self.config, at.step_in_iteration
-        if c.optim.scope == "iteration" and first == 0:
-            state = state._replace(opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer))
+        if c.optimizer.scope == "iteration" and first == 0:
+            state = state._replace(
+                opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
+            )
         lagged = Lagged()
         before = int(state.step) - first
-        start = before if c.optim.scope == "run" else 0
+        start = before if c.optimizer.scope == "run" else 0
         rates = [float(self.rate(start + i)) for i in range(len(batches))]
         what = f"train {at.iteration + 1}/{c.train.iterations}"
-        with bar(len(batches) - first, what=what, unit="steps") as progress, jax.transfer_guard("disallow"):
+        with (
+            bar(len(batches) - first, what=what, unit="steps") as progress,
+            jax.transfer_guard("disallow"),
+        ):
             for i in range(first, len(batches)):
-                batch = self._place(take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets))
+                batch = self._place(
+                    take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets)
+                )
                 extra = self._term_norms(state.params, batch, i)
                 extra["learning_rate"] = Mean(rates[i], 1.0)
                 state, metrics = self.step(state, batch, self.frozen)
@@ -344,24 +394,32 @@ class Trainer:
             return {}
         return self.term_norms(params, batch, self.frozen)
 
-    # ---- bookkeeping -------------------------------------------------------------------------------------------------
+    # ---- bookkeeping -----------------------------------------------------------------------------
 
     def _log(self, phase: str, values: dict, wall: dict, at: Position) -> None:
-        self.metrics.write(step=self._steps_before(at), iteration=at.iteration, phase=phase, values=values, wall=wall)
+        self.metrics.write(
+            step=self._steps_before(at),
+            iteration=at.iteration,
+            phase=phase,
+            values=values,
+            wall=wall,
+        )
 
     def _steps_before(self, at: Position) -> int:
         """Planned optimizer steps before an iteration: the x axis of phases that take none."""
         return at.iteration * self.steps_per_epoch * self.config.train.epochs
 
     def _log_step(self, ready: tuple[int, dict] | None, at: Position) -> None:
-        """Write a finished step's metrics; a step that is not finite ends the run before anything is saved."""
+        """Write a finished step's metrics; a step that is not finite ends the run before anything
+        is saved."""
         if ready is None:
             return
         step, values = ready
         if values.pop("finite") != 1.0:
             raise GateError(
-                f"step {step}: loss or gradient is not finite (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}); that state is not saved. Lower optim.learning_rate, or raise loss.beta"
+                f"step {step}: loss or gradient is not finite (loss {values['loss']}, gradient norm"
+                f" {values['grad_norm']}); that state is not saved. Lower optimizer.learning_rate,"
+                " or raise loss.beta"
             )
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
@@ -372,7 +430,8 @@ class Trainer:
         return stop or _is_due(c.every, at.iteration)
 
     def _save(self, state: TrainState, at: Position, metrics_offset: int) -> None:
-        """A checkpoint at `at`, unless the newest one is there already or nothing has been trained yet."""
+        """A checkpoint at `at`, unless the newest one is there already or nothing has been trained
+        yet."""
         if at in (self.saved, Position()):
             return
         meta = {
@@ -382,7 +441,9 @@ class Trainer:
             "version": __version__,
         }
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
-            self.checkpoints.save(int(state.step), state, meta, finite=True)  # `_log_step` has checked every step
+            self.checkpoints.save(
+                int(state.step), state, meta, finite=True
+            )  # `_log_step` has checked every step
         self.saved = at
 
     def _finish(self, params: PyTree, result: dict) -> dict:
@@ -390,7 +451,13 @@ class Trainer:
         if self.config.checkpoint.export and not hosts.on_first(folder.is_dir):
             lora, arch = self.runtime.decoder.lora, self.runtime.arch
             if lora is not None:
-                save_adapters(split(params)[1], arch, lora, self.workdir / "adapters", base=self.config.model.source)
+                save_adapters(
+                    split(params)[1],
+                    arch,
+                    lora,
+                    self.workdir / "adapters",
+                    base=self.config.model.source,
+                )
                 params = merged(params, lora.scale)
             hf.save_params(params, arch, folder, tokenizer_from=self.runtime.folder)
         run_folder.write_json(self.workdir / "result.json", result)

@@ -1,13 +1,14 @@
 """The records that flow through a run, and the letters their shapes are written in.
 
-    prompts [B,P] -> generate -> samples [B,K,T] -> oracle -> verdict [B,K,K] or [B,K] -> assemble -> batch -> train
+    prompts [B,P] -> generate -> samples [B,K,T] -> oracle -> verdict [B,K,K] or [B,K] -> assemble
+    -> batch -> train
 
-    B prompts    K samples per prompt (2 after winner/loser selection)    P prompt slots    T completion slots
-    V vocabulary    D width    N layers    H / G query / key-value heads    E head dim    F mlp width
+    B prompts    K samples per prompt (2 after winner/loser selection)    P prompt slots    T
+    completion slots V vocabulary    D width    N layers    H / G query / key-value heads    E head
+    dim    F mlp width
 
-K is a real array axis: nothing re-groups rows by id. Pair losses are the case K=2, winner at 0, loser at 1.
-Arrays are NumPy on the host and `jax.Array` on the device; the records do not care.
-"""
+K is a real array axis: nothing re-groups rows by id. Pair losses are the case K=2, winner at 0,
+loser at 1. Arrays are NumPy on the host and `jax.Array` on the device; the records do not care."""
 
 from __future__ import annotations
 
@@ -26,10 +27,13 @@ FINISH_NAMES = ("eos", "length")
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt as the user wrote it. `id` addresses its random keys; `meta` (an answer, say) is for oracles."""
+    """One prompt as the user wrote it. `id` addresses its random keys; `meta` (an answer, say) is
+    for oracles."""
 
     id: str
-    messages: tuple[dict, ...]  # chat turns, each {"role": ..., "content": ...}, the last one from the user
+    messages: tuple[
+        dict, ...
+    ]  # chat turns, each {"role": ..., "content": ...}, the last one from the user
     meta: dict = dataclasses.field(default_factory=dict)
 
     @property
@@ -39,7 +43,8 @@ class Prompt:
 
 
 class Prompts(NamedTuple):
-    """A padded batch of tokenised prompts, right-padded; masks come from `length`, never from `tokens != pad`."""
+    """A padded batch of tokenised prompts, right-padded; masks come from `length`, never from
+    `tokens != pad`."""
 
     tokens: Array  # [B,P] int32
     length: Array  # [B] int32, >= 1
@@ -47,29 +52,36 @@ class Prompts(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """K completions per prompt. A sampled EOS is a token like any other and counts; a synthetic one never exists."""
+    """K completions per prompt. A sampled EOS is a token like any other and counts; a synthetic one
+    never exists."""
 
     tokens: Array  # [B,K,T] int32
     length: Array  # [B,K] int32, tokens sampled, EOS included
     logp: Array  # [B,K,T] float32, raw log-probs (temperature 1, full vocabulary); 0 in padding
-    sampling_logp: Array  # [B,K,T] float32, under the distribution actually sampled from; 0 in padding
+    sampling_logp: (
+        Array  # [B,K,T] float32, under the distribution actually sampled from; 0 in padding
+    )
     finish: Array  # [B,K] int8: FINISH_EOS or FINISH_LENGTH
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """An oracle that could not answer. Never a number: the whole prompt group is dropped and counted."""
+    """An oracle that could not answer. Never a number: the whole prompt group is dropped and
+    counted."""
 
     reason: str
 
 
 class Verdict(NamedTuple):
-    """What an oracle says of B groups of K responses. Exactly one of `preference` and `reward` is present."""
+    """What an oracle says of B groups of K responses. Exactly one of `preference` and `reward` is
+    present."""
 
     preference: np.ndarray | None  # [B,K,K] float32, P(y_i > y_j) in [0,1], P + P^T = 1
     reward: np.ndarray | None  # [B,K] float32
     failed: tuple[Failed | None, ...]  # length B; rows with a Failed hold NaN and must not be used
-    parts: dict[str, np.ndarray] | None = None  # named components, each of the same shape, logged beside it
+    parts: dict[str, np.ndarray] | None = (
+        None  # named components, each of the same shape, logged beside it
+    )
 
 
 class Policy(NamedTuple):
@@ -89,9 +101,12 @@ class Batch(NamedTuple):
     prompt_length: Array  # [B] int32
     completion: Array  # [B,K,T] int32
     mask: Array  # [B,K,T] float32, 1 on sampled tokens (EOS included)
-    old_logp: Array  # [B,K,T] float32, under pi_t: the policy that sampled, frozen at the start of the iteration
+    # [B,K,T] float32, under pi_t: the policy that sampled, frozen at the start of the iteration
+    old_logp: Array
     ref_logp: Array  # [B,K,T] float32, under the loss's reference (pi_t, or the initial policy)
-    init_logp: Array  # [B,K,T] float32, under the initial policy (for KL logging; zeros when not scored)
+    init_logp: (
+        Array  # [B,K,T] float32, under the initial policy (for KL logging; zeros when not scored)
+    )
     win_rate: Array  # [B,K] float32, estimated P(y > pi_t), before any gate
     target: Array  # [B,K] float32, calibrated (gated) win rate; equals win_rate without a gate
     p_win: Array  # [B] float32, P(winner > loser) as the oracle said it
@@ -109,7 +124,8 @@ class TrainState(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean that is not divided yet, so that micro-batches and devices merge exactly: sum both, divide once."""
+    """A mean that is not divided yet, so that micro-batches and devices merge exactly: sum both,
+    divide once."""
 
     total: Array  # [] float32
     weight: Array  # [] float32

@@ -1,4 +1,5 @@
-"""The strictness every test runs under: 8 virtual CPU devices, no silent rank promotion, warnings are errors."""
+"""The strictness every test runs under: 8 virtual CPU devices, no silent rank promotion, warnings
+are errors."""
 
 import os
 
@@ -7,8 +8,8 @@ os.environ["XLA_FLAGS"] = " ".join(
     (
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
-        # Tiny programs spend their time in the compiler: far less of it without its last passes. The resume test runs
-        # its processes without these two.
+        # Tiny programs spend their time in the compiler: far less of it without its last passes.
+        # The resume test runs its processes without these two.
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
     )
@@ -19,7 +20,9 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update("jax_enable_compilation_cache", False)  # commands that are called in this process would keep theirs
+jax.config.update(
+    "jax_enable_compilation_cache", False
+)  # commands that are called in this process would keep theirs
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,5 @@
-"""Whole runs of the smoke config, cut down further, on a 2 x 2 x 2 mesh: shared by the tests of the loop."""
+"""Whole runs of the smoke config, cut down further, on a 2 x 2 x 2 mesh: shared by the tests of the
+loop."""
 
 from pathlib import Path
 
@@ -10,7 +11,12 @@ from ssppo_jax.types import Failed, Verdict
 
 SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")
 MESH = {"mesh.data": "2", "mesh.fsdp": "2", "mesh.tensor": "2"}
-SMALL = {"data.prompt_buckets": "256", "sampling.max_new_tokens": "6", "sampling.num_samples": "3", "data.heldout": "4"}
+SMALL = {
+    "data.prompt_buckets": "256",
+    "sampling.max_new_tokens": "6",
+    "sampling.num_samples": "3",
+    "data.heldout": "4",
+}
 
 
 def configure(**overrides):
@@ -32,10 +38,13 @@ def length_oracle(fails=lambda prompt: False):
 
 
 def byte_oracle(flat=lambda prompt: False):
-    """Rewards the share of ASCII characters, by the part `ascii`; the prompts `flat` says get 1 whatever the text."""
+    """Rewards the share of ASCII characters, by the part `ascii`; the prompts `flat` says get 1
+    whatever the text."""
 
     def oracle(prompts, responses):
-        share = [[np.mean([c < "\x80" for c in text] or [0]) for text in group] for group in responses]
+        share = [
+            [np.mean([c < "\x80" for c in text] or [0]) for text in group] for group in responses
+        ]
         reward = np.where([[flat(p)] for p in prompts], 1.0, np.array(share)).astype(np.float32)
         return Verdict(None, reward, (None,) * len(prompts), {"ascii": reward / 2})
 

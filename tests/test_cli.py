@@ -41,8 +41,12 @@ def environment(cache, monkeypatch):
 def trained(monkeypatch):
     """Calls of train() land here instead of training."""
     calls = []
-    monkeypatch.setattr(ssppo_jax.train, "train", lambda *args, **how: calls.append((*args, how)) or {"n": 1})
-    monkeypatch.setattr("ssppo_jax.report.build.build_report", lambda workdir: workdir / "report.html")
+    monkeypatch.setattr(
+        ssppo_jax.train, "train", lambda *args, **how: calls.append((*args, how)) or {"n": 1}
+    )
+    monkeypatch.setattr(
+        "ssppo_jax.report.build.build_report", lambda workdir: workdir / "report.html"
+    )
     return calls
 
 
@@ -54,7 +58,7 @@ def refused(capsys, *argv):
     return captured.err
 
 
-# ---- the line itself -------------------------------------------------------------------------------------------------
+# ---- the line itself -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
@@ -92,16 +96,28 @@ def test_an_unknown_flag_is_refused_with_those_there_are(capsys, command):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["train", "--work=x"], "takes no '--work=x'"),  # no abbreviations: a new flag would change their meaning
+        (
+            ["train", "--work=x"],
+            "takes no '--work=x'",
+        ),  # no abbreviations: a new flag would change their meaning
         (["train", "stray"], "takes no 'stray'"),
         (["train", "--workdir"], "expected one argument"),
         (["train", SMOKE, "--workdir=x", "--config.seed"], "write it as --config.seed=VALUE"),
-        (["convert", "--input=a", "--output=b", "--config.seed=1"], "convert takes no --config keys"),
-        (["convert", "--input=a", "--output=b", "--dtype=int8"], "--dtype=int8: must be float32 or bfloat16"),
+        (
+            ["convert", "--input=a", "--output=b", "--config.seed=1"],
+            "convert takes no --config keys",
+        ),
+        (
+            ["convert", "--input=a", "--output=b", "--dtype=int8"],
+            "--dtype=int8: must be float32 or bfloat16",
+        ),
         (["report", "--workdir=a", "--config.seed=1"], "report takes no --config keys"),
         (["report", "--workdir=/no/such"], "no such folder; give the folder of a run"),
         (["sweep", SMOKE, "--workdir=x", "--jobs=0"], "--jobs=0: must be a whole number from 1"),
-        (["sweep", SMOKE, "--workdir=x", "--jobs=two", "--dry-run"], "--jobs=two: must be a whole number"),
+        (
+            ["sweep", SMOKE, "--workdir=x", "--jobs=two", "--dry-run"],
+            "--jobs=two: must be a whole number",
+        ),
     ],
 )
 def test_a_flag_that_would_be_misread_or_ignored_is_refused(capsys, argv, words):
@@ -120,25 +136,47 @@ def test_help_of_a_config_lists_every_key_with_that_configs_value(capsys):
             for leaf in ("name", *keyword_defaults(c.table[flatten(config)[f"{c.path}.name"]]))
         ),
     ]
-    assert "--config.seed=7" in out and "--config.model.source=random:tiny" in out and "--config.loss.name=dpo" in out
+    assert (
+        "--config.seed=7" in out
+        and "--config.model.source=random:tiny" in out
+        and "--config.loss.name=dpo" in out
+    )
     assert main(["train", "--help"]) == 0
     assert "--config.model.source=embedded:smollm2" in capsys.readouterr().out
 
 
-# ---- train -----------------------------------------------------------------------------------------------------------
+# ---- train ---------------------------------------------------------------------------------------
 
 
 def test_train_gets_the_overridden_config_and_prints_the_result(capsys, trained, tmp_path):
-    overrides = ["--config.train.micro_batches=1", "--config.loss.beta=0.25", "--config.oracle=sentiment"]
+    overrides = [
+        "--config.train.micro_batches=1",
+        "--config.loss.beta=0.25",
+        "--config.oracle=sentiment",
+    ]
     assert main(["train", SMOKE, f"--workdir={tmp_path / 'run'}", "--profile", *overrides]) == 0
     ((config, workdir, how),) = trained
     assert how == {"profile": True}
-    assert workdir == tmp_path / "run" and config.loss.beta == 0.25 and config.oracle.name == "sentiment"
-    assert capsys.readouterr().out.splitlines() == ['{"n": 1}', f"report: {tmp_path / 'run' / 'report.html'}"]
+    assert (
+        workdir == tmp_path / "run"
+        and config.loss.beta == 0.25
+        and config.oracle.name == "sentiment"
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        '{"n": 1}',
+        f"report: {tmp_path / 'run' / 'report.html'}",
+    ]
 
 
-def test_a_config_that_cannot_run_exits_78_with_every_problem_and_nothing_starts(capsys, trained, tmp_path):
-    bad = ["--config.trian.epochs=1", "--config.seed=x", "--config.loss.beta=-1", "--config.sampling.batch_size=3"]
+def test_a_config_that_cannot_run_exits_78_with_every_problem_and_nothing_starts(
+    capsys, trained, tmp_path
+):
+    bad = [
+        "--config.trian.epochs=1",
+        "--config.seed=x",
+        "--config.loss.beta=-1",
+        "--config.sampling.batch_size=3",
+    ]
     message = refused(capsys, "train", SMOKE, f"--workdir={tmp_path / 'run'}", *bad)
     assert message.startswith("error: 5 problem(s)")
     for words in (
@@ -186,7 +224,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_p
     assert "no folder can be made there" in message
 
 
-# ---- convert, generate, evaluate, report -----------------------------------------------------------------------------
+# ---- convert, generate, evaluate, report ---------------------------------------------------------
 
 
 def test_convert_round_trips_to_the_bit_and_refuses_to_overwrite(capsys, cache, tmp_path):
@@ -198,7 +236,9 @@ def test_convert_round_trips_to_the_bit_and_refuses_to_overwrite(capsys, cache, 
     weights = {folder: (folder / "model.safetensors").read_bytes() for folder in (tiny, one, two)}
     assert weights[tiny] == weights[one] == weights[two] and hf.read_arch(one) == hf.read_arch(two)
     assert (two / "tokenizer.json").is_file()
-    assert "exists and is not empty" in refused(capsys, "convert", f"--input={one}", f"--output={two}")
+    assert "exists and is not empty" in refused(
+        capsys, "convert", f"--input={one}", f"--output={two}"
+    )
     half = tmp_path / "half"
     assert main(["convert", f"--input={one}", f"--output={half}", "--dtype=bfloat16"]) == 0
     sizes = [(f / "model.safetensors").stat().st_size for f in (half, one)]
@@ -217,32 +257,62 @@ def test_generate_answers_each_prompt_num_samples_times_as_json(capsys, cache, t
     ]
     for row in rows:
         assert 1 <= len(row["tokens"]) == len(row["logp"]) <= 4 and max(row["logp"]) < 0
-        assert row["finish"] == ("length" if len(row["tokens"]) == 4 and row["tokens"][-1] != 2 else "eos")
-    # The same prompt first in another list: its samples are addressed by the prompt, and land in the file as well.
+        assert row["finish"] == (
+            "length" if len(row["tokens"]) == 4 and row["tokens"][-1] != 2 else "eos"
+        )
+    # The same prompt first in another list: its samples are addressed by the prompt, and land in
+    # the file as well.
     (tiny,) = (f for f in cache.iterdir() if f.is_dir())
-    other = ["--config.model.source=/nowhere", f"--model={tiny}", f"--output={tmp_path / 'new/out.jsonl'}"]
+    other = [
+        "--config.model.source=/nowhere",
+        f"--model={tiny}",
+        f"--output={tmp_path / 'new/out.jsonl'}",
+    ]
     assert main(["generate", *SMALL, prompts[0], *other]) == 0
     written = [json.loads(line) for line in (tmp_path / "new/out.jsonl").read_text().splitlines()]
     assert written == rows[:2] and capsys.readouterr().out == ""
 
 
 def test_evaluating_a_model_against_itself_gives_one_half_inside_the_interval(capsys, tmp_path):
-    argv = [*SMALL, "--candidate=random:tiny", "--baseline=random:tiny", f"--output={tmp_path / 'out'}"]
-    wide = ["--config.data.heldout=64", "--config.eval.num_samples=1", "--config.eval.final_num_samples=2"]
+    argv = [
+        *SMALL,
+        "--candidate=random:tiny",
+        "--baseline=random:tiny",
+        f"--output={tmp_path / 'out'}",
+    ]
+    wide = [
+        "--config.data.heldout=64",
+        "--config.eval.num_samples=1",
+        "--config.eval.final_num_samples=2",
+    ]
     assert main(["evaluate", *argv, *wide]) == 0
     result = json.loads((tmp_path / "out/evaluation.json").read_text())
     rate = result["win_rate"]
     assert rate["low"] <= 0.5 <= rate["high"] and abs(rate["mean"] - 0.5) < 0.1 and rate["n"] == 64
-    assert rate["low"] < rate["mean"] < rate["high"]  # two random streams: not the same texts compared with themselves
+    assert (
+        rate["low"] < rate["mean"] < rate["high"]
+    )  # two random streams: not the same texts compared with themselves
     out = capsys.readouterr().out
-    assert f"win rate {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] (95% intervals over 64 prompts)" in out
+    assert (
+        f"win rate {rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}] (95% intervals over"
+        " 64 prompts)" in out
+    )
     texts = [json.loads(line) for line in (tmp_path / "out/samples.jsonl").read_text().splitlines()]
     assert len(texts) == 64 * 2 * 2 and {t["stage"] for t in texts} == {"start", "final"}
 
 
 def test_report_of_a_run_folder_writes_one_page(capsys, tmp_path):
-    (tmp_path / "config.json").write_text(json.dumps({"config": {"loss.beta": 0.1}, "command": "x", "version": "0"}))
-    row = {"step": 1, "iteration": 1, "phase": "evaluate", "win_rate": 0.6, "win_rate_low": 0.5, "win_rate_high": 0.7}
+    (tmp_path / "config.json").write_text(
+        json.dumps({"config": {"loss.beta": 0.1}, "command": "x", "version": "0"})
+    )
+    row = {
+        "step": 1,
+        "iteration": 1,
+        "phase": "evaluate",
+        "win_rate": 0.6,
+        "win_rate_low": 0.5,
+        "win_rate_high": 0.7,
+    }
     (tmp_path / "metrics.jsonl").write_text(json.dumps(row) + "\n")
     assert main(["report", f"--workdir={tmp_path}"]) == 0
     page = Path(capsys.readouterr().out.removeprefix("report: ").strip())
@@ -256,7 +326,11 @@ def test_sweep_lists_its_runs_and_passes_on_its_exit_code(capsys, monkeypatch, t
     argv = ["sweep", f"--config={path}", f"--workdir={tmp_path / 'out'}", "--config.seed=3"]
     assert main([*argv, "--dry-run"]) == 0
     (line,) = capsys.readouterr().out.splitlines()
-    assert "--config.seed=3" in line and "--config.loss.beta=0.1" in line and not (tmp_path / "out").exists()
+    assert (
+        "--config.seed=3" in line
+        and "--config.loss.beta=0.1" in line
+        and not (tmp_path / "out").exists()
+    )
     monkeypatch.setattr("ssppo_jax.sweep.grid.TRAIN", ("false",))
     assert main(argv) == 1
     monkeypatch.setattr("ssppo_jax.sweep.run.sweep", lambda *args, jobs, dry_run: 10 * jobs)

@@ -20,7 +20,11 @@ print(jax.config.jax_compilation_cache_dir)
 def run(**environ):
     quiet = {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "3"}
     done = subprocess.run(
-        [sys.executable, "-c", CODE], env=os.environ | quiet | environ, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", CODE],
+        env=os.environ | quiet | environ,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout.strip()
@@ -29,7 +33,9 @@ def run(**environ):
 @pytest.mark.parametrize("by_user", [False, True])
 def test_programs_are_kept_in_the_cache_folder_or_where_the_user_says(by_user, tmp_path):
     ours, theirs = tmp_path / "ours", tmp_path / "theirs"
-    environ = {"SSPPO_CACHE": str(ours)} | ({"JAX_COMPILATION_CACHE_DIR": str(theirs)} if by_user else {})
+    environ = {"SSPPO_CACHE": str(ours)} | (
+        {"JAX_COMPILATION_CACHE_DIR": str(theirs)} if by_user else {}
+    )
     folder = theirs if by_user else ours / "compiled"
     assert run(**environ) == str(folder)
     kept = {path.name for path in folder.glob("*-cache")}

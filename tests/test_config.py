@@ -7,7 +7,7 @@ from ssppo_jax.config import Component, Key
 from ssppo_jax.errors import ConfigError
 
 
-def plain(x, *, rate: float = 0.5, name_of_it: str = "a"):
+def plain(x, *, rate: cfg.Unit = 0.5, name_of_it: str = "a"):
     """A component.
 
     Args:
@@ -68,11 +68,14 @@ def test_a_components_keyword_defaults_are_its_keys(config):
         "part.rate": 0.5,
         "part.name_of_it": "a",
     }
-    assert cfg.call_kwargs(config.part) == {"rate": 0.5, "name_of_it": "a"}
+    assert cfg.call_kwargs(TABLE, config.part) == {"rate": 0.5, "name_of_it": "a"}
 
 
 def test_meanings_are_read_at_any_indentation_with_their_continuation_lines():
-    assert cfg.keyword_meanings(plain) == {"rate": "how fast or how slow: both.", "name_of_it": "a word"}
+    assert cfg.keyword_meanings(plain) == {
+        "rate": "how fast or how slow: both.",
+        "name_of_it": "a word",
+    }
     assert cfg.keyword_meanings(deep) == {"depth": "how deep"}
 
 
@@ -140,7 +143,11 @@ def test_an_unknown_key_names_the_nearest(config):
 
 def test_every_problem_is_found_and_the_good_overrides_still_apply(config):
     problems = overridden(config, a__rat="1", seed="x", part="plane", a__rate="-1", part__depth="3")
-    assert [p.split(":")[0] for p in problems] == ["--config.part=plane", "--config.a.rat", "--config.seed=x"]
+    assert [p.split(":")[0] for p in problems] == [
+        "--config.part=plane",
+        "--config.a.rat",
+        "--config.seed=x",
+    ]
     assert "did you mean 'plain'? allowed: deep, plain" in problems[0]
     assert config.a.rate == -1.0
     with pytest.raises(ConfigError, match=r"(?s)3 problem.*plane.*a\.rat.*seed"):
@@ -153,9 +160,9 @@ def test_a_named_component_starts_from_its_defaults_whatever_the_order(config, o
     cfg.choose(config, "part", TABLE, "plain", rate=0.9)
     overrides = {"part.rate": "0.7", "part.name": "plain"}
     assert cfg.override(config, dict(list(overrides.items())[::order]), COMPONENTS) == []
-    assert cfg.call_kwargs(config.part) == {"rate": 0.7, "name_of_it": "a"}
+    assert cfg.call_kwargs(TABLE, config.part) == {"rate": 0.7, "name_of_it": "a"}
     assert overridden(config, part="deep") == []
-    assert cfg.call_kwargs(config.part) == {"depth": 2}
+    assert cfg.call_kwargs(TABLE, config.part) == {"depth": 2}
 
 
 def test_a_keyword_of_another_component_is_unknown(config):
@@ -164,16 +171,20 @@ def test_a_keyword_of_another_component_is_unknown(config):
 
 
 def test_choosing_with_a_wrong_name_or_keyword_names_the_nearest(config):
-    with pytest.raises(ConfigError, match=r"'dep' is not known; did you mean 'deep'\? allowed: deep, plain"):
+    with pytest.raises(
+        ConfigError, match=r"'dep' is not known; did you mean 'deep'\? allowed: deep, plain"
+    ):
         cfg.choose(config, "part", TABLE, "dep")
-    with pytest.raises(ConfigError, match=r"deep takes no 'dept'; did you mean 'depth'\? it takes: depth"):
+    with pytest.raises(
+        ConfigError, match=r"deep takes no 'dept'; did you mean 'depth'\? it takes: depth"
+    ):
         cfg.choose(config, "part", TABLE, "deep", dept=1)
 
 
 def test_ranges_and_non_finite_numbers_are_refused_by_name(config):
     config.seed, config.a.rate, config.a.sizes, config.a.word = -1, 0.0, (64, 64), "z"
     config.part.rate = float("nan")
-    problems = cfg.rule_problems(config, KEYS, {"rate": cfg.unit})
+    problems = cfg.rule_problems(config, KEYS, COMPONENTS)
     assert sorted(problems) == [
         "a.rate=0.0: must be a number above 0",
         "a.sizes=(64, 64): must be increasing positive integers, e.g. (64,128,256)",
@@ -182,7 +193,7 @@ def test_ranges_and_non_finite_numbers_are_refused_by_name(config):
         "seed=-1: must be 0 or more",
     ]
     config.part.rate = 1.5
-    assert "part.rate=1.5: must be between 0 and 1" in cfg.rule_problems(config, KEYS, {"rate": cfg.unit})
+    assert "part.rate=1.5: must be between 0 and 1" in cfg.rule_problems(config, KEYS, COMPONENTS)
 
 
 @pytest.mark.parametrize(
@@ -236,12 +247,16 @@ def test_an_error_inside_a_config_file_is_told_by_file_and_line(tmp_path, text, 
     path = write(tmp_path, text)
     with pytest.raises(ConfigError) as error:
         cfg.load_config(path if line else path + ":argument")
-    assert str(error.value).startswith(f"{path}:{line}: " if line else f"{path}: ") and message in str(error.value)
+    assert str(error.value).startswith(
+        f"{path}:{line}: " if line else f"{path}: "
+    ) and message in str(error.value)
 
 
 def test_a_config_files_own_refusal_keeps_its_words(tmp_path):
     path = write(
-        tmp_path, "from ssppo_jax.errors import ConfigError\ndef get_config():\n    raise ConfigError('no: do this')\n"
+        tmp_path,
+        "from ssppo_jax.errors import ConfigError\ndef get_config():\n    raise ConfigError('no: do"
+        " this')\n",
     )
     with pytest.raises(ConfigError, match=r":3: no: do this$"):
         cfg.load_config(path)

@@ -1,8 +1,8 @@
-"""Every file in configs/ loads and can run; the paper configs hold the paper's numbers and fit a mesh of 8."""
+"""Every file in configs/ loads and can run; the paper configs hold the paper's numbers and fit a
+mesh of 8."""
 
 import json
 import math
-from pathlib import Path
 
 import jax
 import pytest
@@ -18,8 +18,7 @@ from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.optimizer import OPTIMIZERS
 from ssppo_jax.weights import hf
 
-FOLDER = Path(__file__).parents[1] / "configs"
-FILES = sorted(FOLDER.glob("*.py"))
+FILES = [cfg.CONFIGS / f"{name}.py" for name in cfg.config_names()]
 DEVICES = {
     "quickstart": (1, 8),
     "lora_quickstart": (1, 2),
@@ -73,11 +72,15 @@ QWEN = {
     "eos_token_id": 151645,
     "tie_word_embeddings": False,
 }
-MODELS = {PAPER[0]: (LLAMA, 8_030_261_248), PAPER[1]: (MISTRAL, 7_241_732_096), SSPO: (QWEN, 7_615_616_512)}
+MODELS = {
+    PAPER[0]: (LLAMA, 8_030_261_248),
+    PAPER[1]: (MISTRAL, 7_241_732_096),
+    SSPO: (QWEN, 7_615_616_512),
+}
 
 
 def load(name):
-    return schema.load(str(FOLDER / f"{name}.py"), {})
+    return schema.load(str(cfg.CONFIGS / f"{name}.py"), {})
 
 
 def test_the_configs_are_the_ones_known_here():
@@ -122,17 +125,17 @@ def test_the_paper_configs_hold_the_papers_numbers(name):
         "loss.pair_reduction": "mean",
         "pairs.win_rate_estimator": "pairwise",
         "pairs.include_self": True,
-        "pairs.semantic_gate": "pair",
+        "pairs.gate_level": "pair",
         "pairs.gate.name": "linear",
         "similarity.name": "relu_cosine",
         "similarity.encoder": "embedded:minilm",
         "similarity.embed_text": "response",
-        "optim.transform.name": "rmsprop",
-        "optim.learning_rate": 5e-7,
-        "optim.schedule": "linear",
-        "optim.warmup_ratio": 0.1,
-        "optim.scope": "iteration",
-        "optim.schedule_epochs": 18.0,
+        "optimizer.name": "rmsprop",
+        "optimizer.learning_rate": 5e-7,
+        "optimizer.schedule": "linear",
+        "optimizer.warmup_ratio": 0.1,
+        "optimizer.scope": "iteration",
+        "optimizer.schedule_epochs": 18.0,
         "train.epochs": 1,
         "train.batch_size": 64,
         "train.iterations": 3,
@@ -157,8 +160,10 @@ def test_the_two_paper_configs_differ_in_the_model_alone():
 
 @pytest.mark.parametrize("name", PAPER)
 def test_a_config_that_lacks_the_papers_oracle_says_so(name):
-    config, text = load(name), (FOLDER / f"{name}.py").read_text()
-    assert config.oracle.name == "pairrm" or ("PairRM" in text.split('"""')[1] and "not the paper's" in text)
+    config, text = load(name), (cfg.CONFIGS / f"{name}.py").read_text()
+    assert config.oracle.name == "pairrm" or (
+        "PairRM" in text.split('"""')[1] and "not the paper's" in text
+    )
 
 
 @pytest.fixture
@@ -176,7 +181,9 @@ def _built(name, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(published))
     monkeypatch.setattr(runtime, "resolve", lambda source: tmp_path)
     monkeypatch.setattr(runtime, "load_tokenizer", lambda folder, vocab_size: None)
-    monkeypatch.setattr(runtime, "eos_ids", lambda tokenizer, generation: tuple(generation["eos_token_id"]))
+    monkeypatch.setattr(
+        runtime, "eos_ids", lambda tokenizer, generation: tuple(generation["eos_token_id"])
+    )
     config = load(name)
     schema.check(config, jax.device_count())
     return runtime.build_runtime(config)
@@ -186,7 +193,9 @@ def _built(name, tmp_path, monkeypatch):
 def test_the_large_models_are_cut_over_eight_devices_and_no_array_is_made(name, build):
     made, (published, parameters) = build(name), MODELS[name]
     leaves = dict(hf.flatten(made.abstract_params))
-    assert made.mesh.shape == {"data": 1, "fsdp": 8, "tensor": 1} and made.arch == arch_from_hf(published)
+    assert made.mesh.shape == {"data": 1, "fsdp": 8, "tensor": 1} and made.arch == arch_from_hf(
+        published
+    )
     assert sum(leaf.size for leaf in leaves.values()) == parameters
     assert {leaf.dtype.name for leaf in leaves.values()} == {"float32"}
     local = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves.values())
@@ -197,16 +206,21 @@ def test_the_large_models_are_cut_over_eight_devices_and_no_array_is_made(name, 
 @pytest.mark.parametrize("shape", [(1, 64, 1), (2, 16, 2), (1, 16, 4)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_large_models_build_on_64_described_devices_with_their_optimizer(name, shape, build):
-    """Everything a train step holds: parameters, optimizer state, and a batch of the config's own size."""
+    """Everything a train step holds: parameters, optimizer state, and a batch of the config's own
+    size."""
     made, mesh = build(name), AbstractMesh(shape, AXES)
     config, parameters = made.config, MODELS[name][1]
     schema.check(config, 64)
     shapes = jax.eval_shape(lambda: init_params(made.decoder, jax.random.key(0)))
-    transform = OPTIMIZERS[config.optim.transform.name](**cfg.call_kwargs(config.optim.transform))
+    transform = cfg.bind(OPTIMIZERS, config.optimizer)()
     state = jax.eval_shape(transform.init, shapes)
     ways = shape[1] * shape[2]
-    for tree, copies in ((shapes, 1), (state, 1 if config.optim.transform.name == "rmsprop" else 2)):
+    for tree, copies in ((shapes, 1), (state, 1 if config.optimizer.name == "rmsprop" else 2)):
         cut = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(mesh, tree)), strict=True)
         local = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in cut)
         assert copies * parameters / ways < local < copies * parameters / ways * 1.01
-    assert config.train.batch_size % (shape[0] * shape[1]) == 0 == config.sampling.batch_size % (shape[0] * shape[1])
+    assert (
+        config.train.batch_size % (shape[0] * shape[1])
+        == 0
+        == config.sampling.batch_size % (shape[0] * shape[1])
+    )

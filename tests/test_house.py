@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "ssppo_jax"
 RULE = (
     "__init__ types errors files | config | optimizer data models distributed report"
     " | losses sampling weights steps runs | oracles runtime | rollout | schema evaluate"
-    " | train sweep | plan | __main__"
+    " | train sweep configs | plan | __main__"
 )
 FLOOR = {room: n for n, rooms in enumerate(RULE.split("|")) for room in rooms.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -63,7 +63,10 @@ def test_no_file_imports_itself_by_way_of_others():
 
 @EVERY
 def test_flax_stays_in_models_and_no_file_is_called_utils(file):
-    assert "flax" not in {name.split(".")[0] for name in imported_names(file)} or room(file) == "models"
+    assert (
+        "flax" not in {name.split(".")[0] for name in imported_names(file)}
+        or room(file) == "models"
+    )
     assert file.stem not in ("utils", "util", "helpers", "misc", "common")
 
 

@@ -1,4 +1,5 @@
-"""The table of identities in tests/README.md names the tests that claim them, all of them, and no others."""
+"""The table of identities in tests/README.md names the tests that claim them, all of them, and no
+others."""
 
 import ast
 import re
@@ -20,7 +21,12 @@ def claimed():
 
 
 def test_every_identity_is_claimed_by_the_tests_that_the_readme_names():
-    written = {int(n): re.findall(r"`(\S+)`", tests) for n, tests in ROW.findall((TESTS / "README.md").read_text())}
+    written = {
+        int(n): re.findall(r"`(\S+)`", tests)
+        for n, tests in ROW.findall((TESTS / "README.md").read_text())
+    }
     for n, tests in claimed().items():
-        assert written.get(n) == tests, f"row {n} of tests/README.md must end with {', '.join(f'`{t}`' for t in tests)}"
+        assert written.get(n) == tests, (
+            f"row {n} of tests/README.md must end with {', '.join(f'`{t}`' for t in tests)}"
+        )
     assert sorted(written) == list(range(1, 27)) and all(written.values())

@@ -17,7 +17,12 @@ from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
 
 pytestmark = pytest.mark.usefixtures("own_cache")
-LORA = {"lora__rank": 4, "lora__alpha": 8.0, "train__micro_batches": 1, "optim__learning_rate": 0.01}
+LORA = {
+    "lora__rank": 4,
+    "lora__alpha": 8.0,
+    "train__micro_batches": 1,
+    "optimizer__learning_rate": 0.01,
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,11 +49,19 @@ def test_the_policy_left_behind_is_the_model_with_the_adapters_left_behind(run):
     settings = json.loads((folder / "adapters/adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"]) == (4, 8.0)
     moved = {path for path, leaf in hf.flatten(start) if not np.array_equal(leaf, policy[path])}
-    assert moved == {path for path, _ in hf.flatten(start) if path.startswith("layers/") and path.endswith("kernel")}
+    assert moved == {
+        path
+        for path, _ in hf.flatten(start)
+        if path.startswith("layers/") and path.endswith("kernel")
+    }
     adapters = load_file(folder / "adapters/adapter_model.safetensors")
-    a, b = (adapters[f"base_model.model.model.layers.1.self_attn.v_proj.lora_{x}.weight"] for x in "AB")
+    a, b = (
+        adapters[f"base_model.model.model.layers.1.self_attn.v_proj.lora_{x}.weight"] for x in "AB"
+    )
     want = start["layers"]["attn"]["v"]["kernel"][1].reshape(arch.hidden_size, -1) + 2.0 * (b @ a).T
-    np.testing.assert_allclose(policy["layers/attn/v/kernel"][1].reshape(want.shape), want, atol=1e-5)
+    np.testing.assert_allclose(
+        policy["layers/attn/v/kernel"][1].reshape(want.shape), want, atol=1e-5
+    )
 
 
 def test_checkpoints_hold_adapters_alone_and_may_stand_for_the_whole_policy(run):
@@ -56,7 +69,9 @@ def test_checkpoints_hold_adapters_alone_and_may_stand_for_the_whole_policy(run)
     newest = sorted((folder / "checkpoints").iterdir())[-1]
     leaves = json.loads((newest / "meta.json").read_text())["leaves"]
     assert all(name.endswith(("lora_a", "lora_b", "count", "step")) for name in leaves)
-    one, two = (hf.load_params(f, hf.read_arch(f)) for f in (resolve(str(newest)), folder / "policy"))
+    one, two = (
+        hf.load_params(f, hf.read_arch(f)) for f in (resolve(str(newest)), folder / "policy")
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), one, two)
 
 
@@ -75,10 +90,17 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkey
         train(configure(**LORA), tmp_path)
     train(configure(**LORA), tmp_path)
     whole = run[0]
-    for name in ("adapters/adapter_model.safetensors", "policy/model.safetensors", "pairs.jsonl", "result.json"):
+    for name in (
+        "adapters/adapter_model.safetensors",
+        "policy/model.safetensors",
+        "pairs.jsonl",
+        "result.json",
+    ):
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
 def test_targets_that_name_no_projection_are_refused_with_what_there_is():
-    with pytest.raises(ConfigError, match=r"lora.targets='attn/qkv' is found in no projection .*layers/attn/q, "):
+    with pytest.raises(
+        ConfigError, match=r"lora.targets='attn/qkv' is found in no projection .*layers/attn/q, "
+    ):
         build_runtime(configure(**(LORA | {"lora__targets": "attn/qkv"})))

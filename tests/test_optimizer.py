@@ -10,7 +10,9 @@ from tiny import jit
 
 from ssppo_jax.optimizer import OPTIMIZERS, SCHEDULES, kept_in, learning_rate, make_optimizer
 
-GRADIENTS = np.array([[3.0, -0.5, 0.0], [1.0, 2.0, 0.25], [-4.0, 0.5, 1.0]], np.float32)  # three steps
+GRADIENTS = np.array(
+    [[3.0, -0.5, 0.0], [1.0, 2.0, 0.25], [-4.0, 0.5, 1.0]], np.float32
+)  # three steps
 START = np.array([1.0, -2.0, 0.5], np.float32)
 
 
@@ -21,7 +23,9 @@ def rate(step):  # not constant, so that a schedule read at the wrong step shows
 def descend(name, *, max_grad_norm=0.0, state_dtype="param", **settings):
     """Parameters after each of the three steps."""
     transform = OPTIMIZERS[name](**settings)
-    optimizer = make_optimizer(transform, rate, max_grad_norm=max_grad_norm, state_dtype=state_dtype)
+    optimizer = make_optimizer(
+        transform, rate, max_grad_norm=max_grad_norm, state_dtype=state_dtype
+    )
     update = jit(optimizer.update)
     params, state, seen = START, optimizer.init(START), []
     for gradient in GRADIENTS:
@@ -32,7 +36,8 @@ def descend(name, *, max_grad_norm=0.0, state_dtype="param", **settings):
 
 
 def by_hand(step_of):
-    """Parameters after each step of `params -= rate * step_of(gradient, params, step)` in float64."""
+    """Parameters after each step of `params -= rate * step_of(gradient, params, step)` in
+    float64."""
     params, seen = START.astype(np.float64), []
     for s, gradient in enumerate(GRADIENTS.astype(np.float64)):
         params = params - rate(s) * step_of(gradient, params, s)
@@ -42,7 +47,8 @@ def by_hand(step_of):
 
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_rmsprop_is_torchs(momentum):
-    """v = a v + (1-a) g^2; b = m b + g / (sqrt(v) + eps); w -= lr b: eps outside the root, v from 0, no correction."""
+    """v = a v + (1-a) g^2; b = m b + g / (sqrt(v) + eps); w -= lr b: eps outside the root, v from
+    0, no correction."""
     v, b = np.zeros(3), np.zeros(3)
 
     def step(g, w, s):
@@ -51,7 +57,9 @@ def test_rmsprop_is_torchs(momentum):
         b = momentum * b + g / (np.sqrt(v) + 0.01)
         return b
 
-    np.testing.assert_allclose(descend("rmsprop", decay=0.9, eps=0.01, momentum=momentum), by_hand(step), rtol=1e-5)
+    np.testing.assert_allclose(
+        descend("rmsprop", decay=0.9, eps=0.01, momentum=momentum), by_hand(step), rtol=1e-5
+    )
 
 
 def test_rmsprops_defaults_are_torchs():
@@ -86,7 +94,9 @@ def test_lion_takes_the_sign_of_an_interpolation():
         m = 0.9 * m + 0.1 * g
         return sign + 0.3 * w
 
-    np.testing.assert_allclose(descend("lion", b1=0.8, b2=0.9, weight_decay=0.3), by_hand(step), rtol=1e-5)
+    np.testing.assert_allclose(
+        descend("lion", b1=0.8, b2=0.9, weight_decay=0.3), by_hand(step), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.5])
@@ -113,7 +123,9 @@ def test_gradients_are_clipped_by_their_global_norm_before_the_optimizer_sees_th
         m = 0.5 * m + step(g, w, s)
         return m
 
-    np.testing.assert_allclose(descend("sgd", max_grad_norm=1.5, momentum=0.5), by_hand(with_memory), rtol=1e-5)
+    np.testing.assert_allclose(
+        descend("sgd", max_grad_norm=1.5, momentum=0.5), by_hand(with_memory), rtol=1e-5
+    )
 
 
 def test_moments_in_half_precision_are_rounded_between_steps_and_nowhere_else():
@@ -129,19 +141,25 @@ def test_moments_in_half_precision_are_rounded_between_steps_and_nowhere_else():
     got = descend("rmsprop", state_dtype="bfloat16", decay=0.9)
     np.testing.assert_allclose(got, by_hand(step), rtol=1e-5)
     assert np.abs(got - descend("rmsprop", decay=0.9)).max() > 1e-4
-    optimizer = make_optimizer(OPTIMIZERS["adamw"](), rate, max_grad_norm=0.0, state_dtype="bfloat16")
+    optimizer = make_optimizer(
+        OPTIMIZERS["adamw"](), rate, max_grad_norm=0.0, state_dtype="bfloat16"
+    )
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(optimizer.init(START)[0])}
     assert kinds == {"bfloat16", "int32"}
     state = optimizer.init(START.astype(bfloat16))
     updates, _ = jit(optimizer.update)(GRADIENTS[0].astype(bfloat16), state, START.astype(bfloat16))
-    np.testing.assert_allclose(np.asarray(updates, np.float32), -0.1 * np.sign(GRADIENTS[0]), rtol=0.01)
+    np.testing.assert_allclose(
+        np.asarray(updates, np.float32), -0.1 * np.sign(GRADIENTS[0]), rtol=0.01
+    )
 
 
 @pytest.mark.parametrize(("decay", "reached"), [(0.9, 0.98), (0.99, 0.8), (0.999, 0.25)])
 def test_how_far_a_mean_square_comes_in_bfloat16(decay, reached):
     optimizer = kept_in(OPTIMIZERS["rmsprop"](decay=decay), jnp.dtype(jnp.bfloat16))
     one = jnp.ones(1)
-    _, state = jax.lax.fori_loop(0, 5000, lambda _, s: optimizer.update(one, s[1]), (one, optimizer.init(one)))
+    _, state = jax.lax.fori_loop(
+        0, 5000, lambda _, s: optimizer.update(one, s[1]), (one, optimizer.init(one))
+    )
     assert float(jax.tree.leaves(state)[0][0]) == pytest.approx(reached, abs=0.02)
 
 
@@ -152,7 +170,9 @@ def rates(schedule, warmup_ratio, total, steps):
 
 def test_warm_up_starts_above_zero_and_reaches_the_peak_at_its_last_step():
     for schedule in SCHEDULES:
-        np.testing.assert_allclose(rates(schedule, 0.2, 20, range(4)), [0.5, 1.0, 1.5, 2.0], rtol=1e-6)
+        np.testing.assert_allclose(
+            rates(schedule, 0.2, 20, range(4)), [0.5, 1.0, 1.5, 2.0], rtol=1e-6
+        )
         assert rates(schedule, 0.05, 20, [0]) == [2.0]  # one step of warm-up
         assert rates(schedule, 0.0, 20, [0]) == [2.0]
 
@@ -166,7 +186,9 @@ def test_warm_up_starts_above_zero_and_reaches_the_peak_at_its_last_step():
     ],
 )
 @pytest.mark.parametrize("warmup_ratio, warmup", [(0.2, 4), (0.0, 0)])
-def test_after_the_warm_up_the_rate_falls_to_zero_at_the_last_step(schedule, after, warmup_ratio, warmup):
+def test_after_the_warm_up_the_rate_falls_to_zero_at_the_last_step(
+    schedule, after, warmup_ratio, warmup
+):
     steps = np.arange(warmup, 21)
     got = rates(schedule, warmup_ratio, 20, steps)
     np.testing.assert_allclose(got, after((steps - warmup) / (20 - warmup)), atol=1e-6)

@@ -32,7 +32,11 @@ def locked():
 
 
 def test_the_lock_pins_every_line_once():
-    lines = [x for x in (ROOT / "requirements.lock").read_text().splitlines() if x.strip() and not x.startswith("#")]
+    lines = [
+        x
+        for x in (ROOT / "requirements.lock").read_text().splitlines()
+        if x.strip() and not x.startswith("#")
+    ]
     assert all(re.fullmatch(r"[\w.-]+==[\w.!+-]+", line) for line in lines)
     assert len(locked()) == len(lines)
 
@@ -62,9 +66,17 @@ def test_the_version_is_written_once(setup_arguments):
 
 def test_every_package_and_its_prompts_are_installed(setup_arguments):
     folders = {f.parent for f in (ROOT / "ssppo_jax").rglob("*.py")}
-    assert {str(f.relative_to(ROOT)).replace("/", ".") for f in folders} == set(setup_arguments["packages"])
-    data = {f for f in (ROOT / "ssppo_jax").rglob("*") if f.is_file() and f.suffix not in (".py", ".pyc")}
+    assert {str(f.relative_to(ROOT)).replace("/", ".") for f in folders} == set(
+        setup_arguments["packages"]
+    )
+    data = {
+        f
+        for f in (ROOT / "ssppo_jax").rglob("*")
+        if f.is_file() and f.suffix not in (".py", ".pyc")
+    }
     installed = {
-        f for pattern in setup_arguments["package_data"]["ssppo_jax"] for f in (ROOT / "ssppo_jax").glob(pattern)
+        f
+        for pattern in setup_arguments["package_data"]["ssppo_jax"]
+        for f in (ROOT / "ssppo_jax").glob(pattern)
     }
     assert data == installed and {".jsonl"} <= {f.suffix for f in data}

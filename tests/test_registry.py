@@ -13,7 +13,8 @@ from ssppo_jax.losses import group, preference
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """package(one="source", ...) -> (paths, name) of a new package with these modules, forgotten again afterwards."""
+    """package(one="source", ...) -> (paths, name) of a new package with these modules, forgotten
+    again afterwards."""
     name = "pack_for_the_registry"
 
     def write(**modules):
@@ -46,7 +47,9 @@ LOSSES = {"toy_loss": toy}
 
 
 def test_every_table_is_found_and_modules_without_one_add_nothing(package):
-    place = package(one="LOSSES = {'x': 1, 'y': 2}", two="LOSSES = {'z': 3}", other="ORACLES = {'o': 4}", no="")
+    place = package(
+        one="LOSSES = {'x': 1, 'y': 2}", two="LOSSES = {'z': 3}", other="ORACLES = {'o': 4}", no=""
+    )
     assert discover(*place, "LOSSES") == {"x": 1, "y": 2, "z": 3}
 
 
@@ -61,7 +64,7 @@ def test_a_toy_loss_in_one_new_file_is_selectable_and_its_keyword_overridable(pa
     loss = cfg.Component("loss", table, "toy_loss", "the objective")
     config = cfg.build((), (loss,))
     assert cfg.override(config, {"loss.scale": "3"}, (loss,)) == []
-    assert cfg.call_kwargs(config.loss) == {"scale": 3.0}
+    assert cfg.call_kwargs(table, config.loss) == {"scale": 3.0}
     assert "how much" in cfg.help_text((), (loss,), config)
 
 

@@ -1,4 +1,5 @@
-"""A run killed with SIGKILL in any phase and started again ends exactly where the uninterrupted run does."""
+"""A run killed with SIGKILL in any phase and started again ends exactly where the uninterrupted run
+does."""
 
 import json
 import os
@@ -59,10 +60,22 @@ def launch(tmp_path_factory):
     }
 
     def run(workdir, kill="never", expect=0, kind=()):
-        command = [sys.executable, "-c", KILLER, "train", "--config=configs/smoke.py", f"--workdir={workdir}"]
+        command = [
+            sys.executable,
+            "-c",
+            KILLER,
+            "train",
+            "--config=configs/smoke.py",
+            f"--workdir={workdir}",
+        ]
         overrides = ["--config.data.heldout=2", *kind]
         done = subprocess.run(
-            command + overrides, cwd=ROOT, env=environment | {"KILL": kill}, capture_output=True, text=True, timeout=300
+            command + overrides,
+            cwd=ROOT,
+            env=environment | {"KILL": kill},
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert done.returncode == expect, done.stderr[-3000:]
         return workdir
@@ -85,7 +98,9 @@ def _files(workdir, rows="pairs"):
     return {name: (workdir / name).read_bytes() for name in names}
 
 
-def test_stopped_and_killed_in_three_phases_ends_like_the_uninterrupted_run(launch, uninterrupted, tmp_path):
+def test_stopped_and_killed_in_three_phases_ends_like_the_uninterrupted_run(
+    launch, uninterrupted, tmp_path
+):
     launch(tmp_path, kill="asked", expect=75)
     for phase in ("sampling", "scoring", "saving"):
         launch(tmp_path, kill=phase, expect=-signal.SIGKILL)
@@ -102,7 +117,10 @@ def test_stopped_and_killed_in_three_phases_ends_like_the_uninterrupted_run(laun
     ],
 )
 def test_groups_and_opponents_continue_as_pairs_do(rows, kind, launch, tmp_path):
-    kind = [f"--config.{setting}" for setting in (*kind, "train.prompts_per_iteration=8", "train.batch_size=4")]
+    kind = [
+        f"--config.{setting}"
+        for setting in (*kind, "train.prompts_per_iteration=8", "train.batch_size=4")
+    ]
     whole = launch(tmp_path / "whole", kind=kind)
     launch(tmp_path / "killed", kill="asked", expect=75, kind=kind)
     launch(tmp_path / "killed", kill="saving", expect=-signal.SIGKILL, kind=kind)
@@ -115,7 +133,10 @@ def test_groups_and_opponents_continue_as_pairs_do(rows, kind, launch, tmp_path)
 def test_a_resume_that_loses_its_random_keys_is_told_apart(launch, uninterrupted, tmp_path):
     launch(tmp_path, kill="asked", expect=75)
     launch(tmp_path, kill="other keys")
-    assert _files(tmp_path)["policy/model.safetensors"] != _files(uninterrupted)["policy/model.safetensors"]
+    assert (
+        _files(tmp_path)["policy/model.safetensors"]
+        != _files(uninterrupted)["policy/model.safetensors"]
+    )
 
 
 def test_the_run_trained_something(uninterrupted):
@@ -123,4 +144,6 @@ def test_the_run_trained_something(uninterrupted):
     train = [r["values"] for r in log if r["phase"] == "train"]
     assert len(train) == 4
     assert all(t["update_norm"] > 0 for t in train)
-    assert {"generate", "judge", "score", "train", "iteration", "evaluate"} == {r["phase"] for r in log}
+    assert {"generate", "judge", "score", "train", "iteration", "evaluate"} == {
+        r["phase"] for r in log
+    }

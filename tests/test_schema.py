@@ -1,4 +1,5 @@
-"""The real keys: each has a meaning and a rule that holds, and a config that cannot run is refused before a compile."""
+"""The real keys: each has a meaning and a rule that holds, and a config that cannot run is refused
+before a compile."""
 
 import re
 
@@ -12,7 +13,10 @@ from ssppo_jax.losses import ROWS
 
 TABLES = {c.path: c.table for c in schema.COMPONENTS}
 FUNCTIONS = [(path, name) for path, table in TABLES.items() for name in table]
-CONFIG = "from ssppo_jax.schema import base_config, select\ndef get_config():\n    config = base_config()\n"
+CONFIG = (
+    "from ssppo_jax.schema import base_config, select\ndef get_config():\n    config ="
+    " base_config()\n"
+)
 
 
 @pytest.fixture
@@ -51,14 +55,21 @@ def test_every_component_keyword_is_documented_and_of_a_plain_type(path, name):
 def test_every_component_can_be_named_and_its_defaults_pass(base, path, name):
     assert cfg.override(base, {path: name}, schema.COMPONENTS) == []
     if ROWS.get(name) == "opponent":  # these need other keys too; see the test below
-        assert cfg.override(base, {"sampling.num_samples": "2", "train.reference": "initial"}, schema.COMPONENTS) == []
+        assert (
+            cfg.override(
+                base, {"sampling.num_samples": "2", "train.reference": "initial"}, schema.COMPONENTS
+            )
+            == []
+        )
     schema.check(base, 8)
 
 
 NUMBERS = {"positive": (0, -1), "non_negative": (-1,), "unit": (-0.5, 1.5), "fraction": (0, 1.5)}
 
 
-@pytest.mark.parametrize("key", [k for k in schema.KEYS if k.rule and not isinstance(k.default, (str, tuple))])
+@pytest.mark.parametrize(
+    "key", [k for k in schema.KEYS if k.rule and not isinstance(k.default, (str, tuple))]
+)
 def test_a_number_out_of_range_is_refused_by_its_name(base, key):
     for value in NUMBERS.get(key.rule.__name__, (1, -3)):
         flat = {key.path: str(value)}
@@ -67,14 +78,18 @@ def test_a_number_out_of_range_is_refused_by_its_name(base, key):
         assert f"{key.path}={type(key.default)(value)!r}: must be " in problems_of(base)
 
 
-@pytest.mark.parametrize("path", [k.path for k in schema.KEYS if isinstance(k.default, float)] + ["loss.beta"])
+@pytest.mark.parametrize(
+    "path", [k.path for k in schema.KEYS if isinstance(k.default, float)] + ["loss.beta"]
+)
 @pytest.mark.parametrize("text", ["nan", "inf"])
 def test_numbers_that_are_not_finite_are_refused_by_name(base, path, text):
     assert cfg.override(base, {path: text}, schema.COMPONENTS) == []
     assert f"{path}={text}: must be a finite number" in problems_of(base)
 
 
-CHOICES = [k for k in schema.KEYS if k.rule and isinstance(k.default, str) and k.path != "lora.targets"]
+CHOICES = [
+    k for k in schema.KEYS if k.rule and isinstance(k.default, str) and k.path != "lora.targets"
+]
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused(base):
@@ -94,24 +109,45 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(base, key):
     [
         ({"loss.beta": "0"}, "loss=s_sppo: loss keyword beta=0.0: must be > 0"),
         ({"loss.beta": "-1"}, "loss.beta=-1.0: must be 0 or more"),
-        ({"loss.pair_reduction": "men"}, "loss=s_sppo: loss keyword pair_reduction='men': must be mean or sum"),
-        ({"loss": "dpo", "loss.label_smoothing": "0.5"}, "loss=dpo: loss keyword label_smoothing=0.5"),
-        ({"loss": "dpo", "loss.label_smoothing": "1.5"}, "loss.label_smoothing=1.5: must be between 0 and 1"),
-        ({"pairs.gate": "power", "pairs.gate.exponent": "-1"}, "pairs.gate=power: gate power: exponent=-1.0"),
+        (
+            {"loss.pair_reduction": "men"},
+            "loss=s_sppo: loss keyword pair_reduction='men': must be mean or sum",
+        ),
+        (
+            {"loss": "dpo", "loss.label_smoothing": "0.5"},
+            "loss=dpo: loss keyword label_smoothing=0.5",
+        ),
+        (
+            {"loss": "dpo", "loss.label_smoothing": "1.5"},
+            "loss.label_smoothing=1.5: must be between 0 and 1",
+        ),
+        (
+            {"pairs.gate": "power", "pairs.gate.exponent": "-1"},
+            "pairs.gate=power: gate power: exponent=-1.0",
+        ),
         ({"oracle.temperature": "-1"}, "oracle.temperature=-1.0: must be 0 or more"),
         ({"oracle": "length", "oracle.target": "-1"}, "oracle.target=-1: must be 0 or more"),
-        ({"optim.transform.decay": "1.5"}, "optim.transform.decay=1.5: must be between 0 and 1"),
+        ({"optimizer.decay": "1.5"}, "optimizer.decay=1.5: must be between 0 and 1"),
         ({"sampling.num_samples": "1"}, "sampling.num_samples=1: must be 2 or more"),
         ({"checkpoint.keep": "1"}, "checkpoint.keep=1: must be 2 or more"),
         ({"data.prompt_buckets": "()"}, "data.prompt_buckets=(): must be increasing"),
         ({"data.prompt_buckets": "64,128"}, "the last must reach data.max_prompt_length=512"),
-        ({"train.reference": "initial", "train.initial_policy": "off"}, "train.reference=initial needs"),
-        ({"eval.num_samples": "9"}, "eval.final_num_samples=4 is below eval.num_samples=9"),
-        ({"train.prompts_per_iteration": "63"}, "train.prompts_per_iteration=63 is below train.batch_size=64"),
-        ({"optim.schedule_epochs": "18"}, "optim.schedule_epochs=18 is used when optim.scope=iteration"),
         (
-            {"optim.scope": "iteration", "optim.schedule_epochs": "1", "train.epochs": "2"},
-            "optim.schedule_epochs=1 is below train.epochs=2",
+            {"train.reference": "initial", "train.reference_storage": "off"},
+            "train.reference=initial needs",
+        ),
+        ({"eval.num_samples": "9"}, "eval.final_num_samples=4 is below eval.num_samples=9"),
+        (
+            {"train.prompts_per_iteration": "63"},
+            "train.prompts_per_iteration=63 is below train.batch_size=64",
+        ),
+        (
+            {"optimizer.schedule_epochs": "18"},
+            "optimizer.schedule_epochs=18 is used when optimizer.scope=iteration",
+        ),
+        (
+            {"optimizer.scope": "iteration", "optimizer.schedule_epochs": "1", "train.epochs": "2"},
+            "optimizer.schedule_epochs=1 is below train.epochs=2",
         ),
     ],
 )
@@ -125,7 +161,9 @@ def set_numbers(base, **values):
         base[path.split("__")[0]][path.split("__")[1]] = value
 
 
-@pytest.mark.parametrize(("batch", "micro", "suggested"), [(60, 1, 64), (64, 3, 72), (8, 2, 16), (1, 1, 8)])
+@pytest.mark.parametrize(
+    ("batch", "micro", "suggested"), [(60, 1, 64), (64, 3, 72), (8, 2, 16), (1, 1, 8)]
+)
 def test_a_batch_the_mesh_does_not_divide_names_one_that_it_does(base, batch, micro, suggested):
     set_numbers(base, train__batch_size=batch, train__micro_batches=micro)
     assert f"train.batch_size={batch} must be a multiple of" in (message := problems_of(base, 8))
@@ -136,7 +174,9 @@ def test_a_batch_the_mesh_does_not_divide_names_one_that_it_does(base, batch, mi
 
 def test_sampling_is_split_over_the_same_devices_but_not_over_tensor(base):
     base.sampling.batch_size = 12
-    assert "sampling.batch_size=12 must be a multiple of data x fsdp = 8; try 16" in problems_of(base, 8)
+    assert "sampling.batch_size=12 must be a multiple of data x fsdp = 8; try 16" in problems_of(
+        base, 8
+    )
     set_numbers(base, mesh__tensor=2)
     schema.check(base, 8)
 
@@ -159,11 +199,21 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(base, mesh, words):
 def test_keys_values_types_mesh_and_file_are_all_reported_at_once(tmp_path):
     path = tmp_path / "c.py"
     path.write_text(
-        CONFIG + "    config.train.batch_size = 3\n    config.optim.warmup_ratio = 1.5\n    return config\n"
+        CONFIG
+        + "    config.train.batch_size = 3\n    config.optimizer.warmup_ratio = 1.5\n    return"
+        " config\n"
     )
-    overrides = {"trian.epochs": "2", "seed": "x", "loss.beta": "nan", "loss.bta": "1", "oracle": "sentimet"}
+    overrides = {
+        "trian.epochs": "2",
+        "seed": "x",
+        "loss.beta": "nan",
+        "loss.bta": "1",
+        "oracle": "sentimet",
+    }
     with pytest.raises(ConfigError) as error:
-        schema.load(str(path), overrides | {"mesh.fsdp": "2", "sampling.batch_size": "3"}, devices=2)
+        schema.load(
+            str(path), overrides | {"mesh.fsdp": "2", "sampling.batch_size": "3"}, devices=2
+        )
     message = str(error.value)
     assert message.startswith("8 problem(s)")
     for words in (
@@ -172,7 +222,7 @@ def test_keys_values_types_mesh_and_file_are_all_reported_at_once(tmp_path):
         "--config.seed=x: expected a whole number",
         "--config.loss.bta: no such key; did you mean 'loss.beta'?",
         "loss.beta=nan: must be a finite number",
-        "optim.warmup_ratio=1.5",
+        "optimizer.warmup_ratio=1.5",
         "train.batch_size=3 must be a multiple",
         "sampling.batch_size=3 must be a multiple",
     ):
@@ -188,7 +238,9 @@ def test_a_typo_or_wrong_type_in_a_config_file_is_told_by_line_with_the_nearest_
     with pytest.raises(ConfigError, match=r"c\.py:4: "):
         schema.load(str(path), {})
     path.write_text(CONFIG + "    select(config, 'loss', 's_spo')\n    return config\n")
-    with pytest.raises(ConfigError, match=r"c\.py:4: 's_spo' is not known; did you mean 's_sppo'\?"):
+    with pytest.raises(
+        ConfigError, match=r"c\.py:4: 's_spo' is not known; did you mean 's_sppo'\?"
+    ):
         schema.load(str(path), {})
 
 
@@ -203,12 +255,30 @@ def test_checking_computes_nothing(base, monkeypatch):
 @pytest.mark.parametrize(
     "given, message",
     [
-        ({"loss": "nash_md", "train.reference": "initial"}, r"sampling\.num_samples=5: nash_md learns from one sample"),
-        ({"loss": "xpo", "sampling.num_samples": "2"}, r"train\.reference=iteration: xpo's opponent .* set initial"),
-        ({"group.filter_groups": "true"}, r"group\.filter_groups: s_sppo does not learn from groups"),
-        ({"loss": "sspo", "group.max_num_gen_batches": "3"}, r"max_num_gen_batches=3 needs group\.filter_groups=true"),
-        ({"loss": "grpo", "advantage.scale_rewards": "grup"}, r"advantage=grpo: .*scale_rewards='grup' must be one of"),
-        ({"loss": "sspo", "group.overlong_buffer_len": "513"}, r"overlong_buffer_len=513 exceeds .*max_new_tokens=512"),
+        (
+            {"loss": "nash_md", "train.reference": "initial"},
+            r"sampling\.num_samples=5: nash_md learns from one sample",
+        ),
+        (
+            {"loss": "xpo", "sampling.num_samples": "2"},
+            r"train\.reference=iteration: xpo's opponent .* set initial",
+        ),
+        (
+            {"group.filter_groups": "true"},
+            r"group\.filter_groups: s_sppo does not learn from groups",
+        ),
+        (
+            {"loss": "sspo", "group.max_num_gen_batches": "3"},
+            r"max_num_gen_batches=3 needs group\.filter_groups=true",
+        ),
+        (
+            {"loss": "grpo", "advantage.scale_rewards": "grup"},
+            r"advantage=grpo: .*scale_rewards='grup' must be one of",
+        ),
+        (
+            {"loss": "sspo", "group.overlong_buffer_len": "513"},
+            r"overlong_buffer_len=513 exceeds .*max_new_tokens=512",
+        ),
     ],
 )
 def test_what_a_loss_learns_from_must_fit_the_other_keys(base, given, message):

@@ -1,4 +1,5 @@
-"""The train step: one gradient whatever the mesh and the micro-batches, divided once, and watched while it is taken."""
+"""The train step: one gradient whatever the mesh and the micro-batches, divided once, and watched
+while it is taken."""
 
 import functools
 import math
@@ -22,11 +23,14 @@ from ssppo_jax.types import Batch, Mean, Policy, TrainState
 
 B, K, PROMPT, T, CHUNK = 8, 2, 6, 12, 6
 ARCH = ARCHES["tied"]
-loss = functools.partial(LOSSES["s_sppo"], beta=0.2, repulsion_weight=3.0)  # both terms show in the gradient
+loss = functools.partial(
+    LOSSES["s_sppo"], beta=0.2, repulsion_weight=3.0
+)  # both terms show in the gradient
 
 
 def make_batch(padding_rows=0):
-    """[B,...]: eight prompts, two completions each; the last `padding_rows` rows have weight 0 and hold rubbish."""
+    """[B,...]: eight prompts, two completions each; the last `padding_rows` rows have weight 0 and
+    hold rubbish."""
     rng = np.random.default_rng(0)
     real = np.arange(B) < B - padding_rows
     mask = mask_of(rng.integers(1, T + 1, (B, K)), T) * real[:, None, None]
@@ -88,8 +92,12 @@ def gradient_of(batch):
 def assert_same_gradient(got, want, tolerance=1e-6):
     """Every element within `tolerance` of the gradient's norm."""
     norm = optax.tree.norm(want)
-    for (path, a), b in zip(jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True):
-        np.testing.assert_allclose(a, b, atol=tolerance * norm, rtol=0, err_msg=jax.tree_util.keystr(path))
+    for (path, a), b in zip(
+        jax.tree_util.tree_leaves_with_path(got), jax.tree.leaves(want), strict=True
+    ):
+        np.testing.assert_allclose(
+            a, b, atol=tolerance * norm, rtol=0, err_msg=jax.tree_util.keystr(path)
+        )
 
 
 @functools.cache
@@ -97,7 +105,7 @@ def whole():
     return gradient_of(micro(make_batch(), 1))
 
 
-# ---- one gradient ----------------------------------------------------------------------------------------------------
+# ---- one gradient --------------------------------------------------------------------------------
 
 
 def test_the_gradient_is_that_of_the_mean_loss():
@@ -114,7 +122,8 @@ def test_the_gradient_is_that_of_the_mean_loss():
 
 @pytest.mark.parametrize("count, padding_rows", [(8, 0), (8, 3), (2, 3)])
 def test_micro_batches_give_the_gradient_and_metrics_of_the_whole_batch(count, padding_rows):
-    """Three padding rows leave micro-batches of 4 and 1 real rows, where a mean of means would be wrong."""
+    """Three padding rows leave micro-batches of 4 and 1 real rows, where a mean of means would be
+    wrong."""
     batch = make_batch(padding_rows)
     (one, metrics), (many, other) = (gradient_of(micro(batch, n)) for n in (1, count))
     assert_same_gradient(many, one)
@@ -124,13 +133,18 @@ def test_micro_batches_give_the_gradient_and_metrics_of_the_whole_batch(count, p
 
 
 def test_the_gradients_variance_is_estimated_from_its_micro_batches():
-    """1/(M (M-1)) sum_m |g_m - g|^2 of gradients computed one by one; micro-batches of filler alone do not count."""
+    """1/(M (M-1)) sum_m |g_m - g|^2 of gradients computed one by one; micro-batches of filler alone
+    do not count."""
     batch = make_batch()
     parts = [micro(jax.tree.map(lambda x, m=m: x[m : m + 2], batch), 1) for m in range(0, B, 2)]
-    flat = np.stack([np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradient_of(p)[0])]) for p in parts])
+    flat = np.stack(
+        [np.concatenate([np.ravel(g) for g in jax.tree.leaves(gradient_of(p)[0])]) for p in parts]
+    )
     spread = np.sum((flat - flat.mean(0)) ** 2) / (4 * 3)
     np.testing.assert_allclose(gradient_of(micro(batch, 4))[1]["grad_variance"], spread, rtol=1e-4)
-    filled = jax.tree.map(lambda x, y: np.concatenate([x[:4], y[4:]]), batch, make_batch(padding_rows=4))
+    filled = jax.tree.map(
+        lambda x, y: np.concatenate([x[:4], y[4:]]), batch, make_batch(padding_rows=4)
+    )
     half = np.sum((flat[:2] - flat[:2].mean(0)) ** 2) / 2
     np.testing.assert_allclose(gradient_of(micro(filled, 4))[1]["grad_variance"], half, rtol=1e-4)
 
@@ -146,7 +160,9 @@ def test_padding_rows_change_nothing():
 def test_metrics_hold_the_loss_its_terms_norms_and_statistics():
     gradient, metrics = whole()
     np.testing.assert_allclose(metrics["grad_norm"], optax.tree.norm(gradient), rtol=1e-6)
-    np.testing.assert_allclose(metrics["loss"], metrics["term/regression"] + metrics["term/repulsion"], rtol=1e-6)
+    np.testing.assert_allclose(
+        metrics["loss"], metrics["term/regression"] + metrics["term/repulsion"], rtol=1e-6
+    )
     assert metrics["finite"] == 1.0 and metrics["update_norm"] == 0.0
     assert {"ratio/mean", "kl/old_k1", "length/mean", "similarity/hidden"} <= metrics.keys()
 
@@ -165,7 +181,9 @@ def test_an_infinite_gradient_of_a_finite_loss_is_not_finite():
         return mean._replace(total=jnp.sqrt(policy.hidden[0, 0, 0] * 0.0)), {}
 
     step = jit(make_train_step(apply_on(), root, lambda policy, batch: {}, remember()))
-    _, metrics = step(TrainState(PARAMS["tied"], PARAMS["tied"], np.int32(0)), micro(make_batch(), 1))
+    _, metrics = step(
+        TrainState(PARAMS["tied"], PARAMS["tied"], np.int32(0)), micro(make_batch(), 1)
+    )
     assert metrics["loss"].total == 0.0 and metrics["finite"].value == 0.0
 
 
@@ -175,7 +193,7 @@ def test_a_batch_of_padding_alone_gives_a_zero_gradient():
     assert metrics["loss"] == 0.0 and metrics["finite"] == 1.0
 
 
-# ---- meshes ----------------------------------------------------------------------------------------------------------
+# ---- meshes --------------------------------------------------------------------------------------
 
 
 @functools.cache
@@ -183,7 +201,9 @@ def two_steps(shape):
     """(loss of each of two steps, parameters after them, compiled text) on a mesh of this shape."""
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
     optimizer = make_optimizer(OPTIMIZERS["rmsprop"](), lambda s: 3e-5, max_grad_norm=1.0)
-    state = fresh_state(mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer)
+    state = fresh_state(
+        mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer
+    )
     batch = put_rows(mesh, micro(make_batch(), 1), axis=1)
     given = state
     step = (
@@ -207,7 +227,9 @@ def test_two_steps_do_not_depend_on_the_mesh(shape):
     want_losses, want, *_ = two_steps((1, 1, 1))
     assert want_losses[1] < want_losses[0] and state.step == 2
     np.testing.assert_allclose(losses, want_losses, rtol=1e-5)
-    for got, expected in zip(jax.tree.leaves(state.params), jax.tree.leaves(want.params), strict=True):
+    for got, expected in zip(
+        jax.tree.leaves(state.params), jax.tree.leaves(want.params), strict=True
+    ):
         np.testing.assert_allclose(got, expected, atol=1e-5)
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), want.params, PARAMS["tied"])
     assert min(jax.tree.leaves(moved)) > 2e-4
@@ -228,22 +250,34 @@ def test_the_state_is_donated(shape):
 
 @pytest.mark.parametrize("shape", MESHES, ids=str)
 def test_no_device_holds_the_logits_or_the_states_of_every_row(shape):
-    """XLA left alone would replicate both: the states where embeddings are looked up, the logits at the head."""
+    """XLA left alone would replicate both: the states where embeddings are looked up, the logits at
+    the head."""
     shapes = shapes_in(two_steps(shape)[2])
     with_vocabulary = [math.prod(dims) for dims in shapes if {V, V // shape[2]} & set(dims)]
     assert max(with_vocabulary) <= V * ARCH.hidden_size < B * K * T * V // shape[2]
     rows, slots = B // (shape[0] * shape[1]), PROMPT + K * T
     assert (rows, slots) in {dims[:2] for dims in shapes}
-    assert (B, slots, ARCH.hidden_size) not in shapes  # but each may hold its columns of all rows: see `Constrain`
+    assert (
+        B,
+        slots,
+        ARCH.hidden_size,
+    ) not in shapes  # but each may hold its columns of all rows: see `Constrain`
     text, columns = two_steps(shape)[2], ARCH.hidden_size
-    gathered = {tuple(map(int, dims.split(","))) for dims in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)}
-    assert bool(gathered) == (shape[1] > 1)  # layers' matrices are, the embeddings, also the head, never whole
+    gathered = {
+        tuple(map(int, dims.split(",")))
+        for dims in re.findall(r"= f32\[([\d,]+)\]\S* all-gather\(", text)
+    }
+    assert bool(gathered) == (
+        shape[1] > 1
+    )  # layers' matrices are, the embeddings, also the head, never whole
     assert not {tuple(sorted(dims)) for dims in gathered} & {(columns, V), (columns, V // shape[2])}
 
 
 def shapes_in(text):
     """Dimensions of every float32 array in compiled HLO; each device's own part."""
-    return {tuple(int(d) for d in found.split(",")) for found in re.findall(r"f32\[([\d,]+)\]", text)}
+    return {
+        tuple(int(d) for d in found.split(",")) for found in re.findall(r"f32\[([\d,]+)\]", text)
+    }
 
 
 def test_gradients_of_half_precision_parameters_are_summed_in_float32():
@@ -267,12 +301,14 @@ def test_gradients_of_half_precision_parameters_are_summed_in_float32():
     np.testing.assert_allclose(metrics["grad_norm"].result(), slope.mean(), rtol=1e-6)
 
 
-# ---- scoring and diagnostics -----------------------------------------------------------------------------------------
+# ---- scoring and diagnostics ---------------------------------------------------------------------
 
 
 def test_scoring_gives_log_probs_and_entropy_and_zeros_in_padding():
     b = make_batch(padding_rows=1)
-    scored = jit(make_score_step(apply_on()))(PARAMS["tied"], b.prompt, b.prompt_length, b.completion, b.mask)
+    scored = jit(make_score_step(apply_on()))(
+        PARAMS["tied"], b.prompt, b.prompt_length, b.completion, b.mask
+    )
     policy, entropy = jit(functools.partial(apply_on(), entropy=True))(
         PARAMS["tied"], b.prompt, b.prompt_length, b.completion, b.mask
     )

@@ -1,4 +1,5 @@
-"""A loss in one new file is selected, explained, overridden, swept and trained with from the command line.
+"""A loss in one new file is selected, explained, overridden, swept and trained with from the
+command line.
 
 In processes of their own, from a copy of the package that differs from it by that one file.
 """
@@ -55,18 +56,27 @@ SMALL = {
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """command("train", ...) runs the copy with configs/smoke.py plus a sweep; returns the finished process."""
+    """command("train", ...) runs the copy with configs/smoke.py plus a sweep; returns the finished
+    process."""
     folder = tmp_path_factory.mktemp("toy")
-    shutil.copytree(ROOT / "ssppo_jax", folder / "ssppo_jax", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(
+        ROOT / "ssppo_jax", folder / "ssppo_jax", ignore=shutil.ignore_patterns("__pycache__")
+    )
     (folder / "ssppo_jax/losses/toy.py").write_text(TOY)
     (folder / "smoke.py").write_text((ROOT / "configs/smoke.py").read_text() + SWEEP)
     quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment |= {"XLA_FLAGS": quick, "SSPPO_CACHE": str(folder / "cache"), "SSPPO_PROGRESS": "off"}
+    environment |= {
+        "XLA_FLAGS": quick,
+        "SSPPO_CACHE": str(folder / "cache"),
+        "SSPPO_PROGRESS": "off",
+    }
 
     def run(name, *arguments):
         line = [sys.executable, "-m", "ssppo_jax", name, "--config=smoke.py", *arguments]
-        return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+        return subprocess.run(
+            line, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        )
 
     return run
 
@@ -95,9 +105,15 @@ def test_a_sweep_goes_over_its_keyword(command):
 def test_it_trains(command, tmp_path):
     """The first step is taken at pi_t, where it is boost * log 2."""
     small = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    done = command("train", f"--workdir={tmp_path}", "--config.loss.name=toy", "--config.loss.boost=3", *small)
+    done = command(
+        "train", f"--workdir={tmp_path}", "--config.loss.name=toy", "--config.loss.boost=3", *small
+    )
     assert done.returncode == 0, done.stderr
-    first = next(record["values"] for record in read_metrics(tmp_path / "metrics.jsonl") if record["phase"] == "train")
+    first = next(
+        record["values"]
+        for record in read_metrics(tmp_path / "metrics.jsonl")
+        if record["phase"] == "train"
+    )
     assert first["loss"] == first["term/toy"] == pytest.approx(3 * math.log(2), rel=1e-4)
     assert first["update_norm"] > 0
     assert 0 <= json.loads((tmp_path / "result.json").read_text())["win_rate"] <= 1

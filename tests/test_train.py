@@ -22,20 +22,31 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """Two iterations of two steps; the batch of each step is one micro-batch, so its metrics are exact."""
+    """Two iterations of two steps; the batch of each step is one micro-batch, so its metrics are
+    exact."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "build_oracle", lambda config: length_oracle())
-        result = train(configure(train__micro_batches=1, loss__repulsion_weight=0.5), folder, profile=True)
+        result = train(
+            configure(train__micro_batches=1, loss__repulsion_weight=0.5), folder, profile=True
+        )
     return folder, result, list(read_metrics(folder / "metrics.jsonl"))
 
 
 def test_a_run_leaves_what_the_readme_promises(run):
     folder, result, log = run
     assert json.loads((folder / "result.json").read_text()) == result
-    for name in ("config.json", "pairs.jsonl", "samples.jsonl", "policy/model.safetensors", "policy/tokenizer.json"):
+    for name in (
+        "config.json",
+        "pairs.jsonl",
+        "samples.jsonl",
+        "policy/model.safetensors",
+        "policy/tokenizer.json",
+    ):
         assert (folder / name).is_file(), name
-    assert [len(values(log, phase)) for phase in ("generate", "judge", "score", "train", "evaluate")] == [2, 2, 2, 4, 2]
+    assert [
+        len(values(log, phase)) for phase in ("generate", "judge", "score", "train", "evaluate")
+    ] == [2, 2, 2, 4, 2]
     assert 0 <= result["low"] <= result["win_rate"] <= result["high"] <= 1
 
 
@@ -46,7 +57,9 @@ def test_each_iteration_says_how_fast_it_was_what_it_padded_and_what_it_held(run
     for record in records:
         assert 0 < record["values"]["padding_share"] < 1
         assert record["wall"]["host_peak_gib"] > 0.1
-        tokens, seconds = (record["wall"][f"train_{what}"] for what in ("tokens_per_second", "seconds"))
+        tokens, seconds = (
+            record["wall"][f"train_{what}"] for what in ("tokens_per_second", "seconds")
+        )
         assert 0 < tokens * seconds < 16 * (256 + 2 * 6)
     assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1  # of the second iteration
 
@@ -62,7 +75,8 @@ def test_no_array_goes_between_host_and_device_unasked_while_training(tmp_path, 
 
 
 def test_the_first_step_of_an_iteration_is_taken_at_pi_t(run):
-    """r = 0 there: no KL to pi_t, every ratio 1, and the reference was refreshed in the second iteration too."""
+    """r = 0 there: no KL to pi_t, every ratio 1, and the reference was refreshed in the second
+    iteration too."""
     first = values(run[2], "train")[::2]
     for step in first:
         np.testing.assert_allclose([step["ratio/min"], step["ratio/max"]], 1, atol=2e-5)
@@ -71,7 +85,8 @@ def test_the_first_step_of_an_iteration_is_taken_at_pi_t(run):
 
 
 def test_loss_at_pi_t_is_the_closed_form(run):
-    """Identity: at theta_t, L = mean over pairs of 1/2 sum_y ((P^c(y) - 1/2)/beta)^2 + lambda cos(h_w, h_l)."""
+    """Identity: at theta_t, L = mean over pairs of 1/2 sum_y ((P^c(y) - 1/2)/beta)^2 + lambda
+    cos(h_w, h_l)."""
     folder, _, log = run
     pairs = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
     pairs = [p for p in pairs if p["iteration"] == 0]
@@ -82,7 +97,9 @@ def test_loss_at_pi_t_is_the_closed_form(run):
     assert expected > 0.1
     np.testing.assert_allclose(step["term/regression"], expected, rtol=1e-5)
     np.testing.assert_allclose(step["term/repulsion"], 0.5 * step["similarity/hidden"], rtol=1e-5)
-    np.testing.assert_allclose(step["loss"], step["term/regression"] + step["term/repulsion"], rtol=1e-6)
+    np.testing.assert_allclose(
+        step["loss"], step["term/regression"] + step["term/repulsion"], rtol=1e-6
+    )
 
 
 def test_sampler_and_trainer_agree_to_1e_5_on_the_mesh(run):
@@ -91,7 +108,10 @@ def test_sampler_and_trainer_agree_to_1e_5_on_the_mesh(run):
 
 def test_the_two_terms_have_gradient_norms_in_each_iterations_first_step(run):
     steps = values(run[2], "train")
-    assert [{"grad_norm/regression", "grad_norm/repulsion"} <= step.keys() for step in steps] == [True, False] * 2
+    assert [{"grad_norm/regression", "grad_norm/repulsion"} <= step.keys() for step in steps] == [
+        True,
+        False,
+    ] * 2
     assert steps[0]["grad_norm/repulsion"] > 0
 
 
@@ -106,12 +126,19 @@ def test_a_finished_run_gives_its_result_and_another_config_is_refused(run):
 
 
 def test_a_checkpoint_may_stand_wherever_a_model_is_asked_for(run):
-    """Its newest one holds the policy that was exported, tokenizer and all; an older one holds another."""
+    """Its newest one holds the policy that was exported, tokenizer and all; an older one holds
+    another."""
     steps = sorted((run[0] / "checkpoints").glob("step_*"))
     newest, older = (resolve(str(step)) for step in (steps[-1], steps[-2]))
     exported = (run[0] / "policy" / "model.safetensors").read_bytes()
-    assert (newest / "model.safetensors").read_bytes() == exported != (older / "model.safetensors").read_bytes()
-    assert (newest / "tokenizer.json").read_bytes() == (run[0] / "policy" / "tokenizer.json").read_bytes()
+    assert (
+        (newest / "model.safetensors").read_bytes()
+        == exported
+        != (older / "model.safetensors").read_bytes()
+    )
+    assert (newest / "tokenizer.json").read_bytes() == (
+        run[0] / "policy" / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_a_damaged_checkpoint_is_no_model(run, tmp_path):
@@ -127,17 +154,21 @@ def test_a_damaged_checkpoint_is_no_model(run, tmp_path):
 def test_the_run_aborts_when_sampler_and_trainer_disagree(tmp_path):
     with pytest.raises(GateError, match="sampler and trainer disagree"):
         train(configure(train__sampler_tolerance=1e-12), tmp_path)
-    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").glob("step_*"))
+    assert not (tmp_path / "checkpoints").exists() or not list(
+        (tmp_path / "checkpoints").glob("step_*")
+    )
 
 
 def test_a_step_that_is_not_finite_ends_the_run_and_is_not_saved(tmp_path):
     with pytest.raises(GateError, match=r"step 1: .*not finite"):
-        train(configure(optim__learning_rate=1e30, checkpoint__every_steps=0), tmp_path)
+        train(configure(optimizer__learning_rate=1e30, checkpoint__every_steps=0), tmp_path)
     assert not list((tmp_path / "checkpoints").glob("step_*"))
 
 
 def test_prompts_the_oracle_fails_on_are_dropped_and_counted(tmp_path, monkeypatch):
-    config = configure(train__iterations=1, judge__max_failed_fraction=0.5, checkpoint__export="false")
+    config = configure(
+        train__iterations=1, oracle__max_failed_fraction=0.5, checkpoint__export="false"
+    )
     heldout = set()
     split = train_module.encode_split
 
@@ -151,13 +182,19 @@ def test_prompts_the_oracle_fails_on_are_dropped_and_counted(tmp_path, monkeypat
     monkeypatch.setattr(train_module, "build_oracle", lambda config: oracle)
     train(config, tmp_path)
     judged = values(read_metrics(tmp_path / "metrics.jsonl"), "judge")[0]
-    trained = [json.loads(line)["prompt_id"] for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    trained = [
+        json.loads(line)["prompt_id"]
+        for line in (tmp_path / "pairs.jsonl").read_text().splitlines()
+    ]
     assert judged["oracle/dropped"] == judged["oracle/failed: no answer"] == 16 - len(trained) > 0
     assert all(int(name[1:]) % 3 for name in trained)
 
 
 def test_an_evaluation_the_oracle_could_not_judge_is_no_result():
-    encoded = [EncodedPrompt(Prompt(n, ({"role": "user", "content": n},)), np.ones(1), np.uint32(0)) for n in "ab"]
+    encoded = [
+        EncodedPrompt(Prompt(n, ({"role": "user", "content": n},)), np.ones(1), np.uint32(0))
+        for n in "ab"
+    ]
     one, two = [["long text"], ["long text"]], [["short"], ["short"]]
     assert compare(configure(), length_oracle(), encoded, one, two).win_rate.mean > 0.5
     with pytest.raises(GateError, match="1 of 2 prompts"):
@@ -165,14 +202,22 @@ def test_an_evaluation_the_oracle_could_not_judge_is_no_result():
 
 
 def test_an_evaluation_asks_about_each_response_under_its_own_prompt():
-    encoded = [EncodedPrompt(Prompt(n, ({"role": "user", "content": n},)), np.ones(1), np.uint32(0)) for n in "ab"]
+    encoded = [
+        EncodedPrompt(Prompt(n, ({"role": "user", "content": n},)), np.ones(1), np.uint32(0))
+        for n in "ab"
+    ]
 
     def own_name(prompts, responses):
-        reward = [[float(text == p.id) for text in group] for p, group in zip(prompts, responses, strict=True)]
+        reward = [
+            [float(text == p.id) for text in group]
+            for p, group in zip(prompts, responses, strict=True)
+        ]
         return Verdict(None, np.array(reward), (None,) * len(prompts))
 
     found = compare(configure(), own_name, encoded, [["a"], ["b"]], [["b"], ["a"]])
-    assert found.rewards["reward"].candidate.mean == 1 and found.rewards["reward"].baseline.mean == 0
+    assert (
+        found.rewards["reward"].candidate.mean == 1 and found.rewards["reward"].baseline.mean == 0
+    )
 
 
 def test_too_many_failures_abort_with_the_commonest_reason(tmp_path, monkeypatch):

@@ -27,9 +27,12 @@ def test_a_large_sample_gives_the_normal_interval():
 
 
 def test_two_prompts_by_hand():
-    # bootstrap means are 0.2, 0.5, 0.8 with weights 1/4, 1/2, 1/4: both quantiles are the ends, widened by sqrt(2)
+    # bootstrap means are 0.2, 0.5, 0.8 with weights 1/4, 1/2, 1/4: both quantiles are the ends,
+    # widened by sqrt(2)
     result = win_rate(np.array([0.2, 0.8]), rng=np.random.default_rng(0))
-    assert result.low == pytest.approx(0.5 - 0.3 * 2**0.5) and result.high == pytest.approx(0.5 + 0.3 * 2**0.5)
+    assert result.low == pytest.approx(0.5 - 0.3 * 2**0.5) and result.high == pytest.approx(
+        0.5 + 0.3 * 2**0.5
+    )
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():
@@ -38,7 +41,9 @@ def test_the_interval_covers_the_truth_about_95_times_in_100():
     for _ in range(400):
         result = win_rate(rng.beta(1.2, 0.8, 25), rng=rng, resamples=300)  # true mean 0.6
         inside += result.low <= 0.6 <= result.high
-    assert 0.91 <= inside / 400 <= 0.98  # binomial error 0.011; a 90% or a 99% interval falls outside
+    assert (
+        0.91 <= inside / 400 <= 0.98
+    )  # binomial error 0.011; a 90% or a 99% interval falls outside
 
 
 def test_one_prompt_says_nothing_and_unanimity_has_no_width():
@@ -68,7 +73,9 @@ def test_swapping_candidate_and_baseline_gives_the_complement():
     np.testing.assert_allclose(cross_win_probability(p, 3) + swapped, 1)
 
 
-@pytest.mark.parametrize(("shape", "k"), [((2, 4, 4), 3), ((2, 4, 5), 2), ((4, 4), 2), ((2, 0, 0), 0)])
+@pytest.mark.parametrize(
+    ("shape", "k"), [((2, 4, 4), 3), ((2, 4, 5), 2), ((4, 4), 2), ((2, 0, 0), 0)]
+)
 def test_a_wrong_shape_is_refused(shape, k):
     with pytest.raises(UserError, match="shape"):
         cross_win_probability(np.zeros(shape), k)

@@ -1,8 +1,9 @@
-"""Does gating or repulsion keep self-play healthy when the oracle is overconfident? S-SPPO's 2 x 2, and lambda to 100.
+"""Does gating or repulsion keep self-play healthy when the oracle is overconfident? S-SPPO's 2 x 2,
+and lambda to 100.
 
-The oracle (`sentiment_overconfident`) knows the truth, VADER's score, and is certain of every comparison, however small
-the difference. `quickstart` with shorter responses, and sampled at 0.7, where near-duplicates are more frequent.
-"""
+The oracle (`sentiment_overconfident`) knows the truth, VADER's score, and is certain of every
+comparison, however small the difference. `quickstart` with shorter responses, and sampled at 0.7,
+where near-duplicates are more frequent."""
 
 from ssppo_jax.config import load_config
 from ssppo_jax.schema import select
@@ -34,13 +35,13 @@ POINTS = {  # label: gate, lambda
 
 
 def get_config():
-    config = load_config("configs/quickstart.py")
+    config = load_config("quickstart")
     select(config, "oracle", "sentiment_overconfident")
     config.sampling.max_new_tokens = 24
     config.sampling.temperature = 0.7
     config.train.iterations = 8
     config.train.micro_batches = 2
-    config.train.initial_policy = "keep"
+    config.train.reference_storage = "device"
     config.data.heldout = 64
     config.eval.num_samples = 2
     config.eval.every = 2
@@ -52,4 +53,4 @@ def get_config():
 
 def sweep(add):
     for label, (gate, weight) in POINTS.items():
-        add({"pairs.semantic_gate": gate, "loss.repulsion_weight": weight}, label=label)
+        add({"pairs.gate_level": gate, "loss.repulsion_weight": weight}, label=label)

@@ -1,4 +1,5 @@
-"""Margins of the trained pairs by similarity, and the cosine of winner and loser: the second table of the README.
+"""Margins of the trained pairs by similarity, and the cosine of winner and loser: the second table
+of the README.
 
 python experiments/calibration/margins.py runs/calibration
 """
@@ -19,11 +20,18 @@ def main(workdir: Path) -> None:
     runs = json.loads((workdir / "sweep.json").read_text())["runs"]
     for label in dict.fromkeys(run["label"] for run in runs):
         folders = [workdir / Path(run["folder"]).name for run in runs if run["label"] == label]
-        pairs = [json.loads(line) for folder in folders for line in (folder / "pairs.jsonl").read_text().splitlines()]
+        pairs = [
+            json.loads(line)
+            for folder in folders
+            for line in (folder / "pairs.jsonl").read_text().splitlines()
+        ]
         similarity = np.array([pair["similarity"] for pair in pairs])
-        raw, gated = (np.abs(np.diff([pair[key] for pair in pairs]))[:, 0] for key in ("win_rate", "target"))
+        raw, gated = (
+            np.abs(np.diff([pair[key] for pair in pairs]))[:, 0] for key in ("win_rate", "target")
+        )
         print(
-            f"{label}: cosine of winner and loser in the last three steps {np.mean([cosine(f) for f in folders]):.2f}"
+            f"{label}: cosine of winner and loser in the last three steps"
+            f" {np.mean([cosine(f) for f in folders]):.2f}"
         )
         for low, high in itertools.pairwise(BINS):
             here = (similarity >= low) & ((similarity < high) | (high == 1.0))
@@ -33,7 +41,11 @@ def main(workdir: Path) -> None:
 
 
 def cosine(folder: Path) -> float:
-    steps = [record["values"] for record in read_metrics(folder / "metrics.jsonl") if record["phase"] == "train"]
+    steps = [
+        record["values"]
+        for record in read_metrics(folder / "metrics.jsonl")
+        if record["phase"] == "train"
+    ]
     return float(np.mean([step["similarity/hidden"] for step in steps[-3:]]))
 
 

@@ -1,9 +1,12 @@
-"""Where does self-play against an overconfident oracle go wrong, does S-SPPO fare better, and is that its smaller step?
+"""Where does self-play against an overconfident oracle go wrong, does S-SPPO fare better, and is
+that its smaller step?
 
-`calibration`, driven harder: twice the learning rate and two passes over every rollout, so that most updates are
-made from responses that the policy no longer gives. Three points: neither gate nor repulsion, both, and neither at
-twice beta, which halves the regression's target as the gate does with its margins, but for all pairs alike.
-"""
+`calibration`, driven harder: twice the learning rate and two passes over every rollout, so that
+most updates are made from responses that the policy no longer gives. Three points: neither gate nor
+repulsion, both, and neither at twice beta, which halves the regression's target as the gate does
+with its margins, but for all pairs alike."""
+
+from pathlib import Path
 
 from ssppo_jax.config import load_config
 
@@ -28,8 +31,8 @@ POINTS = {  # label: gate, lambda, beta
 
 
 def get_config():
-    config = load_config("experiments/calibration/config.py")
-    config.optim.learning_rate = 1e-4
+    config = load_config(str(Path(__file__).parents[1] / "calibration/config.py"))
+    config.optimizer.learning_rate = 1e-4
     config.train.epochs = 2
     config.train.iterations = 6
     config.train.term_norms = False
@@ -42,6 +45,6 @@ def get_config():
 def sweep(add):
     for label, (gate, weight, beta) in POINTS.items():
         add(
-            {"pairs.semantic_gate": gate, "loss.repulsion_weight": weight, "loss.beta": beta},
+            {"pairs.gate_level": gate, "loss.repulsion_weight": weight, "loss.beta": beta},
             label=label,
         )

@@ -1,4 +1,5 @@
-"""Held-out win rate and entropy by iteration, mean and standard error over seeds: the table of the README.
+"""Held-out win rate and entropy by iteration, mean and standard error over seeds: the table of the
+README.
 
 python experiments/degradation/course.py runs/degradation
 """

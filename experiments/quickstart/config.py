@@ -1,4 +1,5 @@
-"""Does `make quickstart` raise the held-out win rate for every seed? The quickstart config, three seeds."""
+"""Does `make quickstart` raise the held-out win rate for every seed? The quickstart config, three
+seeds."""
 
 from ssppo_jax.config import load_config
 
@@ -6,7 +7,7 @@ SEEDS = (0, 1, 2)
 
 
 def get_config():
-    return load_config("configs/quickstart.py")
+    return load_config("quickstart")
 
 
 def sweep(add):

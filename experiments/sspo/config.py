@@ -1,9 +1,10 @@
-"""Which objective learns most from off-policy minibatches? GRPO, GSPO, GMPO, SAPO and three gates of SSPO on sums.
+"""Which objective learns most from off-policy minibatches? GRPO, GSPO, GMPO, SAPO and three gates
+of SSPO on sums.
 
-`sspo_quickstart` with smaller steps: 160 prompts in 40 updates of 4 prompts x 8 responses. Off-policy, a rollout of 32
-prompts is learned in 8 minibatches, 7 of them off-policy. On-policy, the same number of prompts and updates, but every
-update is on a fresh rollout; there the gradients of all objectives are equal, so SSPO stands for them.
-"""
+`sspo_quickstart` with smaller steps: 160 prompts in 40 updates of 4 prompts x 8 responses.
+Off-policy, a rollout of 32 prompts is learned in 8 minibatches, 7 of them off-policy. On-policy,
+the same number of prompts and updates, but every update is on a fresh rollout; there the gradients
+of all objectives are equal, so SSPO stands for them."""
 
 from ssppo_jax.config import load_config
 
@@ -12,8 +13,8 @@ METRICS = (
     "evaluate/accuracy",
     "evaluate/accuracy:gain",
     "judge/reward/mean",
-    "train/eur:mean",
-    "train/eur:min",
+    "train/effective_update_ratio:mean",
+    "train/effective_update_ratio:min",
     "score/entropy",
     "train/ratio/max:max",
     "train/ratio/min:min",
@@ -38,7 +39,7 @@ ON_POLICY = {
 
 
 def get_config():
-    config = load_config("configs/sspo_quickstart.py")
+    config = load_config("sspo_quickstart")
     config.train.iterations = 5
     config.train.batch_size = 4
     config.eval.every = 2

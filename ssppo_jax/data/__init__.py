@@ -3,13 +3,13 @@
 from ssppo_jax.data.batches import (
     Dropped,
     EncodedPrompt,
-    Line,
+    LengthGroup,
     PromptBatch,
     address,
     addresses,
     bucket_of,
     encode_prompts,
-    lines,
+    length_groups,
     pad_batch,
 )
 from ssppo_jax.data.order import Split, fingerprint, portion, split_prompts
@@ -19,7 +19,7 @@ __all__ = [
     "SOURCES",
     "Dropped",
     "EncodedPrompt",
-    "Line",
+    "LengthGroup",
     "PromptBatch",
     "Split",
     "address",
@@ -27,7 +27,7 @@ __all__ = [
     "bucket_of",
     "encode_prompts",
     "fingerprint",
-    "lines",
+    "length_groups",
     "pad_batch",
     "portion",
     "split_prompts",

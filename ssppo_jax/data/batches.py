@@ -28,7 +28,8 @@ class EncodedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """Prompts left out because they are longer than `limit` tokens: (id, length) each. str() is the report."""
+    """Prompts left out because they are longer than `limit` tokens: (id, length) each. str() is the
+    report."""
 
     limit: int
     total: int
@@ -39,18 +40,22 @@ class Dropped:
             return f"all {self.total} prompts have at most {self.limit} tokens"
         shown = ", ".join(f"{name} ({length})" for name, length in self.rows[:SHOWN])
         more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
-        return f"dropped {len(self.rows)} of {self.total} prompts longer than {self.limit} tokens: {shown}{more}"
+        return (
+            f"dropped {len(self.rows)} of {self.total} prompts longer than {self.limit} tokens:"
+            f" {shown}{more}"
+        )
 
 
 class PromptBatch(NamedTuple):
-    """A padded batch and where its rows came from. Rows with `real` False repeat a real row to fill the batch."""
+    """A padded batch and where its rows came from. Rows with `real` False repeat a real row to fill
+    the batch."""
 
     prompts: Prompts
     real: np.ndarray  # [B] bool
     index: np.ndarray  # [B] int64, position in the list of prompts
 
 
-class Line(NamedTuple):
+class LengthGroup(NamedTuple):
     """Prompts that wait for the same slots."""
 
     width: int  # token slots of their prompts
@@ -58,16 +63,17 @@ class Line(NamedTuple):
 
 
 def address(prompt_id: str) -> np.uint32:
-    """Where a prompt's random keys live: the CRC-32 of its id, the same in every run and on every machine."""
+    """Where a prompt's random keys live: the CRC-32 of its id, the same in every run and on every
+    machine."""
     return np.uint32(zlib.crc32(prompt_id.encode()))
 
 
 def addresses(ids: Iterable[str]) -> dict[str, np.uint32]:
     """An address for each id, all different.
 
-    Of 60,000 ids two share a CRC-32 in about one data set of three. Then the first in alphabetical order keeps
-    it and the others take the CRC-32 of the id with a counter appended, so the result depends on the set of ids alone.
-    """
+    Of 60,000 ids two share a CRC-32 in about one data set of three. Then the first in alphabetical
+    order keeps it and the others take the CRC-32 of the id with a counter appended, so the result
+    depends on the set of ids alone."""
     taken: dict[np.uint32, str] = {}
     for name in sorted(set(ids)):
         spot, tries = address(name), 0
@@ -81,7 +87,8 @@ def addresses(ids: Iterable[str]) -> dict[str, np.uint32]:
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: Any, *, max_prompt_length: int, template: str = "model"
 ) -> tuple[list[EncodedPrompt], Dropped]:
-    """Every prompt's ids, made once; those over `max_prompt_length` are dropped and reported, never cut.
+    """Every prompt's ids, made once; those over `max_prompt_length` are dropped and reported, never
+    cut.
 
     Args:
         prompts: from a source; ids unique.
@@ -90,7 +97,8 @@ def encode_prompts(
         template: "model" or "plain", see `encode_chat`.
 
     Raises:
-        DataError: prompts the chat template refuses (all of them listed), or nothing left after dropping.
+        DataError: prompts the chat template refuses (all of them listed), or nothing left after
+          dropping.
     """
     spots = addresses(p.id for p in prompts)
     encoded, bad = [], []
@@ -116,12 +124,15 @@ def bucket_of(lengths: np.ndarray, buckets: Sequence[int]) -> int:
     return next(bucket for bucket in buckets if bucket >= lengths.max())
 
 
-def lines(encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets: Sequence[int]) -> list[Line]:
+def length_groups(
+    encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets: Sequence[int]
+) -> list[LengthGroup]:
     """Prompts of similar lengths, one line per width that is needed.
 
-    Prompts are sorted by length (ties in the given order) and cut every `batch_size`; each cut has the smallest bucket
-    that holds its longest prompt, and cuts of one bucket stand in one line. So a run compiles one program per bucket,
-    and only the end of the last line can leave a batch unfilled.
+    Prompts are sorted by length (ties in the given order) and cut every `batch_size`; each cut has
+    the smallest bucket that holds its longest prompt, and cuts of one bucket stand in one line. So
+    a run compiles one program per bucket, and only the end of the last line can leave a batch
+    unfilled.
 
     Args:
         encoded: prompts with their ids.
@@ -129,31 +140,37 @@ def lines(encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets: Sequenc
         buckets: allowed padded lengths, increasing.
 
     Raises:
-        ConfigError: batch size below 1, buckets not positive and increasing, or a prompt longer than the largest.
+        ConfigError: batch size below 1, buckets not positive and increasing, or a prompt longer
+          than the largest.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}; allowed: 1 or more")
     if not buckets or buckets[0] < 1 or any(a >= b for a, b in pairwise(buckets)):
-        raise ConfigError(f"buckets={tuple(buckets)} must be positive and increasing, e.g. (64, 128, 256)")
+        raise ConfigError(
+            f"buckets={tuple(buckets)} must be positive and increasing, e.g. (64, 128, 256)"
+        )
     lengths = np.array([len(e.tokens) for e in encoded], np.int32)
     if len(lengths) and lengths.max() > buckets[-1]:
         worst = encoded[int(lengths.argmax())].prompt.id
         raise ConfigError(
-            f"prompt {worst!r} has {lengths.max()} tokens but the largest bucket is {buckets[-1]}; add a larger bucket "
-            f"or set max_prompt_length={buckets[-1]}"
+            f"prompt {worst!r} has {lengths.max()} tokens but the largest bucket is {buckets[-1]};"
+            f" add a larger bucket or set max_prompt_length={buckets[-1]}"
         )
     order = np.argsort(lengths, kind="stable")
-    found: list[Line] = []
+    found: list[LengthGroup] = []
     for cut in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
         width = bucket_of(lengths[cut], buckets)
         if found and found[-1].width == width:
             cut = np.concatenate([found.pop().rows, cut])
-        found.append(Line(width, cut))
+        found.append(LengthGroup(width, cut))
     return found
 
 
-def pad_batch(encoded: Sequence[EncodedPrompt], rows: np.ndarray, batch_size: int, width: int) -> PromptBatch:
-    """Some rows of `encoded` as a batch of `batch_size` rows, which repeats them to fill, and `width` token slots."""
+def pad_batch(
+    encoded: Sequence[EncodedPrompt], rows: np.ndarray, batch_size: int, width: int
+) -> PromptBatch:
+    """Some rows of `encoded` as a batch of `batch_size` rows, which repeats them to fill, and
+    `width` token slots."""
     index = np.resize(rows, batch_size).astype(np.int64)  # np.resize repeats the rows
     chosen = [encoded[i] for i in index]
     length = np.array([len(e.tokens) for e in chosen], np.int32)

@@ -1,4 +1,5 @@
-"""Texts of many lengths as few array shapes: rows of like length together, padded to powers of two."""
+"""Texts of many lengths as few array shapes: rows of like length together, padded to powers of
+two."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ SHORTEST = 16
 def buckets(
     lengths: Sequence[int], max_length: int, batch_size: int, shortest: int = SHORTEST
 ) -> list[tuple[list[int], int]]:
-    """(rows, token slots) per call of a model: rows of one length bucket, at most `batch_size` of them."""
+    """(rows, token slots) per call of a model: rows of one length bucket, at most `batch_size` of
+    them."""
     held: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         slots = max(shortest, 1 << (length - 1).bit_length())

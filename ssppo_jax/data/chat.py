@@ -1,7 +1,7 @@
 """Chat turns to token ids, and back: the only place where either happens.
 
-Sampler, trainer, oracles and evaluation all receive the ids made here; nothing re-encodes decoded text.
-"""
+Sampler, trainer, oracles and evaluation all receive the ids made here; nothing re-encodes decoded
+text."""
 
 from __future__ import annotations
 
@@ -15,32 +15,39 @@ from ssppo_jax.errors import ConfigError, DataError, GateError
 from ssppo_jax.types import FINISH_EOS, Samples
 
 PLAIN_TEMPLATE = (
-    "{{ bos_token or '' }}"
-    "{% for message in messages %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n\n{% endfor %}"
-    "{% if add_generation_prompt %}Assistant:{% endif %}"
+    "{{ bos_token or '' }}{% for message in messages %}{{ message['role'] | capitalize }}: {{"
+    " message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
-TEMPLATES = {"model": None, "plain": PLAIN_TEMPLATE}  # None: the template that the tokenizer carries
+TEMPLATES = {
+    "model": None,
+    "plain": PLAIN_TEMPLATE,
+}  # None: the template that the tokenizer carries
 
 
 def encode_chat(
     tokenizer: Any, messages: Sequence[dict], *, template: str = "model", answered: bool = False
 ) -> np.ndarray:  # [P] int32
-    """The ids of a chat, ready for the assistant's first token; `answered`: ending with the assistant's last turn.
+    """The ids of a chat, ready for the assistant's first token; `answered`: ending with the
+    assistant's last turn.
 
-    The chat template writes every special token (BOS included), so nothing is added on encoding and BOS is not doubled.
-    A message that spells a special token ("<|im_end|>") keeps its text: it is encoded as ordinary characters and cannot
-    end a turn. Added tokens the tokenizer does not mark special are encoded as the tokenizer sees fit.
+    The chat template writes every special token (BOS included), so nothing is added on encoding and
+    BOS is not doubled. A message that spells a special token ("<|im_end|>") keeps its text: it is
+    encoded as ordinary characters and cannot end a turn. Added tokens the tokenizer does not mark
+    special are encoded as the tokenizer sees fit.
 
     Args:
         tokenizer: a transformers tokenizer.
         messages: turns with "role" and "content".
-        template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE` ("User: ...").
+        template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE`
+          ("User: ...").
         answered: the last turn is an answer to be read whole, and no further one is asked for.
 
     Raises:
-        ConfigError: unknown template, a tokenizer without a chat template under "model", or a BOS written twice.
-        DataError: the template refuses these turns or changes their text, or a spelled special token cannot stay text.
+        ConfigError: unknown template, a tokenizer without a chat template under "model", or a BOS
+          written twice.
+        DataError: the template refuses these turns or changes their text, or a spelled special
+          token cannot stay text.
     """
     marked, spelled = _mark_specials(tokenizer, messages)
     text = _render(tokenizer, marked, template, answered=answered)
@@ -48,22 +55,27 @@ def encode_chat(
     ids = _encode_marked(tokenizer, text, spelled) if spelled else _encode(tokenizer, text)
     if not ids:
         raise DataError("the chat template turned this prompt into no tokens at all")
-    # Only a doubled first BOS is wrong: templates may open every turn with it (SmolLM2: BOS is <|im_start|>).
+    # Only a doubled first BOS is wrong: templates may open every turn with it (SmolLM2: BOS is
+    # <|im_start|>).
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:
         raise ConfigError(
-            f"the prompt starts with BOS ({tokenizer.bos_token!r}) twice: the chat template writes it and "
-            "something adds it again; remove one of them"
+            f"the prompt starts with BOS ({tokenizer.bos_token!r}) twice: the chat template writes"
+            " it and something adds it again; remove one of them"
         )
     return np.asarray(ids, np.int32)
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of a completion (`tokens[:length]`) for oracles and people: no special tokens, spaces untouched."""
-    return tokenizer.decode([int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    """The text of a completion (`tokens[:length]`) for oracles and people: no special tokens,
+    spaces untouched."""
+    return tokenizer.decode(
+        [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
+    )
 
 
 def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Every id that ends a completion: the tokenizer's EOS and those of the model's generation config, sorted.
+    """Every id that ends a completion: the tokenizer's EOS and those of the model's generation
+    config, sorted.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -80,8 +92,8 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
     found = sorted({int(i) for i in (tokenizer.eos_token_id, *listed) if i is not None})
     if not found:
         raise ConfigError(
-            "no end-of-sequence token: the tokenizer has no eos_token and the generation config no eos_token_id; "
-            "set eos_token in tokenizer_config.json"
+            "no end-of-sequence token: the tokenizer has no eos_token and the generation config no"
+            " eos_token_id; set eos_token in tokenizer_config.json"
         )
     return tuple(found)
 
@@ -89,12 +101,15 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
 def check_completions(samples: Samples, eos: Sequence[int]) -> None:
     """A completion holds EOS at its last position if it finished by EOS, and nowhere else.
 
-    Looks at completion positions below `length` only: prompts may hold EOS (templates put it there), padding may too.
+    Looks at completion positions below `length` only: prompts may hold EOS (templates put it
+      there), padding may too.
 
     Raises:
         GateError: the first completion that breaks the rule, by its [b,k] index.
     """
-    tokens, length, finish = (np.asarray(x) for x in (samples.tokens, samples.length, samples.finish))
+    tokens, length, finish = (
+        np.asarray(x) for x in (samples.tokens, samples.length, samples.finish)
+    )
     slot = np.arange(tokens.shape[-1])
     is_eos = np.isin(tokens, np.asarray(eos)) & (slot < length[..., None])  # [B,K,T]
     expected = (slot == length[..., None] - 1) & (finish[..., None] == FINISH_EOS)
@@ -103,9 +118,9 @@ def check_completions(samples: Samples, eos: Sequence[int]) -> None:
         b, k = wrong[0]
         at = np.flatnonzero(is_eos[b, k]).tolist()
         raise GateError(
-            f"completion [{b},{k}] has length {length[b, k]}, finish code {finish[b, k]} and EOS at positions {at}; "
-            f"EOS must stand at the last position of completions that finished by EOS and nowhere else "
-            f"({len(wrong)} of {length.size} completions are wrong)"
+            f"completion [{b},{k}] has length {length[b, k]}, finish code {finish[b, k]} and EOS at"
+            f" positions {at}; EOS must stand at the last position of completions that finished by"
+            f" EOS and nowhere else ({len(wrong)} of {length.size} completions are wrong)"
         )
 
 
@@ -114,27 +129,34 @@ def _render(tokenizer: Any, messages: Sequence[dict], template: str, *, answered
         raise ConfigError(f"chat template {template!r} is unknown; allowed: {', '.join(TEMPLATES)}")
     if template == "model" and not tokenizer.chat_template:
         raise ConfigError(
-            "the tokenizer has no chat template (is this a base model?); choose template='plain', or use an "
-            "instruction-tuned model"
+            "the tokenizer has no chat template (is this a base model?); choose template='plain',"
+            " or use an instruction-tuned model"
         )
     try:
         return tokenizer.apply_chat_template(
-            list(messages), chat_template=TEMPLATES[template], add_generation_prompt=not answered, tokenize=False
+            list(messages),
+            chat_template=TEMPLATES[template],
+            add_generation_prompt=not answered,
+            tokenize=False,
         )
     except ImportError:
         raise  # jinja2 is missing: not the data's fault
-    except Exception as exc:  # templates refuse turns (system role, order) by raising whatever they like
+    except (
+        Exception
+    ) as exc:  # templates refuse turns (system role, order) by raising whatever they like
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template refuses turns ({roles}): {exc}") from exc
 
 
 def _check_verbatim(text: str, messages: Sequence[dict], *, answered: bool) -> None:
-    """Templates may strip a turn's outer spaces, never touch its inside; earlier answers may lose their thoughts."""
+    """Templates may strip a turn's outer spaces, never touch its inside; earlier answers may lose
+    their thoughts."""
     for i, message in enumerate(messages):
         whole = message["role"] != "assistant" or (answered and i == len(messages) - 1)
         if whole and message["content"].strip() not in text:
             raise DataError(
-                f"the chat template changes or drops the {message['role']} turn {message['content'][:60]!r}"
+                f"the chat template changes or drops the {message['role']} turn"
+                f" {message['content'][:60]!r}"
             )
 
 
@@ -150,7 +172,8 @@ def _specials(tokenizer: Any) -> re.Pattern:
 
 
 def _mark_specials(tokenizer: Any, messages: Sequence[dict]) -> tuple[list[dict], dict[str, str]]:
-    """Messages with each spelled special token replaced by one unused private character, and what each stands for."""
+    """Messages with each spelled special token replaced by one unused private character, and what
+    each stands for."""
     pattern = _specials(tokenizer)
     found = sorted({match for message in messages for match in pattern.findall(message["content"])})
     if not found:
@@ -158,16 +181,21 @@ def _mark_specials(tokenizer: Any, messages: Sequence[dict]) -> tuple[list[dict]
     everything = "".join(message["content"] for message in messages)
     unused: Iterator[str] = (chr(c) for c in range(0xF0000, 0xFFFFE) if chr(c) not in everything)
     marks = dict(zip(found, unused, strict=False))
-    marked = [{**m, "content": pattern.sub(lambda match: marks[match[0]], m["content"])} for m in messages]
+    marked = [
+        {**m, "content": pattern.sub(lambda match: marks[match[0]], m["content"])} for m in messages
+    ]
     return marked, {mark: special for special, mark in marks.items()}
 
 
 def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[int]:
-    """Splits where the tokenizer would (at the template's special tokens) and encodes the rest with specials as text.
+    """Splits where the tokenizer would (at the template's special tokens) and encodes the rest with
+    specials as text.
 
-    Proves itself: with a harmless letter for every mark, the split must equal the tokenizer's own encoding.
-    """
-    parts = re.split(f"({_specials(tokenizer).pattern})", text)  # text, special, text, special, ..., text
+    Proves itself: with a harmless letter for every mark, the split must equal the tokenizer's own
+    encoding."""
+    parts = re.split(
+        f"({_specials(tokenizer).pattern})", text
+    )  # text, special, text, special, ..., text
 
     def encode_parts(standing_for: dict[str, str]) -> list[int]:
         ids: list[int] = []
@@ -175,17 +203,21 @@ def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[i
             if i % 2:
                 ids.append(tokenizer.convert_tokens_to_ids(part))
             elif part:
-                ids += _encode(tokenizer, part.translate(str.maketrans(standing_for)), specials_as_text=True)
+                ids += _encode(
+                    tokenizer, part.translate(str.maketrans(standing_for)), specials_as_text=True
+                )
         return ids
 
     harmless = dict.fromkeys(spelled, "x")
     ids = encode_parts(spelled)
     special_ids = [i for i in ids if i in set(tokenizer.all_special_ids)]
-    same_split = encode_parts(harmless) == _encode(tokenizer, text.translate(str.maketrans(harmless)))
+    same_split = encode_parts(harmless) == _encode(
+        tokenizer, text.translate(str.maketrans(harmless))
+    )
     written = [tokenizer.convert_tokens_to_ids(part) for part in parts[1::2]]
     if not same_split or special_ids != [i for i in written if i in set(tokenizer.all_special_ids)]:
         raise DataError(
-            f"the prompt spells {', '.join(map(repr, sorted(spelled.values())))}, a special token, and this tokenizer "
-            "cannot encode it as plain text; reword or remove this prompt"
+            f"the prompt spells {', '.join(map(repr, sorted(spelled.values())))}, a special token,"
+            " and this tokenizer cannot encode it as plain text; reword or remove this prompt"
         )
     return ids

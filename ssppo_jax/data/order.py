@@ -1,4 +1,5 @@
-"""Which prompts are trained on, which are held out, and which belong to an iteration: pure functions of integers."""
+"""Which prompts are trained on, which are held out, and which belong to an iteration: pure
+functions of integers."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from ssppo_jax.types import Prompt
 
 
 class Split(NamedTuple):
-    """Disjoint prompts, each part in hash order; `duplicates` repeat a held-out prompt and are in neither."""
+    """Disjoint prompts, each part in hash order; `duplicates` repeat a held-out prompt and are in
+    neither."""
 
     train: list[Prompt]
     heldout: list[Prompt]
@@ -24,9 +26,11 @@ class Split(NamedTuple):
 
 
 def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Split:
-    """The `heldout` prompts with the smallest hash of (seed, id) are held out, so file order does not matter.
+    """The `heldout` prompts with the smallest hash of (seed, id) are held out, so file order does
+    not matter.
 
-    A training prompt whose turns equal a held-out prompt's, apart from case and spacing, is left out and named.
+    A training prompt whose turns equal a held-out prompt's, apart from case and spacing, is left
+    out and named.
 
     Args:
         prompts: all prompts, ids unique.
@@ -37,69 +41,90 @@ def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Spli
         ConfigError: `heldout` is negative or leaves nothing to train on.
     """
     if not 0 <= heldout < len(prompts):
-        raise ConfigError(f"heldout={heldout} of {len(prompts)} prompts; allowed: 0 to {len(prompts) - 1}")
+        raise ConfigError(
+            f"heldout={heldout} of {len(prompts)} prompts; allowed: 0 to {len(prompts) - 1}"
+        )
     ordered = sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())
     out, rest = ordered[:heldout], ordered[heldout:]
     seen = {_normal(p) for p in out}
     train = [p for p in rest if _normal(p) not in seen]
     duplicates = tuple(p.id for p in rest if _normal(p) in seen)
     if not train:
-        raise ConfigError("every training prompt repeats a held-out one; nothing is left to train on")
+        raise ConfigError(
+            "every training prompt repeats a held-out one; nothing is left to train on"
+        )
     return Split(train, out, duplicates)
 
 
 def portion(
     iteration: int, count: int, *, portions: int = 3, prompts_per_iteration: int = 0, seed: int = 0
 ) -> np.ndarray:  # [M] int64
-    """The indices of the prompts of one iteration: a pure function, so `iteration` is the whole data position.
+    """The indices of the prompts of one iteration: a pure function, so `iteration` is the whole
+    data position.
 
-    prompts_per_iteration = 0, the papers' setting: the prompts are shuffled once and cut into `portions` disjoint parts
-    whose sizes differ by at most one; iteration t takes part t. Otherwise the online setting: passes over the prompts,
-    each shuffled anew, of count // prompts_per_iteration iterations; the remainder sits that pass out, so that no
-    iteration meets a prompt twice (its samples would be the same, since random keys are addressed by iteration and id).
+    prompts_per_iteration = 0, the papers' setting: the prompts are shuffled once and cut into
+    `portions` disjoint parts whose sizes differ by at most one; iteration t takes part t. Otherwise
+    the online setting: passes over the prompts, each shuffled anew, of count //
+    prompts_per_iteration iterations; the remainder sits that pass out, so that no iteration meets a
+    prompt twice (its samples would be the same, since random keys are addressed by iteration and
+    id).
 
     Args:
         iteration: from 0.
         count: prompts in all.
         portions: disjoint parts, one per iteration (used when prompts_per_iteration is 0).
-        prompts_per_iteration: prompts in each iteration of the online setting; 0 for disjoint parts.
+        prompts_per_iteration: prompts in each iteration of the online setting; 0 for disjoint
+          parts.
         seed: of the shuffle.
 
     Raises:
-        ConfigError: more portions or prompts per iteration than prompts, or an iteration past the last portion.
+        ConfigError: more portions or prompts per iteration than prompts, or an iteration past the
+          last portion.
     """
     size = prompts_per_iteration
     if size < 0 or size > count:
-        raise ConfigError(f"prompts_per_iteration={size} with {count} training prompts; allowed: 0 to {count}")
+        raise ConfigError(
+            f"prompts_per_iteration={size} with {count} training prompts; allowed: 0 to {count}"
+        )
     if size:
         epoch, step = divmod(iteration, count // size)
         start = epoch * count + step * size
         return _shuffled(count, seed, start, start + size)
     if not 1 <= portions <= count:
-        raise ConfigError(f"portions={portions} with {count} training prompts; allowed: 1 to {count}")
+        raise ConfigError(
+            f"portions={portions} with {count} training prompts; allowed: 1 to {count}"
+        )
     if not 0 <= iteration < portions:
         raise ConfigError(
-            f"iteration {iteration} has no prompts of its own: there are {portions} portions; raise portions, "
-            "or set prompts_per_iteration for repeated passes"
+            f"iteration {iteration} has no prompts of its own: there are {portions} portions; raise"
+            " portions, or set prompts_per_iteration for repeated passes"
         )
-    return _shuffled(count, seed, iteration * count // portions, (iteration + 1) * count // portions)
+    return _shuffled(
+        count, seed, iteration * count // portions, (iteration + 1) * count // portions
+    )
 
 
 def fingerprint(prompts: Sequence[Prompt], **settings: int | float | str | bool | tuple) -> str:
-    """sha256 of everything that decides which prompt an index means: ids, turns, meta, their order, and the settings.
+    """sha256 of everything that decides which prompt an index means: ids, turns, meta, their order,
+    and the settings.
 
     Stored in checkpoints; a resume with another fingerprint would silently train on other prompts.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for p in prompts:
-        row = json.dumps([p.id, p.messages, p.meta], sort_keys=True, default=lambda value: type(value).__name__)
+        row = json.dumps(
+            [p.id, p.messages, p.meta], sort_keys=True, default=lambda value: type(value).__name__
+        )
         digest.update(b"\n" + row.encode())
     return digest.hexdigest()
 
 
 def _shuffled(count: int, seed: int, start: int, stop: int) -> np.ndarray:
-    # Grain shuffles epoch e with seed + e: seeds 0 and 1 would share all passes but one. The hash separates them.
-    stream = grain.MapDataset.range(count).shuffle(seed=zlib.crc32(f"order:{seed}".encode())).repeat()
+    # Grain shuffles epoch e with seed + e: seeds 0 and 1 would share all passes but one. The hash
+    # separates them.
+    stream = (
+        grain.MapDataset.range(count).shuffle(seed=zlib.crc32(f"order:{seed}".encode())).repeat()
+    )
     return np.array([stream[i] for i in range(start, stop)], np.int64)
 
 

@@ -1,8 +1,8 @@
 """Where prompts come from: `SOURCES`, name -> function of keyword arguments -> list of `Prompt`.
 
-A row holds a prompt (a string: one user turn) or chat turns, the last one from the user. Everything else in the row
-goes to `meta`. Bad rows are all collected and reported together as `place: reason`; none is skipped.
-"""
+A row holds a prompt (a string: one user turn) or chat turns, the last one from the user. Everything
+else in the row goes to `meta`. Bad rows are all collected and reported together as `place: reason`;
+none is skipped."""
 
 from __future__ import annotations
 
@@ -35,19 +35,24 @@ def quickstart() -> list[Prompt]:
 
 
 def jsonl(*, path: str = "") -> list[Prompt]:
-    """One JSON object a line: {"prompt": str} or {"messages": [...]}, an optional "id", anything else is `meta`.
+    """One JSON object a line: {"prompt": str} or {"messages": [...]}, an optional "id", anything
+    else is `meta`.
 
-    Without "id" the id is a hash of the messages, so it survives re-ordering. A byte order mark and CRLF line ends are
-    reported (once a file), not repaired: the file would differ from what other tools read.
+    Without "id" the id is a hash of the messages, so it survives re-ordering. A byte order mark and
+    CRLF line ends are reported (once a file), not repaired: the file would differ from what other
+    tools read.
 
     Args:
         path: the file to read.
 
     Raises:
-        ConfigError: no path. DataError: the file cannot be read, is empty, or has bad rows (`file:line: reason`).
+        ConfigError: no path. DataError: the file cannot be read, is empty, or has bad rows
+          (`file:line: reason`).
     """
     if not path:
-        raise ConfigError("data source 'jsonl' needs a path: --config.data.source.path=prompts.jsonl")
+        raise ConfigError(
+            "data source 'jsonl' needs a path: --config.data.source.path=prompts.jsonl"
+        )
     try:
         blob = Path(path).read_bytes()
     except OSError as exc:
@@ -64,31 +69,42 @@ def tfds(
     id_field: str = "",
     duplicates: str = "error",
 ) -> list[Prompt]:
-    """A prepared TensorFlow Datasets data set in array_record format, read by random access and without TensorFlow.
+    """A prepared TensorFlow Datasets data set in array_record format, read by random access and
+    without TensorFlow.
 
     Args:
-        data_dir: folder of one prepared version (.../name/1.0.0), or the root folder when `builder` is given.
-        builder: data set name (name or name/config:version) to look up under `data_dir`; empty reads `data_dir` itself.
+        data_dir: folder of one prepared version (.../name/1.0.0), or the root folder when `builder`
+          is given.
+        builder: data set name (name or name/config:version) to look up under `data_dir`; empty
+          reads `data_dir` itself.
         split: split or slice, e.g. train or train[:1000].
         field: column with the prompt (string) or the messages (roles and contents).
         id_field: column with the prompt's id; empty takes a hash of the messages.
-        duplicates: error, or keep_first to keep the first of the rows that share an id and log how many went.
+        duplicates: error, or keep_first to keep the first of the rows that share an id and log how
+          many went.
 
     Raises:
-        ConfigError: nothing to read, tensorflow_datasets missing. DataError: unreadable data set or bad rows.
+        ConfigError: nothing to read, tensorflow_datasets missing. DataError: unreadable data set or
+          bad rows.
     """
     if not (data_dir or builder):
-        raise ConfigError("data source 'tfds' needs a folder: --config.data.source.data_dir=.../my_prompts/1.0.0")
+        raise ConfigError(
+            "data source 'tfds' needs a folder: --config.data.source.data_dir=.../my_prompts/1.0.0"
+        )
     library = _require("tensorflow_datasets", install="tensorflow-datasets")
     try:
         made = (
-            library.builder(builder, data_dir=data_dir or None) if builder else library.builder_from_directory(data_dir)
+            library.builder(builder, data_dir=data_dir or None)
+            if builder
+            else library.builder_from_directory(data_dir)
         )
         source = made.as_data_source(split=split)
-    except Exception as exc:  # unknown split, missing folder, tfrecord files: many types, all the user's to fix
+    except (
+        Exception
+    ) as exc:  # unknown split, missing folder, tfrecord files: many types, all the user's to fix
         raise DataError(
-            f"tfds {builder or data_dir}, split {split!r}: {exc}\n"
-            "(only data sets prepared with file_format='array_record' can be read without TensorFlow)"
+            f"tfds {builder or data_dir}, split {split!r}: {exc}\n(only data sets prepared with"
+            " file_format='array_record' can be read without TensorFlow)"
         ) from exc
     place = f"tfds:{builder or data_dir}[{split}]"
     rows = ((f"{place}:{i + 1}", _plain_row(source[i])) for i in range(len(source)))
@@ -114,23 +130,39 @@ def hf(
         revision: commit or tag, for a run that can be repeated; empty takes the newest.
         field: column with the prompt (string) or the messages (list of turns).
         id_field: column with the prompt's id; empty takes a hash of the messages.
-        duplicates: error, or keep_first to keep the first of the rows that share an id and log how many went.
+        duplicates: error, or keep_first to keep the first of the rows that share an id and log how
+          many went.
 
     Raises:
-        ConfigError: no id, or `datasets` not installed. DataError: the data set cannot be loaded or has bad rows.
+        ConfigError: no id, or `datasets` not installed. DataError: the data set cannot be loaded or
+          has bad rows.
     """
     if not repo_id:
-        raise ConfigError("data source 'hf' needs a data set: --config.data.source.repo_id=owner/name")
+        raise ConfigError(
+            "data source 'hf' needs a data set: --config.data.source.repo_id=owner/name"
+        )
     library = _require("datasets", install="'ssppo_jax[hf]'")
     try:
-        table = library.load_dataset(repo_id, subset or None, split=split, revision=revision or None)
-    except Exception as exc:  # no network, no such id, gated, bad split: the library raises many types
-        raise DataError(f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}") from exc
+        table = library.load_dataset(
+            repo_id, subset or None, split=split, revision=revision or None
+        )
+    except (
+        Exception
+    ) as exc:  # no network, no such id, gated, bad split: the library raises many types
+        raise DataError(
+            f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}"
+        ) from exc
     rows = ((f"hf:{repo_id}[{split}]:{i + 1}", dict(row)) for i, row in enumerate(table))
     return _prompts(rows, field=field, id_field=id_field, duplicates=duplicates)
 
 
-SOURCES = {"quickstart": quickstart, "jsonl": jsonl, "tfds": tfds, "hf": hf, "reasoning_gym": reasoning_gym}
+SOURCES = {
+    "quickstart": quickstart,
+    "jsonl": jsonl,
+    "tfds": tfds,
+    "hf": hf,
+    "reasoning_gym": reasoning_gym,
+}
 
 
 def _require(module: str, *, install: str) -> Any:
@@ -141,7 +173,8 @@ def _require(module: str, *, install: str) -> Any:
 
 
 def _json_rows(blob: bytes, name: str) -> Iterator[tuple[str, Row]]:
-    # Split bytes at \n only: str.splitlines() also splits at U+2028 and others, which are legal inside a JSON string.
+    # Split bytes at \n only: str.splitlines() also splits at U+2028 and others, which are legal
+    # inside a JSON string.
     lines = blob.removesuffix(b"\n").split(b"\n") if blob else []
     if blob.startswith(b"\xef\xbb\xbf"):
         yield f"{name}:1", "starts with a byte order mark; save the file as UTF-8 without BOM"
@@ -162,7 +195,9 @@ def _parse(line: bytes) -> Row:
     if not line.strip():
         return "empty line"
     try:
-        row = json.loads(line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
+        row = json.loads(
+            line.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant
+        )
     except UnicodeDecodeError as exc:
         return f"not UTF-8: byte 0x{line[exc.start]:02x} at column {exc.start + 1}"
     except json.JSONDecodeError as exc:
@@ -171,7 +206,9 @@ def _parse(line: bytes) -> Row:
         return "not JSON: nested too deeply"
     except ValueError as exc:
         return f"not JSON: {exc}"
-    return row if isinstance(row, dict) else f"a row must be a JSON object, not {type(row).__name__}"
+    return (
+        row if isinstance(row, dict) else f"a row must be a JSON object, not {type(row).__name__}"
+    )
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict:
@@ -208,7 +245,11 @@ def _plain(value: Any) -> Any:
 
 
 def _prompts(
-    rows: Iterable[tuple[str, Row]], *, field: str = "", id_field: str = "", duplicates: str = "error"
+    rows: Iterable[tuple[str, Row]],
+    *,
+    field: str = "",
+    id_field: str = "",
+    duplicates: str = "error",
 ) -> list[Prompt]:
     """Every row a Prompt with its own id, or one DataError that names every bad row."""
     if duplicates not in ("error", "keep_first"):
@@ -226,14 +267,22 @@ def _prompts(
         elif duplicates == "keep_first":
             repeats += 1
         else:
-            bad.append(f"{place}: duplicate id {prompt.id!r}, first used at {first_seen[prompt.id]}")
+            bad.append(
+                f"{place}: duplicate id {prompt.id!r}, first used at {first_seen[prompt.id]}"
+            )
     if bad:
         more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        raise DataError("\n".join([f"{len(bad)} bad rows:" if len(bad) > 1 else "1 bad row:", *bad[:SHOWN], *more]))
+        raise DataError(
+            "\n".join(
+                [f"{len(bad)} bad rows:" if len(bad) > 1 else "1 bad row:", *bad[:SHOWN], *more]
+            )
+        )
     if not prompts:
         raise DataError("the data source holds no prompts")
     if repeats:
-        _log.warning("%d of %d rows repeat an earlier id and were left out", repeats, repeats + len(prompts))
+        _log.warning(
+            "%d of %d rows repeat an earlier id and were left out", repeats, repeats + len(prompts)
+        )
     return prompts
 
 
@@ -245,21 +294,31 @@ def _prompt(row: Row, field: str, id_field: str) -> Prompt:
         raise ValueError('has both "prompt" and "messages"; keep one')
     field = field or ("messages" if "messages" in row else "prompt")
     if field not in row:
-        raise ValueError(f'missing field "{field}"; the row has: {", ".join(map(str, row)) or "nothing"}')
+        raise ValueError(
+            f'missing field "{field}"; the row has: {", ".join(map(str, row)) or "nothing"}'
+        )
     if id_field and id_field not in row:
         raise ValueError(f'missing field "{id_field}"; the row has: {", ".join(map(str, row))}')
     messages = _messages(row[field], field)
     id_field = id_field or "id"
     name = _id(row[id_field]) if id_field in row else _content_id(messages)
-    return Prompt(name, messages, {key: value for key, value in row.items() if key not in (field, id_field)})
+    return Prompt(
+        name, messages, {key: value for key, value in row.items() if key not in (field, id_field)}
+    )
 
 
 def _messages(value: Any, field: str) -> tuple[dict, ...]:
     if isinstance(value, str) and field != "messages":
         return (_turn({"role": "user", "content": value}, f'"{field}"'),)
-    if isinstance(value, dict) and set(value) == {"role", "content"} and isinstance(value["role"], list):
+    if (
+        isinstance(value, dict)
+        and set(value) == {"role", "content"}
+        and isinstance(value["role"], list)
+    ):
         # TFDS and HF store a sequence of records as a record of sequences.
-        value = [{"role": r, "content": c} for r, c in zip(value["role"], value["content"], strict=True)]
+        value = [
+            {"role": r, "content": c} for r, c in zip(value["role"], value["content"], strict=True)
+        ]
     if not isinstance(value, list):
         allowed = "a list of turns" if field == "messages" else "a string (or a list of turns)"
         raise ValueError(f'"{field}" must be {allowed}, not {type(value).__name__}')
@@ -274,7 +333,9 @@ def _messages(value: Any, field: str) -> tuple[dict, ...]:
 def _turn(turn: Any, what: str) -> dict:
     if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
         raise ValueError(f'{what} must be an object with "role" and "content"')
-    extra = [key for key, value in turn.items() if key not in ("role", "content") and value is not None]
+    extra = [
+        key for key, value in turn.items() if key not in ("role", "content") and value is not None
+    ]
     if extra:
         raise ValueError(f"{what} has fields nothing would read: {', '.join(map(str, extra))}")
     if turn["role"] not in ROLES:

@@ -1,8 +1,8 @@
-"""Prompts with exact answers, made by reasoning-gym's generators, and the generator's entry behind each.
+"""Prompts with exact answers, made by reasoning-gym's generators, and the generator's entry behind
+each.
 
-An item is a pure function of (task, settings, seed, index), so a prompt carries those and not the generator's own
-entry, which JSON cannot always hold.
-"""
+An item is a pure function of (task, settings, seed, index), so a prompt carries those and not the
+generator's own entry, which JSON cannot always hold."""
 
 from __future__ import annotations
 
@@ -24,9 +24,15 @@ _log = logging.getLogger(__name__)
 
 
 def reasoning_gym(
-    *, task: str = "chain_sum", size: int = 1000, task_seed: int = 0, settings: str = "", instruction: str = ""
+    *,
+    task: str = "chain_sum",
+    size: int = 1000,
+    task_seed: int = 0,
+    settings: str = "",
+    instruction: str = "",
 ) -> list[Prompt]:
-    """Questions of reasoning-gym (https://github.com/open-thought/reasoning-gym) with answers its tasks can score.
+    """Questions of reasoning-gym (https://github.com/open-thought/reasoning-gym) with answers its
+    tasks can score.
 
     A question that comes twice is kept once; how many went is logged.
 
@@ -34,8 +40,8 @@ def reasoning_gym(
         task: a generator's name, or several with commas, mixed in equal parts.
         size: questions generated in all, repeats included.
         task_seed: of the generators; another seed makes other questions.
-        settings: the generator's own options as a JSON object, e.g. {"max_terms": 2}; of several tasks one object
-            each, by name.
+        settings: the generator's own options as a JSON object, e.g. {"max_terms": 2}; of several
+            tasks one object each, by name.
         instruction: text put under each question, e.g. Give only the number.
 
     Raises:
@@ -46,35 +52,55 @@ def reasoning_gym(
     prompts: dict[str, Prompt] = {}
     for n, name in enumerate(names):
         count = size // len(names) + (n < size % len(names))
-        for prompt in _generated(name, json.dumps(options[name], sort_keys=True), task_seed, count, instruction):
+        for prompt in _generated(
+            name, json.dumps(options[name], sort_keys=True), task_seed, count, instruction
+        ):
             prompts.setdefault(prompt.text, prompt)
     if not prompts:
-        raise ConfigError(f"data source reasoning_gym: task={task!r}, size={size} makes no question")
+        raise ConfigError(
+            f"data source reasoning_gym: task={task!r}, size={size} makes no question"
+        )
     if len(prompts) < size:
-        _log.warning("reasoning_gym: %d of %d questions repeat another and were left out", size - len(prompts), size)
+        _log.warning(
+            "reasoning_gym: %d of %d questions repeat another and were left out",
+            size - len(prompts),
+            size,
+        )
     return list(prompts.values())
 
 
-def _generated(task: str, settings: str, seed: int, count: int, instruction: str) -> Iterator[Prompt]:
-    """A task's questions, repeats included. Tasks that accept whatever works (rush_hour) may give no answer."""
+def _generated(
+    task: str, settings: str, seed: int, count: int, instruction: str
+) -> Iterator[Prompt]:
+    """A task's questions, repeats included. Tasks that accept whatever works (rush_hour) may give
+    no answer."""
     for index in range(count):
         where = {"task": task, "settings": settings, "seed": seed, "size": count, "index": index}
         try:
             entry = _entry(generator(task, settings, seed, count), index)
         except UserError:
             raise
-        except Exception as error:  # options that a task does not check when it is made, and trips over later
+        except (
+            Exception
+        ) as error:  # options that a task does not check when it is made, and trips over later
             reason = f"{type(error).__name__}: {error}"
-            raise ConfigError(f"reasoning_gym task {task}, settings {settings}, question {index}: {reason}") from error
-        meta = {"reasoning_gym": where} | ({} if entry["answer"] is None else {"answer": str(entry["answer"])})
+            raise ConfigError(
+                f"reasoning_gym task {task}, settings {settings}, question {index}: {reason}"
+            ) from error
+        meta = {"reasoning_gym": where} | (
+            {} if entry["answer"] is None else {"answer": str(entry["answer"])}
+        )
         question = entry["question"] + ("\n" + instruction if instruction else "")
         yield Prompt(f"{task}-{seed}-{index}", ({"role": "user", "content": question},), meta)
 
 
 def entry_of(prompt: Prompt) -> dict:
-    """The generator's own entry of a prompt of this source, which its task's `score_answer` reads."""
+    """The generator's own entry of a prompt of this source, which its task's `score_answer`
+    reads."""
     where = prompt.meta["reasoning_gym"]
-    return _entry(generator(where["task"], where["settings"], where["seed"], where["size"]), where["index"])
+    return _entry(
+        generator(where["task"], where["settings"], where["seed"], where["size"]), where["index"]
+    )
 
 
 @functools.lru_cache(maxsize=65536)
@@ -94,12 +120,20 @@ def generator(task: str, settings: str, seed: int, size: int) -> Any:
     if task not in tasks:
         near = difflib.get_close_matches(task, tasks, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""
-        raise ConfigError(f"reasoning_gym has no task {task!r}; {hint}there are: {', '.join(sorted(tasks))}")
-    allowed = [name for name in inspect.signature(tasks[task][1]).parameters if name not in ("seed", "size")]
+        raise ConfigError(
+            f"reasoning_gym has no task {task!r}; {hint}there are: {', '.join(sorted(tasks))}"
+        )
+    allowed = [
+        name
+        for name in inspect.signature(tasks[task][1]).parameters
+        if name not in ("seed", "size")
+    ]
     options = json.loads(settings)
     unknown = [name for name in options if name not in allowed]
     if unknown:
-        raise ConfigError(f"reasoning_gym task {task} takes no {unknown[0]!r}; it takes: {', '.join(allowed)}")
+        raise ConfigError(
+            f"reasoning_gym task {task} takes no {unknown[0]!r}; it takes: {', '.join(allowed)}"
+        )
     try:
         return made_by.create_dataset(task, seed=seed, size=size, **options)
     except (AssertionError, ValueError, TypeError) as error:
@@ -109,7 +143,8 @@ def generator(task: str, settings: str, seed: int, size: int) -> Any:
 def library() -> ModuleType:
     """reasoning_gym, which takes a second to import.
 
-    Its pycosat comes as C source, and one generator of a hundred calls it: without a compiler the others still work.
+    Its pycosat comes as C source, and one generator of a hundred calls it: without a compiler the
+    others still work.
 
     Raises:
         ConfigError: it is not installed.
@@ -122,7 +157,9 @@ def library() -> ModuleType:
     try:
         return importlib.import_module("reasoning_gym")
     except ImportError as error:
-        raise ConfigError("data source reasoning_gym needs the package: pip install 'ssppo_jax[tasks]'") from error
+        raise ConfigError(
+            "data source reasoning_gym needs the package: pip install 'ssppo_jax[tasks]'"
+        ) from error
 
 
 def _no_pycosat(name: str) -> Any:
@@ -134,15 +171,20 @@ def _options(names: list[str], settings: str) -> dict[str, dict]:
     try:
         given = json.loads(settings or "{}")
     except ValueError as error:
-        raise ConfigError(f"reasoning_gym settings={settings!r} is not JSON ({error}); write an object") from error
+        raise ConfigError(
+            f"reasoning_gym settings={settings!r} is not JSON ({error}); write an object"
+        ) from error
     if not isinstance(given, dict):
         raise ConfigError(f"reasoning_gym settings={settings!r} must be a JSON object of options")
     if len(names) < 2:
         return dict.fromkeys(names, given)
-    strange = [key for key, value in given.items() if key not in names or not isinstance(value, dict)]
+    strange = [
+        key for key, value in given.items() if key not in names or not isinstance(value, dict)
+    ]
     if strange:
         raise ConfigError(
-            f"reasoning_gym settings: {strange[0]!r}: with several tasks each gets its own object, by name, such as "
+            f"reasoning_gym settings: {strange[0]!r}: with several tasks each gets its own object,"
+            " by name, such as "
             f'{{"{names[0]}": {{...}}}}'
         )
     return {name: given.get(name, {}) for name in names}

@@ -1,9 +1,9 @@
 """The processes of one run: how they start, wait for each other, agree, and share work.
 
-Every process reads all prompts and holds the whole rollout on its host, so who gets a slot and what a step trains on is
-decided everywhere alike and need not be sent. Divided is what costs: rows go to the devices of the process that owns
-them, and each text is judged and embedded by one process. Files of the run are written by process 0.
-"""
+Every process reads all prompts and holds the whole rollout on its host, so who gets a slot and what
+a step trains on is decided everywhere alike and need not be sent. Divided is what costs: rows go to
+the devices of the process that owns them, and each text is judged and embedded by one process.
+Files of the run are written by process 0."""
 
 from __future__ import annotations
 
@@ -25,7 +25,8 @@ from ssppo_jax.errors import ConfigError, UserError
 
 T = TypeVar("T")
 
-# What says that a cluster started several of us: SLURM's srun, Open MPI's mpirun, GKE's TPU slices, and JAX's own.
+# What says that a cluster started several of us: SLURM's srun, Open MPI's mpirun, GKE's TPU slices,
+# and JAX's own.
 SIZES = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "JAX_NUM_PROCESSES")
 START = 300.0  # seconds to find each other
 log = logging.getLogger(__name__)
@@ -39,10 +40,14 @@ class Place(NamedTuple):
     index: int | None = None
 
 
-def place_of(coordinator: str, processes: str, index: str, environ: Mapping[str, str] = os.environ) -> Place | None:
-    """What the flags --coordinator, --num_processes, --process_id say ('' if not given); None: this process is alone.
+def place_of(
+    coordinator: str, processes: str, index: str, environ: Mapping[str, str] = os.environ
+) -> Place | None:
+    """What the flags --coordinator, --num_processes, --process_id say ('' if not given); None: this
+    process is alone.
 
-    --coordinator=auto, or several processes by the environment, leaves it to JAX's detection of the cluster.
+    --coordinator=auto, or several processes by the environment, leaves it to JAX's detection of the
+    cluster.
 
     Raises:
       ConfigError: some of the flags without the others, or numbers that cannot be.
@@ -55,11 +60,15 @@ def place_of(coordinator: str, processes: str, index: str, environ: Mapping[str,
     missing = [name for name, value in given.items() if not value]
     if missing:
         raise ConfigError(
-            f"{' and '.join(missing)} must stand beside {', '.join(n for n in given if n not in missing)}: address and "
-            "port of process 0, how many processes there are, and which this is, from 0; or --coordinator=auto"
+            f"{' and '.join(missing)} must stand beside"
+            f" {', '.join(n for n in given if n not in missing)}: address and port of process 0,"
+            " how many processes there are, and which this is, from 0; or --coordinator=auto"
         )
     if not (processes.isdecimal() and index.isdecimal() and int(index) < int(processes)):
-        raise ConfigError(f"--process_id={index} of --num_processes={processes}: numbers, the first below the second")
+        raise ConfigError(
+            f"--process_id={index} of --num_processes={processes}: numbers, the first below the"
+            " second"
+        )
     return Place(coordinator, int(processes), int(index))
 
 
@@ -67,8 +76,8 @@ def start(place: Place, *, timeout: float = START) -> None:
     """Join the run's other processes; before anything else touches JAX.
 
     Raises:
-      ConfigError: they do not come in time, each missing one named (where the flags say who there should be), or no
-        cluster is found.
+      ConfigError: they do not come in time, each missing one named (where the flags say who there
+        should be), or no cluster is found.
     """
     if place.coordinator is not None:
         meet(place.coordinator, place.processes, place.index, timeout)
@@ -76,8 +85,8 @@ def start(place: Place, *, timeout: float = START) -> None:
         jax.distributed.initialize(*place, initialization_timeout=int(timeout))
     except (RuntimeError, ValueError) as error:
         raise ConfigError(
-            f"JAX finds no cluster to join ({str(error).splitlines()[0]}); give --coordinator=HOST:PORT, "
-            "--num_processes and --process_id"
+            f"JAX finds no cluster to join ({str(error).splitlines()[0]}); give"
+            " --coordinator=HOST:PORT, --num_processes and --process_id"
         ) from None
     if not is_first():
         logging.getLogger().setLevel(logging.WARNING)
@@ -92,7 +101,7 @@ def is_first() -> bool:
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
-# ---- waiting and telling ---------------------------------------------------------------------------------------------
+# ---- waiting and telling -------------------------------------------------------------------------
 
 
 class _Waits:
@@ -122,8 +131,9 @@ def wait(what: str) -> None:
     missing = [p for p in range(jax.process_count()) if not _has_come(client, f"{here}/{p}", until)]
     if missing:
         raise UserError(
-            f"{what}: process {', '.join(map(str, missing))} of {jax.process_count()} did not come within "
-            f"{_Waits.patience:g} s; look at its log. Saved is what the last checkpoint holds"
+            f"{what}: process {', '.join(map(str, missing))} of {jax.process_count()} did not come"
+            f" within {_Waits.patience:g} s; look at its log. Saved is what the last checkpoint"
+            " holds"
         )
     if is_first():
         client.key_value_delete(f"ssppo/{_Waits.met - 1}/")  # everyone has left that meeting
@@ -140,13 +150,16 @@ def _has_come(client: Any, key: str, until: float) -> bool:
 
 
 def exchange(value: T, what: str) -> list[T]:
-    """What every process gave, in their order. Collective. `what` is named when one does not come."""
+    """What every process gave, in their order. Collective. `what` is named when one does not
+    come."""
     if alone():
         return [value]
     wait(what)
     mine = np.frombuffer(pickle.dumps(value), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(mine)))
-    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)  # few sizes, as each is compiled for
+    padded = np.zeros(
+        1 << int(lengths.max() - 1).bit_length(), np.uint8
+    )  # few sizes, as each is compiled for
     padded[: len(mine)] = mine
     everyone = multihost_utils.process_allgather(padded)
     return [pickle.loads(row[:n].tobytes()) for row, n in zip(everyone, lengths, strict=True)]
@@ -179,7 +192,9 @@ def _try(work: Callable[[], Any]) -> _Outcome:
         try:
             pickle.loads(pickle.dumps(error))  # what cannot be sent would leave the others waiting
         except Exception:
-            return _Outcome(error=UserError(f"process {jax.process_index()}: {type(error).__name__}: {error}"))
+            return _Outcome(
+                error=UserError(f"process {jax.process_index()}: {type(error).__name__}: {error}")
+            )
         return _Outcome(error=error)
 
 
@@ -193,10 +208,14 @@ def on_first(work: Callable[[], T], what: str = "work of process 0") -> T:
     return outcome.value
 
 
-def share(owners: Sequence[int], work: Callable[[np.ndarray], T], what: str) -> tuple[np.ndarray, list[T]]:
-    """`work` on the rows that are this process's: those whose owner, modulo the number of processes, it is.
+def share(
+    owners: Sequence[int], work: Callable[[np.ndarray], T], what: str
+) -> tuple[np.ndarray, list[T]]:
+    """`work` on the rows that are this process's: those whose owner, modulo the number of
+    processes, it is.
 
-    Returns everybody's values, and the order that brings their rows, one value behind the other, back in place.
+    Returns everybody's values, and the order that brings their rows, one value behind the other,
+    back in place.
 
     Each process calls it with the same owners. A failure in one is raised in all.
     """
@@ -209,7 +228,9 @@ def share(owners: Sequence[int], work: Callable[[np.ndarray], T], what: str) -> 
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-    return np.argsort(np.argsort(whose, kind="stable")), [o.value for p, o in enumerate(outcomes) if (whose == p).any()]
+    return np.argsort(np.argsort(whose, kind="stable")), [
+        o.value for p, o in enumerate(outcomes) if (whose == p).any()
+    ]
 
 
 def mine(owner: int) -> bool:

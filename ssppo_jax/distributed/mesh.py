@@ -1,8 +1,8 @@
-"""The device mesh, strict rules from parameter path to PartitionSpec, and constraints on activations.
+"""The device mesh, strict rules from parameter path to PartitionSpec, and constraints on
+activations.
 
-Axes: `data` (pure data parallel), `fsdp` (batch and parameters), `tensor` (heads, mlp width, vocabulary). What used to
-be called pjit is `jax.jit` with `NamedSharding`s on this mesh.
-"""
+Axes: `data` (pure data parallel), `fsdp` (batch and parameters), `tensor` (heads, mlp width,
+vocabulary). What used to be called pjit is `jax.jit` with `NamedSharding`s on this mesh."""
 
 from __future__ import annotations
 
@@ -50,17 +50,23 @@ def mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, int, int]:
     """
     shape = [sizes[a] for a in AXES]
     if shape.count(-1) > 1 or any(s == 0 or s < -1 for s in shape):
-        raise ConfigError(f"mesh {sizes}: sizes must be positive, at most one of them -1 (the rest of the devices)")
+        raise ConfigError(
+            f"mesh {sizes}: sizes must be positive, at most one of them -1 (the rest of the"
+            " devices)"
+        )
     known = int(np.prod([s for s in shape if s != -1]))
     if -1 in shape and devices % known == 0:
         shape[shape.index(-1)] = devices // known
     if int(np.prod(shape)) != devices:
-        raise ConfigError(f"mesh {sizes} needs {known} devices or a divisor's multiple; this run has {devices}")
+        raise ConfigError(
+            f"mesh {sizes} needs {known} devices or a divisor's multiple; this run has {devices}"
+        )
     return tuple(shape)
 
 
 def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
-    """A mesh with Auto axes: under Explicit ones (JAX's default) embedding gathers and take_along_axis raise."""
+    """A mesh with Auto axes: under Explicit ones (JAX's default) embedding gathers and
+    take_along_axis raise."""
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
@@ -70,7 +76,8 @@ def path_name(path) -> str:
 
 
 def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
-    """A PartitionSpec for every leaf: the first rule whose pattern is found in its path. Scalars are replicated.
+    """A PartitionSpec for every leaf: the first rule whose pattern is found in its path. Scalars
+    are replicated.
 
     Optimizer states carry the parameters' paths as suffixes, so the same rules cover them.
 
@@ -91,7 +98,9 @@ def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
 
     result = jax.tree_util.tree_map_with_path(one, tree)
     if lost:
-        raise ConfigError("no sharding rule matches: " + ", ".join(lost) + "; add one to the rules in parallel.py")
+        raise ConfigError(
+            "no sharding rule matches: " + ", ".join(lost) + "; add one to the rules in parallel.py"
+        )
     return result
 
 
@@ -109,7 +118,8 @@ def shardings(mesh: Mesh, tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
             ways = int(np.prod([mesh.shape[n] for n in _names(names)]))
             if leaf.shape[axis] % ways:
                 problems.append(
-                    f"{path_name(path)} {tuple(leaf.shape)}: axis {axis} is not divisible by {names}={ways}"
+                    f"{path_name(path)} {tuple(leaf.shape)}: axis {axis} is not divisible by"
+                    f" {names}={ways}"
                 )
         return NamedSharding(mesh, spec)
 
@@ -120,7 +130,8 @@ def shardings(mesh: Mesh, tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
 
 
 def abstract(mesh: Mesh, shapes: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
-    """Shapes and dtypes of a tree with its leaves' shardings on the mesh: what arrays are loaded or made into."""
+    """Shapes and dtypes of a tree with its leaves' shardings on the mesh: what arrays are loaded or
+    made into."""
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
@@ -144,7 +155,8 @@ def row_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def put_rows(mesh: Mesh, tree: PyTree, axis: int = 0) -> PyTree:
-    """Host arrays, the same in every process -> global arrays split along `axis`: a device gets its rows of them."""
+    """Host arrays, the same in every process -> global arrays split along `axis`: a device gets its
+    rows of them."""
     return _put(row_sharding(mesh, axis), tree)
 
 
@@ -167,9 +179,9 @@ def _put(sharding: NamedSharding, tree: PyTree) -> PyTree:
 class Constrain:
     """The hook models call on activations. XLA left alone drops the batch sharding of the logits.
 
-    Tokens are looked up where the embeddings' columns are: every device reads its columns of all tokens and then gives
-    each row to the device it belongs to. Gathering the table would cost the whole vocabulary instead.
-    """
+    Tokens are looked up where the embeddings' columns are: every device reads its columns of all
+    tokens and then gives each row to the device it belongs to. Gathering the table would cost the
+    whole vocabulary instead."""
 
     mesh: Mesh
 
@@ -185,13 +197,15 @@ class Constrain:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def per_device(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
-        """`kernel`(q, k, v [B,S,heads,E], length [B]) on each device's own rows and heads: what the compiler cannot
-        divide by itself."""
+        """`kernel`(q, k, v [B,S,heads,E], length [B]) on each device's own rows and heads: what the
+        compiler cannot divide by itself."""
         if self.mesh.size == 1:
             return kernel
         heads = LAYOUTS["heads", 4]
         given = (heads, heads, heads, P(ROWS))
-        return jax.shard_map(kernel, mesh=self.mesh, in_specs=given, out_specs=heads, check_vma=False)
+        return jax.shard_map(
+            kernel, mesh=self.mesh, in_specs=given, out_specs=heads, check_vma=False
+        )
 
 
 LAYOUTS = {

@@ -15,10 +15,12 @@ SECONDS_PER_LINE = 5.0
 
 
 def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True) -> tqdm:
-    """A tqdm over `work`: iterate over it, or give a total (None: unknown) and call `.update(n)` inside a `with`.
+    """A tqdm over `work`: iterate over it, or give a total (None: unknown) and call `.update(n)`
+    inside a `with`.
 
-    On a terminal it is a bar; elsewhere (a log file) one line every 5 seconds and one at the end. Silent on every
-    process but the first, and everywhere when the environment has SSPPO_PROGRESS=off.
+    On a terminal it is a bar; elsewhere (a log file) one line every 5 seconds and one at the end.
+    Silent on every process but the first, and everywhere when the environment has
+    SSPPO_PROGRESS=off.
 
     Args:
         work: what to iterate over, or how many units there are.
@@ -29,8 +31,19 @@ def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True)
     counted = work is None or isinstance(work, int)
     options = {"iterable": None, "total": work} if counted else {"iterable": work}
     if not sys.stderr.isatty():
-        options |= {"file": _Lines(sys.stderr), "mininterval": SECONDS_PER_LINE, "bar_format": _line_format(work)}
-    return _Bar(**options, desc=what, unit=f" {unit}", miniters=1, dynamic_ncols=True, disable=_is_silent() or not show)
+        options |= {
+            "file": _Lines(sys.stderr),
+            "mininterval": SECONDS_PER_LINE,
+            "bar_format": _line_format(work),
+        }
+    return _Bar(
+        **options,
+        desc=what,
+        unit=f" {unit}",
+        miniters=1,
+        dynamic_ncols=True,
+        disable=_is_silent() or not show,
+    )
 
 
 class _Bar(tqdm):

@@ -1,8 +1,7 @@
 """Meeting before JAX's own start, which ends a process without a word when another does not come.
 
-Process 0 listens at the coordinator's address, hears every other process's number, tells them all to go on and leaves
-the port to JAX.
-"""
+Process 0 listens at the coordinator's address, hears every other process's number, tells them all
+to go on and leaves the port to JAX."""
 
 from __future__ import annotations
 
@@ -19,7 +18,8 @@ def meet(address: str, processes: int, index: int, timeout: float) -> None:
     """Return when all processes are there.
 
     Raises:
-      ConfigError: some did not come in time, or two have one number; which, is said. Also an address that cannot be.
+      ConfigError: some did not come in time, or two have one number; which, is said. Also an
+        address that cannot be.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal()):
@@ -36,9 +36,13 @@ def _gather(port: int, processes: int, until: float, timeout: float) -> None:
         dual = socket.has_dualstack_ipv6()
         family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if dual else {}
         try:
-            listener = stack.enter_context(socket.create_server(("", port), backlog=processes, **family))
+            listener = stack.enter_context(
+                socket.create_server(("", port), backlog=processes, **family)
+            )
         except OSError as error:
-            raise ConfigError(f"--coordinator: port {port} cannot be had on this host ({error.strerror})") from None
+            raise ConfigError(
+                f"--coordinator: port {port} cannot be had on this host ({error.strerror})"
+            ) from None
         here: dict[int, socket.socket] = {}
         while len(here) < processes - 1:
             listener.settimeout(max(until - time.monotonic(), 0.001))
@@ -49,14 +53,16 @@ def _gather(port: int, processes: int, until: float, timeout: float) -> None:
             except TimeoutError:
                 missing = ", ".join(str(p) for p in range(1, processes) if p not in here)
                 raise ConfigError(
-                    f"process {missing} of {processes} did not come within {timeout:g} s: start all of them with this "
-                    "--coordinator and --num_processes, each with a --process_id of its own"
+                    f"process {missing} of {processes} did not come within {timeout:g} s: start all"
+                    " of them with this --coordinator and --num_processes, each with a"
+                    " --process_id of its own"
                 ) from None
             except (OSError, ValueError):  # a port scanner, or one that left again
                 continue
             if number in here or not 0 < number < processes:
                 raise ConfigError(
-                    f"--process_id={number} of --num_processes={processes} was given twice, or is too large"
+                    f"--process_id={number} of --num_processes={processes} was given twice, or is"
+                    " too large"
                 )
             here[number] = guest
         for guest in here.values():
@@ -68,7 +74,8 @@ def _report(host: str, port: int, index: int, until: float, timeout: float) -> N
         left = until - time.monotonic()
         if left <= 0:
             raise ConfigError(
-                f"process 0 did not answer at {host}:{port} within {timeout:g} s, or others are missing: its log says"
+                f"process 0 did not answer at {host}:{port} within {timeout:g} s, or others are"
+                " missing: its log says"
             )
         try:
             with socket.create_connection((host, port), timeout=min(left, 5.0)) as s:

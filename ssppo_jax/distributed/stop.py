@@ -1,4 +1,5 @@
-"""How a run begins and ends: one run per folder, and one owner of the signals that ask it to stop."""
+"""How a run begins and ends: one run per folder, and one owner of the signals that ask it to
+stop."""
 
 from __future__ import annotations
 
@@ -24,10 +25,11 @@ from ssppo_jax.errors import UserError
 class RunLock:
     """Holds `folder/run.lock` (flock) while open: the second run in one folder refuses.
 
-    The kernel frees the lock when its holder dies, however it dies. The exception: a worker forked by the holder
-    outlives it and keeps the lock; then the recorded pid is dead on this host and the lock is taken over.
-    With many processes, take it on process 0 only. Runs on two hosts see each other only where flock crosses hosts
-    (NFSv4 does; a file system mounted with local locks does not).
+    The kernel frees the lock when its holder dies, however it dies. The exception: a worker forked
+    by the holder outlives it and keeps the lock; then the recorded pid is dead on this host and the
+    lock is taken over. With many processes, take it on process 0 only. Runs on two hosts see each
+    other only where flock crosses hosts (NFSv4 does; a file system mounted with local locks does
+    not).
 
     Raises:
         UserError: on entering, when another run holds the folder; names its pid and host.
@@ -41,18 +43,25 @@ class RunLock:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         while self._descriptor is None:
             self._descriptor = self._acquire()
-        record = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        record = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, json.dumps(record).encode(), 0)
         return self
 
     def __exit__(self, *_) -> None:
-        os.ftruncate(self._descriptor, 0)  # emptied, never unlinked: unlinking a free lock is a race
+        os.ftruncate(
+            self._descriptor, 0
+        )  # emptied, never unlinked: unlinking a free lock is a race
         os.close(self._descriptor)
         self._descriptor = None
 
     def _acquire(self) -> int | None:
-        """A locked descriptor; None when a dead holder's file was cleared and it is worth trying again."""
+        """A locked descriptor; None when a dead holder's file was cleared and it is worth trying
+        again."""
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,9 +73,10 @@ class RunLock:
                 self.path.unlink(missing_ok=True)
                 return None
             raise UserError(
-                f"another run is using {self.path.parent}: pid {holder.get('pid', 'unknown')} "
-                f"on host {holder.get('host', 'unknown')}, since {holder.get('since', 'just now')}.\n"
-                "Wait for it, stop it, or give this run another folder."
+                f"another run is using {self.path.parent}: pid {holder.get('pid', 'unknown')} on"
+                f" host {holder.get('host', 'unknown')}, since"
+                f" {holder.get('since', 'just now')}.\nWait for it, stop it, or give this run"
+                " another folder."
             ) from None
         if _is_at(descriptor, self.path):
             return descriptor
@@ -98,12 +108,12 @@ def _is_dead(holder: dict) -> bool:
 
 
 class StopSignal:
-    """The one owner of SIGTERM and SIGINT: notes the request, and every phase polls `requested` and ends tidily.
+    """The one owner of SIGTERM and SIGINT: notes the request, and every phase polls `requested` and
+    ends tidily.
 
-    A second Ctrl-C raises KeyboardInterrupt at once. Handlers are restored on exit. Enter it on the main thread and
-    after `jax.distributed.initialize`; it replaces JAX's own preemption notice, so many-process loops must decide
-    with `agreed`.
-    """
+    A second Ctrl-C raises KeyboardInterrupt at once. Handlers are restored on exit. Enter it on the
+    main thread and after `jax.distributed.initialize`; it replaces JAX's own preemption notice, so
+    many-process loops must decide with `agreed`."""
 
     def __init__(self):
         self.requested = False
@@ -121,14 +131,15 @@ class StopSignal:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop. Collective: every process calls it at the same point of the loop,
-        else one leaves while the others wait for it in a collective forever."""
+        """Whether any process was asked to stop. Collective: every process calls it at the same
+        point of the loop, else one leaves while the others wait for it in a collective forever."""
         if jax.process_count() == 1:
             return self.requested
         return bool(np.any(multihost_utils.process_allgather(np.array(self.requested))))
 
     def voted(self) -> bool:
-        """`agreed`, one call late and without waiting for the devices: a step's vote is counted while the next runs."""
+        """`agreed`, one call late and without waiting for the devices: a step's vote is counted
+        while the next runs."""
         if jax.process_count() == 1:
             return self.requested
         vote, self._vote = self._vote, _any_of(self.requested)
@@ -142,7 +153,8 @@ class StopSignal:
             hint = " (press Ctrl-C again to stop at once, losing what was not saved)"
         if self._interrupts > 1:
             raise KeyboardInterrupt
-        # os.write, not print: a handler that runs inside a buffered write must not touch that buffer.
+        # os.write, not print: a handler that runs inside a buffered write must not touch that
+        # buffer.
         os.write(2, f"\n{signal.Signals(number).name}: saving and stopping{hint}\n".encode())
 
 

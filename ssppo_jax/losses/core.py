@@ -1,4 +1,5 @@
-"""Pieces every loss shares: padding, sums over tokens, means that merge, and the statistics logged with any loss."""
+"""Pieces every loss shares: padding, sums over tokens, means that merge, and the statistics logged
+with any loss."""
 
 from __future__ import annotations
 
@@ -7,7 +8,9 @@ import jax.numpy as jnp
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy
 
-MAX_LOG_RATIO = 60.0  # exp(60) = 1.1e26: reads as "exploded", yet float32 sums of millions of them are finite
+MAX_LOG_RATIO = (
+    60.0  # exp(60) = 1.1e26: reads as "exploded", yet float32 sums of millions of them are finite
+)
 MIN_SQUARED_NORM = 1e-24  # a vector shorter than 1e-12 has no direction
 
 
@@ -24,12 +27,13 @@ def require(ok: bool, field: str, value: object, rule: str, remedy: str) -> None
 
 
 def clean(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
-    """Replace all that must not count by constants, before any arithmetic; losses begin with this line.
+    """Replace all that must not count by constants, before any arithmetic; losses begin with this
+    line.
 
-    Padding tokens and rows of weight 0 may hold anything, NaN included. Masking a result is too late: the gradient of
-    the unused branch is 0 * NaN. So the inputs are masked: log-probs, hidden states and row values become 0, win rates
-    1/2, and the loss and its gradients are then bit-identical whatever the padding held.
-    """
+    Padding tokens and rows of weight 0 may hold anything, NaN included. Masking a result is too
+    late: the gradient of the unused branch is 0 * NaN. So the inputs are masked: log-probs, hidden
+    states and row values become 0, win rates 1/2, and the loss and its gradients are then
+    bit-identical whatever the padding held."""
     real = batch.weight > 0
     token = (batch.mask > 0) & real[:, None, None]
 
@@ -53,40 +57,33 @@ def clean(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
     )
 
 
-def sequence_sum(
-    x: Array,  # [B,K,T]
-    mask: Array,  # [B,K,T]
-) -> Array:
+def sequence_sum(x: Array, mask: Array) -> Array:  # [B,K,T]  # [B,K,T]
     """Sum over the tokens that count -> [B,K] float32. Padding may hold NaN."""
     return jnp.sum(jnp.where(mask > 0, float32(x), 0.0), axis=-1)
 
 
-def sequence_mean(
-    x: Array,  # [B,K,T]
-    mask: Array,  # [B,K,T]
-) -> Array:
+def sequence_mean(x: Array, mask: Array) -> Array:  # [B,K,T]  # [B,K,T]
     """Mean over the tokens that count -> [B,K] float32, 0 for a sequence without any."""
     return sequence_sum(x, mask) / jnp.maximum(sequence_sum(jnp.ones_like(mask), mask), 1.0)
 
 
 def sequence_logratio(
-    policy_logp: Array,  # [B,K,T]
-    ref_logp: Array,  # [B,K,T]
-    mask: Array,  # [B,K,T]
+    policy_logp: Array,
+    ref_logp: Array,
+    mask: Array,  # [B,K,T]  # [B,K,T]  # [B,K,T]
 ) -> Array:
-    """r(y) = log pi(y|x) - log pi_ref(y|x), summed over response tokens with no length normalisation -> [B,K] float32.
+    """r(y) = log pi(y|x) - log pi_ref(y|x), summed over response tokens with no length
+    normalisation -> [B,K] float32.
 
-    SPPO (arXiv 2405.00675) eq. 4.7: the EOS counts. The two are subtracted token by token and then summed, which keeps
-    float32 digits that subtracting two long sums would lose.
-    """
+    SPPO (arXiv 2405.00675) eq. 4.7: the EOS counts. The two are subtracted token by token and then
+    summed, which keeps float32 digits that subtracting two long sums would lose."""
     valid = mask > 0
-    return sequence_sum(jnp.where(valid, float32(policy_logp), 0.0) - jnp.where(valid, float32(ref_logp), 0.0), mask)
+    return sequence_sum(
+        jnp.where(valid, float32(policy_logp), 0.0) - jnp.where(valid, float32(ref_logp), 0.0), mask
+    )
 
 
-def weighted_mean(
-    value: Array,  # any shape
-    weight: Array,  # same shape
-) -> Mean:
+def weighted_mean(value: Array, weight: Array) -> Mean:  # any shape  # same shape
     """The undivided mean of `value` under `weight`; entries of weight 0 may hold NaN."""
     weight = float32(weight)
     return Mean(jnp.sum(jnp.where(weight > 0, float32(value), 0.0) * weight), jnp.sum(weight))
@@ -99,9 +96,7 @@ def sum_terms(terms: dict[str, Mean]) -> tuple[Mean, Metrics]:
     return Mean(total, weight), {f"term/{name}": term for name, term in terms.items()}
 
 
-def unit(
-    x: Array,  # [...,D]
-) -> Array:
+def unit(x: Array) -> Array:  # [...,D]
     """x / |x| in float32; a vector of (nearly) zero length gives 0 with gradient 0, never NaN."""
     x = float32(x)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
@@ -109,28 +104,29 @@ def unit(
     return jnp.where(long, x / jnp.sqrt(jnp.where(long, squared, 1.0)), 0.0)
 
 
-def cosine(
-    a: Array,  # [...,D]
-    b: Array,  # [...,D]
-) -> Array:
-    """Cosine of two vectors, differentiable in both -> [...] float32. 0 with gradient 0 if either has no direction."""
+def cosine(a: Array, b: Array) -> Array:  # [...,D]  # [...,D]
+    """Cosine of two vectors, differentiable in both -> [...] float32. 0 with gradient 0 if either
+    has no direction."""
     return jnp.sum(unit(a) * unit(b), axis=-1)
 
 
 def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
-    """How far the policy has moved, and how long the responses are: logged with every loss, before any gate or clip.
+    """How far the policy has moved, and how long the responses are: logged with every loss, before
+    any gate or clip.
 
-    * `ratio/{min,mean,max}`: pi/pi_t per token; `ratio/sequence_log`: log(pi/pi_t) summed over the response.
-    * `kl/old_k1`, `kl/old_k3`: KL(pi_t || pi) per sequence. The samples are pi_t's own, so with u = log(pi/pi_t) the
-      estimates -u (k1, unbiased, any sign) and e^u - 1 - u (k3, never negative) need no importance weight.
-    * `kl/init_k1`, `kl/init_k3`: KL(pi || pi_init) per sequence from the same samples, which are pi's own only while
-      pi = pi_t: with d = log(pi_init/pi), -d and e^d - 1 - d. Sequences whose `init_logp` is all zero were not scored
-      and do not count.
+    * `ratio/{min,mean,max}`: pi/pi_t per token; `ratio/sequence_log`: log(pi/pi_t) summed over the
+      response.
+    * `kl/old_k1`, `kl/old_k3`: KL(pi_t || pi) per sequence. The samples are pi_t's own, so with u =
+      log(pi/pi_t) the estimates -u (k1, unbiased, any sign) and e^u - 1 - u (k3, never negative)
+      need no importance weight.
+    * `kl/init_k1`, `kl/init_k3`: KL(pi || pi_init) per sequence from the same samples, which are
+      pi's own only while pi = pi_t: with d = log(pi_init/pi), -d and e^d - 1 - d. Sequences whose
+      `init_logp` is all zero were not scored and do not count.
     * `length/{min,mean,max}`: tokens per response, EOS included.
 
-    Where K responses were reduced to a winner and a loser, these are statistics of the selected two. Log-ratios are
-    clipped to +-60 inside `exp` only. Min is +inf and Max is -inf where nothing counted, so both merge.
-    """
+    Where K responses were reduced to a winner and a loser, these are statistics of the selected
+    two. Log-ratios are clipped to +-60 inside `exp` only. Min is +inf and Max is -inf where nothing
+    counted, so both merge."""
     policy, batch = clean(policy, batch)
     mask, valid = batch.mask, batch.mask > 0
     u = policy.logp - batch.old_logp

@@ -1,8 +1,8 @@
 """Semantic gates: how much of a preference survives when two responses mean the same.
 
-A gate maps similarity S to the factor on P - 1/2: 1 keeps the verdict, 0 makes it a tie. S is first cut to [0,1], so a
-negative cosine acts as S = 0 and rounding above 1 cannot flip a preference. Gates take NumPy and JAX arrays alike.
-"""
+A gate maps similarity S to the factor on P - 1/2: 1 keeps the verdict, 0 makes it a tie. S is first
+cut to [0,1], so a negative cosine acts as S = 0 and rounding above 1 cannot flip a preference.
+Gates take NumPy and JAX arrays alike."""
 
 from __future__ import annotations
 
@@ -10,51 +10,46 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Array
 
 
-def linear(
-    similarity: Array,  # any shape
-) -> Array:
+def linear(similarity: Array) -> Array:  # any shape
     """1 - S: the gate of S-SPPO (arXiv 2606.01561, section 3.1 and Algorithm 1)."""
     return 1.0 - similarity.clip(0.0, 1.0)
 
 
-def power(
-    similarity: Array,  # any shape
-    *,
-    exponent: float = 2.0,
-) -> Array:
-    """(1 - S)^exponent: above 1 it discounts weak similarity too, below 1 it acts on near-duplicates only.
+def power(similarity: Array, *, exponent: float = 2.0) -> Array:  # any shape
+    """(1 - S)^exponent: above 1 it discounts weak similarity too, below 1 it acts on
+    near-duplicates only.
 
-    A reconstruction: the paper (appendix D.5) names non-linear gates as future work and gives no formula.
+    A reconstruction: the paper (appendix D.5) names non-linear gates as future work and gives no
+      formula.
 
     Args:
       exponent: power of 1 - S, positive; 1 is the linear gate
     """
     if not exponent > 0:
-        raise ConfigError(f"gate power: exponent={exponent!r} must be > 0; 1.0 gives the linear gate")
+        raise ConfigError(
+            f"gate power: exponent={exponent!r} must be > 0; 1.0 gives the linear gate"
+        )
     return (1.0 - similarity.clip(0.0, 1.0)) ** exponent
 
 
-def threshold(
-    similarity: Array,  # any shape
-    *,
-    cutoff: float = 0.9,
-) -> Array:
-    """1 below the cutoff and 0 from it on: verdicts on near-duplicates are ignored, all others kept whole.
+def threshold(similarity: Array, *, cutoff: float = 0.9) -> Array:  # any shape
+    """1 below the cutoff and 0 from it on: verdicts on near-duplicates are ignored, all others kept
+    whole.
 
-    A reconstruction (see `power`); 0.9 is where the paper's figures 2 and 3 begin to count responses as alike.
+    A reconstruction (see `power`); 0.9 is where the paper's figures 2 and 3 begin to count
+    responses as alike.
 
     Args:
       cutoff: similarity from which a pair counts as a tie, in (0, 1]
     """
     if not 0 < cutoff <= 1:
-        raise ConfigError(f"gate threshold: cutoff={cutoff!r} must be in (0, 1]; the default is 0.9")
+        raise ConfigError(
+            f"gate threshold: cutoff={cutoff!r} must be in (0, 1]; the default is 0.9"
+        )
     return (similarity < cutoff).astype(similarity.dtype)
 
 
-def calibrate(
-    win_rate: Array,  # any shape
-    factor: Array,  # same shape
-) -> Array:
+def calibrate(win_rate: Array, factor: Array) -> Array:  # any shape  # same shape
     """P^c = 1/2 + factor * (P - 1/2) (S-SPPO eq. 3.1): moves towards a tie and never past it."""
     return 0.5 + factor * (win_rate - 0.5)
 

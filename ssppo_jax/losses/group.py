@@ -1,15 +1,17 @@
 """Losses on groups: K responses per prompt, each with an advantage.
 
-Notation: u = log pi - log pi_old of a token, pi_old being the policy that sampled it (`batch.old_logp`, fixed for all
-updates of a rollout); r = e^u; A the advantage of the response (`batch.advantage`, a constant); L its length;
-s = exp(mean of u over its tokens), the length-normalised sequence ratio. Papers maximise J; a loss is -J. Names of
-losses and keywords are TRL's, those of `loss_agg_mode` verl's.
+Notation: u = log pi - log pi_old of a token, pi_old being the policy that sampled it
+(`batch.old_logp`, fixed for all updates of a rollout); r = e^u; A the advantage of the response
+(`batch.advantage`, a constant); L its length; s = exp(mean of u over its tokens), the
+length-normalised sequence ratio. Papers maximise J; a loss is -J. Names of losses and keywords are
+TRL's, those of `loss_agg_mode` verl's.
 
-With `beta` > 0 every loss adds beta * KL(pi || pi_ref) by the k3 estimate, aggregated as the surrogate is.
+With `beta` > 0 every loss adds beta * KL(pi || pi_ref) by the k3 estimate, aggregated as the
+surrogate is.
 
-Means are over responses or over tokens of real rows, and merge: micro-batches of any cut give the same gradient. A
-response without tokens (one masked because it was truncated) adds 0 and counts as a response, as in TRL.
-"""
+Means are over responses or over tokens of real rows, and merge: micro-batches of any cut give the
+same gradient. A response without tokens (one masked because it was truncated) adds 0 and counts as
+a response, as in TRL."""
 
 from __future__ import annotations
 
@@ -18,12 +20,24 @@ import math
 import jax
 import jax.numpy as jnp
 
-from ssppo_jax.losses.core import clean, require, sequence_mean, sequence_sum, sum_terms, weighted_mean
+from ssppo_jax.losses.core import (
+    clean,
+    require,
+    sequence_mean,
+    sequence_sum,
+    sum_terms,
+    weighted_mean,
+)
 from ssppo_jax.losses.ratio_gates import MAX_LOG_RATIO, RATIO_GATES, Gated, ratio
 from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy
 
 ROWS = "group"
-LOSS_AGG_MODES = ("token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-sum-norm")
+LOSS_AGG_MODES = (
+    "token-mean",
+    "seq-mean-token-mean",
+    "seq-mean-token-sum",
+    "seq-mean-token-sum-norm",
+)
 
 
 def _group(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Array, Array]:
@@ -33,10 +47,7 @@ def _group(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Array, Array]:
     return policy, batch, u, _spread(batch.advantage, u)
 
 
-def _spread(
-    x: Array,  # [B,K]
-    tokens: Array,  # [B,K,T]
-) -> Array:
+def _spread(x: Array, tokens: Array) -> Array:  # [B,K]  # [B,K,T]
     """One value per response -> the same value at each of its tokens."""
     return jnp.broadcast_to(x[:, :, None], tokens.shape)
 
@@ -44,19 +55,32 @@ def _spread(
 def _clip_range(epsilon: float, epsilon_high: float) -> tuple[float, float]:
     """(epsilon, epsilon_high), the second falling back on the first, as in TRL."""
     require(epsilon > 0, "epsilon", epsilon, "must be > 0", "it is how far a ratio may go below 1")
-    require(epsilon_high >= 0, "epsilon_high", epsilon_high, "must be >= 0", "0 means the same as epsilon")
+    require(
+        epsilon_high >= 0,
+        "epsilon_high",
+        epsilon_high,
+        "must be >= 0",
+        "0 means the same as epsilon",
+    )
     return epsilon, epsilon_high or epsilon
 
 
 def _aggregate(
-    x: Array,  # [B,K,T]
+    x: Array,
     batch: Batch,
     mode: str,
-    max_completion_length: int = 0,
+    max_completion_length: int = 0,  # [B,K,T]
 ) -> Mean:
-    """Mean over tokens, or over responses of their token mean, sum, or sum / max_completion_length (0: T)."""
+    """Mean over tokens, or over responses of their token mean, sum, or sum / max_completion_length
+    (0: T)."""
     allowed = "must be one of " + ", ".join(LOSS_AGG_MODES)
-    require(mode in LOSS_AGG_MODES, "loss_agg_mode", mode, allowed, "GRPO's is seq-mean-token-mean, DAPO's token-mean")
+    require(
+        mode in LOSS_AGG_MODES,
+        "loss_agg_mode",
+        mode,
+        allowed,
+        "GRPO's is seq-mean-token-mean, DAPO's token-mean",
+    )
     if mode == "token-mean":
         return weighted_mean(x, batch.mask * batch.weight[:, None, None])
     if mode == "seq-mean-token-mean":
@@ -68,10 +92,9 @@ def _aggregate(
     return weighted_mean(response, jnp.broadcast_to(batch.weight[:, None], response.shape))
 
 
-def _k3(
-    d: Array,  # [B,K,T] log pi_ref - log pi
-) -> Array:
-    """e^d - 1 - d >= 0. Where pi_ref exceeds pi by more than e^20 it is constant, so that nothing overflows."""
+def _k3(d: Array) -> Array:  # [B,K,T] log pi_ref - log pi
+    """e^d - 1 - d >= 0. Where pi_ref exceeds pi by more than e^20 it is constant, so that nothing
+    overflows."""
     d = jnp.minimum(d, MAX_LOG_RATIO)
     return jnp.expm1(d) - d
 
@@ -87,15 +110,19 @@ def _finish(
     max_completion_length: int = 0,
 ) -> tuple[Mean, Metrics]:
     """-J plus the KL term, and what every group loss logs."""
-    require(beta >= 0, "beta", beta, "must be >= 0", "it weighs the KL to the reference; 0 leaves it out")
+    require(
+        beta >= 0,
+        "beta",
+        beta,
+        "must be >= 0",
+        "it weighs the KL to the reference; 0 leaves it out",
+    )
     terms = {"surrogate": _aggregate(-gain, batch, loss_agg_mode, max_completion_length)}
     if beta:
         kl = _k3(batch.ref_logp - policy.logp)
         terms["kl"] = _aggregate(beta * kl, batch, loss_agg_mode, max_completion_length)
     loss, logged = sum_terms(terms)
-    silent = jnp.all(batch.advantage == 0, axis=1)
     sequence = sequence_mean(policy.logp - batch.old_logp, batch.mask)
-    logged |= {"advantage/zero_groups": weighted_mean(silent, batch.weight)}
     return loss, logged | _over_responses("sequence_ratio", ratio(sequence), batch) | metrics
 
 
@@ -109,11 +136,7 @@ def _responses(batch: Batch) -> Array:
     return jnp.any(batch.mask > 0, axis=-1) * batch.weight[:, None]
 
 
-def _over_responses(
-    name: str,
-    x: Array,  # [B,K]
-    batch: Batch,
-) -> Metrics:
+def _over_responses(name: str, x: Array, batch: Batch) -> Metrics:  # [B,K]
     """Minimum, mean and maximum over responses that have tokens."""
     weight = _responses(batch)
     return {
@@ -124,27 +147,29 @@ def _over_responses(
 
 
 def _clip_metrics(
-    low: Array,  # any shape, bool
-    high: Array,  # same shape, bool
-    weight: Array,  # same shape
+    low: Array,
+    high: Array,
+    weight: Array,  # any shape, bool  # same shape, bool  # same shape
 ) -> Metrics:
-    """Fractions without gradient because of the clip, and the effective update ratio: 1 minus the whole fraction."""
+    """Fractions without gradient because of the clip, and the effective update ratio: 1 minus the
+    whole fraction."""
     return {
-        "clip/fraction": weighted_mean(low | high, weight),
-        "clip/low": weighted_mean(low, weight),
-        "clip/high": weighted_mean(high, weight),
-        "eur": weighted_mean(~(low | high), weight),
+        "clip_ratio/region_mean": weighted_mean(low | high, weight),
+        "clip_ratio/low_mean": weighted_mean(low, weight),
+        "clip_ratio/high_mean": weighted_mean(high, weight),
+        "effective_update_ratio": weighted_mean(~(low | high), weight),
     }
 
 
 def _clipped(
-    r: Array,  # [B,K,T]
-    advantage: Array,  # [B,K,T]
+    r: Array,
+    advantage: Array,
     low: float,
     high: float,
-    delta: float = 0.0,
+    delta: float = 0.0,  # [B,K,T]  # [B,K,T]
 ) -> tuple[Array, Array, Array]:
-    """min(min(r, delta) A, clip(r, 1 - low, 1 + high) A), and where r fell out below or above, without gradient."""
+    """min(min(r, delta) A, clip(r, 1 - low, 1 + high) A), and where r fell out below or above,
+    without gradient."""
     capped = jnp.minimum(r, delta) if delta else r
     gain = jnp.minimum(capped * advantage, jnp.clip(r, 1.0 - low, 1.0 + high) * advantage)
     over = (advantage > 0) & (r > 1.0 + high)
@@ -153,16 +178,30 @@ def _clipped(
     return gain, (advantage <= 0) & (r < 1.0 - low), over
 
 
-# ---- soft gates ------------------------------------------------------------------------------------------------------
+# ---- soft gates ----------------------------------------------------------------------------------
 
 
-def _gated(u: Array, advantage: Array, gate: str, positive: float, negative: float, names: tuple[str, str]) -> Gated:
+def _gated(
+    u: Array, advantage: Array, gate: str, positive: float, negative: float, names: tuple[str, str]
+) -> Gated:
     """The gate at every token, with one temperature for A > 0 and another for A <= 0."""
     field = names[0].partition("_")[0] + "_gate"
-    require(gate in RATIO_GATES, field, gate, "must be one of " + ", ".join(sorted(RATIO_GATES)), "see ratio_gates.py")
+    require(
+        gate in RATIO_GATES,
+        field,
+        gate,
+        "must be one of " + ", ".join(sorted(RATIO_GATES)),
+        "see ratio_gates.py",
+    )
     least = math.pi / 2 if gate == "arctan_log_affine" else 0.0
     for name, value in zip(names, (positive, negative), strict=True):
-        require(value > 0 and value >= least, name, value, f"must be > 0 and >= {least:.4g} for {gate}", "10 is usual")
+        require(
+            value > 0 and value >= least,
+            name,
+            value,
+            f"must be > 0 and >= {least:.4g} for {gate}",
+            "10 is usual",
+        )
     temperature = jnp.where(advantage > 0, positive, negative).astype(u.dtype)
     return RATIO_GATES[gate](u, temperature)
 
@@ -176,19 +215,24 @@ def sspo(
     sspo_temperature_neg: float = 12.0,
     beta: float = 0.0,
 ) -> tuple[Mean, Metrics]:
-    """SSPO: J = mean over responses of A exp(1/L sum_t log f(r_t)), f a soft gate on the token ratio.
+    """SSPO: J = mean over responses of A exp(1/L sum_t log f(r_t)), f a soft gate on the token
+    ratio.
 
-    arXiv 2602.19327. Its abstracts say: a sequence-level importance weight built from soft token gates. The rest is a
-    reconstruction from secondary sources, each choice an option: the geometric mean of SAPO's sigmoid (`sigmoid`) is
-    the first version's, an arctan of the token log-ratio (`arctan_log`, the default) a reading of the third's. The gate
-    is differentiated through, the sign of A stays outside and enters only by the temperature, and nothing is clipped.
-    The temperatures are those of the same group's study of gates in SAPO (2602.19345), which has no `arctan_log`;
-    1.0/1.05 is SAPO's pair, and 3.93 gives `arctan_log` the reach of GMPO's 0.4. No KL: beta = 0.
+    arXiv 2602.19327. Its abstracts say: a sequence-level importance weight built from soft token
+    gates. The rest is a reconstruction from secondary sources, each choice an option: the geometric
+    mean of SAPO's sigmoid (`sigmoid`) is the first version's, an arctan of the token log-ratio
+    (`arctan_log`, the default) a reading of the third's. The gate is differentiated through, the
+    sign of A stays outside and enters only by the temperature, and nothing is clipped. The
+    temperatures are those of the same group's study of gates in SAPO (2602.19345), which has no
+    `arctan_log`; 1.0/1.05 is SAPO's pair, and 3.93 gives `arctan_log` the reach of GMPO's 0.4. No
+    KL: beta = 0.
 
-    On-policy (r = 1) the gradient is A/L per token for every gate and temperature: that of GRPO, GSPO, GMPO and SAPO.
+    On-policy (r = 1) the gradient is A/L per token for every gate and temperature: that of GRPO,
+    GSPO, GMPO and SAPO.
 
     Args:
-      sspo_gate: gate on token ratios, a name of ratio_gates.RATIO_GATES; log_clip and identity are the hard limits
+      sspo_gate: gate on token ratios, a name of ratio_gates.RATIO_GATES; log_clip and identity are
+        the hard limits
       sspo_temperature_pos: sharpness of the gate for responses of positive advantage
       sspo_temperature_neg: sharpness of the gate for the others
       beta: weight of the KL to the reference (k3); 0 leaves it out
@@ -197,7 +241,9 @@ def sspo(
     names = ("sspo_temperature_pos", "sspo_temperature_neg")
     gated = _gated(u, advantage, sspo_gate, sspo_temperature_pos, sspo_temperature_neg, names)
     s = ratio(sequence_mean(gated.log_f, batch.mask))
-    metrics = {"eur": weighted_mean(gated.slope, _tokens(batch))} | _over_responses("sequence_weight", s, batch)
+    metrics = {
+        "effective_update_ratio": weighted_mean(gated.slope, _tokens(batch))
+    } | _over_responses("sequence_weight", s, batch)
     return _finish(_spread(s, u) * advantage, policy, batch, metrics, beta=beta)
 
 
@@ -211,9 +257,11 @@ def sapo(
     beta: float = 0.0,
     loss_agg_mode: str = "seq-mean-token-mean",
 ) -> tuple[Mean, Metrics]:
-    """SAPO: f(r_t) A per token, f = 4/temperature * sigmoid(temperature (r - 1)) (arXiv 2511.20347; TRL's "sapo").
+    """SAPO: f(r_t) A per token, f = 4/temperature * sigmoid(temperature (r - 1)) (arXiv 2511.20347;
+    TRL's "sapo").
 
-    Other gates: arXiv 2602.19345, which finds temperatures 10/12 best. A constant added to f changes nothing here.
+    Other gates: arXiv 2602.19345, which finds temperatures 10/12 best. A constant added to f
+      changes nothing here.
 
     Args:
       sapo_gate: gate on token ratios, a name of ratio_gates.RATIO_GATES
@@ -225,17 +273,30 @@ def sapo(
     policy, batch, u, advantage = _group(policy, batch)
     names = ("sapo_temperature_pos", "sapo_temperature_neg")
     gated = _gated(u, advantage, sapo_gate, sapo_temperature_pos, sapo_temperature_neg, names)
-    metrics = {"eur": weighted_mean(gated.slope, _tokens(batch))}
-    return _finish(ratio(gated.log_f) * advantage, policy, batch, metrics, beta=beta, loss_agg_mode=loss_agg_mode)
+    metrics = {"effective_update_ratio": weighted_mean(gated.slope, _tokens(batch))}
+    return _finish(
+        ratio(gated.log_f) * advantage,
+        policy,
+        batch,
+        metrics,
+        beta=beta,
+        loss_agg_mode=loss_agg_mode,
+    )
 
 
-# ---- sequence ratios -------------------------------------------------------------------------------------------------
+# ---- sequence ratios -----------------------------------------------------------------------------
 
 
 def gspo(
-    policy: Policy, batch: Batch, *, epsilon: float = 3e-4, epsilon_high: float = 4e-4, beta: float = 0.0
+    policy: Policy,
+    batch: Batch,
+    *,
+    epsilon: float = 3e-4,
+    epsilon_high: float = 4e-4,
+    beta: float = 0.0,
 ) -> tuple[Mean, Metrics]:
-    """GSPO: mean over responses of min(s A, clip(s, 1 - epsilon, 1 + epsilon_high) A) (arXiv 2507.18071 eq. 5, 7).
+    """GSPO: mean over responses of min(s A, clip(s, 1 - epsilon, 1 + epsilon_high) A) (arXiv
+    2507.18071 eq. 5, 7).
 
     TRL's importance_sampling_level="sequence". EUR and clip fractions count responses.
 
@@ -253,12 +314,18 @@ def gspo(
 
 
 def gspo_token(
-    policy: Policy, batch: Batch, *, epsilon: float = 3e-4, epsilon_high: float = 4e-4, beta: float = 0.0
+    policy: Policy,
+    batch: Batch,
+    *,
+    epsilon: float = 3e-4,
+    epsilon_high: float = 4e-4,
+    beta: float = 0.0,
 ) -> tuple[Mean, Metrics]:
-    """GSPO-token: GRPO's surrogate with s_t = sg[s] pi_t/sg[pi_t] for the ratio (arXiv 2507.18071 eq. 13-14).
+    """GSPO-token: GRPO's surrogate with s_t = sg[s] pi_t/sg[pi_t] for the ratio (arXiv 2507.18071
+    eq. 13-14).
 
-    sg stops the gradient. With one advantage per response, as here, value and gradient are those of `gspo`; it exists
-    for advantages that differ from token to token.
+    sg stops the gradient. With one advantage per response, as here, value and gradient are those of
+    `gspo`; it exists for advantages that differ from token to token.
 
     Args:
       epsilon: how far s may go below 1
@@ -274,12 +341,18 @@ def gspo_token(
 
 
 def gmpo(
-    policy: Policy, batch: Batch, *, epsilon: float = 0.4, epsilon_high: float = 0.0, beta: float = 0.0
+    policy: Policy,
+    batch: Batch,
+    *,
+    epsilon: float = 0.4,
+    epsilon_high: float = 0.0,
+    beta: float = 0.0,
 ) -> tuple[Mean, Metrics]:
-    """GMPO: mean over responses of A exp(1/L sum_t c_t), c_t = u_t clipped in log space (arXiv 2507.20673).
+    """GMPO: mean over responses of A exp(1/L sum_t c_t), c_t = u_t clipped in log space (arXiv
+    2507.20673).
 
-    One-sided, by the sign of A: c = min(u, epsilon_high) for A > 0 and max(u, -epsilon) else. The paper's and TRL's
-    range of ratios is e^-0.4 to e^0.4.
+    One-sided, by the sign of A: c = min(u, epsilon_high) for A > 0 and max(u, -epsilon) else. The
+    paper's and TRL's range of ratios is e^-0.4 to e^0.4.
 
     Args:
       epsilon: how far u may go below 0
@@ -295,7 +368,38 @@ def gmpo(
     return _finish(_spread(s, u) * advantage, policy, batch, metrics, beta=beta)
 
 
-# ---- token ratios ----------------------------------------------------------------------------------------------------
+def rloo(
+    policy: Policy,
+    batch: Batch,
+    *,
+    epsilon: float = 0.2,
+    epsilon_high: float = 0.0,
+    beta: float = 0.0,
+) -> tuple[Mean, Metrics]:
+    """RLOO: mean over responses of min(s A, clip(s, 1 - epsilon, 1 + epsilon_high) A), s = exp(sum
+    of u over tokens).
+
+    arXiv 2402.14740 with the clipped sequence ratio of TRL's RLOOTrainer. Its leave-one-out
+    advantage comes with it (`COMPANIONS`). Differs from TRL in the KL, which is a term of the loss
+    here (k3) and part of the reward there (k1). On-policy the gradient is A times the sum of the
+    token scores: REINFORCE with the baseline. EUR and clip fractions count responses.
+
+    Args:
+      epsilon: how far s may go below 1
+      epsilon_high: how far s may go above 1; 0: the same as epsilon
+      beta: weight of the KL to the reference (k3); 0 leaves it out
+    """
+    low, high = _clip_range(epsilon, epsilon_high)
+    policy, batch, u, _ = _group(policy, batch)
+    s = ratio(sequence_sum(u, batch.mask))
+    gain, under, over = _clipped(s, batch.advantage, low, high)
+    metrics = _clip_metrics(under, over, _responses(batch)) | _over_responses(
+        "sequence_weight", s, batch
+    )
+    return _finish(_spread(gain, u), policy, batch, metrics, beta=beta)
+
+
+# ---- token ratios --------------------------------------------------------------------------------
 
 
 def _ppo(
@@ -311,7 +415,11 @@ def _ppo(
     """The clipped token surrogate that GRPO and its relatives average differently."""
     low, high = _clip_range(epsilon, epsilon_high)
     require(
-        delta == 0 or delta > 1 + high, "delta", delta, f"must be 0 or > 1 + epsilon_high = {1 + high:g}", "0: no cap"
+        delta == 0 or delta > 1 + high,
+        "delta",
+        delta,
+        f"must be 0 or > 1 + epsilon_high = {1 + high:g}",
+        "0: no cap",
     )
     policy, batch, u, advantage = _group(policy, batch)
     gain, under, over = _clipped(ratio(u), advantage, low, high, delta)
@@ -339,7 +447,8 @@ def grpo(
 ) -> tuple[Mean, Metrics]:
     """GRPO: min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) per token (arXiv 2402.03300 eq. 3).
 
-    `delta` caps r where A < 0, which the paper leaves unbounded (INTELLECT-2, arXiv 2505.07291; TRL's `delta`).
+    `delta` caps r where A < 0, which the paper leaves unbounded (INTELLECT-2, arXiv 2505.07291;
+    TRL's `delta`).
 
     Args:
       epsilon: how far r may go below 1
@@ -361,9 +470,10 @@ def dr_grpo(
     beta: float = 0.0,
     max_completion_length: int = 0,
 ) -> tuple[Mean, Metrics]:
-    """Dr. GRPO: GRPO's surrogate summed over tokens and divided by a constant length (arXiv 2503.20783).
+    """Dr. GRPO: GRPO's surrogate summed over tokens and divided by a constant length (arXiv
+    2503.20783).
 
-    Its other half, an advantage that is not divided by the std, is chosen with the advantage (`dr_grpo`).
+    Its other half, an advantage that is not divided by the std, comes with it (`COMPANIONS`).
 
     Args:
       epsilon: how far r may go below 1
@@ -373,9 +483,22 @@ def dr_grpo(
       max_completion_length: the constant length; 0: T, the completion slots of the batch
     """
     require(
-        max_completion_length >= 0, "max_completion_length", max_completion_length, "must be >= 0", "0 means T itself"
+        max_completion_length >= 0,
+        "max_completion_length",
+        max_completion_length,
+        "must be >= 0",
+        "0 means T itself",
     )
-    return _ppo(policy, batch, epsilon, epsilon_high, delta, beta, "seq-mean-token-sum-norm", max_completion_length)
+    return _ppo(
+        policy,
+        batch,
+        epsilon,
+        epsilon_high,
+        delta,
+        beta,
+        "seq-mean-token-sum-norm",
+        max_completion_length,
+    )
 
 
 def bnpo(
@@ -389,8 +512,9 @@ def bnpo(
 ) -> tuple[Mean, Metrics]:
     """BNPO, as TRL names it: GRPO's surrogate averaged over all tokens of the batch.
 
-    TRL averages within each micro-batch; here the tokens of the whole optimizer step are averaged, whatever its cut.
-    (The advantage normalisation of arXiv 2506.02864, which the name comes from, is not part of it, nor in TRL.)
+    TRL averages within each micro-batch; here the tokens of the whole optimizer step are averaged,
+    whatever its cut. (The advantage normalisation of arXiv 2506.02864, which the name comes from,
+    is not part of it, nor in TRL.)
 
     Args:
       epsilon: how far r may go below 1
@@ -410,11 +534,13 @@ def dapo(
     delta: float = 0.0,
     beta: float = 0.0,
 ) -> tuple[Mean, Metrics]:
-    """DAPO: GRPO's surrogate with a higher upper clip, averaged over all tokens (arXiv 2503.14476 eq. 8).
+    """DAPO: GRPO's surrogate with a higher upper clip, averaged over all tokens (arXiv 2503.14476
+    eq. 8).
 
-    The tokens are those of one optimizer step (TRL: of a generation batch, scaled). Its other parts act before the
-    loss: groups of equal rewards left out (`advantages.zero_spread`), the length reward (`advantages.soft_overlong`),
-    truncated responses masked.
+    The tokens are those of one optimizer step (TRL: of a generation batch, scaled). Its other parts
+    act before the loss and come with it (`COMPANIONS`): groups of equal rewards left out
+    (`advantages.zero_std`), the length reward (`advantages.soft_overlong`), truncated responses
+    masked.
 
     Args:
       epsilon: how far r may go below 1
@@ -433,17 +559,25 @@ def cispo(
     beta: float = 0.0,
     loss_agg_mode: str = "token-mean",
 ) -> tuple[Mean, Metrics]:
-    """CISPO: sg[min(r, epsilon_high)] A log pi per token (arXiv 2506.13585 eq. 4-5): all tokens keep a gradient.
+    """CISPO: sg[min(r, epsilon_high)] A log pi per token (arXiv 2506.13585 eq. 4-5): all tokens
+    keep a gradient.
 
-    As in TRL the cap is `epsilon_high` itself, not 1 + epsilon_high, and there is none below. Capped tokens count as
-    clipped whatever the sign of A (TRL counts A > 0), and EUR is 1 minus their fraction.
+    As in TRL the cap is `epsilon_high` itself, not 1 + epsilon_high, and there is none below.
+    Capped tokens count as clipped whatever the sign of A (TRL counts A > 0), and EUR is 1 minus
+    their fraction.
 
     Args:
       epsilon_high: the largest weight of a token, above 1
       beta: weight of the KL to the reference (k3); 0 leaves it out
       loss_agg_mode: token-mean, seq-mean-token-mean, seq-mean-token-sum or seq-mean-token-sum-norm
     """
-    require(epsilon_high > 1, "epsilon_high", epsilon_high, "must be > 1", "it is the cap on r itself; 5.0 is usual")
+    require(
+        epsilon_high > 1,
+        "epsilon_high",
+        epsilon_high,
+        "must be > 1",
+        "it is the cap on r itself; 5.0 is usual",
+    )
     policy, batch, u, advantage = _group(policy, batch)
     r = jax.lax.stop_gradient(ratio(u))
     gain = jnp.minimum(r, epsilon_high) * advantage * policy.logp
@@ -452,5 +586,18 @@ def cispo(
 
 
 LOSSES = {
-    function.__name__: function for function in (sspo, sapo, gspo, gspo_token, gmpo, grpo, dr_grpo, bnpo, dapo, cispo)
+    function.__name__: function
+    for function in (sspo, sapo, gspo, gspo_token, gmpo, rloo, grpo, dr_grpo, bnpo, dapo, cispo)
+}
+COMPANIONS = {
+    "rloo": {"advantage.name": "rloo"},
+    "dr_grpo": {"advantage.name": "dr_grpo"},
+    "dapo": {
+        "group.filter_groups": True,
+        "group.max_num_gen_batches": 10,  # verl's recipe
+        "group.overlong_buffer_len": (
+            -1
+        ),  # a fifth of the response, as 4096 of 20480 tokens in the paper
+        "group.mask_truncated_completions": True,
+    },
 }

@@ -1,8 +1,8 @@
 """Losses on pairs: winner at k=0, loser at k=1.
 
-Notation: r = log pi - log pi_ref of a response, summed over its tokens (`core.sequence_logratio`); D = r_w - r_l; bars
-are means per token; s is the logistic function. Unless said otherwise beta*r is the implicit reward that is logged.
-"""
+Notation: r = log pi - log pi_ref of a response, summed over its tokens (`core.sequence_logratio`);
+D = r_w - r_l; bars are means per token; s is the logistic function. Unless said otherwise beta*r is
+the implicit reward that is logged."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ def _pair(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Array]:
     """Clean a batch of pairs and return it with r [B,2]. Raises ValueError unless K is 2."""
     if policy.logp.shape[1] != 2:
         raise ValueError(
-            f"a pair loss needs K=2 (winner at 0, loser at 1), got logp of shape {tuple(policy.logp.shape)}: select "
-            "two of the K samples first (pairs.make_pairs), or use a group loss"
+            "a pair loss needs K=2 (winner at 0, loser at 1), got logp of shape"
+            f" {tuple(policy.logp.shape)}: select two of the K samples first (pairs.make_pairs), or"
+            " use a group loss"
         )
     policy, batch = clean(policy, batch)
     return policy, batch, sequence_logratio(policy.logp, batch.ref_logp, batch.mask)
@@ -52,26 +53,36 @@ def _smoothing(value: float, limit: float, *, open_at_zero: bool = False) -> Non
 
 
 def _finish(
-    terms: dict[str, Array],  # [B] each
-    reward: Array,  # [B,2]
-    batch: Batch,
+    terms: dict[str, Array],
+    reward: Array,
+    batch: Batch,  # [B] each  # [B,2]
 ) -> tuple[Mean, Metrics]:
     """Average the terms over real rows; log the implicit rewards, their accuracy and margin."""
     weight = batch.weight
     loss, metrics = sum_terms({name: weighted_mean(term, weight) for name, term in terms.items()})
     winner, loser = reward[:, 0], reward[:, 1]
-    logged = {"winner": winner, "loser": loser, "margin": winner - loser, "accuracy": winner > loser}
-    return loss, metrics | {f"reward/{name}": weighted_mean(value, weight) for name, value in logged.items()}
+    rewards = {
+        "chosen": winner,
+        "rejected": loser,
+        "margins": winner - loser,
+        "accuracies": winner > loser,
+    }
+    return loss, metrics | {
+        f"rewards/{name}": weighted_mean(x, weight) for name, x in rewards.items()
+    }
 
 
 def _regression(
-    r: Array,  # [B,2]
-    win_rate: Array,  # [B,2]
+    r: Array,
+    win_rate: Array,
     beta: float,
-    log_z_coef: float,
+    log_z_coef: float,  # [B,2]  # [B,2]
 ) -> Array:
     """Squared distance of r to (P - log_z_coef)/beta -> [B,2]."""
     _positive(beta=beta)
+    require(
+        0 <= log_z_coef <= 1, "log_z_coef", log_z_coef, "must be in [0, 1]", "0.5 is the papers'"
+    )
     return (r - (win_rate - log_z_coef) / beta) ** 2
 
 
@@ -80,7 +91,11 @@ def _target_metrics(batch: Batch) -> Metrics:
     values = {
         f"{kind}_{name}": value
         for kind, rate in (("raw", batch.win_rate), ("calibrated", batch.target))
-        for name, value in (("winner", rate[:, 0]), ("loser", rate[:, 1]), ("margin", rate[:, 0] - rate[:, 1]))
+        for name, value in (
+            ("winner", rate[:, 0]),
+            ("loser", rate[:, 1]),
+            ("margin", rate[:, 0] - rate[:, 1]),
+        )
     }
     return {f"target/{name}": weighted_mean(value, batch.weight) for name, value in values.items()}
 
@@ -98,25 +113,38 @@ def s_sppo(
 
         1/2 sum_y (r(y) - (P^c(y) - log_z_coef)/beta)^2 + repulsion_weight * cos(h_w, h_l)
 
-    arXiv 2606.01561, eq. 3.1, 3.2 and Algorithm 1. P^c is `batch.target` (gated when the pairs were made); h are the
-    policy's pooled hidden states, and the gradient flows through both. The 1/2 follows from Algorithm 1's expectation
-    over single rows (reconstruction, as in SPPO's code); where h is pooled is not said there and is the model's choice.
+    arXiv 2606.01561, eq. 3.1, 3.2 and Algorithm 1. P^c is `batch.target` (gated when the pairs were
+    made); h are the policy's pooled hidden states, and the gradient flows through both. The 1/2
+    follows from Algorithm 1's expectation over single rows (reconstruction, as in SPPO's code);
+    where h is pooled is not said there and is the model's choice.
 
-    The gate always pulls P^c to 1/2. With log_z_coef = 1/2 a pair of identical meaning is thus held at r = 0; with
-    another value it is asked for r = (1/2 - log_z_coef)/beta on both responses, that is, both are moved together.
+    The gate always pulls P^c to 1/2. With log_z_coef = 1/2 a pair of identical meaning is thus held
+    at r = 0; with another value it is asked for r = (1/2 - log_z_coef)/beta on both responses, that
+    is, both are moved together.
 
     Args:
       beta: 1/eta, the inverse step size of the self-play update; targets are (P - log_z_coef)/beta
-      repulsion_weight: weight lambda of the cosine between the hidden states of winner and loser; 0 turns it off
-      log_z_coef: the constant put for beta * log Z, between 0.5 (fair coin flips) and 1 (a strict order)
+      repulsion_weight: weight lambda of the cosine between the hidden states of winner and loser; 0
+        turns it off
+      log_z_coef: the constant put for beta * log Z, between 0.5 (fair coin flips) and 1 (a strict
+        order)
       pair_reduction: mean or sum of the two squared errors of a pair
     """
-    require(pair_reduction in ("mean", "sum"), "pair_reduction", pair_reduction, "must be mean or sum", "write 'mean'")
+    require(repulsion_weight >= 0, "repulsion_weight", repulsion_weight, "must be >= 0", "0 is off")
+    require(
+        pair_reduction in ("mean", "sum"),
+        "pair_reduction",
+        pair_reduction,
+        "must be mean or sum",
+        "write 'mean'",
+    )
     policy, batch, r = _pair(policy, batch)
     similarity = cosine(policy.hidden[:, 0], policy.hidden[:, 1])
     error = _regression(r, batch.target, beta, log_z_coef)
     terms = {
-        "regression": jnp.mean(error, axis=-1) if pair_reduction == "mean" else jnp.sum(error, axis=-1),
+        "regression": (
+            jnp.mean(error, axis=-1) if pair_reduction == "mean" else jnp.sum(error, axis=-1)
+        ),
         "repulsion": repulsion_weight * similarity,
     }
     loss, metrics = _finish(terms, beta * r, batch)
@@ -127,14 +155,18 @@ def s_sppo(
     return loss, metrics | _target_metrics(batch) | similarities
 
 
-def sppo(policy: Policy, batch: Batch, *, beta: float = 1e-3, log_z_coef: float = 0.5) -> tuple[Mean, Metrics]:
-    """SPPO: 1/2 [(r_w - (P_w - log_z_coef)/beta)^2 + (r_l - (P_l - log_z_coef)/beta)^2], P = `batch.win_rate`.
+def sppo(
+    policy: Policy, batch: Batch, *, beta: float = 1e-3, log_z_coef: float = 0.5
+) -> tuple[Mean, Metrics]:
+    """SPPO: 1/2 [(r_w - (P_w - log_z_coef)/beta)^2 + (r_l - (P_l - log_z_coef)/beta)^2], P =
+    `batch.win_rate`.
 
     arXiv 2405.00675 eq. 4.7 and the authors' loss_type "sppo", which has the 1/2.
 
     Args:
       beta: 1/eta, the inverse step size of the self-play update; targets are (P - log_z_coef)/beta
-      log_z_coef: the constant put for beta * log Z, between 0.5 (fair coin flips) and 1 (a strict order)
+      log_z_coef: the constant put for beta * log Z, between 0.5 (fair coin flips) and 1 (a strict
+        order)
     """
     _, batch, r = _pair(policy, batch)
     error = _regression(r, batch.win_rate, beta, log_z_coef)
@@ -142,12 +174,16 @@ def sppo(policy: Policy, batch: Batch, *, beta: float = 1e-3, log_z_coef: float 
     return loss, metrics | _target_metrics(batch)
 
 
-def sppo_single(policy: Policy, batch: Batch, *, beta: float = 1e-3, log_z_coef: float = 0.5) -> tuple[Mean, Metrics]:
-    """SPPO on one comparison: `sppo` with P_w = `batch.p_win` and P_l = 1 - p_win (the authors' "sppo_single").
+def sppo_single(
+    policy: Policy, batch: Batch, *, beta: float = 1e-3, log_z_coef: float = 0.5
+) -> tuple[Mean, Metrics]:
+    """SPPO on one comparison: `sppo` with P_w = `batch.p_win` and P_l = 1 - p_win (the authors'
+    "sppo_single").
 
     Args:
       beta: 1/eta, the inverse step size of the self-play update; targets are (P - log_z_coef)/beta
-      log_z_coef: the constant put for beta * log Z, between 0.5 (fair coin flips) and 1 (a strict order)
+      log_z_coef: the constant put for beta * log Z, between 0.5 (fair coin flips) and 1 (a strict
+        order)
     """
     _, batch, r = _pair(policy, batch)
     error = _regression(r, jnp.stack([batch.p_win, 1.0 - batch.p_win], axis=-1), beta, log_z_coef)
@@ -155,7 +191,8 @@ def sppo_single(policy: Policy, batch: Batch, *, beta: float = 1e-3, log_z_coef:
 
 
 def sppo_hard(policy: Policy, batch: Batch, *, beta: float = 1e-3) -> tuple[Mean, Metrics]:
-    """SPPO with the winner certain: (r_w - 1/(2 beta))^2 + (r_l + 1/(2 beta))^2, without a factor 1/2.
+    """SPPO with the winner certain: (r_w - 1/(2 beta))^2 + (r_l + 1/(2 beta))^2, without a factor
+    1/2.
 
     TRL's loss_type "sppo_hard": twice `sppo_single` at p_win = 1.
 
@@ -167,8 +204,11 @@ def sppo_hard(policy: Policy, batch: Batch, *, beta: float = 1e-3) -> tuple[Mean
     return _finish({"regression": jnp.sum(error, axis=-1)}, beta * r, batch)
 
 
-def dpo(policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0) -> tuple[Mean, Metrics]:
-    """DPO: -(1-e) log s(beta D) - e log s(-beta D), e = label_smoothing (arXiv 2305.18290 eq. 7; e > 0 is cDPO).
+def dpo(
+    policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.0
+) -> tuple[Mean, Metrics]:
+    """DPO: -(1-e) log s(beta D) - e log s(-beta D), e = label_smoothing (arXiv 2305.18290 eq. 7; e
+    > 0 is cDPO).
 
     Args:
       beta: strength of the tie to the reference
@@ -178,14 +218,20 @@ def dpo(policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: flo
     _smoothing(label_smoothing, 0.5)
     _, batch, r = _pair(policy, batch)
     z = beta * (r[:, 0] - r[:, 1])
-    loss = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(z) - label_smoothing * jax.nn.log_sigmoid(-z)
+    loss = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(z) - label_smoothing * jax.nn.log_sigmoid(
+        -z
+    )
     return _finish({"preference": loss}, beta * r, batch)
 
 
-def robust(policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.1) -> tuple[Mean, Metrics]:
-    """Robust DPO: [-(1-e) log s(beta D) + e log s(-beta D)] / (1-2e), unbiased under labels flipped at rate e.
+def robust(
+    policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 0.1
+) -> tuple[Mean, Metrics]:
+    """Robust DPO: [-(1-e) log s(beta D) + e log s(-beta D)] / (1-2e), unbiased under labels flipped
+    at rate e.
 
-    arXiv 2403.00409; TRL's "robust". The plus sign makes it unbounded below as D grows, which cDPO is not.
+    arXiv 2403.00409; TRL's "robust". The plus sign makes it unbounded below as D grows, which cDPO
+    is not.
 
     Args:
       beta: strength of the tie to the reference
@@ -195,14 +241,19 @@ def robust(policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: 
     _smoothing(label_smoothing, 0.5)
     _, batch, r = _pair(policy, batch)
     z = beta * (r[:, 0] - r[:, 1])
-    loss = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(z) + label_smoothing * jax.nn.log_sigmoid(-z)
+    loss = -(1.0 - label_smoothing) * jax.nn.log_sigmoid(z) + label_smoothing * jax.nn.log_sigmoid(
+        -z
+    )
     return _finish({"preference": loss / (1.0 - 2.0 * label_smoothing)}, beta * r, batch)
 
 
-def ipo(policy: Policy, batch: Batch, *, beta: float = 0.1, ipo_length_normalize: bool = True) -> tuple[Mean, Metrics]:
+def ipo(
+    policy: Policy, batch: Batch, *, beta: float = 0.1, ipo_length_normalize: bool = True
+) -> tuple[Mean, Metrics]:
     """IPO: (r_w - r_l - 1/(2 beta))^2, the paper's tau being beta (arXiv 2310.12036).
 
-    TRL's DPO trainer averages r over the tokens (the default here); SPPO's code and TRL's CPO trainer sum it.
+    TRL's DPO trainer averages r over the tokens (the default here); SPPO's code and TRL's CPO
+    trainer sum it.
 
     Args:
       beta: regularisation tau; the margin aimed at is 1/(2 beta)
@@ -216,7 +267,8 @@ def ipo(policy: Policy, batch: Batch, *, beta: float = 0.1, ipo_length_normalize
 
 
 def hinge(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
-    """Hinge: max(0, 1 - beta D) (SLiC, arXiv 2305.10425, normalised by the reference as in RSO, 2309.06657).
+    """Hinge: max(0, 1 - beta D) (SLiC, arXiv 2305.10425, normalised by the reference as in RSO,
+    2309.06657).
 
     Args:
       beta: inverse of the margin after which a pair no longer pushes
@@ -226,10 +278,14 @@ def hinge(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Met
     return _finish({"preference": jax.nn.relu(1.0 - beta * (r[:, 0] - r[:, 1]))}, beta * r, batch)
 
 
-def simpo(policy: Policy, batch: Batch, *, beta: float = 0.1, simpo_gamma: float = 0.5) -> tuple[Mean, Metrics]:
-    """SimPO: -log s(beta (mean log pi_w - mean log pi_l) - gamma), no reference (arXiv 2405.14734 eq. 6).
+def simpo(
+    policy: Policy, batch: Batch, *, beta: float = 0.1, simpo_gamma: float = 0.5
+) -> tuple[Mean, Metrics]:
+    """SimPO: -log s(beta (mean log pi_w - mean log pi_l) - gamma), no reference (arXiv 2405.14734
+    eq. 6).
 
-    Defaults are TRL's; the paper works at beta 2 to 2.5 with gamma/beta near 0.5. Reward: beta * mean log pi.
+    Defaults are TRL's; the paper works at beta 2 to 2.5 with gamma/beta near 0.5. Reward: beta *
+    mean log pi.
 
     Args:
       beta: scale of the length-normalised log-probabilities
@@ -238,15 +294,20 @@ def simpo(policy: Policy, batch: Batch, *, beta: float = 0.1, simpo_gamma: float
     _positive(beta=beta)
     policy, batch, _ = _pair(policy, batch)
     reward = beta * sequence_mean(policy.logp, batch.mask)
-    return _finish({"preference": -jax.nn.log_sigmoid(reward[:, 0] - reward[:, 1] - simpo_gamma)}, reward, batch)
+    return _finish(
+        {"preference": -jax.nn.log_sigmoid(reward[:, 0] - reward[:, 1] - simpo_gamma)},
+        reward,
+        batch,
+    )
 
 
 def orpo(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
-    """ORPO: NLL(w) - beta log s(logodds_w - logodds_l), logodds = m - log(1 - e^m), m the mean token log-prob.
+    """ORPO: NLL(w) - beta log s(logodds_w - logodds_l), logodds = m - log(1 - e^m), m the mean
+    token log-prob.
 
-    arXiv 2403.07691 eq. 6-7, no reference. NLL is the winner's token mean over the completion, then the mean over rows
-    (TRL averages all tokens of the batch, prompt included). m is capped at -1e-6, where the odds would be infinite.
-    Reward: beta * m.
+    arXiv 2403.07691 eq. 6-7, no reference. NLL is the winner's token mean over the completion, then
+    the mean over rows (TRL averages all tokens of the batch, prompt included). m is capped at
+    -1e-6, where the odds would be infinite. Reward: beta * m.
 
     Args:
       beta: weight lambda of the odds-ratio term
@@ -256,16 +317,21 @@ def orpo(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metr
     mean_logp = sequence_mean(policy.logp, batch.mask)
     capped = jnp.minimum(mean_logp, -MIN_NLL)
     log_odds = capped - jnp.log(-jnp.expm1(capped))
-    terms = {"nll": -mean_logp[:, 0], "odds_ratio": -beta * jax.nn.log_sigmoid(log_odds[:, 0] - log_odds[:, 1])}
+    terms = {
+        "nll": -mean_logp[:, 0],
+        "odds_ratio": -beta * jax.nn.log_sigmoid(log_odds[:, 0] - log_odds[:, 1]),
+    }
     return _finish(terms, beta * mean_logp, batch)
 
 
 def kto_pair(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
-    """KTO on a pair: 1/2 [1 - s(beta (r_w - KL_l)) + 1 - s(beta (KL_w - r_l))], KL_y = max(0, r_y), no gradient.
+    """KTO on a pair: 1/2 [1 - s(beta (r_w - KL_l)) + 1 - s(beta (KL_w - r_l))], KL_y = max(0, r_y),
+    no gradient.
 
-    After SPPO's code (KTO: arXiv 2402.01306). There KL is the mean of r over the device's batch, so the loss of a pair
-    depends on its neighbours and 8 micro-batches of 1 are not 1 of 8. Here each pair brings its own KL: equal to that
-    code at one pair per device. KL carries no gradient, as in the KTO paper.
+    After SPPO's code (KTO: arXiv 2402.01306). There KL is the mean of r over the device's batch, so
+    the loss of a pair depends on its neighbours and 8 micro-batches of 1 are not 1 of 8. Here each
+    pair brings its own KL: equal to that code at one pair per device. KL carries no gradient, as in
+    the KTO paper.
 
     Args:
       beta: strength of the tie to the reference
@@ -278,8 +344,11 @@ def kto_pair(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, 
     return _finish({"preference": 0.5 * (winner + loser)}, beta * r, batch)
 
 
-def exo_pair(policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 1e-3) -> tuple[Mean, Metrics]:
-    """EXO: reverse KL of q = (s(beta D), s(-beta D)) to the smoothed label (1-e, e) (arXiv 2402.00856).
+def exo_pair(
+    policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing: float = 1e-3
+) -> tuple[Mean, Metrics]:
+    """EXO: reverse KL of q = (s(beta D), s(-beta D)) to the smoothed label (1-e, e) (arXiv
+    2402.00856).
 
         q_w (log q_w - log(1-e)) + q_l (log q_l - log e)
 
@@ -297,7 +366,8 @@ def exo_pair(policy: Policy, batch: Batch, *, beta: float = 0.1, label_smoothing
 
 
 def nca_pair(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
-    """NCA: -log s(beta r_w) - 1/2 log s(-beta r_w) - 1/2 log s(-beta r_l) (arXiv 2402.05369; TRL's "nca_pair").
+    """NCA: -log s(beta r_w) - 1/2 log s(-beta r_w) - 1/2 log s(-beta r_l) (arXiv 2402.05369; TRL's
+    "nca_pair").
 
     Args:
       beta: strength of the tie to the reference
@@ -310,7 +380,8 @@ def nca_pair(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, 
 
 
 def bco_pair(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
-    """BCO: -log s(beta r_w) - log s(-beta r_l) (arXiv 2404.04656), without the paper's running reward shift.
+    """BCO: -log s(beta r_w) - log s(-beta r_l) (arXiv 2404.04656), without the paper's running
+    reward shift.
 
     Args:
       beta: strength of the tie to the reference
@@ -323,7 +394,8 @@ def bco_pair(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, 
 
 
 def apo_zero(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
-    """APO-zero: 1 - s(beta r_w) + s(beta r_l): winner up, loser down; for a policy worse than the winner.
+    """APO-zero: 1 - s(beta r_w) + s(beta r_l): winner up, loser down; for a policy worse than the
+    winner.
 
     arXiv 2408.06266.
 
@@ -337,7 +409,8 @@ def apo_zero(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, 
 
 
 def apo_down(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
-    """APO-down: s(beta r_w) + 1 - s(beta D): both down, the loser more; for a policy better than the winner.
+    """APO-down: s(beta r_w) + 1 - s(beta D): both down, the loser more; for a policy better than
+    the winner.
 
     arXiv 2408.06266.
 
@@ -350,19 +423,28 @@ def apo_down(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, 
     return _finish({"preference": loss}, beta * r, batch)
 
 
-def inpo(policy: Policy, batch: Batch, *, eta: float = 0.0075, tau: float = 0.0025) -> tuple[Mean, Metrics]:
-    """INPO: [log(pi_w/pi_l) - tau/eta log(ref_w/ref_l) - (1 - tau/eta) log(pi_t,w/pi_t,l) - 1/(2 eta)]^2.
+def inpo(
+    policy: Policy, batch: Batch, *, eta: float = 0.0075, tau: float = 0.0025
+) -> tuple[Mean, Metrics]:
+    """INPO: [log(pi_w/pi_l) - tau/eta log(ref_w/ref_l) - (1 - tau/eta) log(pi_t,w/pi_t,l) - 1/(2
+    eta)]^2.
 
-    arXiv 2407.00617 (reconstruction, defaults included). `batch.ref_logp` must be the regularising reference (the
-    initial policy) and `batch.old_logp` pi_t; with tau = 0 it is `ipo` against pi_t without length normalisation.
-    Reward: eta times the bracket's contribution of one response.
+    arXiv 2407.00617 (reconstruction, defaults included). `batch.ref_logp` must be the regularising
+    reference (the initial policy) and `batch.old_logp` pi_t; with tau = 0 it is `ipo` against pi_t
+    without length normalisation. Reward: eta times the bracket's contribution of one response.
 
     Args:
       eta: the paper's step constant; the margin aimed at is 1/(2 eta)
       tau: weight of the reference against pi_t, in [0, eta]
     """
     _positive(eta=eta)
-    require(0 <= tau <= eta, "tau", tau, f"must be in [0, eta], eta being {eta!r}", "eta/3 is the default")
+    require(
+        0 <= tau <= eta,
+        "tau",
+        tau,
+        f"must be in [0, eta], eta being {eta!r}",
+        "eta/3 is the default",
+    )
     policy, batch, r = _pair(policy, batch)
     r_t = sequence_logratio(policy.logp, batch.old_logp, batch.mask)
     mixed = (tau / eta) * r + (1.0 - tau / eta) * r_t

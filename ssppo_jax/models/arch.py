@@ -36,13 +36,14 @@ class LinearScaling:
 
 @dataclasses.dataclass(frozen=True)
 class Arch:
-    """A decoder: RMSNorm, RoPE (rotate-half), grouped-query attention, gated mlp. Hashable, so jit-static.
+    """A decoder: RMSNorm, RoPE (rotate-half), grouped-query attention, gated mlp. Hashable, so
+    jit-static.
 
     What its `model_type` implies (biases, further norms, ...) is its `family`.
 
     Raises:
-      ConfigError: sizes that do not fit together (heads over key-value heads, odd head_dim, ids beyond the vocabulary),
-        or settings that the family does not have.
+      ConfigError: sizes that do not fit together (heads over key-value heads, odd head_dim, ids
+        beyond the vocabulary), or settings that the family does not have.
     """
 
     vocab_size: int
@@ -59,14 +60,22 @@ class Arch:
     model_type: str = "llama"
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
-    rope_scaling: Llama3Scaling | LinearScaling | None = None  # of layers without a window, if RoPE differs by layer
-    sliding_window: int | None = None  # tokens a layer may look back over, itself included; None: all
+    rope_scaling: Llama3Scaling | LinearScaling | None = (
+        None  # of layers without a window, if RoPE differs by layer
+    )
+    sliding_window: int | None = (
+        None  # tokens a layer may look back over, itself included; None: all
+    )
     sliding_layers: tuple[int, ...] = ()  # the layers that the window binds, ascending
     local_rope_theta: float | None = None  # RoPE base of those layers; None: as the others
-    query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: by the root of head_dim
+    query_pre_attn_scalar: float | None = (
+        None  # scores are divided by its root; None: by the root of head_dim
+    )
     attn_softcap: float | None = None
     final_softcap: float | None = None
-    num_labels: int = 0  # outputs of a classification head (a reward model has 1); 0: a language model
+    num_labels: int = (
+        0  # outputs of a classification head (a reward model has 1); 0: a language model
+    )
 
     def __post_init__(self):
         problems = list(_arch_problems(self))
@@ -103,7 +112,15 @@ def tiny_arch(**overrides: Any) -> Arch:
 
 
 def _arch_problems(arch: Arch):
-    sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_dim")
+    sizes = (
+        "vocab_size",
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "head_dim",
+        "mlp_dim",
+    )
     for name in (*sizes, "max_positions"):
         value = getattr(arch, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -134,10 +151,13 @@ def _arch_problems(arch: Arch):
         return
     yield from _window_problems(arch)
     if (arch.local_rope_theta is not None) != arch.family.local_rope:
-        yield f"local_rope_theta {arch.local_rope_theta} does not fit model_type {arch.model_type!r}"
-    for name in ("query_pre_attn_scalar",) * (not arch.family.gemma) + ("attn_softcap", "final_softcap") * (
-        not arch.family.softcaps
-    ):
+        yield (
+            f"local_rope_theta {arch.local_rope_theta} does not fit model_type {arch.model_type!r}"
+        )
+    for name in ("query_pre_attn_scalar",) * (not arch.family.gemma) + (
+        "attn_softcap",
+        "final_softcap",
+    ) * (not arch.family.softcaps):
         if getattr(arch, name) is not None:
             yield f"{name} {getattr(arch, name)} does not fit model_type {arch.model_type!r}"
 
@@ -151,4 +171,7 @@ def _window_problems(arch: Arch):
     if list(layers) != sorted(set(layers) & set(range(arch.num_layers))):
         yield f"sliding_layers {layers} must ascend within the {arch.num_layers} layers"
     if layers and (kind == "none" or (kind == "all" and len(layers) < arch.num_layers)):
-        yield f"sliding_layers {layers} do not fit model_type {arch.model_type!r}: it has windows in {kind} layers"
+        yield (
+            f"sliding_layers {layers} do not fit model_type {arch.model_type!r}: it has windows in"
+            f" {kind} layers"
+        )

@@ -1,4 +1,5 @@
-"""Attention over blocks of keys: one softmax over several blocks, written as products or given to a fused kernel."""
+"""Attention over blocks of keys: one softmax over several blocks, written as products or given to a
+fused kernel."""
 
 from __future__ import annotations
 
@@ -11,17 +12,22 @@ import numpy as np
 from ssppo_jax.models.layers import soft_cap
 from ssppo_jax.types import Array
 
-# einsum: the reference, anywhere. xla, cudnn: `jax.nn.dot_product_attention` by these implementations (cuDNN's flash
-# attention needs an NVIDIA GPU and a 16-bit dtype). splash: Pallas splash attention, TPU (`models.splash`).
+# einsum: the reference, anywhere. xla, cudnn: `jax.nn.dot_product_attention` by these
+# implementations (cuDNN's flash attention needs an NVIDIA GPU and a 16-bit dtype). splash: Pallas
+# splash attention, TPU (`models.splash`).
 IMPLEMENTATIONS = ("einsum", "xla", "cudnn", "splash")
 
-_MASKED = -1e30  # finite, so that a fully masked row stays finite in the forward and the backward pass
+_MASKED = (
+    -1e30
+)  # finite, so that a fully masked row stays finite in the forward and the backward pass
 
 
 class KeyBlock(NamedTuple):
-    """Keys and values some queries may look at. A prompt's block is shared by its K completions and never repeated."""
+    """Keys and values some queries may look at. A prompt's block is shared by its K completions and
+    never repeated."""
 
-    k: Array  # [B,G,S,E] shared by all K, or [B,K,G,S,E] each completion's own: as the products read them
+    # [B,G,S,E] shared by all K, or [B,K,G,S,E] each completion's own: as the products read them
+    k: Array
     v: Array  # like k
     mask: Array  # bool, broadcastable to [B,K,T,S]
 
@@ -35,15 +41,18 @@ def attend(
     chunk: int = 0,
     implementation: str = "einsum",
 ) -> Array:  # [B,K,T,H,E]
-    """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] * scale) [v_1; v_2; ...], in float32.
+    """One softmax over several blocks of keys: softmax([q.k_1, q.k_2, ...] * scale) [v_1; v_2;
+    ...], in float32.
 
-    Grouped queries: H/G query heads share a key head. Query heads are ordered group-major, as in Hugging Face files.
+    Grouped queries: H/G query heads share a key head. Query heads are ordered group-major, as in
+      Hugging Face files.
 
     Args:
       scale: of the scores; 1 / sqrt(E) in most families.
-      softcap: bounds the scaled scores, before masking, to softcap * tanh(score / softcap). Not in fused kernels.
-      chunk: queries of each completion whose scores exist at one time, in the backward pass too; 0: all. A fused kernel
-        has a way of its own.
+      softcap: bounds the scaled scores, before masking, to softcap * tanh(score / softcap). Not in
+        fused kernels.
+      chunk: queries of each completion whose scores exist at one time, in the backward pass too; 0:
+        all. A fused kernel has a way of its own.
       implementation: "einsum", "xla" or "cudnn".
     """
     if implementation != "einsum":
@@ -65,7 +74,12 @@ def attend(
     def one(part):
         rest = iter(part[1])
         mine = [next(rest) if mask.shape[2] == count else mask for mask in masks]
-        return _attend(part[0], tuple(b._replace(mask=m) for b, m in zip(blocks, mine, strict=True)), scale, softcap)
+        return _attend(
+            part[0],
+            tuple(b._replace(mask=m) for b, m in zip(blocks, mine, strict=True)),
+            scale,
+            softcap,
+        )
 
     out = jnp.moveaxis(jax.lax.map(one, (cut(q), by_query)), 0, 2)
     return out.reshape(*out.shape[:2], chunks * chunk, *out.shape[4:])[:, :, :count]
@@ -87,19 +101,25 @@ def _weights(scores: list[Array], dtype: jnp.dtype) -> list[Array]:
 
 
 def _fused(q: Array, blocks: tuple[KeyBlock, ...], scale: float, implementation: str) -> Array:
-    """`jax.nn.dot_product_attention`, a row for each completion: the kernel wants all keys of a query in one array, so
-    a prompt's are written out for each of its completions (1/G of the queries' size a head)."""
+    """`jax.nn.dot_product_attention`, a row for each completion: the kernel wants all keys of a
+    query in one array, so a prompt's are written out for each of its completions (1/G of the
+    queries' size a head)."""
     b, k, t, h, e = q.shape
 
     def rows(x):  # [B,G,S,E] or [B,K,G,S,E] -> [B*K,S,G,E]
         x = jnp.broadcast_to(x[:, None], (b, k, *x.shape[1:])) if x.ndim == 4 else x
         return jnp.swapaxes(x, -3, -2).reshape(b * k, x.shape[-2], x.shape[-3], e)
 
-    keys, values = (jnp.concatenate([rows(x) for x in xs], axis=1) for xs in zip(*(b[:2] for b in blocks), strict=True))
+    keys, values = (
+        jnp.concatenate([rows(x) for x in xs], axis=1)
+        for xs in zip(*(b[:2] for b in blocks), strict=True)
+    )
     masks = [jnp.broadcast_to(block.mask, (b, k, t, block.k.shape[-2])) for block in blocks]
     mask = jnp.concatenate(masks, axis=-1).reshape(b * k, 1, t, -1)
     q = q.reshape(b * k, t, h, e)
-    out = jax.nn.dot_product_attention(q, keys, values, mask=mask, scale=scale, implementation=implementation)
+    out = jax.nn.dot_product_attention(
+        q, keys, values, mask=mask, scale=scale, implementation=implementation
+    )
     return out.reshape(b, k, t, h, e)
 
 

@@ -1,10 +1,12 @@
-"""DeBERTa-v3 with disentangled attention (arXiv 2006.03654, 2111.09543) and the head of PairRM (arXiv 2306.02561).
+"""DeBERTa-v3 with disentangled attention (arXiv 2006.03654, 2111.09543) and the head of PairRM
+(arXiv 2306.02561).
 
-    logit = head([h_source, h_candidate1]) - head([h_source, h_candidate2])        P(first is better) = sigmoid(logit)
+    logit = head([h_source, h_candidate1]) - head([h_source, h_candidate2])        P(first is
+    better) = sigmoid(logit)
 
-h are the last hidden states at the three marker tokens of "<source> ... <candidate1> ... <candidate2> ...". Used as a
-function: ranker.apply({"params": params}, tokens, length) -> logits [R]. Letters: R pairs (rows), S token slots.
-"""
+h are the last hidden states at the three marker tokens of "<source> ... <candidate1> ...
+<candidate2> ...". Used as a function: ranker.apply({"params": params}, tokens, length) -> logits
+[R]. Letters: R pairs (rows), S token slots."""
 
 from __future__ import annotations
 
@@ -41,8 +43,8 @@ class RankerArch:
 class Ranker(nn.Module):
     """Which of two candidates is better, as PairRM says it. No dropout: the ranker is frozen.
 
-    Softmax, LayerNorm statistics and the head are float32 whatever `dtype`. A row of length 0 gives logit 0.
-    """
+    Softmax, LayerNorm statistics and the head are float32 whatever `dtype`. A row of length 0 gives
+    logit 0."""
 
     arch: RankerArch
     dtype: str = "float32"
@@ -50,16 +52,20 @@ class Ranker(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Array,  # [R,S] int32, right-padded
-        length: Array,  # [R] int32
+        tokens: Array,
+        length: Array,  # [R,S] int32, right-padded  # [R] int32
     ) -> Array:  # [R] float32
         arch, slots = self.arch, tokens.shape[1]
         mask = jnp.arange(slots)[None, :] < length[:, None]
         word = nn.Embed(arch.vocab_size, arch.width, dtype=self.dtype, name="word")(tokens)
         x = norm(arch.norm_eps, self.dtype, "norm")(word)
-        positions = self.param("positions", nn.initializers.normal(0.02), (2 * arch.buckets, arch.width))
+        positions = self.param(
+            "positions", nn.initializers.normal(0.02), (2 * arch.buckets, arch.width)
+        )
         if arch.norm_positions:
-            positions = norm(arch.norm_eps, self.dtype, "positions_norm")(positions.astype(self.dtype))
+            positions = norm(arch.norm_eps, self.dtype, "positions_norm")(
+                positions.astype(self.dtype)
+            )
         stack = nn.scan(
             _Layer,
             variable_axes={"params": 0},
@@ -69,10 +75,13 @@ class Ranker(nn.Module):
         )
         x, _ = stack(arch, self.dtype, name="layers")(x, mask, positions)
         source, first, second = (
-            _at(x, tokens == token, mask) for token in (arch.source_id, arch.first_id, arch.second_id)
+            _at(x, tokens == token, mask)
+            for token in (arch.source_id, arch.first_id, arch.second_id)
         )
         head = _Head(arch, name="head")
-        both = head(jnp.stack([jnp.concatenate([source, y], axis=-1) for y in (first, second)]))  # [2,R,tasks]
+        both = head(
+            jnp.stack([jnp.concatenate([source, y], axis=-1) for y in (first, second)])
+        )  # [2,R,tasks]
         return jnp.where(length > 0, jnp.mean(both[0] - both[1], axis=-1), 0.0)
 
 
@@ -85,21 +94,33 @@ class _Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask: Array, positions: Array) -> tuple[Array, None]:
         arch = self.arch
-        x = norm(arch.norm_eps, self.dtype, "attention_norm")(x + self._attention(x, mask, positions))
+        x = norm(arch.norm_eps, self.dtype, "attention_norm")(
+            x + self._attention(x, mask, positions)
+        )
         hidden = jax.nn.gelu(dense(arch.mlp, self.dtype, "up")(x), approximate=False)
-        return norm(arch.norm_eps, self.dtype, "mlp_norm")(x + dense(arch.width, self.dtype, "down")(hidden)), None
+        return (
+            norm(arch.norm_eps, self.dtype, "mlp_norm")(
+                x + dense(arch.width, self.dtype, "down")(hidden)
+            ),
+            None,
+        )
 
     def _attention(self, x: Array, mask: Array, positions: Array) -> Array:
-        """Scores (q_i.k_j + q_i.pk_d + k_j.pq_d) / sqrt(3 E): d the bucket of i - j, pk and pq its key and query."""
+        """Scores (q_i.k_j + q_i.pk_d + k_j.pq_d) / sqrt(3 E): d the bucket of i - j, pk and pq its
+        key and query."""
         heads, head_dim = self.arch.heads, self.arch.width // self.arch.heads
-        query, key, value = (dense(self.arch.width, self.dtype, name) for name in ("query", "key", "value"))
+        query, key, value = (
+            dense(self.arch.width, self.dtype, name) for name in ("query", "key", "value")
+        )
 
         def split(y):
             return y.reshape(*y.shape[:-1], heads, head_dim)
 
         q, k, v = split(query(x)), split(key(x)), split(value(x))
         position_q, position_k = split(query(positions)), split(key(positions))  # [2 buckets,H,E]
-        bucket = relative_buckets(x.shape[1], self.arch.buckets, self.arch.reach)  # [S,S] of query and key
+        bucket = relative_buckets(
+            x.shape[1], self.arch.buckets, self.arch.reach
+        )  # [S,S] of query and key
         precision = precision_of(self.dtype)
         scores = jnp.einsum("rqhe,rkhe->rhqk", q, k, precision=precision)
         to_position = jnp.einsum("rqhe,phe->rhqp", q, position_k, precision=precision)
@@ -122,8 +143,11 @@ class _Head(nn.Module):
         return dense(self.arch.tasks, "float32", "out")(hidden)
 
 
-def relative_buckets(slots: int, buckets: int, reach: int) -> np.ndarray:  # [S,S] int32 in [0, 2 buckets)
-    """Where i - j is looked up: exact up to half of `buckets`, then logarithmic up to `reach`, the rest at the ends.
+def relative_buckets(
+    slots: int, buckets: int, reach: int
+) -> np.ndarray:  # [S,S] int32 in [0, 2 buckets)
+    """Where i - j is looked up: exact up to half of `buckets`, then logarithmic up to `reach`, the
+    rest at the ends.
 
     In float32 as the models were trained, because a rounded logarithm decides where a bucket ends.
     """

@@ -1,9 +1,9 @@
-"""One decoder forward for prefill, decoding and training, so that sampler and trainer cannot drift apart.
+"""One decoder forward for prefill, decoding and training, so that sampler and trainer cannot drift
+apart.
 
-A prompt is computed once. Its K completions are a second stream of tokens that attends to the prompt's keys and to
-their own. The two streams are laid side by side, [B, P + K*T], through every dense layer (one matrix product, one
-gather of sharded weights) and part only inside attention.
-"""
+A prompt is computed once. Its K completions are a second stream of tokens that attends to the
+prompt's keys and to their own. The two streams are laid side by side, [B, P + K*T], through every
+dense layer (one matrix product, one gather of sharded weights) and part only inside attention."""
 
 from __future__ import annotations
 
@@ -42,10 +42,11 @@ class KV(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """What decoding has seen so far: the prompts, once, and of each row's completions the `filled` tokens.
+    """What decoding has seen so far: the prompts, once, and of each row's completions the `filled`
+    tokens.
 
-    `own` is a ring: the newest token of every row lies in front of slot `head`, the one before it in front of that. So
-    rows that began at different times are written by one update, at one place.
+    `own` is a ring: the newest token of every row lies in front of slot `head`, the one before it
+    in front of that. So rows that began at different times are written by one update, at one place.
     """
 
     prompt: KV  # [N,B,G,P,E]
@@ -65,7 +66,8 @@ class Forward(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How the token axis is divided: `p` prompt tokens, then `k` completions of `t` tokens (static)."""
+    """How the token axis is divided: `p` prompt tokens, then `k` completions of `t` tokens
+    (static)."""
 
     p: int
     k: int
@@ -123,12 +125,18 @@ class Block(nn.Module):
             layer = RMSNorm(self.arch.norm_eps, **kinds, plus_one=self.arch.family.gemma, name=name)
             return layer(y)
 
-        how = {"constrain": self.constrain, "implementation": self.attention, "chunk": self.attention_chunk}
+        how = {
+            "constrain": self.constrain,
+            "implementation": self.attention,
+            "chunk": self.attention_chunk,
+        }
         attention = Attention(self.arch, self.layout, **kinds, lora=self.lora, **how, name="attn")
         y, kv = attention(norm(x, "attn_norm"), past, kind, scope)
         y = norm(y, "attn_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
-        mlp = Mlp(self.arch.mlp_dim, **kinds, lora=self.lora, gelu=self.arch.family.gemma, name="mlp")
+        mlp = Mlp(
+            self.arch.mlp_dim, **kinds, lora=self.lora, gelu=self.arch.family.gemma, name="mlp"
+        )
         y = mlp(norm(x, "mlp_norm"))
         y = norm(y, "mlp_post_norm") if self.arch.family.post_norms else y
         x = self.constrain(x + y, "tokens")
@@ -154,23 +162,32 @@ class Attention(nn.Module):
         a, layout = self.arch, self.layout
         table = scope.table
         if scope.local is not None:
-            table = jax.tree.map(lambda whole, local: jnp.where(kind.local, local, whole), table, scope.local)
+            table = jax.tree.map(
+                lambda whole, local: jnp.where(kind.local, local, whole), table, scope.local
+            )
 
         def ready(y, name):
             if a.family.qk_norm and name != "v":
-                norm = RMSNorm(a.norm_eps, self.dtype, self.param_dtype, a.family.gemma, name=f"{name}_norm")
+                norm = RMSNorm(
+                    a.norm_eps, self.dtype, self.param_dtype, a.family.gemma, name=f"{name}_norm"
+                )
                 y = norm(y)
             return self.constrain(y, "heads")
 
         counts = {"q": a.num_heads, "k": a.num_kv_heads, "v": a.num_kv_heads}
         q, k, v = (ready(self._heads(x, n, name), name) for name, n in counts.items())
         q, k = rotate(q, table), rotate(k, table)
-        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (layout.split(part) for part in (q, k, v))
+        (q_prompt, q_own), (k_prompt, k_own), (v_prompt, v_own) = (
+            layout.split(part) for part in (q, k, v)
+        )
         k_prompt, v_prompt, k_own, v_own = (
-            None if x is None else jnp.swapaxes(x, -3, -2) for x in (k_prompt, v_prompt, k_own, v_own)
+            None if x is None else jnp.swapaxes(x, -3, -2)
+            for x in (k_prompt, v_prompt, k_own, v_own)
         )
         if self.implementation == "splash" and past is None:
-            look = functools.partial(attend_stream, layout=layout, scale=a.score_scale, softcap=a.attn_softcap)
+            look = functools.partial(
+                attend_stream, layout=layout, scale=a.score_scale, softcap=a.attn_softcap
+            )
             out = self.constrain.per_device(look)(q, k, v, scope.prompt_length)
         else:
             masks = Masks(scope, None if kind is None else kind.window)
@@ -185,8 +202,11 @@ class Attention(nn.Module):
         kinds = (self.dtype, self.param_dtype, self.lora)
         return Heads(heads, a.head_dim, a.family.qkv_bias, *kinds, name=name)(x)
 
-    def _products(self, masks: Masks, q_prompt, q_own, prompt: KV, own: KV, past: _Past | None) -> Array:
-        """Each stream's queries over the blocks of keys that it may see; a decoding step has too few for a kernel."""
+    def _products(
+        self, masks: Masks, q_prompt, q_own, prompt: KV, own: KV, past: _Past | None
+    ) -> Array:
+        """Each stream's queries over the blocks of keys that it may see; a decoding step has too
+        few for a kernel."""
         a, layout, out_prompt, out_own = self.arch, self.layout, None, None
         implementation = self.implementation if past is None else "einsum"
         settings = {"scale": a.score_scale, "softcap": a.attn_softcap, "chunk": self.chunk}
@@ -204,21 +224,22 @@ class Attention(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The decoder of every family, with scanned layers. Parameters are a plain dict; the cache is an ordinary argument.
+    """The decoder of every family, with scanned layers. Parameters are a plain dict; the cache is
+    an ordinary argument.
 
     Attributes:
       arch: the architecture.
       dtype: compute dtype. Norm statistics, softmax and rotary angles are float32 whatever it is.
       param_dtype: dtype parameters are initialised in.
-      remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots"; "offload" keeps these
-        in the host's memory), all ("full").
+      remat: what the backward pass recomputes: nothing ("none"), all but matrix products ("dots";
+        "offload" keeps these in the host's memory), all ("full").
       unroll: layers inlined per scan step; compiles slower, and may decode faster.
-      constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D], "heads" [B,S,H,E],
-        "logits" [...,V], the embeddings as looked up "columns" [B,S,D], and between the steps of
-        sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
+      constrain: (array, kind) -> array, places sharding constraints; kinds "tokens" [B,S,D],
+        "heads" [B,S,H,E], "logits" [...,V], the embeddings as looked up "columns" [B,S,D], and
+        between the steps of sampling "rows" [B,...], "cache" (see `KV`) and "count" [].
       lora: low-rank adapters beside some projections; None for none.
-      attention: how prompts are read and completions trained on, one of `attention.IMPLEMENTATIONS`; a decoding step
-        is always "einsum".
+      attention: how prompts are read and completions trained on, one of
+        `attention.IMPLEMENTATIONS`; a decoding step is always "einsum".
       attention_chunk: with "einsum", queries whose attention scores exist at one time; 0: all.
     """
 
@@ -245,13 +266,15 @@ class Decoder(nn.Module):
     ) -> Forward:
         """Hidden states of prompts, of completions, or of both.
 
-        Training gives both streams; prefill only the prompt; decoding only the next tokens and a cache.
-        Completion token t of a row sits at position prompt_length + (filled so far) + t.
-        """
+        Training gives both streams; prefill only the prompt; decoding only the next tokens and a
+        cache. Completion token t of a row sits at position prompt_length + (filled so far) + t."""
         layout = Layout(
-            0 if prompt is None else prompt.shape[1], *((0, 0) if completion is None else completion.shape[1:])
+            0 if prompt is None else prompt.shape[1],
+            *((0, 0) if completion is None else completion.shape[1:]),
         )
-        filled = jnp.broadcast_to(jnp.int32(0) if cache is None else cache.filled, prompt_length.shape)
+        filled = jnp.broadcast_to(
+            jnp.int32(0) if cache is None else cache.filled, prompt_length.shape
+        )
         positions = _positions(layout, prompt_length, filled)
         embed = nn.Embed(
             self.arch.vocab_size,
@@ -263,9 +286,12 @@ class Decoder(nn.Module):
         x = jnp.take(embed.embedding.astype(self.dtype), layout.join(prompt, completion), axis=0)
         x = self.constrain(x, "columns")
         if self.arch.family.gemma:
-            x = x * jnp.asarray(self.arch.hidden_size**0.5, self.dtype)  # rounded to the dtype, as transformers does
+            x = x * jnp.asarray(
+                self.arch.hidden_size**0.5, self.dtype
+            )  # rounded to the dtype, as transformers does
         x = self.constrain(x, "tokens")
-        # A head is used through `output_kernel` or `score_kernel`; declared here so that init makes it.
+        # A head is used through `output_kernel` or `score_kernel`; declared here so that init makes
+        # it.
         if self.arch.num_labels:
             _Head((self.arch.hidden_size, self.arch.num_labels), self.param_dtype, name="score")()
         elif not self.arch.tie_embeddings:
@@ -275,16 +301,28 @@ class Decoder(nn.Module):
         settings = *kinds, tap_layer, return_kv, self.lora, *attention
         blocks = self._scanned()(*settings, name="layers")
         past = None if cache is None else _Past(cache.prompt, cache.own)
-        slots = layout.p + layout.t if cache is None else sum(kv.k.shape[-2] for kv in cache[:2]) + layout.t
+        slots = (
+            layout.p + layout.t
+            if cache is None
+            else sum(kv.k.shape[-2] for kv in cache[:2]) + layout.t
+        )
         tap = x if tap_layer is not None else None
-        scope = Scope(*_tables(positions, self.arch), prompt_length, filled, None if cache is None else cache.head)
+        scope = Scope(
+            *_tables(positions, self.arch),
+            prompt_length,
+            filled,
+            None if cache is None else cache.head,
+        )
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
-        x = RMSNorm(self.arch.norm_eps, self.dtype, self.param_dtype, self.arch.family.gemma, name="norm")(x)
+        x = RMSNorm(
+            self.arch.norm_eps, self.dtype, self.param_dtype, self.arch.family.gemma, name="norm"
+        )(x)
         tapped = None if tap is None else layout.split(tap)[1]
         return Forward(*layout.split(x), tapped, kv)
 
     def _scanned(self):
-        """Block, remat'ed by policy and scanned over layers: one body to lower and compile whatever N is."""
+        """Block, remat'ed by policy and scanned over layers: one body to lower and compile whatever
+        N is."""
         block = Block
         if self.remat != "none":
             block = nn.remat(block, policy=_KEPT[self.remat], prevent_cse=False)
@@ -309,7 +347,12 @@ class _Head(nn.Module):
 
     @nn.compact
     def __call__(self):
-        return self.param("kernel", nn.initializers.normal(stddev=self.shape[0] ** -0.5), self.shape, self.param_dtype)
+        return self.param(
+            "kernel",
+            nn.initializers.normal(stddev=self.shape[0] ** -0.5),
+            self.shape,
+            self.param_dtype,
+        )
 
 
 def _positions(layout: Layout, prompt_length: Array, filled: Array) -> Array:  # [B,P+K*T]
@@ -330,12 +373,15 @@ def _tables(positions: Array, arch: Arch) -> tuple[tuple[Array, Array], tuple[Ar
 
 
 def output_kernel(params: PyTree, arch: Arch) -> Array:  # [D,V]
-    """The matrix that turns hidden states into logits: the embedding transposed, or a head of its own."""
+    """The matrix that turns hidden states into logits: the embedding transposed, or a head of its
+    own."""
     return params["embed"]["embedding"].T if arch.tie_embeddings else params["head"]["kernel"]
 
 
 def init_params(decoder: Decoder, key: Array) -> PyTree:
     """Random parameters, for tests, smoke runs and abstract shapes (`jax.eval_shape`)."""
     prompt, length = jnp.zeros((1, 2), jnp.int32), jnp.ones((1,), jnp.int32)
-    decoder = decoder.clone(attention="einsum")  # one prompt cannot be divided over a mesh, as a kernel would
+    decoder = decoder.clone(
+        attention="einsum"
+    )  # one prompt cannot be divided over a mesh, as a kernel would
     return decoder.init(key, prompt, length)["params"]

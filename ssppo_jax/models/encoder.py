@@ -1,11 +1,12 @@
 """Sentence encoders, BERT and Nomic BERT: tokens in, one vector a text out.
 
-The frozen encoder phi of S-SPPO's semantic gate (arXiv 2606.01561, section 3.1). Used as a function:
+The frozen encoder phi of S-SPPO's semantic gate (arXiv 2606.01561, section 3.1). Used as a
+function:
 
     encoder.apply({"params": params}, tokens, length) -> embeddings [R,D] float32
 
-Letters beyond `types.py`: R texts (rows), S token slots. Masks come from `length`, never from `tokens != pad`.
-"""
+Letters beyond `types.py`: R texts (rows), S token slots. Masks come from `length`, never from
+`tokens != pad`."""
 
 from __future__ import annotations
 
@@ -25,9 +26,8 @@ POOLINGS = ("mean", "cls", "max")
 class EncoderArch:
     """The shape of an encoder and how its token vectors become one sentence vector.
 
-    With `rope_theta` it is Nomic BERT (arXiv 2402.01613): rotary positions in place of a table, W2(silu(Wg x) * (W1 x))
-    in place of W2 gelu(W1 x), and no biases outside the norms.
-    """
+    With `rope_theta` it is Nomic BERT (arXiv 2402.01613): rotary positions in place of a table,
+    W2(silu(Wg x) * (W1 x)) in place of W2 gelu(W1 x), and no biases outside the norms."""
 
     vocab_size: int
     width: int  # D
@@ -49,15 +49,16 @@ class EncoderArch:
 
 
 class Encoder(nn.Module):
-    """Sentence vectors of right-padded texts, as BERT (arXiv 1810.04805) with post-LayerNorm blocks and erf GELU.
+    """Sentence vectors of right-padded texts, as BERT (arXiv 1810.04805) with post-LayerNorm blocks
+    and erf GELU.
 
-    x = LN(word[t] + position[s] + type[0]), then N times x = LN(x + attention(x)); x = LN(x + W2 gelu(W1 x)),
-    then pooling over the real tokens, then x / |x| if `arch.normalize`. There is no dropout: the encoder is frozen.
+    x = LN(word[t] + position[s] + type[0]), then N times x = LN(x + attention(x)); x = LN(x + W2
+    gelu(W1 x)), then pooling over the real tokens, then x / |x| if `arch.normalize`. There is no
+    dropout: the encoder is frozen.
 
-    A row of length 0 (padding of the batch) gives the zero vector. Softmax, LayerNorm statistics and pooling are
-    float32 whatever `dtype`; with dtype float32 the matrix products ask for full precision, because accelerators
-    otherwise round their inputs (TPU to bfloat16, GPU to TF32).
-    """
+    A row of length 0 (padding of the batch) gives the zero vector. Softmax, LayerNorm statistics
+    and pooling are float32 whatever `dtype`; with dtype float32 the matrix products ask for full
+    precision, because accelerators otherwise round their inputs (TPU to bfloat16, GPU to TF32)."""
 
     arch: EncoderArch
     dtype: str = "float32"  # compute dtype; parameters stay as given
@@ -65,16 +66,23 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Array,  # [R,S] int32
-        length: Array,  # [R] int32
+        tokens: Array,
+        length: Array,  # [R,S] int32  # [R] int32
     ) -> Array:  # [R,D] float32
         arch, slots = self.arch, tokens.shape[1]
         if slots > arch.positions:
-            raise ValueError(f"{slots} token slots, but the encoder has {arch.positions} positions: truncate the texts")
+            raise ValueError(
+                f"{slots} token slots, but the encoder has {arch.positions} positions: truncate the"
+                " texts"
+            )
         mask = jnp.arange(slots)[None, :] < length[:, None]  # [R,S]
         x = _Embeddings(arch, self.dtype, name="embeddings")(tokens)
         places = jnp.arange(slots)[None]
-        table = None if arch.rope_theta is None else rotary_table(places, arch.width // arch.heads, arch.rope_theta)
+        table = (
+            None
+            if arch.rope_theta is None
+            else rotary_table(places, arch.width // arch.heads, arch.rope_theta)
+        )
         stack = nn.scan(
             _Layer,
             variable_axes={"params": 0},
@@ -94,7 +102,9 @@ class _Embeddings(nn.Module):
     def __call__(self, tokens: Array) -> Array:  # [R,S] int32 -> [R,S,D]
         arch = self.arch
         word = nn.Embed(arch.vocab_size, arch.width, dtype=self.dtype, name="word")(tokens)
-        kind = nn.Embed(arch.token_types, arch.width, dtype=self.dtype, name="type")(jnp.zeros((1, 1), jnp.int32))
+        kind = nn.Embed(arch.token_types, arch.width, dtype=self.dtype, name="type")(
+            jnp.zeros((1, 1), jnp.int32)
+        )
         if arch.rope_theta is not None:
             return norm(arch.norm_eps, self.dtype, "norm")(word + kind)
         position = nn.Embed(arch.positions, arch.width, dtype=self.dtype, name="position")(
@@ -123,7 +133,12 @@ class _Layer(nn.Module):
             hidden = jax.nn.gelu(self._dense(arch.mlp, "up")(x), approximate=False)
         else:
             hidden = jax.nn.silu(self._dense(arch.mlp, "gate")(x)) * self._dense(arch.mlp, "up")(x)
-        return norm(arch.norm_eps, self.dtype, "mlp_norm")(x + self._dense(arch.width, "down")(hidden)), None
+        return (
+            norm(arch.norm_eps, self.dtype, "mlp_norm")(
+                x + self._dense(arch.width, "down")(hidden)
+            ),
+            None,
+        )
 
     def _dense(self, features: int, name: str) -> nn.Dense:
         return dense(features, self.dtype, name, bias=self.arch.rope_theta is None)
@@ -137,7 +152,10 @@ class _Layer(nn.Module):
         if table is not None:
             query, key = rotate(query, table), rotate(key, table)
         precision = precision_of(self.dtype)
-        scores = jnp.einsum("rqhe,rkhe->rhqk", query, key, precision=precision).astype(jnp.float32) / head_dim**0.5
+        scores = (
+            jnp.einsum("rqhe,rkhe->rhqk", query, key, precision=precision).astype(jnp.float32)
+            / head_dim**0.5
+        )
         # A finite floor, not -inf: a row of length 0 must stay finite.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
@@ -146,9 +164,9 @@ class _Layer(nn.Module):
 
 
 def _pool(
-    x: Array,  # [R,S,D] float32
-    mask: Array,  # [R,S] bool
-    arch: EncoderArch,
+    x: Array,
+    mask: Array,
+    arch: EncoderArch,  # [R,S,D] float32  # [R,S] bool
 ) -> Array:  # [R,D] float32
     kept = jnp.where(mask[:, :, None], x, 0.0)
     if arch.pooling == "mean":
@@ -170,7 +188,8 @@ def dense(features: int, dtype: str, name: str, *, bias: bool = True) -> nn.Dens
 
 
 def norm(eps: float, dtype: str, name: str) -> nn.LayerNorm:
-    """LayerNorm by two passes: the fast variance E[x^2] - E[x]^2 cancels; this costs nothing that shows."""
+    """LayerNorm by two passes: the fast variance E[x^2] - E[x]^2 cancels; this costs nothing that
+    shows."""
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 

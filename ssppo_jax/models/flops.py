@@ -1,8 +1,8 @@
 """Floating-point operations a model needs, counted from its shape. A multiply-add is two.
 
-XLA's own count sees the body of a scanned layer once, whatever the number of layers; this one does not. Matrix products
-alone are counted: norms, activations and softmax are a percent or two beside them.
-"""
+XLA's own count sees the body of a scanned layer once, whatever the number of layers; this one does
+not. Matrix products alone are counted: norms, activations and softmax are a percent or two beside
+them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def attention(
     past: np.ndarray,  # [...] tokens in front of each stretch
     length: np.ndarray,  # [...] tokens of each stretch
 ) -> float:
-    """Scores and mixing, forward, of stretches of tokens that look at themselves, causally, and at what is in front.
+    """Scores and mixing, forward, of stretches of tokens that look at themselves, causally, and at
+    what is in front.
 
     Layers with a sliding window look no further back than it reaches.
     """
@@ -61,20 +62,28 @@ def forward(
     prompt: Iterable[int] | np.ndarray,  # [B] tokens
     completion: np.ndarray,  # [B,K] tokens
 ) -> float:
-    """Log-probs of K completions of each prompt, the prompt computed once: to score them, or to sample them."""
+    """Log-probs of K completions of each prompt, the prompt computed once: to score them, or to
+    sample them."""
     prompt, completion = np.asarray(prompt, float), np.asarray(completion, float)
     tokens = prompt.sum() + completion.sum()
-    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(arch, prompt[:, None], completion)
+    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(
+        arch, prompt[:, None], completion
+    )
     return dense(arch, tokens) + looked + head(arch, completion.sum())
 
 
-def train_step(arch: Arch, prompt: np.ndarray, completion: np.ndarray, *, adapters: bool = False) -> float:
-    """Forward and backward. Frozen matrices (`adapters`) have no gradient of their own: twice the forward, not thrice.
+def train_step(
+    arch: Arch, prompt: np.ndarray, completion: np.ndarray, *, adapters: bool = False
+) -> float:
+    """Forward and backward. Frozen matrices (`adapters`) have no gradient of their own: twice the
+    forward, not thrice.
 
     Recomputation (`model.remat`) is not counted: it is no use to anyone but memory.
     """
     whole = forward(arch, prompt, completion)
     if not adapters:
         return 3.0 * whole
-    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(arch, np.asarray(prompt)[:, None], completion)
+    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(
+        arch, np.asarray(prompt)[:, None], completion
+    )
     return 2.0 * whole + looked

@@ -1,8 +1,8 @@
 """Hugging Face `config.json` <-> `Arch`.
 
-A field that would change the model's numbers and is not implemented is an error, never ignored, and so is a field that
-is not known: a model that loads and is slightly wrong costs more than one that does not load.
-"""
+A field that would change the model's numbers and is not implemented is an error, never ignored, and
+so is a field that is not known: a model that loads and is slightly wrong costs more than one that
+does not load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,13 @@ from ssppo_jax.models.family import FAMILIES, Family
 
 SILU, GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh",)
 FULL, SLIDING = "full_attention", "sliding_attention"
-_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_REQUIRED = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+)
 _READ = {
     *_REQUIRED,
     "model_type",
@@ -72,11 +78,13 @@ _IDLE_AT = {"pretraining_tp": 1}  # harmless at this value only
 def arch_from_hf(config: dict[str, Any]) -> Arch:
     """The `Arch` that a transformers 4 or 5 `config.json` describes.
 
-    transformers 5 nests rope settings in `rope_parameters`; 4 writes `rope_theta` and `rope_scaling`. Both are read.
-    Fields left out take transformers' own defaults for that model type.
+    transformers 5 nests rope settings in `rope_parameters`; 4 writes `rope_theta` and
+    `rope_scaling`. Both are read. Fields left out take transformers' own defaults for that model
+    type.
 
     Raises:
-      ConfigError: every missing, unknown or unsupported field at once, with what is supported instead.
+      ConfigError: every missing, unknown or unsupported field at once, with what is supported
+        instead.
     """
     model_type = config.get("model_type")
     if model_type not in FAMILIES:
@@ -87,7 +95,9 @@ def arch_from_hf(config: dict[str, Any]) -> Arch:
         )
     missing = [key for key in _REQUIRED if config.get(key) is None]
     if missing:
-        raise ConfigError(f"config.json ({model_type}) lacks {', '.join(missing)}; is it a complete model config?")
+        raise ConfigError(
+            f"config.json ({model_type}) lacks {', '.join(missing)}; is it a complete model config?"
+        )
     family = FAMILIES[model_type]
     rope, local = _ropes(config, family)
     problems = list(_unsupported(config, family, rope, local))
@@ -122,7 +132,8 @@ def arch_from_hf(config: dict[str, Any]) -> Arch:
 
 
 def arch_to_hf(arch: Arch) -> dict[str, Any]:
-    """The `config.json` of an `Arch`, in a spelling that transformers 4 and 5 both read: `arch_from_hf`'s inverse."""
+    """The `config.json` of an `Arch`, in a spelling that transformers 4 and 5 both read:
+    `arch_from_hf`'s inverse."""
     family, act = arch.family, "gelu_pytorch_tanh" if arch.family.gemma else "silu"
     config: dict[str, Any] = {
         "architectures": [family.classifier if arch.num_labels else family.architecture],
@@ -153,7 +164,10 @@ def arch_to_hf(arch: Arch) -> dict[str, Any]:
     if family.gemma:
         config["query_pre_attn_scalar"] = arch.query_pre_attn_scalar
     if family.softcaps:
-        config |= {"attn_logit_softcapping": arch.attn_softcap, "final_logit_softcapping": arch.final_softcap}
+        config |= {
+            "attn_logit_softcapping": arch.attn_softcap,
+            "final_logit_softcapping": arch.final_softcap,
+        }
     if family.local_rope:
         config["rope_local_base_freq"] = arch.local_rope_theta
     return config | _windows_to_hf(arch)
@@ -170,7 +184,9 @@ def _labels(config: dict, family: Family) -> int:
     """How many outputs a classification head has; 0 without one."""
     if family.classifier not in (config.get("architectures") or ()):
         return 0
-    return len(config.get("id2label") or ()) or config.get("num_labels") or 2  # transformers' default
+    return (
+        len(config.get("id2label") or ()) or config.get("num_labels") or 2
+    )  # transformers' default
 
 
 def _number(value: Any) -> float | None:
@@ -182,21 +198,24 @@ def _field(config: dict, key: str) -> Any:
     return config[key] if key in config else FAMILIES[config["model_type"]].omitted.get(key)
 
 
-# ---- rotary positions ------------------------------------------------------------------------------------------------
+# ---- rotary positions ----------------------------------------------------------------------------
 
 
 def _ropes(config: dict, family: Family) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Rope settings of ordinary layers and of layers with a window, each a flat dict with rope_type and rope_theta.
+    """Rope settings of ordinary layers and of layers with a window, each a flat dict with rope_type
+    and rope_theta.
 
-    `rope_parameters` (transformers 5; by layer type in gemma3_text) or `rope_theta` + `rope_scaling` (4).
-    """
+    `rope_parameters` (transformers 5; by layer type in gemma3_text) or `rope_theta` +
+    `rope_scaling` (4)."""
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not family.local_rope:
         return _rope(nested, _field(config, "rope_theta")), {}
     own, local = nested, {}
     if FULL in nested or SLIDING in nested:
         own, local = nested.get(FULL) or {}, nested.get(SLIDING) or {}
-    return _rope(own, _field(config, "rope_theta")), _rope(local, _field(config, "rope_local_base_freq"))
+    return _rope(own, _field(config, "rope_theta")), _rope(
+        local, _field(config, "rope_local_base_freq")
+    )
 
 
 def _rope(settings: dict, theta: float | None) -> dict[str, Any]:
@@ -231,7 +250,7 @@ def _scaling_to_hf(scaling: Llama3Scaling | LinearScaling) -> dict[str, Any]:
     }
 
 
-# ---- sliding windows -------------------------------------------------------------------------------------------------
+# ---- sliding windows -----------------------------------------------------------------------------
 
 
 def _sliding_layers(config: dict, family: Family) -> tuple[int, ...]:
@@ -260,44 +279,67 @@ def _windows_to_hf(arch: Arch) -> dict[str, Any]:
     window: dict[str, Any] = {"sliding_window": arch.sliding_window}
     if kind == "all":
         return window
-    window["layer_types"] = [SLIDING if i in arch.sliding_layers else FULL for i in range(arch.num_layers)]
+    window["layer_types"] = [
+        SLIDING if i in arch.sliding_layers else FULL for i in range(arch.num_layers)
+    ]
     if arch.model_type.startswith("qwen"):
-        window |= {"use_sliding_window": bool(arch.sliding_layers), "max_window_layers": arch.num_layers}
+        window |= {
+            "use_sliding_window": bool(arch.sliding_layers),
+            "max_window_layers": arch.num_layers,
+        }
     return window
 
 
-# ---- what is not supported -------------------------------------------------------------------------------------------
+# ---- what is not supported -----------------------------------------------------------------------
 
 
 def _unsupported(config: dict, family: Family, rope: dict, local: dict):
     """Fields that would change the model's numbers and that this decoder does not implement."""
     yield from _unknown(config, family)
-    # transformers reads a gemma's hidden_activation only; early exports have another hidden_act beside it
+    # transformers reads a gemma's hidden_activation only; early exports have another hidden_act
+    # beside it
     accepted = GELU_TANH if family.gemma else SILU
     act = config.get("hidden_activation" if family.gemma else "hidden_act") or accepted[0]
     if act not in accepted:
-        yield f"activation {act!r} is not supported for {config['model_type']}; supported: {accepted[0]}"
+        yield (
+            f"activation {act!r} is not supported for {config['model_type']}; supported:"
+            f" {accepted[0]}"
+        )
     for key in ("attention_bias", "mlp_bias"):
         if config.get(key, False):
             yield f"{key} true is not supported; supported: false (qwen2 has its own q/k/v biases)"
     if config.get("use_bidirectional_attention"):
-        yield "use_bidirectional_attention true is not supported; supported: false (causal attention)"
+        yield (
+            "use_bidirectional_attention true is not supported; supported: false (causal attention)"
+        )
     if config.get("attention_dropout", 0.0):
-        yield f"attention_dropout {config['attention_dropout']} is not supported; set it to 0.0 in config.json"
+        yield (
+            f"attention_dropout {config['attention_dropout']} is not supported; set it to 0.0 in"
+            " config.json"
+        )
     partial = config.get("partial_rotary_factor") or rope.get("partial_rotary_factor") or 1.0
     if partial != 1.0:
         yield f"partial_rotary_factor {partial} is not supported; supported: 1.0"
     if config.get("quantization_config"):
-        yield "quantization_config: quantised weights are not supported; use the unquantised model, or a .gguf file"
+        yield (
+            "quantization_config: quantised weights are not supported; use the unquantised model,"
+            " or a .gguf file"
+        )
     yield from _rope_problems(rope)
     if local and local["rope_type"] != "default":
-        yield f"rope scaling type {local['rope_type']!r} of {SLIDING} layers is not supported; supported: none"
+        yield (
+            f"rope scaling type {local['rope_type']!r} of {SLIDING} layers is not supported;"
+            " supported: none"
+        )
     types = config.get("layer_types")
     wrong = sorted(set(types or ()) - {FULL, SLIDING})
     if wrong:
         yield f"layer_types {wrong} are not supported; supported: {FULL}, {SLIDING}"
     if types is not None and len(types) != config["num_hidden_layers"]:
-        yield f"layer_types names {len(types)} layers, num_hidden_layers says {config['num_hidden_layers']}"
+        yield (
+            f"layer_types names {len(types)} layers, num_hidden_layers says"
+            f" {config['num_hidden_layers']}"
+        )
 
 
 def _unknown(config: dict, family: Family):
@@ -310,18 +352,24 @@ def _unknown(config: dict, family: Family):
         if key in _IDLE_AT and value == _IDLE_AT[key]:
             continue
         yield (
-            f"field {key!r} ({value!r}) is not known for {config['model_type']}; if it does not change the model's "
-            "numbers, remove it from config.json"
+            f"field {key!r} ({value!r}) is not known for {config['model_type']}; if it does not"
+            " change the model's numbers, remove it from config.json"
         )
 
 
 def _rope_problems(rope: dict):
     if any(isinstance(value, dict) for value in rope.values()):
-        yield "rope_parameters per layer type are not supported here; supported: one set for every layer"
+        yield (
+            "rope_parameters per layer type are not supported here; supported: one set for every"
+            " layer"
+        )
         return
     kind = rope["rope_type"]
     if kind not in ("default", "linear", "llama3"):
-        yield f"rope scaling type {kind!r} is not supported; supported: none (default), linear, llama3"
+        yield (
+            f"rope scaling type {kind!r} is not supported; supported: none (default), linear,"
+            " llama3"
+        )
     needed = {"linear": ("factor",)}.get(
         kind, ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
     )

@@ -17,9 +17,8 @@ from ssppo_jax.types import Array
 class RMSNorm(nn.Module):
     """x / rms(x) * scale, the quotient in float32 whatever the compute dtype.
 
-    Llama rounds the quotient to the compute dtype and multiplies by the scale; Gemma (`plus_one`) multiplies by
-    1 + scale in float32 and then rounds.
-    """
+    Llama rounds the quotient to the compute dtype and multiplies by the scale; Gemma (`plus_one`)
+    multiplies by 1 + scale in float32 and then rounds."""
 
     eps: float
     dtype: jnp.dtype
@@ -29,7 +28,9 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x):
         start = nn.initializers.zeros_init() if self.plus_one else nn.initializers.ones_init()
-        scale = self.param("scale", start, (x.shape[-1],), self.param_dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+        scale = self.param("scale", start, (x.shape[-1],), self.param_dtype).reshape(
+            (1,) * (x.ndim - 1) + (-1,)
+        )
         x32 = x.astype(jnp.float32)
         x32 = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
         if self.plus_one:
@@ -48,7 +49,8 @@ def rotary_table(
     theta: float,
     scaling: Llama3Scaling | LinearScaling | None = None,
 ) -> tuple[Array, Array]:  # cos, sin: [B,S,E] float32
-    """cos and sin of position * inverse frequency, halves repeated (the rotate-half convention of Hugging Face)."""
+    """cos and sin of position * inverse frequency, halves repeated (the rotate-half convention of
+    Hugging Face)."""
     half = jnp.arange(0, head_dim, 2, dtype=jnp.float32)
     frequency = theta ** (-half / head_dim)
     if isinstance(scaling, Llama3Scaling):
@@ -61,16 +63,18 @@ def rotary_table(
 
 
 def _llama3_frequency(frequency: Array, s: Llama3Scaling) -> Array:
-    """Llama 3.1 long-context frequencies: long wavelengths divided by `factor`, a smooth ramp between the cut-offs."""
-    turns = s.original_max_positions * frequency / (2 * jnp.pi)  # rotations over the original context
-    ramp = jnp.clip((turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0)
+    """Llama 3.1 long-context frequencies: long wavelengths divided by `factor`, a smooth ramp
+    between the cut-offs."""
+    turns = (
+        s.original_max_positions * frequency / (2 * jnp.pi)
+    )  # rotations over the original context
+    ramp = jnp.clip(
+        (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0
+    )
     return frequency * (ramp + (1.0 - ramp) / s.factor)
 
 
-def rotate(
-    x: Array,  # [B,S,heads,E]
-    table: tuple[Array, Array],
-) -> Array:
+def rotate(x: Array, table: tuple[Array, Array]) -> Array:  # [B,S,heads,E]
     """Rotary position embedding, rotate-half form, in float32."""
     cos, sin = (part[:, :, None, :] for part in table)
     x32 = x.astype(jnp.float32)
@@ -80,7 +84,8 @@ def rotate(
 
 
 class Heads(nn.Module):
-    """x [B,S,D] -> [B,S,heads,E]: a projection whose kernel keeps its head axis, so that it can be sharded."""
+    """x [B,S,D] -> [B,S,heads,E]: a projection whose kernel keeps its head axis, so that it can be
+    sharded."""
 
     heads: int
     head_dim: int
@@ -150,17 +155,20 @@ class Dense(nn.Module):
 
 
 def matmul(
-    x: Array,  # [...,D]
-    kernel: Array,  # [D,...]
-    accumulate: jnp.dtype | None = None,
+    x: Array,
+    kernel: Array,
+    accumulate: jnp.dtype | None = None,  # [...,D]  # [D,...]
 ) -> Array:  # [...,...]
     """x times a kernel as one two-dimensional product.
 
-    Left in three dimensions, XLA's CPU backend transposes activations for the kernel's gradient, which
-    slows the backward pass.
-    """
+    Left in three dimensions, XLA's CPU backend transposes activations for the kernel's gradient,
+    which slows the backward pass."""
     out = kernel.shape[1:]
-    y = jnp.dot(x.reshape(-1, x.shape[-1]), kernel.reshape(kernel.shape[0], -1), preferred_element_type=accumulate)
+    y = jnp.dot(
+        x.reshape(-1, x.shape[-1]),
+        kernel.reshape(kernel.shape[0], -1),
+        preferred_element_type=accumulate,
+    )
     return y.reshape(*x.shape[:-1], *out)
 
 

@@ -1,4 +1,5 @@
-"""Token log-probs of given targets, a part of the vocabulary at a time: no [.., T, V] array is ever materialised."""
+"""Token log-probs of given targets, a part of the vocabulary at a time: no [.., T, V] array is ever
+materialised."""
 
 from __future__ import annotations
 
@@ -19,11 +20,12 @@ class TokenLogprobs(NamedTuple):
 
 
 def logits_of(
-    hidden: Array,  # [...,D]
-    kernel: Array,  # [D,V]
-    softcap: float | None = None,
+    hidden: Array,
+    kernel: Array,
+    softcap: float | None = None,  # [...,D]  # [D,V]
 ) -> Array:  # [...,V] float32
-    """hidden @ kernel, accumulated to float32 whatever the compute dtype; bounded by softcap * tanh(x / softcap)."""
+    """hidden @ kernel, accumulated to float32 whatever the compute dtype; bounded by softcap *
+    tanh(x / softcap)."""
     return soft_cap(matmul(hidden, kernel.astype(hidden.dtype), accumulate=jnp.float32), softcap)
 
 
@@ -40,25 +42,30 @@ def token_logprobs(
 ) -> TokenLogprobs:
     """log softmax(hidden @ kernel)[target], about `chunk` entries of the vocabulary at a time.
 
-    The largest and the sum of the exponentials run along; the backward pass is written out and computes the logits of
-    a chunk again:
+    The largest and the sum of the exponentials run along; the backward pass is written out and
+    computes the logits of a chunk again:
 
         d logp / d hidden       = kernel[:, target] - sum_v p_v kernel[:, v]
         d logp / d kernel[:, v] = (1[v = target] - p_v) hidden
 
-    Peak extra memory is a few [B,K,T,chunk] float32 arrays. Of a kernel that is cut over a mesh (fsdp), a chunk is
-    gathered at a time. The entropy carries no gradient.
+    Peak extra memory is a few [B,K,T,chunk] float32 arrays. Of a kernel that is cut over a mesh
+    (fsdp), a chunk is gathered at a time. The entropy carries no gradient.
 
     Args:
       chunk: vocabulary entries whose logits exist at one time.
       softcap: bounds the logits.
       entropy: whether it is wanted.
-      parts: ways the vocabulary is cut over the mesh; every chunk takes an equal share of each part.
+      parts: ways the vocabulary is cut over the mesh; every chunk takes an equal share of each
+        part.
       constrain: places sharding constraints: kind "logits" [B,K,T,parts,v].
     """
     d, v = kernel.shape
-    setting = _Setting(max(1, min(-(-chunk // parts), v // parts)), parts, softcap, entropy, constrain)
-    logp, h = _logprobs(setting, hidden, kernel.astype(hidden.dtype).reshape(d, parts, v // parts), targets)
+    setting = _Setting(
+        max(1, min(-(-chunk // parts), v // parts)), parts, softcap, entropy, constrain
+    )
+    logp, h = _logprobs(
+        setting, hidden, kernel.astype(hidden.dtype).reshape(d, parts, v // parts), targets
+    )
     return TokenLogprobs(logp, h if entropy else None)
 
 
@@ -80,7 +87,9 @@ class _Running(NamedTuple):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _logprobs(setting: _Setting, hidden: Array, kernel: Array, targets: Array) -> tuple[Array, Array]:
+def _logprobs(
+    setting: _Setting, hidden: Array, kernel: Array, targets: Array
+) -> tuple[Array, Array]:
     return _forward(setting, hidden, kernel, targets)[0]
 
 
@@ -94,13 +103,26 @@ def _forward(setting, hidden, kernel, targets):
         weighted = seen.weighted
         if setting.entropy:
             weighted = weighted * old + jnp.sum(each * jnp.where(part.fresh, logits, 0.0), (-2, -1))
-        return _Running(top, seen.total * old + each.sum((-2, -1)), weighted, seen.target + here.sum((-2, -1))), None
+        return (
+            _Running(
+                top,
+                seen.total * old + each.sum((-2, -1)),
+                weighted,
+                seen.target + here.sum((-2, -1)),
+            ),
+            None,
+        )
 
     zero = jnp.zeros(targets.shape, jnp.float32)
     first = _Running(jnp.full(targets.shape, -jnp.inf, jnp.float32), zero, zero, zero)
     seen, _ = jax.lax.scan(body, first, jnp.arange(_chunks(setting, kernel)))
     total = seen.top + jnp.log(seen.total)
-    return (seen.target - total, total - seen.weighted / seen.total), (hidden, kernel, targets, total)
+    return (seen.target - total, total - seen.weighted / seen.total), (
+        hidden,
+        kernel,
+        targets,
+        total,
+    )
 
 
 def _backward(setting, saved, cotangents):
@@ -110,18 +132,27 @@ def _backward(setting, saved, cotangents):
     def body(grads, index: Array):
         of_hidden, of_kernel = grads
         part = _part(setting, hidden, kernel, index)
-        error = (part.ids == targets[..., None, None]) - jnp.exp(part.logits - total[..., None, None])
+        error = (part.ids == targets[..., None, None]) - jnp.exp(
+            part.logits - total[..., None, None]
+        )
         error = jnp.where(part.fresh, error * of_logp, 0.0)
         if setting.softcap is not None:
             error = error * (1.0 - jnp.square(part.logits / setting.softcap))
         error = error.astype(hidden.dtype).reshape(-1, setting.parts * setting.width)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        back = jnp.dot(error, part.kernel.reshape(part.kernel.shape[0], -1).T, preferred_element_type=jnp.float32)
+        back = jnp.dot(
+            error,
+            part.kernel.reshape(part.kernel.shape[0], -1).T,
+            preferred_element_type=jnp.float32,
+        )
         more = jnp.dot(flat.T, error, preferred_element_type=jnp.float32).reshape(part.kernel.shape)
         more = more.astype(kernel.dtype)
         at = (0, 0, part.start)  # where chunks overlap, the entries that are not fresh add zero
         old = jax.lax.dynamic_slice(of_kernel, at, part.kernel.shape)
-        return (of_hidden + back.reshape(hidden.shape), jax.lax.dynamic_update_slice(of_kernel, old + more, at)), None
+        return (
+            of_hidden + back.reshape(hidden.shape),
+            jax.lax.dynamic_update_slice(of_kernel, old + more, at),
+        ), None
 
     zero = jnp.zeros(hidden.shape, jnp.float32), jnp.zeros_like(kernel)
     (of_hidden, of_kernel), _ = jax.lax.scan(body, zero, jnp.arange(_chunks(setting, kernel)))

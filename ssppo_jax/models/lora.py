@@ -1,8 +1,9 @@
-"""Low-rank adapters (LoRA, arXiv 2106.09685): y = x W + (alpha / rank) (x A) B beside chosen projections.
+"""Low-rank adapters (LoRA, arXiv 2106.09685): y = x W + (alpha / rank) (x A) B beside chosen
+projections.
 
-A and B are leaves `lora_a` and `lora_b` beside a projection's `kernel`, so the tree of a model with adapters is the
-model's own with a few leaves more. `split` parts them, `join` puts them together; both hold references, not copies.
-"""
+A and B are leaves `lora_a` and `lora_b` beside a projection's `kernel`, so the tree of a model with
+adapters is the model's own with a few leaves more. `split` parts them, `join` puts them together;
+both hold references, not copies."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ def add_adapter(
     outside: tuple[int, ...],
     lora: Lora | None,
 ) -> Array:
-    """y + scale * (x A) B where the module is a target, else y. A starts as PEFT's, B at 0: the adapter starts as none.
+    """y + scale * (x A) B where the module is a target, else y. A starts as PEFT's, B at 0: the
+    adapter starts as none.
 
     With a `dropout` random key, `lora.dropout` of x is dropped on the adapter's way.
     """
@@ -51,7 +53,9 @@ def add_adapter(
         return y
     inside = x.shape[2:]
     a = module.param(A, _uniform, (*inside, lora.rank), module.param_dtype).astype(module.dtype)
-    b = module.param(B, nn.initializers.zeros_init(), (lora.rank, *outside), module.param_dtype).astype(module.dtype)
+    b = module.param(
+        B, nn.initializers.zeros_init(), (lora.rank, *outside), module.param_dtype
+    ).astype(module.dtype)
     if lora.dropout and module.has_rng("dropout"):
         x = nn.Dropout(lora.dropout, deterministic=False)(x)
     low = jnp.dot(x.reshape(-1, _size(inside)), a.reshape(-1, lora.rank))
@@ -73,7 +77,8 @@ def split(params: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def join(own: PyTree | None, adapters: PyTree) -> PyTree:
-    """One tree of both: `split`'s inverse. Without `own` (all parameters are trained) the second tree as it is."""
+    """One tree of both: `split`'s inverse. Without `own` (all parameters are trained) the second
+    tree as it is."""
     if own is None:
         return adapters
     both = dict(own)
@@ -83,7 +88,8 @@ def join(own: PyTree | None, adapters: PyTree) -> PyTree:
 
 
 def merged(params: PyTree, scale: float) -> PyTree:
-    """The model with its adapters added to the kernels, W + scale A B, in float32 and rounded to the kernel's dtype."""
+    """The model with its adapters added to the kernels, W + scale A B, in float32 and rounded to
+    the kernel's dtype."""
     if not isinstance(params, dict):
         return params
     out = {key: merged(value, scale) for key, value in params.items() if key not in (A, B)}
@@ -91,7 +97,9 @@ def merged(params: PyTree, scale: float) -> PyTree:
         kernel, a, b = (jnp.asarray(params[key], jnp.float32) for key in ("kernel", A, B))
         n, rank = kernel.shape[0], a.shape[-1]
         delta = jnp.einsum("nir,nro->nio", a.reshape(n, -1, rank), b.reshape(n, rank, -1))
-        out["kernel"] = (kernel + scale * delta.reshape(kernel.shape)).astype(params["kernel"].dtype)
+        out["kernel"] = (kernel + scale * delta.reshape(kernel.shape)).astype(
+            params["kernel"].dtype
+        )
     return out
 
 

@@ -1,4 +1,5 @@
-"""Which keys a token may see: the past only, no padding, and in some layers nothing beyond a sliding window."""
+"""Which keys a token may see: the past only, no padding, and in some layers nothing beyond a
+sliding window."""
 
 from __future__ import annotations
 
@@ -18,7 +19,9 @@ class Scope(NamedTuple):
     """What every layer is told about the tokens at hand."""
 
     table: tuple[Array, Array]  # rotary cos and sin
-    local: tuple[Array, Array] | None  # of layers with a window, where those have a RoPE base of their own
+    local: (
+        tuple[Array, Array] | None
+    )  # of layers with a window, where those have a RoPE base of their own
     prompt_length: Array  # [B] int32
     filled: Array  # [B] int32, tokens of each row's completions in the cache
     head: Array | None  # [] int32, the slot of the cache that is written next; None without one
@@ -32,7 +35,8 @@ class Kind(NamedTuple):
 
 
 def layer_kinds(arch: Arch, slots: int) -> Kind | None:
-    """[N] of each layer; None where `slots` positions are within every window and all layers rotate alike."""
+    """[N] of each layer; None where `slots` positions are within every window and all layers rotate
+    alike."""
     if not arch.sliding_layers or (arch.sliding_window >= slots and arch.local_rope_theta is None):
         return None
     local = np.isin(np.arange(arch.num_layers), arch.sliding_layers)
@@ -42,10 +46,11 @@ def layer_kinds(arch: Arch, slots: int) -> Kind | None:
 
 @dataclasses.dataclass(frozen=True)
 class Masks:
-    """Which keys the tokens at hand may see, block by block: the past only, no padding, and nothing beyond the window.
+    """Which keys the tokens at hand may see, block by block: the past only, no padding, and nothing
+    beyond the window.
 
-    Prompt slot j is at position j; completion token t at prompt_length + filled + t. The cache is a ring.
-    """
+    Prompt slot j is at position j; completion token t at prompt_length + filled + t. The cache is a
+    ring."""
 
     scope: Scope
     window: Array | None  # [] int32; None where no layer has one that could bind
@@ -60,7 +65,9 @@ class Masks:
     def of_past(self, t: int, s: int) -> Array:  # [B,1,1 or t,s]
         age = (self.scope.head - 1 - jnp.arange(s)) % s  # 0 for the newest
         filled = self.scope.filled[:, None]
-        token = filled - 1 - age[None, :]  # its number in the completion; below 0 for what another row's prompt left
+        token = (
+            filled - 1 - age[None, :]
+        )  # its number in the completion; below 0 for what another row's prompt left
         return (token >= 0)[:, None, None, :] & self._near(filled + jnp.arange(t)[None, :], token)
 
     def own(self, t: int) -> Array:  # [1,1,t,t]

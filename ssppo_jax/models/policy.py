@@ -18,19 +18,23 @@ Apply = Callable[..., tuple[Policy, Array | None]]
 
 
 def predictors(forward: Forward, prompt_length: Array) -> Array:  # [B,K,T,D]
-    """The states that predict each completion token: the prompt's last, then the completion's own, shifted by one."""
-    last = jnp.take_along_axis(forward.prompt, (prompt_length - 1)[:, None, None], axis=1)  # [B,1,D]
+    """The states that predict each completion token: the prompt's last, then the completion's own,
+    shifted by one."""
+    last = jnp.take_along_axis(
+        forward.prompt, (prompt_length - 1)[:, None, None], axis=1
+    )  # [B,1,D]
     b, k, _, d = forward.completion.shape
     first = jnp.broadcast_to(last[:, None], (b, k, 1, d))
     return jnp.concatenate([first, forward.completion[:, :, :-1]], axis=2)
 
 
 def pool(
-    states: Array,  # [B,K,T,D]
-    mask: Array,  # [B,K,T] float32
-    pooling: str,
+    states: Array,
+    mask: Array,
+    pooling: str,  # [B,K,T,D]  # [B,K,T] float32
 ) -> Array:  # [B,K,D] float32
-    """One vector per completion: the state of its last token (EOS when it was sampled), or the mean over its tokens.
+    """One vector per completion: the state of its last token (EOS when it was sampled), or the mean
+    over its tokens.
 
     Reconstruction: the S-SPPO paper says "final hidden state" and names no pooling.
     """
@@ -48,15 +52,18 @@ def make_apply(
     repulsion_pooling: str = "last_token",
     repulsion_layer: str = "final_post_norm",
 ) -> Apply:
-    """apply(params, prompt, prompt_length, completion, mask, entropy=False, dropout_key=None) -> (Policy, entropy).
+    """apply(params, prompt, prompt_length, completion, mask, entropy=False, dropout_key=None) ->
+    (Policy, entropy).
 
-    The entropy is [B,K,T], or None when it is not asked for; a `dropout_key` turns the adapters' dropout on.
+    The entropy is [B,K,T], or None when it is not asked for; a `dropout_key` turns the adapters'
+    dropout on.
 
     Args:
       decoder: the model.
       logprob_chunk: vocabulary entries whose logits exist at one time.
       repulsion_pooling: "last_token" or "mean_response" (reconstruction).
-      repulsion_layer: "final_post_norm" (Hugging Face's last hidden state), "final_pre_norm", or a block's number.
+      repulsion_layer: "final_post_norm" (Hugging Face's last hidden state), "final_pre_norm", or a
+        block's number.
 
     Raises:
       ConfigError: a block that the model does not have.
@@ -74,7 +81,9 @@ def make_apply(
         dropout_key: Array | None = None,
     ) -> tuple[Policy, Array | None]:
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        forward = decoder.apply({"params": params}, prompt, prompt_length, completion, tap_layer=tap, rngs=rngs)
+        forward = decoder.apply(
+            {"params": params}, prompt, prompt_length, completion, tap_layer=tap, rngs=rngs
+        )
         out: TokenLogprobs = token_logprobs(
             predictors(forward, prompt_length),
             output_kernel(params, decoder.arch),
@@ -97,7 +106,7 @@ def _tap_layer(repulsion_layer: str, layers: int) -> int | None:
         return None if repulsion_layer == "final_post_norm" else layers - 1
     if not repulsion_layer.isdigit() or int(repulsion_layer) >= layers:
         raise ConfigError(
-            f"model.repulsion_layer={repulsion_layer!r}: one of {', '.join(LAYERS)}, or a block's number from 0 to "
-            f"{layers - 1}"
+            f"loss.repulsion_layer={repulsion_layer!r}: one of {', '.join(LAYERS)}, or a block's"
+            f" number from 0 to {layers - 1}"
         )
     return int(repulsion_layer)

@@ -1,9 +1,9 @@
-"""Pallas splash attention on TPU over a prompt and its completions as one stream, with the mask of a shared prompt.
+"""Pallas splash attention on TPU over a prompt and its completions as one stream, with the mask of
+a shared prompt.
 
-The mask is known before the compile, so blocks that nobody may look at are never computed: a completion's queries meet
-the prompt and their own past, not the other completions. What is only known when it runs, how long a prompt is, is told
-by segment ids.
-"""
+The mask is known before the compile, so blocks that nobody may look at are never computed: a
+completion's queries meet the prompt and their own past, not the other completions. What is only
+known when it runs, how long a prompt is, is told by segment ids."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ _BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class SharedPrompt:
-    """Whether query i of [P + K*T] may look at key j: a prompt's at its past, a completion's at the prompt and its own.
+    """Whether query i of [P + K*T] may look at key j: a prompt's at its past, a completion's at the
+    prompt and its own.
 
-    `size` >= P + K*T; what lies beyond looks at itself. In the form that splash attention cuts into blocks.
-    """
+    `size` >= P + K*T; what lies beyond looks at itself. In the form that splash attention cuts into
+    blocks."""
 
     p: int
     k: int
@@ -68,7 +69,9 @@ def attend_stream(
     size = q.shape[1]
     block = min(_BLOCK, -(-size // _LANES) * _LANES)
     padded = -(-size // block) * block
-    kernel = _kernel(SharedPrompt(layout.p, layout.k, layout.t, padded), q.shape[2], block, softcap, interpret)
+    kernel = _kernel(
+        SharedPrompt(layout.p, layout.k, layout.t, padded), q.shape[2], block, softcap, interpret
+    )
 
     def heads_first(x):  # [B,S,H,E] -> [B,H,padded,E]
         return jnp.pad(jnp.swapaxes(x, 1, 2), ((0, 0), (0, 0), (0, padded - size), (0, 0)))
@@ -89,11 +92,20 @@ def _kernel(mask: SharedPrompt, heads: int, block: int, softcap: float | None, i
         shape = mask.shape
         __getitem__ = staticmethod(mask.__getitem__)
 
-    names = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    names = (
+        "block_q",
+        "block_kv",
+        "block_kv_compute",
+        "block_q_dkv",
+        "block_kv_dkv",
+        "block_kv_dkv_compute",
+    )
     sizes = splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block))
     settings = {"block_sizes": sizes, "attn_logits_soft_cap": softcap, "interpret": interpret}
     one = Mask()  # the same for all heads, and one object, so that its blocks are looked at once
-    return splash.make_splash_mha(splash.MultiHeadMask([one] * heads), head_shards=1, q_seq_shards=1, **settings)
+    return splash.make_splash_mha(
+        splash.MultiHeadMask([one] * heads), head_shards=1, q_seq_shards=1, **settings
+    )
 
 
 def _segments(q: Array, kv: Array):

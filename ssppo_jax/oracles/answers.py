@@ -6,17 +6,19 @@
     final_number  the last number in the text
     last_line     the last line that is not empty, without one full stop at the end
     whole         the whole text, without outer spaces and one full stop at the end
-    auto          the first that finds something: boxed, tag, a number after ####, "the answer is ...", final_number
+    auto          the first that finds something: boxed, tag, a number after ####, "the answer is
+      ...", final_number
 
-Only what is said counts, not what is thought: the text after the last </think>, and nothing where <think> stays open.
-"""
+Only what is said counts, not what is thought: the text after the last </think>, and nothing where
+<think> stays open."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
 
-# A sign counts only where no word or closing bracket stands before it: "7-5" holds 7 and 5, "(3,-5)" holds 3 and -5.
+# A sign counts only where no word or closing bracket stands before it: "7-5" holds 7 and 5,
+# "(3,-5)" holds 3 and -5.
 NUMBER = re.compile(
     r"(?:(?<![\w)\]}])[-+\u2212])?[$\u20ac\u00a3]?(?:(?<=[$\u20ac\u00a3])[-+\u2212])?"
     r"(?:(?<![0-9])(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|(?<![\w.])\.[0-9]+)"
@@ -25,7 +27,9 @@ NUMBER = re.compile(
 BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # \{ and \} are text
 HASH = re.compile(r"####[ \t]*([^\n]+)")
 TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
-SAID = re.compile(r"\banswer\s*(?:is|are|:|=|(?:would|should|must) be)[\s:*=]*(?=([^\n]+))", re.IGNORECASE)
+SAID = re.compile(
+    r"\banswer\s*(?:is|are|:|=|(?:would|should|must) be)[\s:*=]*(?=([^\n]+))", re.IGNORECASE
+)
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # of a language: \frac and x are none
 
 
@@ -62,7 +66,8 @@ def hashed(text: str) -> str | None:
 
 
 def final_number(text: str) -> str | None:
-    """The last number: without its thousands commas, currency sign and the full stop that ends a sentence."""
+    """The last number: without its thousands commas, currency sign and the full stop that ends a
+    sentence."""
     found = NUMBER.findall(text.replace("{,}", ","))
     return _plain(found[-1]) if found else None
 
@@ -73,7 +78,9 @@ def _plain(number: str) -> str:
 
 def last_line(text: str) -> str | None:
     """The last line that is not empty, without one full stop at its end."""
-    return next((found for line in reversed(text.splitlines()) if (found := whole(line)) is not None), None)
+    return next(
+        (found for line in reversed(text.splitlines()) if (found := whole(line)) is not None), None
+    )
 
 
 def whole(text: str) -> str | None:
@@ -82,7 +89,8 @@ def whole(text: str) -> str | None:
 
 
 def auto(text: str) -> str | None:
-    """The first that finds something: boxed, tag, a number after ####, "the answer is ...", final_number."""
+    """The first that finds something: boxed, tag, a number after ####, "the answer is ...",
+    final_number."""
     styles = (boxed, tag, _hashed_number, _stated, final_number)
     return next((found for style in styles if (found := style(text)) is not None), None)
 
@@ -126,7 +134,8 @@ def answer_of(response: str, style: str) -> str | None:
 
 
 def well_formed(response: str, style: str) -> bool:
-    """Whether a response keeps to its format: the marker exactly once; without marker, the answer and nothing else."""
+    """Whether a response keeps to its format: the marker exactly once; without marker, the answer
+    and nothing else."""
     text = said(response)
     answer = STYLES[style](text)
     match style:

@@ -1,4 +1,5 @@
-"""Verifiable rewards for code: the response's code passes the prompt's unit tests. Rewards [B,K] with parts."""
+"""Verifiable rewards for code: the response's code passes the prompt's unit tests. Rewards [B,K]
+with parts."""
 
 from __future__ import annotations
 
@@ -31,15 +32,17 @@ def code(
     workers: int = 2,
     sandbox: str = "strict",
 ) -> Oracle:
-    """1 when the code in the response passes every test in meta["tests"], else 0; contained as `sandbox` describes.
+    """1 when the code in the response passes every test in meta["tests"], else 0; contained as
+    `sandbox` describes.
 
-    A prompt's tests are a Python snippet or a list of them (assertions, say), run one after the other behind the
-    response's code. Parts: `accuracy`, `tests` (the share that passed), and one of `no_code`, `passed`, `failed`,
-    `time`, `memory`, `output`, `disk`, `crash`. None is a failure of the oracle: the response is wrong.
+    A prompt's tests are a Python snippet or a list of them (assertions, say), run one after the
+    other behind the response's code. Parts: `accuracy`, `tests` (the share that passed), and one of
+    `no_code`, `passed`, `failed`, `time`, `memory`, `output`, `disk`, `crash`. None is a failure of
+    the oracle: the response is wrong.
 
     Args:
-        code_style: fenced: the last ```python block (else the last block); whole: all of the text; auto: a block where
-            there is one, else the text.
+        code_style: fenced: the last ```python block (else the last block); whole: all of the text;
+            auto: a block where there is one, else the text.
         partial: the share of tests passed as reward, in place of all or nothing.
         timeout: seconds for the code and all its tests.
         memory_mb: memory one response may have.
@@ -47,13 +50,17 @@ def code(
         workers: responses run at a time.
         sandbox: strict, or limits alone where a system cannot do more and the code can be trusted.
     """
-    _check_settings(code_style, timeout, sandbox, memory_mb=memory_mb, disk_mb=disk_mb, workers=workers)
+    _check_settings(
+        code_style, timeout, sandbox, memory_mb=memory_mb, disk_mb=disk_mb, workers=workers
+    )
     limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict")
 
     def one(task: tuple[Prompt, str]) -> tuple[str, float]:
         prompt, text = task
         found, tests = code_of(text, code_style), tests_of(prompt)
-        outcome = Outcome(NO_CODE, 0, "no code") if found is None else run_tests(found, tests, limits)
+        outcome = (
+            Outcome(NO_CODE, 0, "no code") if found is None else run_tests(found, tests, limits)
+        )
         return outcome.outcome, outcome.passed / len(tests)
 
     def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
@@ -77,7 +84,9 @@ def code_of(text: str, style: str) -> str | None:
     """The code in a response, after its thinking; None where there is none."""
     spoken = said(text)
     blocks = FENCE.findall(spoken) if style != "whole" else []
-    python = [block for language, block in blocks if language.lower() in ("python", "python3", "py")]
+    python = [
+        block for language, block in blocks if language.lower() in ("python", "python3", "py")
+    ]
     if blocks:
         return (python or [block for _, block in blocks])[-1]
     return (spoken if spoken.strip() else None) if style != "fenced" else None
@@ -104,13 +113,18 @@ def _check_settings(code_style: str, timeout: float, sandbox: str, **counts: int
 def _check_prompts(prompts: list[Prompt]) -> None:
     def usable(tests) -> bool:
         many = [tests] if isinstance(tests, str) else tests
-        return isinstance(many, list | tuple) and bool(many) and all(isinstance(t, str) and t.strip() for t in many)
+        return (
+            isinstance(many, list | tuple)
+            and bool(many)
+            and all(isinstance(t, str) and t.strip() for t in many)
+        )
 
     wrong = [p.id for p in prompts if not usable(p.meta.get("tests"))]
     if wrong:
         raise DataError(
-            f"oracle code: prompt {wrong[0]!r} has no tests ({len(wrong)} of {len(prompts)}); give every row of the "
-            'data "tests": a Python snippet that raises when the code is wrong, or a list of them'
+            f"oracle code: prompt {wrong[0]!r} has no tests ({len(wrong)} of {len(prompts)}); give"
+            ' every row of the data "tests": a Python snippet that raises when the code is wrong,'
+            " or a list of them"
         )
 
 

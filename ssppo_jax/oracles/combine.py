@@ -1,10 +1,12 @@
-"""Several oracles as one: weighted sums, and gates that a response must pass before later members count.
+"""Several oracles as one: weighted sums, and gates that a response must pass before later members
+count.
 
     --config.oracle.name=combine
-    --config.oracle.members='[{"oracle": "sentiment", "margin": 0.3}, {"oracle": "length", "target": 30}]'
+    --config.oracle.members='[{"oracle": "sentiment", "margin": 0.3}, {"oracle": "length", "target":
+    30}]'
 
-A member is {"oracle": NAME, "weight": 1, "at_least": none, "margin": none, and that oracle's own keywords}.
-"""
+A member is {"oracle": NAME, "weight": 1, "at_least": none, "margin": none, and that oracle's own
+keywords}."""
 
 from __future__ import annotations
 
@@ -17,6 +19,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
+from ssppo_jax.config import NonNegative
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import check_temperature, preference_of
 from ssppo_jax.oracles.protocol import Oracle, checked
@@ -34,16 +37,19 @@ class Member:
     margin: float | None  # of its preference: |P - 1/2| above it decides alone
 
 
-def combine(*, members: str = "[]", temperature: float = 1.0) -> Oracle:
-    """Rewards, if all members reward: sum_i w_i r_i prod_{j<i} [r_j >= at_least_j]. Else preferences, by their mean.
+def combine(*, members: str = "[]", temperature: NonNegative = 1.0) -> Oracle:
+    """Rewards, if all members reward: sum_i w_i r_i prod_{j<i} [r_j >= at_least_j]. Else
+    preferences, by their mean.
 
-    The gates make a lexicographic order: with at_least, what comes after a member counts only for responses that this
-    member accepts. Preferences P are averaged with the weights, rewards among them through the Bradley-Terry link at
-    `temperature`; where |P - 1/2| of a member with a `margin` exceeds it, that member decides alone (the first such).
-    Each member's own reward is a part, as are its parts, under its name. A prompt that one member fails on fails.
+    The gates make a lexicographic order: with at_least, what comes after a member counts only for
+    responses that this member accepts. Preferences P are averaged with the weights, rewards among
+    them through the Bradley-Terry link at `temperature`; where |P - 1/2| of a member with a
+    `margin` exceeds it, that member decides alone (the first such). Each member's own reward is a
+    part, as are its parts, under its name. A prompt that one member fails on fails.
 
     Args:
-        members: a JSON list of {"oracle": name, "weight", "at_least", "margin", and the oracle's keywords}.
+        members: a JSON list of {"oracle": name, "weight", "at_least", "margin", and the oracle's
+          keywords}.
         temperature: of the Bradley-Terry link, where preferences and rewards meet.
     """
     check_temperature(temperature)
@@ -52,7 +58,9 @@ def combine(*, members: str = "[]", temperature: float = 1.0) -> Oracle:
     def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         shape = (len(prompts), len(responses[0]))
         verdicts = [checked(member.ask(prompts, responses), shape) for member in made]
-        failed = tuple(_first_failure(made, rows) for rows in zip(*(v.failed for v in verdicts), strict=True))
+        failed = tuple(
+            _first_failure(made, rows) for rows in zip(*(v.failed for v in verdicts), strict=True)
+        )
         rewards = all(v.reward is not None for v in verdicts)
         _check_use(made, rewards=rewards)
         if rewards:
@@ -76,12 +84,17 @@ def combine(*, members: str = "[]", temperature: float = 1.0) -> Oracle:
 
 
 def _check_use(members: list[Member], *, rewards: bool) -> None:
-    """Raises ConfigError for a gate among preferences, or a margin among rewards: neither would do anything."""
+    """Raises ConfigError for a gate among preferences, or a margin among rewards: neither would do
+    anything."""
     idle = [m.name for m in members if (m.margin if rewards else m.at_least) is not None]
     if idle and rewards:
-        raise ConfigError(f"oracle combine: margin of {idle[0]} is of preferences, and all members give rewards")
+        raise ConfigError(
+            f"oracle combine: margin of {idle[0]} is of preferences, and all members give rewards"
+        )
     if idle:
-        raise ConfigError(f"oracle combine: at_least of {idle[0]} is of rewards, and a member gives preferences")
+        raise ConfigError(
+            f"oracle combine: at_least of {idle[0]} is of rewards, and a member gives preferences"
+        )
 
 
 def _summed(members: list[Member], verdicts: list[Verdict]) -> np.ndarray:  # [B,K]
@@ -93,11 +106,15 @@ def _summed(members: list[Member], verdicts: list[Verdict]) -> np.ndarray:  # [B
     return total.astype(np.float32)
 
 
-def _averaged(members: list[Member], verdicts: list[Verdict], temperature: float) -> np.ndarray:  # [B,K,K]
+def _averaged(
+    members: list[Member], verdicts: list[Verdict], temperature: float
+) -> np.ndarray:  # [B,K,K]
     preferences = [preference_of(v, temperature=temperature).astype(np.float64) for v in verdicts]
     weights = [member.weight for member in members]
     mean = sum(w * p for w, p in zip(weights, preferences, strict=True)) / sum(weights)
-    for member, p in reversed(list(zip(members, preferences, strict=True))):  # the first has the last word
+    for member, p in reversed(
+        list(zip(members, preferences, strict=True))
+    ):  # the first has the last word
         if member.margin is not None:
             mean = np.where(np.abs(p - 0.5) > member.margin, p, mean)
     return mean.astype(np.float32)
@@ -116,7 +133,7 @@ def _first_failure(members: list[Member], failed: tuple[Failed | None, ...]) -> 
     return Failed(f"{found[0][0].name}: {found[0][1].reason}") if found else None
 
 
-# ---- reading the members ---------------------------------------------------------------------------------------------
+# ---- reading the members -------------------------------------------------------------------------
 
 
 def _members(text: str) -> list[Member]:
@@ -125,14 +142,22 @@ def _members(text: str) -> list[Member]:
     except ValueError as error:
         raise ConfigError(f"oracle combine: members is not JSON ({error}); {_EXAMPLE}") from None
     if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
-        raise ConfigError(f"oracle combine: members must be a JSON list of objects, at least one; {_EXAMPLE}")
+        raise ConfigError(
+            f"oracle combine: members must be a JSON list of objects, at least one; {_EXAMPLE}"
+        )
     made = [_member(dict(one)) for one in given]
     names = [member.name for member in made]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
-        raise ConfigError(f"oracle combine: members named {', '.join(twice)} more than once; give each oracle once")
+        raise ConfigError(
+            f"oracle combine: members named {', '.join(twice)} more than once; give each oracle"
+            " once"
+        )
     if any(m.at_least is not None and m.margin is not None for m in made):
-        raise ConfigError("oracle combine: at_least is of rewards and margin of preferences; give a member one of them")
+        raise ConfigError(
+            "oracle combine: at_least is of rewards and margin of preferences; give a member one of"
+            " them"
+        )
     if not sum(member.weight for member in made) > 0:
         raise ConfigError("oracle combine: the weights must not all be 0")
     return made
@@ -147,18 +172,36 @@ def _member(given: dict[str, Any]) -> Member:
     name = given.pop("oracle", None)
     others = sorted(set(ORACLES) - {"combine"})
     if name not in others:
-        raise ConfigError(f"oracle combine: a member's oracle is {name!r}; it must be one of {', '.join(others)}")
-    weight, at_least, margin = given.pop("weight", 1.0), given.pop("at_least", None), given.pop("margin", None)
-    for key, value, least in (("weight", weight, 0.0), ("at_least", at_least, -math.inf), ("margin", margin, 0.0)):
+        raise ConfigError(
+            f"oracle combine: a member's oracle is {name!r}; it must be one of {', '.join(others)}"
+        )
+    weight, at_least, margin = (
+        given.pop("weight", 1.0),
+        given.pop("at_least", None),
+        given.pop("margin", None),
+    )
+    for key, value, least in (
+        ("weight", weight, 0.0),
+        ("at_least", at_least, -math.inf),
+        ("margin", margin, 0.0),
+    ):
         if value is not None and not (isinstance(value, int | float) and least <= value < math.inf):
-            raise ConfigError(f"oracle combine: {key} of {name} is {value!r}; it must be a finite number")
+            raise ConfigError(
+                f"oracle combine: {key} of {name} is {value!r}; it must be a finite number"
+            )
     known = inspect.signature(ORACLES[name]).parameters
     for key, value in given.items():
         if key not in known:
-            raise ConfigError(f"oracle combine: {name} has no keyword {key!r}; it has {', '.join(known)}")
+            raise ConfigError(
+                f"oracle combine: {name} has no keyword {key!r}; it has {', '.join(known)}"
+            )
         default = known[key].default
-        if type(value) is not type(default) and not (isinstance(default, float) and type(value) is int):
-            raise ConfigError(f"oracle combine: {name}.{key} takes {type(default).__name__}, as in {default!r}")
+        if type(value) is not type(default) and not (
+            isinstance(default, float) and type(value) is int
+        ):
+            raise ConfigError(
+                f"oracle combine: {name}.{key} takes {type(default).__name__}, as in {default!r}"
+            )
     return Member(name, ORACLES[name](**given), float(weight), at_least, margin)
 
 

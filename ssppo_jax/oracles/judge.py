@@ -1,9 +1,10 @@
-"""A language model behind an OpenAI-compatible HTTP endpoint (vLLM, SGLang, hosted) as pairwise judge.
+"""A language model behind an OpenAI-compatible HTTP endpoint (vLLM, SGLang, hosted) as pairwise
+judge.
 
-Every two responses to a prompt are shown in both orders, P(a > b) = (P_ab + 1 - P_ba) / 2, so a judge that always
-favours the first place says exactly 0.5. What it cannot be brought to answer is a failure, counted, never a number.
-Every reply is kept on disk under a hash of what was asked: nothing is asked, or paid, twice, whatever is interrupted.
-"""
+Every two responses to a prompt are shown in both orders, P(a > b) = (P_ab + 1 - P_ba) / 2, so a
+judge that always favours the first place says exactly 0.5. What it cannot be brought to answer is a
+failure, counted, never a number. Every reply is kept on disk under a hash of what was asked:
+nothing is asked, or paid, twice, whatever is interrupted."""
 
 from __future__ import annotations
 
@@ -21,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from ssppo_jax.config import NonNegative
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.files import default_cache
 from ssppo_jax.oracles.judge_prompts import STYLES, Messages, messages_of, probability
@@ -40,7 +42,7 @@ def judge(
     style: str = "alpaca_eval",
     api_key_env: str = "OPENAI_API_KEY",
     logprobs: bool = True,
-    temperature: float = 0.0,
+    temperature: NonNegative = 0.0,
     max_tokens: int = 0,
     concurrency: int = 8,
     attempts: int = 4,
@@ -49,18 +51,20 @@ def judge(
     deadline: float = 300.0,
     replies: str = "",
 ) -> Oracle:
-    """P(a beats b) by a judge that sees both orders; from token probabilities where offered, else from its words.
+    """P(a beats b) by a judge that sees both orders; from token probabilities where offered, else
+    from its words.
 
-    Preferences [B,K,K], with the part `asymmetry` [B,K,K]: P_ab + P_ba - 1, above 0 where the first place is favoured.
-    K responses cost K (K - 1) requests a prompt. A request that fails is tried again with growing, jittered waits (or
-    as long as the server's Retry-After says); one that fails for good fails its prompt. When 10 in a row have failed,
-    those still waiting are not asked.
+    Preferences [B,K,K], with the part `asymmetry` [B,K,K]: P_ab + P_ba - 1, above 0 where the first
+    place is favoured. K responses cost K (K - 1) requests a prompt. A request that fails is tried
+    again with growing, jittered waits (or as long as the server's Retry-After says); one that fails
+    for good fails its prompt. When 10 in a row have failed, those still waiting are not asked.
 
     Args:
         base_url: of the endpoint, up to and with /v1.
         model: its name for the model.
         style: alpaca_eval or mt_bench (`judge_prompts`).
-        api_key_env: the environment variable that holds the key; sent only if it is set, written nowhere.
+        api_key_env: the environment variable that holds the key; sent only if it is set, written
+          nowhere.
         logprobs: ask for token probabilities; a server that does not know them answers without.
         temperature: of the judge's own sampling.
         max_tokens: of its reply; 0 takes 8 for alpaca_eval and 1024 for mt_bench.
@@ -69,22 +73,33 @@ def judge(
         retry_delay: seconds before the second attempt, about; each further wait is twice as long.
         timeout: seconds for one attempt, from sending to the last byte.
         deadline: seconds after which no further attempt of a request begins.
-        replies: the file in which replies are kept; empty: one per endpoint and model in $SSPPO_CACHE.
+        replies: the file in which replies are kept; empty: one per endpoint and model in
+          $SSPPO_CACHE.
 
     Raises:
-        ConfigError: a setting out of range; when asked, a server that refuses the key or does not know the model.
+        ConfigError: a setting out of range; when asked, a server that refuses the key or does not
+          know the model.
     """
     _check_settings(locals())
     client = _Client(base_url, api_key_env, timeout)
     kept = Replies(Path(replies) if replies else _default_file(base_url, model))
     ask = with_retries(
-        client.post, attempts=attempts, base_delay=retry_delay, deadline=deadline, rng=np.random.default_rng()
+        client.post,
+        attempts=attempts,
+        base_delay=retry_delay,
+        deadline=deadline,
+        rng=np.random.default_rng(),
     )
     breaker = _Breaker(ask)
     limit = max_tokens or (8 if style == "alpaca_eval" else 1024)
 
     def body(messages: Messages) -> dict[str, Any]:
-        asked = {"model": model, "messages": messages, "temperature": temperature, "max_tokens": limit}
+        asked = {
+            "model": model,
+            "messages": messages,
+            "temperature": temperature,
+            "max_tokens": limit,
+        }
         return asked | ({"logprobs": True, "top_logprobs": 5} if logprobs else {})
 
     def one(request: dict) -> float | Failed:
@@ -99,10 +114,16 @@ def judge(
     def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         k = len(responses[0])
         orders = list(itertools.permutations(range(k), 2))
-        tasks = [(p, group[i], group[j]) for p, group in zip(prompts, responses, strict=True) for i, j in orders]
+        tasks = [
+            (p, group[i], group[j])
+            for p, group in zip(prompts, responses, strict=True)
+            for i, j in orders
+        ]
         requests = [body(messages_of(STYLES[style], *task)) for task in tasks]
         keys = [key_of(request) for request in requests]
-        different = dict(zip(keys, requests, strict=True))  # equal responses give equal requests: asked once
+        different = dict(
+            zip(keys, requests, strict=True)
+        )  # equal responses give equal requests: asked once
         breaker.half_open()
         with ThreadPoolExecutor(concurrency) as pool:
             answers = dict(zip(different, pool.map(one, different.values()), strict=True))
@@ -117,7 +138,10 @@ def _check_settings(given: Mapping[str, Any]) -> None:
     if not given["base_url"].startswith(("http://", "https://")):
         problems.append(f"base_url={given['base_url']!r} must begin with http:// or https://")
     if not given["model"]:
-        problems.append("model is empty; say which model the endpoint shall use, as in --config.oracle.model=NAME")
+        problems.append(
+            "model is empty; say which model the endpoint shall use, as in"
+            " --config.oracle.model=NAME"
+        )
     if given["style"] not in STYLES:
         problems.append(f"style={given['style']!r} must be one of {', '.join(STYLES)}")
     for name, least in (("concurrency", 1), ("attempts", 1), ("max_tokens", 0)):
@@ -148,8 +172,11 @@ def _read(style: str, reply: dict[str, Any]) -> float:
     return found
 
 
-def _verdict(answers: list[float | Failed], orders: list[tuple[int, int]], b: int, k: int) -> Verdict:
-    """Preferences from P(first is better) in every order; a prompt fails with the reason of its first failure."""
+def _verdict(
+    answers: list[float | Failed], orders: list[tuple[int, int]], b: int, k: int
+) -> Verdict:
+    """Preferences from P(first is better) in every order; a prompt fails with the reason of its
+    first failure."""
     shown_first = np.full((b, k, k), 0.5)
     failed: list[Failed | None] = [None] * b
     for at, answer in enumerate(answers):
@@ -165,7 +192,8 @@ def _verdict(answers: list[float | Failed], orders: list[tuple[int, int]], b: in
 
 
 class _Breaker:
-    """Asks, until so many requests in a row have failed that the endpoint must be taken for broken."""
+    """Asks, until so many requests in a row have failed that the endpoint must be taken for
+    broken."""
 
     def __init__(self, ask):
         self.ask, self.lock, self.failures = ask, threading.Lock(), 0
@@ -187,14 +215,19 @@ class _Client:
     """One POST to the endpoint; every attempt within `timeout`, whatever the server does."""
 
     def __init__(self, base_url: str, api_key_env: str, timeout: float):
-        self.url, self.api_key_env, self.timeout = base_url.rstrip("/") + "/chat/completions", api_key_env, timeout
+        self.url, self.api_key_env, self.timeout = (
+            base_url.rstrip("/") + "/chat/completions",
+            api_key_env,
+            timeout,
+        )
         self.local = threading.local()
 
     def post(self, request: dict, read) -> float | Failed:
         """What `read` makes of the reply. Raises on what another attempt may mend.
 
         Raises:
-            ConfigError: the endpoint refuses the key or knows no such model: no attempt will mend that.
+            ConfigError: the endpoint refuses the key or knows no such model: no attempt will mend
+              that.
         """
         end = time.monotonic() + self.timeout
         with self._session().post(
@@ -203,8 +236,9 @@ class _Client:
             content = _body(r, end)
             if r.status_code in (401, 403, 404):
                 raise ConfigError(
-                    f"the judge at {self.url} says {r.status_code} ({_said(content)}); check oracle.base_url, "
-                    f"oracle.model and the key in the environment variable {self.api_key_env}"
+                    f"the judge at {self.url} says {r.status_code} ({_said(content)}); check"
+                    " oracle.base_url, oracle.model and the key in the environment variable"
+                    f" {self.api_key_env}"
                 )
             if r.status_code in (400, 413, 422):
                 return Failed(f"the judge refused the request ({r.status_code}): {_said(content)}")

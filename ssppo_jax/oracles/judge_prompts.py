@@ -1,9 +1,10 @@
-"""What a language model is asked when it judges two responses, and how its verdict is read. Pure functions.
+"""What a language model is asked when it judges two responses, and how its verdict is read. Pure
+functions.
 
 Two styles, after the benchmarks' designs in our own words:
 
-    alpaca_eval   says nothing but the better one's name, m or M: one token, whose probabilities are the verdict
-    mt_bench      compares, then ends in [[A]], [[B]] or, for a tie, [[C]]
+    alpaca_eval   says nothing but the better one's name, m or M: one token, whose probabilities are
+    the verdict mt_bench      compares, then ends in [[A]], [[B]] or, for a tie, [[C]]
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ class Style(NamedTuple):
 STYLES = {
     "alpaca_eval": Style(
         system=(
-            "You compare the outputs of two language models and say which one a careful person would prefer. "
-            "Judge helpfulness, accuracy and clarity; neither the order of the outputs nor their length decides."
+            "You compare the outputs of two language models and say which one a careful person"
+            " would prefer. Judge helpfulness, accuracy and clarity; neither the order of the"
+            " outputs nor their length decides."
         ),
         question=(
-            "The instruction:\n<instruction>\n{conversation}\n</instruction>\n\n"
-            "Output of model m:\n<output>\n{first}\n</output>\n\nOutput of model M:\n<output>\n{second}\n</output>\n\n"
-            "Which output is better? Answer with the model's name and nothing else: m or M."
+            "The instruction:\n<instruction>\n{conversation}\n</instruction>\n\nOutput of model"
+            " m:\n<output>\n{first}\n</output>\n\nOutput of model"
+            " M:\n<output>\n{second}\n</output>\n\nWhich output is better? Answer with the model's"
+            " name and nothing else: m or M."
         ),
         first="m",
         second="M",
@@ -47,10 +50,11 @@ STYLES = {
     ),
     "mt_bench": Style(
         system=(
-            "You are an impartial judge of two assistants' answers to the same user. Weigh helpfulness, relevance, "
-            "accuracy, depth and detail. The order of presentation, the length and the names must not sway you. "
-            "Compare them in a few sentences, then give your verdict on the last line, exactly one of: "
-            "[[A]] if assistant A is better, [[B]] if assistant B is better, [[C]] for a tie."
+            "You are an impartial judge of two assistants' answers to the same user. Weigh"
+            " helpfulness, relevance, accuracy, depth and detail. The order of presentation, the"
+            " length and the names must not sway you. Compare them in a few sentences, then give"
+            " your verdict on the last line, exactly one of: [[A]] if assistant A is better, [[B]]"
+            " if assistant B is better, [[C]] for a tie."
         ),
         question=(
             "[User]\n{conversation}\n\n[Answer of assistant A]\n{first}\n[End of answer A]\n\n"
@@ -67,7 +71,9 @@ STYLES = {
 def messages_of(style: Style, prompt: Prompt, first: str, second: str) -> Messages:
     """The chat that asks for a verdict on two responses in this order."""
     fields = {"conversation": conversation(prompt), "first": first, "second": second}
-    asked = re.sub(r"\{(conversation|first|second)\}", lambda m: fields[m[1]], style.question)  # braces in texts stay
+    asked = re.sub(
+        r"\{(conversation|first|second)\}", lambda m: fields[m[1]], style.question
+    )  # braces in texts stay
     return [{"role": "system", "content": style.system}, {"role": "user", "content": asked}]
 
 
@@ -75,15 +81,19 @@ def conversation(prompt: Prompt) -> str:
     """The user's turn alone, or all turns with their roles."""
     if len(prompt.messages) == 1:
         return prompt.text
-    return "\n\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt.messages)
+    return "\n\n".join(
+        f"{turn['role'].capitalize()}: {turn['content']}" for turn in prompt.messages
+    )
 
 
-def probability(style: Style, text: str, tokens: Sequence[Mapping[str, Any]] | None) -> float | None:
-    """P(the first is better): from the verdict token's probabilities, else from the words; None: no verdict.
+def probability(
+    style: Style, text: str, tokens: Sequence[Mapping[str, Any]] | None
+) -> float | None:
+    """P(the first is better): from the verdict token's probabilities, else from the words; None: no
+    verdict.
 
-    `tokens` are an OpenAI reply's `logprobs.content`. Among the alternatives of the token that is the verdict, those
-    that are verdicts share the probability; a tie counts half for each.
-    """
+    `tokens` are an OpenAI reply's `logprobs.content`. Among the alternatives of the token that is
+    the verdict, those that are verdicts share the probability; a tie counts half for each."""
     found = list(style.verdict.finditer(text))
     if not found:
         return None
@@ -100,8 +110,11 @@ def probability(style: Style, text: str, tokens: Sequence[Mapping[str, Any]] | N
     return (weight[style.first] + 0.5 * weight.get(style.tie, 0.0)) / total
 
 
-def _at_verdict(style: Style, said: str, tokens: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """The alternatives of the last token that is the verdict on its own; none where it is part of a longer token."""
+def _at_verdict(
+    style: Style, said: str, tokens: Sequence[Mapping[str, Any]]
+) -> list[Mapping[str, Any]]:
+    """The alternatives of the last token that is the verdict on its own; none where it is part of a
+    longer token."""
     for token in reversed(tokens):
         if str(token["token"]).strip() == said:
             return list(token.get("top_logprobs") or ())

@@ -11,13 +11,15 @@ from ssppo_jax.types import Verdict
 
 
 def bradley_terry(
-    scores: np.ndarray,  # [B,K]
+    scores: np.ndarray,
     *,
-    temperature: float,
+    temperature: float,  # [B,K]
 ) -> np.ndarray:  # [B,K,K] float32
-    """P(i > j) = sigmoid((s_i - s_j) / temperature); at temperature 0 the step function, with ties at 0.5.
+    """P(i > j) = sigmoid((s_i - s_j) / temperature); at temperature 0 the step function, with ties
+    at 0.5.
 
-    Transitive by construction. Non-finite scores give NaN, which `protocol.checked` turns into `Failed`.
+    Transitive by construction. Non-finite scores give NaN, which `protocol.checked` turns into
+    `Failed`.
 
     Raises:
         ConfigError: the temperature is negative or not finite.
@@ -33,11 +35,7 @@ def bradley_terry(
     return (np.where(gap >= 0, 1.0, small) / (1.0 + small)).astype(np.float32)
 
 
-def preference_of(
-    verdict: Verdict,
-    *,
-    temperature: float,
-) -> np.ndarray:  # [B,K,K] float32
+def preference_of(verdict: Verdict, *, temperature: float) -> np.ndarray:  # [B,K,K] float32
     """The oracle's preferences, or, where it gave rewards, `bradley_terry` of them."""
     if verdict.preference is not None:
         return verdict.preference
@@ -47,4 +45,7 @@ def preference_of(
 def check_temperature(temperature: float) -> None:
     """Raises ConfigError unless the temperature is a finite number >= 0."""
     if not (math.isfinite(temperature) and temperature >= 0):
-        raise ConfigError(f"oracle temperature must be a finite number >= 0 (0 is a hard step), got {temperature!r}")
+        raise ConfigError(
+            "oracle temperature must be a finite number >= 0 (0 is a hard step), got"
+            f" {temperature!r}"
+        )

@@ -1,4 +1,5 @@
-"""PairRM (arXiv 2306.02561), the paper's oracle: a 0.4B ranker that reads the prompt and both responses at once."""
+"""PairRM (arXiv 2306.02561), the paper's oracle: a 0.4B ranker that reads the prompt and both
+responses at once."""
 
 from __future__ import annotations
 
@@ -31,26 +32,30 @@ def pairrm(
     max_source_length: int = 1224,
     source_template: str = "{prompt}",
 ) -> Oracle:
-    """P(a beats b) = sigmoid((s_ab - s_ba) / 2), s the ranker's logit with the first named shown first.
+    """P(a beats b) = sigmoid((s_ab - s_ba) / 2), s the ranker's logit with the first named shown
+    first.
 
-    Both orders of every pair are scored. Preferences [B,K,K] with the part `asymmetry` [B,K,K], sigmoid(s_ab) +
-    sigmoid(s_ba) - 1: above 0 where the first place is favoured. With pairs.win_rate_estimator=pairwise these are the
-    paper's win rates; score_bt makes of them what SPPO's published code does. PairRM reads 2048 tokens in all, up to
-    `max_source_length` of them the prompt's, the rest shared by the two responses. Longer inputs are failures of their
-    prompt (the reference cuts them silently).
+    Both orders of every pair are scored. Preferences [B,K,K] with the part `asymmetry` [B,K,K],
+    sigmoid(s_ab) + sigmoid(s_ba) - 1: above 0 where the first place is favoured. With
+    pairs.win_rate_estimator=pairwise these are the paper's win rates; score_bt makes of them what
+    SPPO's published code does. PairRM reads 2048 tokens in all, up to `max_source_length` of them
+    the prompt's, the rest shared by the two responses. Longer inputs are failures of their prompt
+    (the reference cuts them silently).
 
     Args:
         source: a repo id or folder in the format of llm-blender/PairRM-hf.
         dtype: compute dtype, float32 or bfloat16.
         batch_size: pairs scored at a time.
         max_source_length: tokens of the prompt, marker and special tokens included.
-        source_template: what is put around the prompt's text, as "[INST] {prompt} [/INST]" (reconstruction: SPPO's
-            scripts pass the chat-templated prompt, the paper is silent).
+        source_template: what is put around the prompt's text, as "[INST] {prompt} [/INST]"
+            (reconstruction: SPPO's scripts pass the chat-templated prompt, the paper is silent).
     """
     if dtype not in DTYPES:
         raise ConfigError(f"oracle pairrm: dtype={dtype!r} must be one of {', '.join(DTYPES)}")
     if "{prompt}" not in source_template:
-        raise ConfigError(f"oracle pairrm: source_template={source_template!r} must contain {{prompt}}")
+        raise ConfigError(
+            f"oracle pairrm: source_template={source_template!r} must contain {{prompt}}"
+        )
     for name, value in (("batch_size", batch_size), ("max_source_length", max_source_length)):
         if value < 1:
             raise ConfigError(f"oracle pairrm: {name}={value} must be at least 1")
@@ -73,7 +78,9 @@ def pairrm(
             text = source_template.replace("{prompt}", conversation(prompt))
             groups.append(reader.pairs(text, texts, orders))
         kept = [group for group in groups if not isinstance(group, Failed)]
-        logits = iter(scorer([ids for group in kept for ids in group]).reshape(len(kept), len(orders)))
+        logits = iter(
+            scorer([ids for group in kept for ids in group]).reshape(len(kept), len(orders))
+        )
         return _verdict(groups, logits, orders, k)
 
     oracle.on_device, oracle.place = True, scorer.place
@@ -91,7 +98,9 @@ def _verdict(groups, logits, orders: list[tuple[int, int]], k: int) -> Verdict:
     preference = _sigmoid((first - second) / 2)
     asymmetry = _sigmoid(first) + _sigmoid(second) - 1
     failed = tuple(group if isinstance(group, Failed) else None for group in groups)
-    return Verdict(preference.astype(np.float32), None, failed, {"asymmetry": asymmetry.astype(np.float32)})
+    return Verdict(
+        preference.astype(np.float32), None, failed, {"asymmetry": asymmetry.astype(np.float32)}
+    )
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -99,7 +108,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 class _Reader:
-    """Texts as the ranker's ids: each of the three begins with its marker and has special tokens of its own."""
+    """Texts as the ranker's ids: each of the three begins with its marker and has special tokens of
+    its own."""
 
     def __init__(self, folder: Path, markers: tuple[int, int, int], max_source_length: int):
         self.tokenizer, self.markers, self.most = read_tokenizer(folder), markers, max_source_length
@@ -108,21 +118,29 @@ class _Reader:
         found = tuple(self.tokenizer.token_to_id(marker) for marker in MARKERS)
         if found != markers:
             raise ConfigError(
-                f"oracle pairrm: {folder}: the tokenizer gives {', '.join(MARKERS)} the ids {found}, config.json says "
-                f"{markers}; use the tokenizer that belongs to the model"
+                f"oracle pairrm: {folder}: the tokenizer gives {', '.join(MARKERS)} the ids"
+                f" {found}, config.json says {markers}; use the tokenizer that belongs to the model"
             )
 
-    def pairs(self, source: str, texts: Sequence[str], orders: Sequence[tuple[int, int]]) -> list[list[int]] | Failed:
+    def pairs(
+        self, source: str, texts: Sequence[str], orders: Sequence[tuple[int, int]]
+    ) -> list[list[int]] | Failed:
         """The ids of every order of two responses."""
         head = self._ids(0, source)
         one, two = ([self._ids(which, text) for text in texts] for which in (1, 2))
-        if any(sum(ids.count(marker) for marker in self.markers) != 1 for ids in (head, *one, *two)):
+        if any(
+            sum(ids.count(marker) for marker in self.markers) != 1 for ids in (head, *one, *two)
+        ):
             return Failed("the text holds one of PairRM's own markers")
         if len(head) > self.most:
-            return Failed(f"the prompt is longer than max_source_length = {self.most} tokens of PairRM")
+            return Failed(
+                f"the prompt is longer than max_source_length = {self.most} tokens of PairRM"
+            )
         room = (LONGEST - len(head)) // 2
         if max(map(len, (*one, *two))) > room:
-            return Failed(f"a response is longer than the {LONGEST} tokens of PairRM leave room for")
+            return Failed(
+                f"a response is longer than the {LONGEST} tokens of PairRM leave room for"
+            )
         return [head + one[i] + two[j] for i, j in orders]
 
     def _ids(self, which: int, text: str) -> list[int]:

@@ -15,8 +15,8 @@ from ssppo_jax.files import whole_lines
 class Replies:
     """Request -> number, found by the SHA-256 of the request. Safe to use from several threads.
 
-    A torn last line (the process was killed while writing) is dropped. Each line holds the hash and the number only:
-    no text of the data, and no key.
+    A torn last line (the process was killed while writing) is dropped. Each line holds the hash and
+    the number only: no text of the data, and no key.
 
     Raises:
         UserError: a line other than the last is not an entry.
@@ -34,7 +34,8 @@ class Replies:
                 self.known[str(entry["key"])] = float(entry["value"])
             except (ValueError, TypeError, KeyError) as error:
                 raise UserError(
-                    f"{self.path}:{number}: not a reply ({type(error).__name__}); delete this line: it is asked again"
+                    f"{self.path}:{number}: not a reply ({type(error).__name__}); delete this line:"
+                    " it is asked again"
                 ) from error
 
     def get(self, request: dict[str, Any]) -> float | None:

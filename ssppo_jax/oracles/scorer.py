@@ -25,8 +25,15 @@ class Scorer:
         longest: tokens of the longest row.
     """
 
-    def __init__(self, score: Score, load: Callable[[Mesh], PyTree], *, batch_size: int, longest: int):
-        self.score, self.load, self.batch_size, self.longest = jax.jit(score), load, batch_size, longest
+    def __init__(
+        self, score: Score, load: Callable[[Mesh], PyTree], *, batch_size: int, longest: int
+    ):
+        self.score, self.load, self.batch_size, self.longest = (
+            jax.jit(score),
+            load,
+            batch_size,
+            longest,
+        )
         self.mesh: Mesh | None = None
         self.params: PyTree | None = None
 

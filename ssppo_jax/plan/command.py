@@ -26,14 +26,18 @@ def plan_command(
     sweep: bool,
     output: Path | None,
 ) -> int:
-    """Print the plan of a config file on described devices; 0 if every step fits (of a sweep: if any does), else 1."""
+    """Print the plan of a config file on described devices; 0 if every step fits (of a sweep: if
+    any does), else 1."""
     config = schema.load(path, overrides, len(devices))
     arch, chip = read_model(model or config.model.source), chip_of(devices[0].device_kind)
     print(f"{path} on {len(devices)} x {chip.name}: {model or config.model.source}, nothing is run")
     if sweep:
         tried = _sweep(path, overrides, arch, devices)
         print(ranking(tried))
-        records, fits = [record(found, setting) for setting, found in tried], any(found.fits for _, found in tried)
+        records, fits = (
+            [record(found, setting) for setting, found in tried],
+            any(found.fits for _, found in tried),
+        )
     else:
         with bar(len(phases), what="compile", unit="steps") as progress:
             found = plan(config, arch, devices, phases, progress.update)

@@ -1,8 +1,9 @@
-"""Will it fit, and what binds it: a config's real steps compiled for a TPU slice that is only described.
+"""Will it fit, and what binds it: a config's real steps compiled for a TPU slice that is only
+described.
 
-The compiler says what memory a step needs and what it sends; operations are counted from the architecture (`flops`),
-and memory traffic is bounded from below by what has to be read at least. No step is run.
-"""
+The compiler says what memory a step needs and what it sends; operations are counted from the
+architecture (`flops`), and memory traffic is bounded from below by what has to be read at least. No
+step is run."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ import numpy as np
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
+from ssppo_jax.config import CONFIGS
 from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import Arch
@@ -39,7 +41,9 @@ class Plan:
     peak: float | None  # bytes the compiler needs; None where it gave up, see `refusal`
     refusal: str
     compile_seconds: float
-    collectives: dict[str, float] | None  # bytes received, by kind; None: the compiler could not write its program down
+    collectives: (
+        dict[str, float] | None
+    )  # bytes received, by kind; None: the compiler could not write its program down
     flops: float  # recomputation included
     seconds: dict[str, float]  # at the roofline: compute, memory, and network if it is known
     tokens_per_second: float  # of completions, of all chips, at the slowest of these
@@ -51,12 +55,16 @@ class Plan:
 
 
 def read_model(source: str) -> Arch:
-    """An architecture from a folder, a config.json by whatever name, or of a Hugging Face repo id that one file.
+    """An architecture from a folder, a config.json by whatever name, or of a Hugging Face repo id
+    that one file.
 
     Raises:
       ConfigError: none of these.
     """
     path = Path(source).expanduser()
+    own = CONFIGS / "models" / f"{source}.json"
+    if own.is_file():
+        return arch_from_hf(hf.read_json(own))
     if path.is_dir():
         return hf.read_arch(path)
     if path.suffix == ".json" and path.is_file():
@@ -65,12 +73,14 @@ def read_model(source: str) -> Arch:
 
     repo, _, revision = source.partition("@")
     try:
-        return arch_from_hf(hf.read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None))))
+        return arch_from_hf(
+            hf.read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
+        )
     except (OSError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
-            f"model {source!r}: its config.json could not be read ({reason}); give --model=FILE, such as one of "
-            "configs/models/*.json"
+            f"model {source!r}: its config.json could not be read ({reason}); give --model=FILE,"
+            f" or the name of one of the package's: {', '.join(sorted(f.stem for f in own.parent.glob('*.json')))}"
         ) from None
 
 
@@ -92,7 +102,9 @@ def plan(
     runtime = Runtime(config, Path(), mesh, arch, decoder, None, arch.eos_ids or (0,))
     chip = chip_of(devices[0].device_kind)
     if chip is None:
-        raise ConfigError(f"nothing is known of {devices[0].device_kind!r}; the chips known are in chips.py")
+        raise ConfigError(
+            f"nothing is known of {devices[0].device_kind!r}; the chips known are in chips.py"
+        )
     found = []
     for phase in phases:
         found.append(_compiled(runtime, plan_step(runtime, phase), chip))
@@ -137,14 +149,21 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
 def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
     try:
         return collective_bytes(compiled.as_text())
-    except JaxRuntimeError:  # of some programs for three-dimensional slices this compiler's own text is not sound
+    except (
+        JaxRuntimeError
+    ):  # of some programs for three-dimensional slices this compiler's own text is not sound
         return None
 
 
 KNOBS = {
     "parameters": "more chips in mesh.fsdp or mesh.tensor, or model.param_dtype=bfloat16",
-    "optimizer": "more chips in mesh.fsdp, lora.rank, or optim.transform=rmsprop in place of adamw",
-    "gradients": "more chips in mesh.fsdp, lora.rank, or train.micro_batches=1, whose sums are not kept in float32",
+    "optimizer": (
+        "more chips in mesh.fsdp, lora.rank, or optimizer.transform=rmsprop in place of adamw"
+    ),
+    "gradients": (
+        "more chips in mesh.fsdp, lora.rank, or train.micro_batches=1, whose sums are not kept in"
+        " float32"
+    ),
     "kept activations": "model.remat=full, then a larger train.micro_batches",
     "attention scores": "model.attention_chunk=128",
     "logits": "a smaller model.logprob_chunk",
@@ -154,7 +173,8 @@ KNOBS = {
 
 
 def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
-    """Bytes of one chip by what they are, counted from shapes: where to look when a step does not fit."""
+    """Bytes of one chip by what they are, counted from shapes: where to look when a step does not
+    fit."""
     c, arch = runtime.config, runtime.arch
     data, fsdp, tensor = runtime.mesh.axis_sizes
     params = shard_bytes(runtime.abstract_params)
@@ -166,11 +186,17 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
         rows, k = c.sampling.batch_size / (data * fsdp), c.sampling.num_samples
         each = 2 * arch.num_kv_heads / tensor * arch.head_dim * size * arch.num_layers
         return _largest_first(
-            held | {"keys and values": rows * (p + k * t) * each, "logits": rows * k * arch.vocab_size / tensor * 4}
+            held
+            | {
+                "keys and values": rows * (p + k * t) * each,
+                "logits": rows * k * arch.vocab_size / tensor * 4,
+            }
         )
     rows, k = c.train.batch_size / c.train.micro_batches / (data * fsdp), rows_per_prompt(runtime)
     chunk = min(c.model.attention_chunk or max(p, t), max(p, t))
-    held["attention scores"] = rows * heads * 4 * max(min(p, chunk) * p, k * min(t, chunk) * (p + t))
+    held["attention scores"] = (
+        rows * heads * 4 * max(min(p, chunk) * p, k * min(t, chunk) * (p + t))
+    )
     held["logits"] = rows * k * t * min(c.model.logprob_chunk, arch.vocab_size) / tensor * 4
     if planned.phase == "train":
         state = planned.arguments[0]
@@ -180,16 +206,23 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
         held["gradients"] = trained if single else trained * 4 / runtime.param_dtype.itemsize
         per_token = arch.hidden_size
         if c.model.remat != "full":
-            wide = 2 * arch.num_heads * arch.head_dim + 2 * arch.num_kv_heads * arch.head_dim + 2 * arch.mlp_dim
+            wide = (
+                2 * arch.num_heads * arch.head_dim
+                + 2 * arch.num_kv_heads * arch.head_dim
+                + 2 * arch.mlp_dim
+            )
             per_token = 2 * arch.hidden_size + wide / tensor * _kept_products(c.model.remat)
         held["kept activations"] = rows * (p + k * t) * per_token * size * arch.num_layers
         if c.model.remat == "none":
-            held["kept activations"] += rows * heads * 4 * (p * p + k * t * (p + t)) * arch.num_layers
+            held["kept activations"] += (
+                rows * heads * 4 * (p * p + k * t * (p + t)) * arch.num_layers
+            )
     return _largest_first(held)
 
 
 def _kept_products(remat: str) -> int:
-    """Arrays of a layer's width that the device keeps for each: its products, and what lies between them."""
+    """Arrays of a layer's width that the device keeps for each: its products, and what lies between
+    them."""
     return {"none": 2, "dots": 1, "offload": 0}[remat]
 
 
@@ -198,43 +231,58 @@ def _largest_first(held: dict[str, float]) -> dict[str, float]:
 
 
 def _refusal(error: str, held: dict[str, float]) -> str:
-    first = next((line for line in error.splitlines() if "RESOURCE_EXHAUSTED" in line), error.splitlines()[0])
+    first = next(
+        (line for line in error.splitlines() if "RESOURCE_EXHAUSTED" in line), error.splitlines()[0]
+    )
     largest = next(iter(held))
     size = held[largest] / GIB
     return (
-        f"the compiler gave up: {first[:300]}\n  the largest part is {largest} ({size:.2f} GiB): try {KNOBS[largest]}"
+        f"the compiler gave up: {first[:300]}\n  the largest part is {largest} ({size:.2f} GiB):"
+        f" try {KNOBS[largest]}"
     )
 
 
 def traffic(runtime: Runtime, planned: Planned) -> float:
     """Bytes that one chip's memory moves at least, for one step.
 
-    Weights pass once a pass over them (the parts of other chips are written when they come and read), gradients and
-    optimizer state are read and written once, keys and values are read once for every token that looks at them.
-    """
+    Weights pass once a pass over them (the parts of other chips are written when they come and
+    read), gradients and optimizer state are read and written once, keys and values are read once
+    for every token that looks at them."""
     c, arch, mesh = runtime.config, runtime.arch, runtime.mesh
     data, fsdp, tensor = mesh.axis_sizes
     gathered = shard_bytes(runtime.abstract_params) * fsdp * (2 if fsdp > 1 else 1)
     if planned.phase == "generate":
         t, k = c.sampling.max_new_tokens, c.sampling.num_samples
-        each = 2 * arch.num_kv_heads / tensor * arch.head_dim * runtime.decoder.dtype.itemsize * arch.num_layers
+        each = (
+            2
+            * arch.num_kv_heads
+            / tensor
+            * arch.head_dim
+            * runtime.decoder.dtype.itemsize
+            * arch.num_layers
+        )
         rows = c.sampling.batch_size / (data * fsdp)
-        seen = rows * (c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2)  # a prompt's are shared by its K
+        seen = rows * (
+            c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2
+        )  # a prompt's are shared by its K
         return (t + 1) * gathered + seen * each
     if planned.phase == "score":
         return gathered
     passes = 3 if c.model.remat == "full" else 2
     state = planned.arguments[0]
-    update = 2 * shard_bytes(state.opt_state) + 5 * shard_bytes(state.params)  # gradient and update twice, new once
+    update = 2 * shard_bytes(state.opt_state) + 5 * shard_bytes(
+        state.params
+    )  # gradient and update twice, new once
     kept = memory_of(runtime, planned)["kept activations"]
     return c.train.micro_batches * (passes * gathered + 2 * kept) + update
 
 
-# ---- trying settings -------------------------------------------------------------------------------------------------
+# ---- trying settings -----------------------------------------------------------------------------
 
 
 def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, object]]:
-    """Overrides to try: ways to cut the mesh, micro-batches, remat. Those that cannot be are left out."""
+    """Overrides to try: ways to cut the mesh, micro-batches, remat. Those that cannot be are left
+    out."""
     found = []
     for tensor in (1, 2, 4, 8):
         if chips % tensor or arch.num_kv_heads % tensor or arch.mlp_dim % tensor:
@@ -250,7 +298,8 @@ def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, objec
 
 
 def rank(tried: Sequence[tuple[dict[str, object], Plan]]) -> list[tuple[dict[str, object], Plan]]:
-    """Those that fit by the tokens per second of their roofline, then the others by how far they are from fitting."""
+    """Those that fit by the tokens per second of their roofline, then the others by how far they
+    are from fitting."""
 
     def worth(pair):
         found = pair[1]

@@ -1,4 +1,5 @@
-"""What a compiled program sends between devices, read from its text: bytes by kind of collective, loops counted out."""
+"""What a compiled program sends between devices, read from its text: bytes by kind of collective,
+loops counted out."""
 
 from __future__ import annotations
 
@@ -6,10 +7,24 @@ import re
 from collections import Counter, defaultdict
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
-BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s16": 2, "u16": 2, "f32": 4, "s32": 4, "u32": 4, "f64": 8}
+BYTES = {
+    "pred": 1,
+    "s8": 1,
+    "u8": 1,
+    "bf16": 2,
+    "f16": 2,
+    "s16": 2,
+    "u16": 2,
+    "f32": 4,
+    "s32": 4,
+    "u32": 4,
+    "f64": 8,
+}
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
 _KIND = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(-start)?\(")
-_CALLED = re.compile(r"(?:calls|to_apply|body|async_execution_thread.*?calls|called_computations)=\{?%?([\w.\-]+)")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|async_execution_thread.*?calls|called_computations)=\{?%?([\w.\-]+)"
+)
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -18,10 +33,10 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 def collective_bytes(text: str) -> dict[str, float]:
     """Bytes that each device receives, by kind, of a module's optimised text.
 
-    A loop is counted as often as the largest constant of its condition says, which is exact for scans and the most a
-    bounded while loop runs. An all-reduce passes its array twice. The copies that the compiler makes of one collective
-    to overlap it share a channel and count once, where they run least often.
-    """
+    A loop is counted as often as the largest constant of its condition says, which is exact for
+    scans and the most a bounded while loop runs. An all-reduce passes its array twice. The copies
+    that the compiler makes of one collective to overlap it share a channel and count once, where
+    they run least often."""
     computations = _computations(text)
     entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
     once: dict[str, tuple[str, float]] = {}  # of each channel: its kind and the bytes of one pass
@@ -63,7 +78,9 @@ def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
 
 
 def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str) -> int:
-    bounds = [int(n) for line in computations.get(condition, (False, []))[1] for n in _BOUND.findall(line)]
+    bounds = [
+        int(n) for line in computations.get(condition, (False, []))[1] for n in _BOUND.findall(line)
+    ]
     return max(bounds, default=1)
 
 

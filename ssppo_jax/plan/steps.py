@@ -1,4 +1,5 @@
-"""The steps of a run as they would be compiled for it: the real functions, with abstract arrays in their shardings."""
+"""The steps of a run as they would be compiled for it: the real functions, with abstract arrays in
+their shardings."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssppo_jax.config import call_kwargs
+from ssppo_jax.config import bind
 from ssppo_jax.distributed.mesh import replicated, row_sharding
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.core import ratio_stats
@@ -31,13 +32,16 @@ class Planned(NamedTuple):
     phase: str
     step: Callable  # jitted
     arguments: tuple  # jax.ShapeDtypeStruct, with shardings
-    flops: float  # of all devices, as computed: padding to the widest bucket, recomputation included
+    flops: (
+        float  # of all devices, as computed: padding to the widest bucket, recomputation included
+    )
     useful: float  # of those, what is no recomputation
     tokens: int  # of completions, that one step advances
 
 
 def plan_step(runtime: Runtime, phase: str) -> Planned:
-    """The step of "generate", "score" or "train", at the widest prompt bucket and full responses."""
+    """The step of "generate", "score" or "train", at the widest prompt bucket and full
+    responses."""
     return {"generate": _generate, "score": _score, "train": _train}[phase](runtime)
 
 
@@ -51,12 +55,18 @@ def _generate(runtime: Runtime) -> Planned:
     k = 1 if ROWS[c.loss.name] == "opponent" else c.sampling.num_samples
     b, p, t = c.sampling.batch_size, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, runtime)
-    fields = {"tokens": rows((b, p), jnp.int32), "length": rows((b,), jnp.int32), "address": rows((b,), jnp.uint32)}
+    fields = {
+        "tokens": rows((b, p), jnp.int32),
+        "length": rows((b,), jnp.int32),
+        "address": rows((b,), jnp.uint32),
+    }
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(runtime.mesh))
     step = jax.jit(in_one_batch(runtime.make_sampler(num_samples=k, sampling=sampling_params(c))))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
-    return Planned("generate", step, (runtime.abstract_params, Prompts(**fields), key), work, work, b * k * t)
+    return Planned(
+        "generate", step, (runtime.abstract_params, Prompts(**fields), key), work, work, b * k * t
+    )
 
 
 def _score(runtime: Runtime) -> Planned:
@@ -64,7 +74,12 @@ def _score(runtime: Runtime) -> Planned:
     b, k = c.train.batch_size // c.train.micro_batches, rows_per_prompt(runtime)
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, runtime)
-    fields = rows((b, p), jnp.int32), rows((b,), jnp.int32), rows((b, k, t), jnp.int32), rows((b, k, t), jnp.float32)
+    fields = (
+        rows((b, p), jnp.int32),
+        rows((b,), jnp.int32),
+        rows((b, k, t), jnp.int32),
+        rows((b, k, t), jnp.float32),
+    )
     step = jax.jit(make_score_step(runtime.make_apply()))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
     return Planned("score", step, (runtime.abstract_params, *fields), work, work, b * k * t)
@@ -75,16 +90,25 @@ def _train(runtime: Runtime) -> Planned:
     m, k = c.train.micro_batches, rows_per_prompt(runtime)
     b, p, t = c.train.batch_size // m, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
-    loss = partial(LOSSES[c.loss.name], **call_kwargs(c.loss))
-    step = jax.jit(make_train_step(runtime.make_apply(), loss, ratio_stats, optimizer), donate_argnums=0)
+    loss = bind(LOSSES, c.loss)
+    step = jax.jit(
+        make_train_step(runtime.make_apply(), loss, ratio_stats, optimizer), donate_argnums=0
+    )
     frozen, trained = runtime.parted(runtime.abstract_params)
     state = abstract_state(runtime.mesh, trained, optimizer)
-    shapes = dict.fromkeys(("mask", "old_logp", "ref_logp", "init_logp", "completion"), (m, b, k, t))
+    shapes = dict.fromkeys(
+        ("mask", "old_logp", "ref_logp", "init_logp", "completion"), (m, b, k, t)
+    )
     shapes |= dict.fromkeys(("win_rate", "target", "advantage"), (m, b, k)) | {"prompt": (m, b, p)}
     whole = ("prompt", "prompt_length", "completion")
     batch = Batch(
         **{
-            name: _rows(runtime, shapes.get(name, (m, b)), jnp.int32 if name in whole else jnp.float32, axis=1)
+            name: _rows(
+                runtime,
+                shapes.get(name, (m, b)),
+                jnp.int32 if name in whole else jnp.float32,
+                axis=1,
+            )
             for name in Batch._fields
         }
     )
@@ -96,7 +120,8 @@ def _train(runtime: Runtime) -> Planned:
 
 
 def recomputed(arch: Arch, remat: str, prompt: np.ndarray, completion: np.ndarray) -> float:
-    """Operations done again for the backward pass: the logits always; with remat the layers, or their attention."""
+    """Operations done again for the backward pass: the logits always; with remat the layers, or
+    their attention."""
     again = flops.head(arch, completion.sum())
     if remat == "full":
         again += flops.forward(arch, prompt, completion) - flops.head(arch, completion.sum())
@@ -112,4 +137,7 @@ def _rows(runtime: Runtime, shape: tuple[int, ...], dtype, axis: int = 0) -> jax
 
 def shard_bytes(tree: PyTree) -> int:
     """What one device holds of a tree of abstract arrays."""
-    return sum(int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )

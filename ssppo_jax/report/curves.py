@@ -1,4 +1,5 @@
-"""The report's plots over a run: held-out results with their intervals, and every logged number by topic."""
+"""The report's plots over a run: held-out results with their intervals, and every logged number by
+topic."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from ssppo_jax.report.record import Run, held_out, metric_lines, phase_seconds
 
 
 class Topic(NamedTuple):
-    """A section of plots: the metrics it claims, by phase and key, and whether they share one plot or get one each."""
+    """A section of plots: the metrics it claims, by phase and key, and whether they share one plot
+    or get one each."""
 
     title: str
     claims: Callable[[str, str], bool]
@@ -28,13 +30,15 @@ def _holds(pattern: str) -> Callable[[str, str], bool]:
     return lambda phase, key: re.search(pattern, key) is not None
 
 
-WEIGHTS = ("eur", "clip", "sequence_ratio", "sequence_weight", "ratio")
+WEIGHTS = ("effective_update_ratio", "clip", "sequence_ratio", "sequence_weight", "ratio")
 REWARDS = ("reward", "advantage", "accuracy", "format", "group/")
 TOPICS = (  # the first topic that claims a metric gets it
     Topic("Loss and its terms", _starts("loss", "term/"), overlay=False),
     Topic("Rewards and advantages", _starts(*REWARDS, phases=("judge", "train")), overlay=False),
     Topic("Gradient norms", _starts("grad_norm"), overlay=False),
-    Topic("Gates, clips and importance weights", _starts(*WEIGHTS, phases=("train",)), overlay=False),
+    Topic(
+        "Gates, clips and importance weights", _starts(*WEIGHTS, phases=("train",)), overlay=False
+    ),
     Topic("KL divergence", _holds(r"(?i)(^|[^a-z])kl"), overlay=True),
     Topic("Completion length", _starts("length"), overlay=True),
     Topic("Entropy, EOS rate, repetition", _holds("entropy|eos|repet|distinct"), overlay=False),
@@ -47,11 +51,23 @@ def held_out_section(run: Run) -> str:
     found = held_out(run.metrics)
     if not found:
         return page.section("Held-out results", page.missing("No evaluation was recorded."))
-    rate = "Win rate: trained against starting policy, by the configured oracle. " if "win_rate" in found else ""
-    rest = "Rewards: mean of the trained policy; dashed: of the starting one. " if set(found) - {"win_rate"} else ""
+    rate = (
+        "Win rate: trained against starting policy, by the configured oracle. "
+        if "win_rate" in found
+        else ""
+    )
+    rest = (
+        "Rewards: mean of the trained policy; dashed: of the starting one. "
+        if set(found) - {"win_rate"}
+        else ""
+    )
     caption = f"Held-out prompts. {rate}{rest}Band: 95% interval over prompts."
     plots = [plot_interval(name, rows, wide=len(found) == 1) for name, rows in found.items()]
-    body = page.figure(plots[0], caption) if len(plots) == 1 else page.grid(plots) + page.missing(caption)
+    body = (
+        page.figure(plots[0], caption)
+        if len(plots) == 1
+        else page.grid(plots) + page.missing(caption)
+    )
     return page.section("Held-out results", body)
 
 

@@ -1,4 +1,5 @@
-"""The pieces of the report's page: everything that is not markup of ours is escaped, and nothing runs or is loaded."""
+"""The pieces of the report's page: everything that is not markup of ours is escaped, and nothing
+runs or is loaded."""
 
 from __future__ import annotations
 
@@ -38,7 +39,10 @@ def card(heading: str, body: str) -> str:
 def response(name: str, words: Any, badge: str = "") -> str:
     """A text of a model under its name, and what was measured of it."""
     score = f'<span class="score">{text(badge)}</span>' if badge else ""
-    return f'<div><b>{text(name)}</b> {score}<div class="text">{text(words) or "<i>(empty)</i>"}</div></div>'
+    return (
+        f"<div><b>{text(name)}</b> {score}<div"
+        f' class="text">{text(words) or "<i>(empty)</i>"}</div></div>'
+    )
 
 
 def sides(left: str, right: str) -> str:
@@ -48,11 +52,16 @@ def sides(left: str, right: str) -> str:
 def table(head: list[str], rows: list[list[str]]) -> str:
     cells = ["".join(f"<td>{text(cell)}</td>" for cell in row) for row in rows]
     top = "".join(f"<th>{text(cell)}</th>" for cell in head)
-    return f'<div class="wide"><table><tr>{top}</tr>{"".join(f"<tr>{row}</tr>" for row in cells)}</table></div>'
+    return (
+        "<div"
+        f' class="wide"><table><tr>{top}</tr>{"".join(f"<tr>{row}</tr>" for row in cells)}</table></div>'
+    )
 
 
 def tiles(values: list[tuple[str, str]]) -> str:
-    inner = "".join(f"<div><span>{text(name)}</span><b>{text(value)}</b></div>" for name, value in values)
+    inner = "".join(
+        f"<div><span>{text(name)}</span><b>{text(value)}</b></div>" for name, value in values
+    )
     return f'<div class="tiles">{inner}</div>'
 
 
@@ -63,7 +72,8 @@ def page(name: str, top: str, notes: list[str], body: str) -> str:
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         '<meta name="color-scheme" content="light dark">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; "
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; style-src'
+        " 'unsafe-inline'; "
         'img-src data:">'
         f"<title>{text(name)}: training report</title><style>{CSS}</style></head><body><main>"
         f"<h1>{text(name)}</h1>{top}{listed}{body}</main></body></html>\n"

@@ -1,17 +1,21 @@
-"""What a run left in its folder, read for people: whatever is missing, torn or malformed is noted, never fatal.
+"""What a run left in its folder, read for people: whatever is missing, torn or malformed is noted,
+never fatal.
 
-    config.json      {"config": the exact configuration, "command", and versions and devices by name}
-    metrics.jsonl    {"phase", "step", "iteration", "values": numbers by name, "wall": {"time", "seconds", ...},
+    config.json      {"config": the exact configuration, "command", and versions and devices by
+    name} metrics.jsonl    {"phase", "step", "iteration", "values": numbers by name, "wall":
+    {"time", "seconds", ...},
                      "nonfinite": [names]} a record; numbers may also stand beside "phase"
-    pairs.jsonl      {"iteration", "prompt_id", "prompt", "winner", "loser", "win_rate" [2], "target" [2],
-                     "similarity", "p_win", "tied"} a selected pair
-    groups.jsonl     {"iteration", "prompt_id", "prompt", "answer" or null, "responses" [K], "reward" [K],
-                     "advantage" [K], "length" [K]} a prompt with its K responses
-    opponents.jsonl  {"iteration", "prompt_id", "prompt", "policy", "opponent", "p_win"} a response and its opponent's
-    samples.jsonl    {"stage": "start" | "iter_k" | "final", "prompt_id", "prompt", "response", and "score" if known}
+    pairs.jsonl      {"iteration", "prompt_id", "prompt", "winner", "loser", "win_rate" [2],
+                     "target" [2], "similarity", "p_win", "tied"} a selected pair
+    groups.jsonl     {"iteration", "prompt_id", "prompt", "answer" or null, "responses" [K],
+                     "reward" [K], "advantage" [K], "length" [K]} a prompt with its K responses
+    opponents.jsonl  {"iteration", "prompt_id", "prompt", "policy", "opponent", "p_win"} a response
+    and its opponent's samples.jsonl    {"stage": "start" | "iter_k" | "final", "prompt_id",
+    "prompt", "response", and "score" if known}
                      a held-out text, any number for one prompt
-    result.json      {"win_rate", "low", "high", "prompts"}: the final win rate over the starting policy; and of every
-                     reward or part of one {"X", "X_start", "X_gain_low", "X_gain_high"}
+    result.json      {"win_rate", "low", "high", "prompts"}: the final win rate over the starting
+                     policy; and of every reward or part of one {"X", "X_start", "X_gain_low",
+                     "X_gain_high"}
 
 A run trains on pairs, groups or opponents, and has the one file.
 """
@@ -57,11 +61,15 @@ def read_run(folder: Path) -> Run:
         config = config["config"]
     metrics = [_flat(record) for record in _read_lines(folder / "metrics.jsonl", notes)]
     files = {name: folder / f"{name}.jsonl" for name in TRAINED_ON}
-    rows = {name: _read_lines(path, notes) if path.is_file() else [] for name, path in files.items()}
+    rows = {
+        name: _read_lines(path, notes) if path.is_file() else [] for name, path in files.items()
+    }
     if not any(path.is_file() for path in files.values()):
         notes.append("pairs.jsonl (groups.jsonl, opponents.jsonl) is missing.")
     samples = _read_lines(folder / "samples.jsonl", notes)
-    return Run(config, start, metrics, **rows, samples=samples, result=_as_dict(result), notes=notes)
+    return Run(
+        config, start, metrics, **rows, samples=samples, result=_as_dict(result), notes=notes
+    )
 
 
 def _read_json(path: Path, notes: list[str]) -> Any:
@@ -92,12 +100,16 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict]:
         if isinstance(row, dict):
             rows.append(row)
         elif place == len(lines):
-            notes.append(f"{path.name}: the last line is torn (the run stopped while writing it); left out.")
+            notes.append(
+                f"{path.name}: the last line is torn (the run stopped while writing it); left out."
+            )
         else:
             bad.append(place)
     if bad:
         listed = ", ".join(map(str, bad[:10])) + (", ..." if len(bad) > 10 else "")
-        notes.append(f"{path.name}: {len(bad)} lines are not JSON objects and are left out (line {listed}).")
+        notes.append(
+            f"{path.name}: {len(bad)} lines are not JSON objects and are left out (line {listed})."
+        )
     if not rows:
         notes.append(f"{path.name} holds no records.")
     return rows
@@ -108,7 +120,8 @@ def _as_dict(value: Any) -> dict:
 
 
 def number(value: Any) -> float | None:
-    """A JSON number as a float (NaN and infinities included); None for anything else, booleans too."""
+    """A JSON number as a float (NaN and infinities included); None for anything else, booleans
+    too."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -124,10 +137,17 @@ def finite(value: Any) -> float | None:
 
 
 def _flat(record: dict) -> dict:
-    """A metrics record with its `values` and `wall` beside its phase, and NaN for the names in `nonfinite`."""
-    context = {key: value for key, value in record.items() if key not in ("values", "wall", "nonfinite")}
+    """A metrics record with its `values` and `wall` beside its phase, and NaN for the names in
+    `nonfinite`."""
+    context = {
+        key: value for key, value in record.items() if key not in ("values", "wall", "nonfinite")
+    }
     names = record.get("nonfinite")
-    lost = {name: math.nan for name in names if isinstance(name, str)} if isinstance(names, list) else {}
+    lost = (
+        {name: math.nan for name in names if isinstance(name, str)}
+        if isinstance(names, list)
+        else {}
+    )
     return _as_dict(record.get("values")) | lost | _as_dict(record.get("wall")) | context
 
 
@@ -136,7 +156,7 @@ def _numbers(record: dict) -> dict[str, float]:
     return {key: value for key, value in numbers.items() if value is not None}
 
 
-# ---- series of the metrics -------------------------------------------------------------------------------------------
+# ---- series of the metrics -----------------------------------------------------------------------
 
 
 def metric_lines(metrics: list[dict]) -> list[Line]:
@@ -159,29 +179,43 @@ def metric_lines(metrics: list[dict]) -> list[Line]:
 
 
 def held_out(metrics: list[dict]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Of every quantity X that evaluations logged with X_low and X_high: iteration, X, low, high; NaN for a bound that
-    is lost. The win rate comes last: it says nothing of the start."""
+    """Of every quantity X that evaluations logged with X_low and X_high: iteration, X, low, high;
+    NaN for a bound that is lost. The win rate comes last: it says nothing of the start."""
     rows: dict[str, list[tuple[float, float, float, float]]] = collections.defaultdict(list)
     evaluations = [record for record in metrics if record.get("phase") == "evaluate"]
-    names = {key.removesuffix("_low") for record in evaluations for key in record if key.endswith("_low")}
-    names &= {key.removesuffix("_high") for record in evaluations for key in record if key.endswith("_high")}
+    names = {
+        key.removesuffix("_low") for record in evaluations for key in record if key.endswith("_low")
+    }
+    names &= {
+        key.removesuffix("_high")
+        for record in evaluations
+        for key in record
+        if key.endswith("_high")
+    }
     for record in evaluations:
         iteration = finite(record.get("iteration"))
         for name in [key for key in record if key in names]:
             value = finite(record[name])
             if iteration is not None and value is not None:
                 low, high = (finite(record.get(f"{name}_{end}")) for end in ("low", "high"))
-                rows[name].append((iteration, value, *(math.nan if v is None else v for v in (low, high))))
+                rows[name].append(
+                    (iteration, value, *(math.nan if v is None else v for v in (low, high)))
+                )
     return dict(sorted(rows.items(), key=lambda item: item[0] == "win_rate"))
 
 
 def phase_seconds(metrics: list[dict]) -> dict[str, dict[float, float]]:
-    """Seconds by phase and iteration: the records' own `seconds`, and where a phase has none, its share of `time`.
+    """Seconds by phase and iteration: the records' own `seconds`, and where a phase has none, its
+    share of `time`.
 
-    That share is the time since the record before; the first record of the file and clock jumps backwards count 0.
-    """
-    own = {str(record.get("phase")) for record in metrics if number(record.get("seconds")) is not None}
-    total: dict[str, dict[float, float]] = collections.defaultdict(lambda: collections.defaultdict(float))
+    That share is the time since the record before; the first record of the file and clock jumps
+    backwards count 0."""
+    own = {
+        str(record.get("phase")) for record in metrics if number(record.get("seconds")) is not None
+    }
+    total: dict[str, dict[float, float]] = collections.defaultdict(
+        lambda: collections.defaultdict(float)
+    )
     before = None
     for record in (r for r in metrics if r.get("phase") != "iteration"):  # which sums up others
         phase, now = str(record.get("phase")), number(record.get("time"))
@@ -189,6 +223,11 @@ def phase_seconds(metrics: list[dict]) -> dict[str, dict[float, float]]:
         before = before if now is None else now
         spent = number(record.get("seconds")) if phase in own else elapsed
         iteration = number(record.get("iteration"))
-        if spent is not None and iteration is not None and math.isfinite(spent) and math.isfinite(iteration):
+        if (
+            spent is not None
+            and iteration is not None
+            and math.isfinite(spent)
+            and math.isfinite(iteration)
+        ):
             total[phase][iteration] += max(spent, 0.0)
     return {phase: dict(spent) for phase, spent in total.items() if any(spent.values())}

@@ -1,4 +1,5 @@
-"""Collecting an iteration's rollout under pi_t: sample, judge, assemble the rows the loss learns from, score them."""
+"""Collecting an iteration's rollout under pi_t: sample, judge, assemble the rows the loss learns
+from, score them."""
 
 from __future__ import annotations
 
@@ -11,17 +12,18 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from ssppo_jax import data
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.losses import ROWS
 from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
 from ssppo_jax.rollout.groups import group_rows, reward_of, teaches
-from ssppo_jax.rollout.judge import Ahead, concatenated, identity_of, judge, part_stats
+from ssppo_jax.rollout.judge import PrefetchJudge, concatenated, identity_of, judge, part_stats
 from ssppo_jax.rollout.opponents import opponent_rows
 from ssppo_jax.rollout.pairs import pair_rows
 from ssppo_jax.rollout.rows import Judged
-from ssppo_jax.rollout.sample import Sampled, sample_prompts
+from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.rollout.score import score_batch
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER, SentenceEmbedder
 from ssppo_jax.rollout.store import Rollout
@@ -30,20 +32,25 @@ from ssppo_jax.runtime import ROLLOUT, Runtime, sampling_params
 from ssppo_jax.types import PyTree, Samples
 
 ASSEMBLE = {"pair": pair_rows, "group": group_rows, "opponent": opponent_rows}
-RECORDS = {"pair": "pairs.jsonl", "group": "groups.jsonl", "opponent": "opponents.jsonl"}  # files of the run folder
+RECORDS = {
+    "pair": "pairs.jsonl",
+    "group": "groups.jsonl",
+    "opponent": "opponents.jsonl",
+}  # files of the run folder
 
 
 @dataclasses.dataclass
-class Account:
+class RolloutStats:
     """What happened to the prompts of an iteration, over all rounds of sampling."""
 
     samples: list[Samples] = dataclasses.field(default_factory=list)
     sampling_seconds: float = 0.0
     failed: Counter = dataclasses.field(default_factory=Counter)
-    flat: int = 0  # groups left out because their rewards are all equal
+    judged: int = 0  # groups that were asked whether their rewards differ
+    flat: int = 0  # of these, left out because the rewards are all equal
     surplus: int = 0  # groups beyond what the iteration trains on
 
-    def add(self, sampled: Sampled) -> None:
+    def add(self, sampled: Responses) -> None:
         self.samples.append(sampled.samples)
         self.sampling_seconds += sampled.wall["seconds"]
 
@@ -51,34 +58,68 @@ class Account:
         """Values of the phases generate and judge, and the wall values of generate."""
         samples = Samples(*(np.concatenate(field) for field in zip(*self.samples, strict=True)))
         tokens = int(samples.length.sum())
-        generated = sample_stats(samples) | {"tokens": float(tokens), "prompts": float(len(samples.length))}
+        generated = sample_stats(samples) | {
+            "tokens": float(tokens),
+            "prompts": float(len(samples.length)),
+        }
         judged = {"oracle/dropped": float(self.failed.total())}
         judged |= {f"oracle/failed: {reason}": float(n) for reason, n in self.failed.items()}
         seconds = self.sampling_seconds
         return generated, judged, {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
+    def left_out(self) -> dict[str, float]:
+        """Return what dynamic sampling left out: the share of groups of one reward, and the surplus."""
+        found = {"group/surplus": float(self.surplus)}
+        return found | ({"frac_reward_zero_std": self.flat / self.judged} if self.judged else {})
+
+
+def sampling_rounds(config: ConfigDict) -> int:
+    """Return how many rounds of sampling an iteration may take: several only to replace groups that
+    were left out."""
+    several = config.group.filter_groups and config.train.prompts_per_iteration
+    return config.group.max_num_gen_batches if several else 1
+
 
 class Collector:
-    """Makes rollouts. Random keys are addressed by (iteration, round, prompt), so a repeated call repeats itself."""
+    """Makes rollouts. Random keys are addressed by (iteration, round, prompt), so a repeated call
+    repeats itself."""
 
-    def __init__(self, runtime: Runtime, prompts: list[EncodedPrompt], oracle: Oracle, score: Callable, journal: Path):
+    def __init__(
+        self,
+        runtime: Runtime,
+        prompts: list[EncodedPrompt],
+        oracle: Oracle,
+        score: Callable,
+        journal: Path,
+    ):
         config = runtime.config
-        self.runtime, self.config, self.prompts, self.oracle, self.score = runtime, config, prompts, oracle, score
+        self.runtime, self.config, self.prompts, self.oracle, self.score = (
+            runtime,
+            config,
+            prompts,
+            oracle,
+            score,
+        )
         self.rows = ROWS[config.loss.name]
         self.journal = Journal(journal)
         self.embedder = _embedder(runtime) if self.rows == "pair" else None
-        self.rounds = config.group.max_num_gen_batches if config.group.filter_groups else 1
+        self.rounds = sampling_rounds(config)
         self.sampler = runtime.make_sampler(
-            num_samples=1 if self.rows == "opponent" else config.sampling.num_samples, sampling=sampling_params(config)
+            num_samples=1 if self.rows == "opponent" else config.sampling.num_samples,
+            sampling=sampling_params(config),
         )
         if self.rows == "opponent":
             coef = config.loss.mixture_coef
             self.opponent_sampler = runtime.make_sampler(
-                num_samples=1, sampling=sampling_params(config), weights=(1.0 - coef, coef), first_sample=1
+                num_samples=1,
+                sampling=sampling_params(config),
+                weights=(1.0 - coef, coef),
+                first_sample=1,
             )
 
     def portion(self, iteration: int, sampling_round: int = 0) -> list[EncodedPrompt]:
-        """The prompts of one round of sampling: disjoint from those of other rounds within a pass over the data."""
+        """The prompts of one round of sampling: disjoint from those of other rounds within a pass
+        over the data."""
         rows = data.portion(
             iteration * self.rounds + sampling_round,
             len(self.prompts),
@@ -98,20 +139,25 @@ class Collector:
         """The rollout of an iteration.
 
         Raises:
-          GateError: too many prompts failed, or sampler and trainer disagree on the log-probs of the same tokens.
+          GateError: too many prompts failed, or sampler and trainer disagree on the log-probs of
+            the same tokens.
           Interrupted: `stopped()` became true; verdicts so far are in the journal.
         """
-        start, account = time.perf_counter(), Account()
+        start, counts = time.perf_counter(), RolloutStats()
         if self.rows == "opponent":
-            initial = functools.cache(initial)  # the opponent's, and the reference of scoring: loaded once
-        judged = self._judged(params, initial, iteration, stopped, account)
-        generated, verdicts, sampling = account.metrics()
+            initial = functools.cache(
+                initial
+            )  # the opponent's, and the reference of scoring: loaded once
+        judged = self._judged(params, initial, iteration, stopped, counts)
+        generated, verdicts, sampling = counts.metrics()
         rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
-        seconds = time.perf_counter() - start - account.sampling_seconds
+        seconds = time.perf_counter() - start - counts.sampling_seconds
         verdicts |= rows.stats | part_stats(judged.verdict, judged.texts)
         if self.rows == "group":
-            verdicts |= {"group/filtered": float(account.flat), "group/surplus": float(account.surplus)}
-        batch, scored, scoring = score_batch(self.runtime, self.score, rows.batch, rows.sampler_logp, params, initial)
+            verdicts |= counts.left_out()
+        batch, scored, scoring = score_batch(
+            self.runtime, self.score, rows.batch, rows.sampler_logp, params, initial
+        )
         return Rollout(
             batch,
             rows.records,
@@ -119,41 +165,57 @@ class Collector:
             {"generate": sampling, "judge": {"seconds": seconds}, "score": scoring},
         )
 
-    def _judged(self, params, initial, iteration: int, stopped, account: Account) -> Judged:
-        """Prompts with their verdicts. With group.filter_groups, sampled round by round until enough groups differ."""
+    def _judged(self, params, initial, iteration: int, stopped, counts: RolloutStats) -> Judged:
+        """Prompts with their verdicts. With group.filter_groups, sampled round by round until
+        enough groups differ."""
         parts: list[Judged] = []
         for sampling_round in range(self.rounds):
             encoded = self.portion(iteration, sampling_round)
             key = self.runtime.key(ROLLOUT, iteration * self.rounds + sampling_round)
             what = f"sample {iteration + 1}/{self.config.train.iterations}"
-            with Ahead(self.oracle, journal=self.journal, identity=identity_of(self.config)) as ahead:
-                sampled = self._sample(params, initial, encoded, key, ahead.add, stopped=stopped, what=what)
-            account.add(sampled)
-            parts.append(self._kept(encoded, sampled, stopped, account))
+            with PrefetchJudge(
+                self.oracle, journal=self.journal, identity=identity_of(self.config)
+            ) as ahead:
+                sampled = self._sample(
+                    params, initial, encoded, key, ahead.add, stopped=stopped, what=what
+                )
+            counts.add(sampled)
+            parts.append(self._kept(encoded, sampled, stopped, counts))
             if sum(len(part.encoded) for part in parts) >= len(encoded):
                 break
         judged = _merged(parts) if len(parts) > 1 else parts[0]
         wanted = min(len(judged.encoded), len(encoded))
-        account.surplus = len(judged.encoded) - wanted
-        return judged.take(np.arange(wanted)) if account.surplus else judged
+        counts.surplus = len(judged.encoded) - wanted
+        return judged.take(np.arange(wanted)) if counts.surplus else judged
 
-    def _sample(self, params, initial, encoded, key, ready, *, stopped, what) -> Sampled:
+    def _sample(self, params, initial, encoded, key, ready, *, stopped, what) -> Responses:
         """K samples of the policy; for opponent rows one of the policy and one of its opponent."""
         settings = {"stopped": stopped, "what": what}
         if self.rows != "opponent":
-            return sample_prompts(self.runtime, self.sampler, params, encoded, key, ready=ready, **settings)
+            return sample_prompts(
+                self.runtime, self.sampler, params, encoded, key, ready=ready, **settings
+            )
         own = sample_prompts(self.runtime, self.sampler, params, encoded, key, **settings)
         both = (params, initial())
         other = sample_prompts(
-            self.runtime, self.opponent_sampler, both, encoded, key, stopped=stopped, what=what + " (opponent)"
+            self.runtime,
+            self.opponent_sampler,
+            both,
+            encoded,
+            key,
+            stopped=stopped,
+            what=what + " (opponent)",
         )
-        samples = jax.tree.map(lambda a, b: np.concatenate([a, b], axis=1), own.samples, other.samples)
+        samples = jax.tree.map(
+            lambda a, b: np.concatenate([a, b], axis=1), own.samples, other.samples
+        )
         texts = [a + b for a, b in zip(own.texts, other.texts, strict=True)]
         seconds = own.wall["seconds"] + other.wall["seconds"]
-        return Sampled(samples, texts, {}, {"seconds": seconds})
+        return Responses(samples, texts, {}, {"seconds": seconds})
 
-    def _kept(self, encoded, sampled: Sampled, stopped, account: Account) -> Judged:
-        """The prompts the oracle could judge and, with group.filter_groups, whose rewards differ."""
+    def _kept(self, encoded, sampled: Responses, stopped, counts: RolloutStats) -> Judged:
+        """The prompts the oracle could judge and, with group.filter_groups, whose rewards
+        differ."""
         verdict = judge(
             self.oracle,
             encoded,
@@ -162,20 +224,26 @@ class Collector:
             identity=identity_of(self.config),
             stopped=stopped,
         )
-        kept = drop_failed(verdict, max_failed_fraction=self.config.judge.max_failed_fraction)
-        account.failed.update(kept.reasons)
+        kept = drop_failed(verdict, max_failed_fraction=self.config.oracle.max_failed_fraction)
+        counts.failed.update(kept.reasons)
         judged = Judged(encoded, sampled.samples, sampled.texts, verdict).take(kept.rows)
         if not self.config.group.filter_groups:
             return judged
         different = np.flatnonzero(teaches(reward_of(self.config, judged.verdict)))
-        account.flat += len(judged.encoded) - len(different)
+        counts.judged += len(judged.encoded)
+        counts.flat += len(judged.encoded) - len(different)
         return judged.take(different)
 
 
 def _merged(parts: list[Judged]) -> Judged:
     return Judged(
         [e for part in parts for e in part.encoded],
-        Samples(*(np.concatenate(field) for field in zip(*(part.samples for part in parts), strict=True))),
+        Samples(
+            *(
+                np.concatenate(field)
+                for field in zip(*(part.samples for part in parts), strict=True)
+            )
+        ),
         [group for part in parts for group in part.texts],
         concatenated([part.verdict for part in parts]),
     )

@@ -1,7 +1,8 @@
-"""From K rewards to K advantages: length penalty, groups that teach nothing, statistics. NumPy, on the host.
+"""From K rewards to K advantages: length penalty, groups that teach nothing, statistics. NumPy, on
+the host.
 
-Rewards are those of one iteration, so an advantage that is scaled by the batch sees the whole of it.
-"""
+Rewards are those of one iteration, so an advantage that is scaled by the batch sees the whole of
+it."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import call_kwargs
-from ssppo_jax.losses.advantages import ADVANTAGES, soft_overlong, zero_spread
+from ssppo_jax.config import bind
+from ssppo_jax.losses.advantages import ADVANTAGES, soft_overlong, zero_std
 from ssppo_jax.rollout.pairs import mean_win_rate
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_of
 from ssppo_jax.rollout.similarity import SentenceEmbedder
@@ -27,16 +28,17 @@ class Groups:
     advantage: np.ndarray  # [B,K] float32
 
 
-def group_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int) -> Rows:
+def group_rows(
+    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
+) -> Rows:
     """All K responses with their advantages (`groups.make_groups`)."""
     del embedder
-    advantage, kwargs = ADVANTAGES[config.advantage.name], call_kwargs(config.advantage)
     groups, stats = make_groups(
         reward_of(config, judged.verdict),
         judged.samples.length,
-        lambda reward: advantage(reward, **kwargs),
+        bind(ADVANTAGES, config.advantage),
         max_length=config.sampling.max_new_tokens,
-        overlong_buffer_len=config.group.overlong_buffer_len,
+        overlong_buffer_len=overlong_buffer(config),
         overlong_penalty_factor=config.group.overlong_penalty_factor,
     )
     truncated = judged.samples.finish == FINISH_LENGTH
@@ -62,42 +64,57 @@ def group_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | 
     return Rows(batch, judged.samples.logp, records, values)
 
 
+def overlong_buffer(config: ConfigDict) -> int:
+    """Return the tokens over which the length penalty grows; -1 stands for a fifth of the
+    completion slots."""
+    given, slots = config.group.overlong_buffer_len, config.sampling.max_new_tokens
+    return max(slots // 5, 1) if given < 0 else given
+
+
 def reward_of(config: ConfigDict, verdict: Verdict) -> np.ndarray:  # [B,K] float32
-    """The oracle's rewards, or, where it gave preferences, the win rate of each response in its group."""
+    """The oracle's rewards, or, where it gave preferences, the win rate of each response in its
+    group."""
     if verdict.reward is not None:
         return verdict.reward
-    return mean_win_rate(verdict.preference, include_self=config.pairs.include_self).astype(np.float32)
+    return mean_win_rate(verdict.preference, include_self=config.pairs.include_self).astype(
+        np.float32
+    )
 
 
-def teaches(
-    reward: np.ndarray,  # [B,K] as the oracle gave it
-) -> np.ndarray:  # [B] bool
-    """Whether a group's rewards differ: the others have no advantage, and DAPO's dynamic sampling leaves them out.
+def teaches(reward: np.ndarray) -> np.ndarray:  # [B,K] as the oracle gave it  # [B] bool
+    """Whether a group's rewards differ: the others have no advantage, and DAPO's dynamic sampling
+    leaves them out.
 
-    Asked of the oracle's reward, before any length penalty (arXiv 2503.14476 eq. 11 speaks of the accuracy).
-    """
-    return ~zero_spread(reward)
+    Asked of the oracle's reward, before any length penalty (arXiv 2503.14476 eq. 11 speaks of the
+    accuracy)."""
+    return ~zero_std(reward)
 
 
 def make_groups(
     reward: np.ndarray,  # [B,K] float32, no failed rows
     length: np.ndarray,  # [B,K] tokens
-    advantage: Callable[[np.ndarray], np.ndarray],  # an entry of `ADVANTAGES` with its keywords bound
+    advantage: Callable[
+        [np.ndarray], np.ndarray
+    ],  # an entry of `ADVANTAGES` with its keywords bound
     *,
     max_length: int,
     overlong_buffer_len: int = 0,
     overlong_penalty_factor: float = 1.0,
 ) -> tuple[Groups, dict[str, Mean]]:
-    """Add the length reward, if any, and turn rewards into advantages; statistics are undivided means over groups.
+    """Add the length reward, if any, and turn rewards into advantages; statistics are undivided
+    means over groups.
 
     Args:
       max_length: completion slots, where the length reward reaches -overlong_penalty_factor
-      overlong_buffer_len: tokens before max_length over which it falls (DAPO's soft overlong punishment); 0: none
+      overlong_buffer_len: tokens before max_length over which it falls (DAPO's soft overlong
+        punishment); 0: none
       overlong_penalty_factor: its weight
     """
     shaped = np.asarray(reward, np.float64)
     if overlong_buffer_len:
-        penalty = soft_overlong(np.asarray(length), max_length=max_length, buffer=overlong_buffer_len)
+        penalty = soft_overlong(
+            np.asarray(length), max_length=max_length, buffer=overlong_buffer_len
+        )
         shaped = shaped + overlong_penalty_factor * penalty
     value = advantage(shaped) if len(shaped) else np.zeros_like(shaped)
     groups = Groups(shaped.astype(np.float32), np.asarray(value, np.float32))
@@ -111,8 +128,11 @@ def _stats(reward: np.ndarray, groups: Groups) -> dict[str, Mean]:
         "reward/std": reward.std(axis=1, ddof=1),
         "reward/best_of_k": reward.max(axis=1),
         "reward/shaped": groups.reward.mean(axis=1),
-        "reward/zero_spread": ~teaches(reward),
+        "frac_reward_zero_std": ~teaches(reward),
         "advantage/abs": np.abs(groups.advantage).mean(axis=1),
     }
     count = np.float32(len(reward))
-    return {name: Mean(np.float32(np.sum(value, dtype=np.float64)), count) for name, value in values.items()}
+    return {
+        name: Mean(np.float32(np.sum(value, dtype=np.float64)), count)
+        for name, value in values.items()
+    }

@@ -10,10 +10,12 @@ from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_
 from ssppo_jax.rollout.similarity import SentenceEmbedder
 
 
-def opponent_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int) -> Rows:
+def opponent_rows(
+    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
+) -> Rows:
     """The policy's sample at 0 and its opponent's at 1, whoever wins."""
     del embedder
-    preference = preference_of(judged.verdict, temperature=config.judge.reward_temperature)
+    preference = preference_of(judged.verdict, temperature=config.oracle.reward_temperature)
     p_win = preference[:, 0, 1].astype(np.float32)
     rate = np.stack([p_win, 1.0 - p_win], axis=1)
     batch = batch_of(judged.encoded, judged.samples, win_rate=rate, target=rate, p_win=p_win)

@@ -1,7 +1,8 @@
-"""From K judged responses to one training pair: win rates, winner and loser, semantic gate. NumPy, on the host.
+"""From K judged responses to one training pair: win rates, winner and loser, semantic gate. NumPy,
+on the host.
 
-A preference matrix holds P[i,j] = P(y_i > y_j) with P + P^T = 1. Arithmetic is float64, results are float32.
-"""
+A preference matrix holds P[i,j] = P(y_i > y_j) with P + P^T = 1. Arithmetic is float64, results are
+float32."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import call_kwargs
+from ssppo_jax.config import bind
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.gates import GATES, calibrate, linear
@@ -21,11 +22,14 @@ from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
 from ssppo_jax.rollout.similarity import EmbedCounts, SentenceEmbedder, score_similarity
 from ssppo_jax.types import Mean, Samples
 
-SCORE_CLIP = 1e-6  # logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
+# logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
+SCORE_CLIP = 1e-6
 TIE = 1e-6  # scores closer than this are equal
-TOLERANCE = 1e-3  # how far P + P^T may be from 1, and S from S^T, before it is an error and not rounding
+TOLERANCE = (
+    1e-3  # how far P + P^T may be from 1, and S from S^T, before it is an error and not rounding
+)
 
-SEMANTIC_GATES = ("pair", "group_mean", "pairwise", "none")
+GATE_LEVELS = ("pair", "group_mean", "pairwise", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,22 +41,25 @@ class Pairs:
     win_rate: np.ndarray  # [B,2] float32, P(y > pi_t) before the gate
     target: np.ndarray  # [B,2] float32, after it
     p_win: np.ndarray  # [B] float32, P(winner > loser) under the win-rate estimator, not gated
-    similarity: np.ndarray  # [B] float32 in [0,1], of winner and loser; 0 when no similarity was given
+    similarity: (
+        np.ndarray
+    )  # [B] float32 in [0,1], of winner and loser; 0 when no similarity was given
     tied: np.ndarray  # [B] bool, all K mean scores equal: winner and loser are then arbitrary
     keep: np.ndarray  # [B] bool, False for the tied groups if they are to be dropped
 
 
-def pair_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int) -> Rows:
+def pair_rows(
+    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
+) -> Rows:
     """The best and the worst of K, with their gated win rates (`pairs.make_pairs`)."""
     similarity, counts = _similarity(config, judged, embedder)
-    gate, kwargs = GATES[config.pairs.gate.name], call_kwargs(config.pairs.gate)
     pairs, stats = make_pairs(
-        preference_of(judged.verdict, temperature=config.judge.reward_temperature),
+        preference_of(judged.verdict, temperature=config.oracle.reward_temperature),
         similarity,
-        lambda s: gate(s, **kwargs),
+        bind(GATES, config.pairs.gate),
         win_rate_estimator=config.pairs.win_rate_estimator,
         include_self=config.pairs.include_self,
-        semantic_gate=config.pairs.semantic_gate,
+        gate_level=config.pairs.gate_level,
         drop_tied=config.pairs.drop_ties,
     )
     rows = np.flatnonzero(pairs.keep)
@@ -78,12 +85,19 @@ def pair_rows(config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | N
         }
         for e, i, (w, l) in zip(chosen, rows, two, strict=True)
     ]
-    values = {name: float(m.result()) for name, m in stats.items()} | {"oracle/pairs": float(len(rows))} | counts
+    values = (
+        {name: float(m.result()) for name, m in stats.items()}
+        | {"oracle/pairs": float(len(rows))}
+        | counts
+    )
     return Rows(batch, samples.logp, records, values)
 
 
-def _similarity(config, judged: Judged, embedder: SentenceEmbedder | None) -> tuple[np.ndarray, dict[str, float]]:
-    """[B,K,K] similarities, how alike two samples are on average, how many texts were read in part or empty."""
+def _similarity(
+    config, judged: Judged, embedder: SentenceEmbedder | None
+) -> tuple[np.ndarray, dict[str, float]]:
+    """[B,K,K] similarities, how alike two samples are on average, how many texts were read in part
+    or empty."""
 
     def work(rows: np.ndarray) -> tuple[np.ndarray, EmbedCounts]:
         matrix = score_similarity(
@@ -104,56 +118,47 @@ def _similarity(config, judged: Judged, embedder: SentenceEmbedder | None) -> tu
     return matrix, {f"similarity/{name}": float(n) for name, n in counts.items()}
 
 
-def scores(
-    preference: np.ndarray,  # [B,K,K]
-) -> np.ndarray:
-    """Mean score of each response -> [B,K]: the row mean of s_ij = logit P_ij, itself (s_ii = 0) included.
+def scores(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
+    """Mean score of each response -> [B,K]: the row mean of s_ij = logit P_ij, itself (s_ii = 0)
+    included.
 
-    SPPO (arXiv 2405.00675) ranks by the mean of the oracle's scores; a preference matrix gives them back by the logit,
-    clipped at `SCORE_CLIP`.
-    """
+    SPPO (arXiv 2405.00675) ranks by the mean of the oracle's scores; a preference matrix gives them
+    back by the logit, clipped at `SCORE_CLIP`."""
     clipped = np.clip(preference, SCORE_CLIP, 1.0 - SCORE_CLIP)
     return np.mean(np.log(clipped) - np.log1p(-clipped), axis=-1)
 
 
-def pairwise(
-    preference: np.ndarray,  # [B,K,K]
-) -> np.ndarray:
-    """The comparisons as judged (the papers of SPPO and S-SPPO): intransitive preferences stay intransitive."""
+def pairwise(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
+    """The comparisons as judged (the papers of SPPO and S-SPPO): intransitive preferences stay
+    intransitive."""
     return preference
 
 
-def score_bt(
-    preference: np.ndarray,  # [B,K,K]
-) -> np.ndarray:
-    """P_ij = sigmoid(score_i - score_j), score_i = 1/K sum_j (s_ij - s_ji): what SPPO's published code computes.
+def score_bt(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
+    """P_ij = sigmoid(score_i - score_j), score_i = 1/K sum_j (s_ij - s_ji): what SPPO's published
+    code computes.
 
-    Bradley-Terry, hence always transitive, and every P_ij depends on all K responses. Where s_ij = a_i - a_j, the
-    difference is 2 (a_i - a_j): twice as sharp as `pairwise`. s is the clipped logit of P (see `scores`).
-    """
+    Bradley-Terry, hence always transitive, and every P_ij depends on all K responses. Where s_ij =
+    a_i - a_j, the difference is 2 (a_i - a_j): twice as sharp as `pairwise`. s is the clipped logit
+    of P (see `scores`)."""
     score = 2.0 * scores(preference)
     return 0.5 * (1.0 + np.tanh(0.5 * (score[:, :, None] - score[:, None, :])))
 
 
-def hard(
-    preference: np.ndarray,  # [B,K,K]
-) -> np.ndarray:
-    """Every comparison rounded to 1, 1/2 (exact tie) or 0: confidence is thrown away (reconstruction)."""
+def hard(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
+    """Every comparison rounded to 1, 1/2 (exact tie) or 0: confidence is thrown away
+    (reconstruction)."""
     return 0.5 * (1.0 + np.sign(preference - 0.5))
 
 
 WIN_RATE_ESTIMATORS = {"pairwise": pairwise, "score_bt": score_bt, "hard": hard}
 
 
-def mean_win_rate(
-    preference: np.ndarray,  # [B,K,K]
-    *,
-    include_self: bool = True,
-) -> np.ndarray:
+def mean_win_rate(preference: np.ndarray, *, include_self: bool = True) -> np.ndarray:  # [B,K,K]
     """P(y_i > pi_t) estimated over the K samples -> [B,K].
 
-    With the self pair, 1/K sum_j P_ij where P_ii = 1/2, as in both papers: within [1/(2K), 1 - 1/(2K)] and K/2 in sum.
-    Without it, 1/(K-1) sum_{j != i} P_ij: unbiased, and again K/2 in sum.
+    With the self pair, 1/K sum_j P_ij where P_ii = 1/2, as in both papers: within [1/(2K), 1 -
+    1/(2K)] and K/2 in sum. Without it, 1/(K-1) sum_{j != i} P_ij: unbiased, and again K/2 in sum.
 
     Args:
       include_self: count the comparison of a response with itself (1/2), as the papers do
@@ -163,13 +168,12 @@ def mean_win_rate(
     return total / k if include_self else (total - 0.5) / (k - 1)
 
 
-def select(
-    score: np.ndarray,  # [B,K]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Winner (highest score), loser (lowest) and tied -> [B] each. Among equals (within `TIE`) the first index wins.
+def select(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [B,K]
+    """Winner (highest score), loser (lowest) and tied -> [B] each. Among equals (within `TIE`) the
+    first index wins.
 
-    Where all K are equal there is no preference: the group is tied, winner 0 and loser 1. Winner and loser differ.
-    """
+    Where all K are equal there is no preference: the group is tied, winner 0 and loser 1. Winner
+    and loser differ."""
     top, bottom = score.max(axis=1, keepdims=True), score.min(axis=1, keepdims=True)
     tied = (top - bottom)[:, 0] <= 2.0 * TIE
     winner = np.where(tied, 0, np.argmax(score >= top - TIE, axis=1))
@@ -179,43 +183,52 @@ def select(
 
 def make_pairs(
     preference: np.ndarray,  # [B,K,K] float32, no failed rows
-    similarity: np.ndarray | None,  # [B,K,K] float32, symmetric; None only with semantic_gate "none"
-    gate: Callable[[np.ndarray], np.ndarray] = linear,  # S -> factor, an entry of `GATES` with its keywords bound
+    similarity: np.ndarray | None,  # [B,K,K] float32, symmetric; None only with gate_level "none"
+    gate: Callable[
+        [np.ndarray], np.ndarray
+    ] = linear,  # S -> factor, an entry of `GATES` with its keywords bound
     *,
     win_rate_estimator: str = "pairwise",
     include_self: bool = True,
-    semantic_gate: str = "pair",
+    gate_level: str = "pair",
     drop_tied: bool = False,
 ) -> tuple[Pairs, dict[str, Mean]]:
-    """Select the best and worst of K and calibrate their win rates: S-SPPO (arXiv 2606.01561) section 3.1, Algorithm 1.
+    """Select the best and worst of K and calibrate their win rates: S-SPPO (arXiv 2606.01561)
+    section 3.1, Algorithm 1.
 
-    With g the `gate`: `pair` uses g(S_wl) for both (Algorithm 1, what the paper runs); `group_mean` uses
-    g(mean_{j != i} S_ij) for each (eq. 3.1); `pairwise` gates each P_ij by g(S_ij) before averaging (the form of the
-    proof); `none` leaves the win rates. Selection never depends on the gate. The statistics are undivided means over
-    the B groups.
+    With g the `gate`: `pair` uses g(S_wl) for both (Algorithm 1, what the paper runs); `group_mean`
+    uses g(mean_{j != i} S_ij) for each (eq. 3.1); `pairwise` gates each P_ij by g(S_ij) before
+    averaging (the form of the proof); `none` leaves the win rates. Selection never depends on the
+    gate. The statistics are undivided means over the B groups.
 
     Raises ConfigError for an unknown name and ValueError for matrices that break their contract.
 
     Args:
       win_rate_estimator: pairwise (papers), score_bt (SPPO's published code) or hard
       include_self: count the comparison of a response with itself (1/2), as the papers do
-      semantic_gate: pair, group_mean, pairwise or none
+      gate_level: pair, group_mean, pairwise or none
       drop_tied: drop groups whose K responses all score the same
     """
-    estimator = WIN_RATE_ESTIMATORS[_known("win_rate_estimator", win_rate_estimator, WIN_RATE_ESTIMATORS)]
-    _known("semantic_gate", semantic_gate, SEMANTIC_GATES)
+    estimator = WIN_RATE_ESTIMATORS[
+        _known("win_rate_estimator", win_rate_estimator, WIN_RATE_ESTIMATORS)
+    ]
+    _known("gate_level", gate_level, GATE_LEVELS)
     matrix = estimator(_checked_preference(preference))
-    similarity = _checked_similarity(similarity, matrix.shape, semantic_gate)
+    similarity = _checked_similarity(similarity, matrix.shape, gate_level)
 
     winner, loser, tied = select(scores(matrix))
     rate = mean_win_rate(matrix, include_self=include_self)
     rows = np.arange(len(matrix))
-    if semantic_gate == "pairwise":
+    if gate_level == "pairwise":
         target = mean_win_rate(calibrate(matrix, gate(similarity)), include_self=include_self)
-    elif semantic_gate == "none":
+    elif gate_level == "none":
         target = rate
     else:
-        alike = similarity[rows, winner, loser][:, None] if semantic_gate == "pair" else off_diagonal_mean(similarity)
+        alike = (
+            similarity[rows, winner, loser][:, None]
+            if gate_level == "pair"
+            else off_diagonal_mean(similarity)
+        )
         target = calibrate(rate, gate(alike))
 
     def of_pair(x):
@@ -234,20 +247,18 @@ def make_pairs(
     return pairs, _stats(pairs)
 
 
-def off_diagonal_mean(
-    similarity: np.ndarray,  # [B,K,K]
-) -> np.ndarray:
+def off_diagonal_mean(similarity: np.ndarray) -> np.ndarray:  # [B,K,K]
     """1/(K-1) sum_{j != i} S_ij -> [B,K]."""
     off_diagonal = 1.0 - np.eye(similarity.shape[-1])
     return np.sum(similarity * off_diagonal, axis=-1) / (similarity.shape[-1] - 1)
 
 
 def _stats(pairs: Pairs) -> dict[str, Mean]:
-    """Margins before and after the gate, similarity, and the fractions that were tied, inverted and dropped.
+    """Margins before and after the gate, similarity, and the fractions that were tied, inverted and
+    dropped.
 
-    Inverted: the winner by mean score has the lower win rate. Possible because the papers select by one and train on
-    the other.
-    """
+    Inverted: the winner by mean score has the lower win rate. Possible because the papers select by
+    one and train on the other."""
     margin_raw = pairs.win_rate[:, 0] - pairs.win_rate[:, 1]
     values = {
         "pairs/margin_raw": margin_raw,
@@ -258,7 +269,10 @@ def _stats(pairs: Pairs) -> dict[str, Mean]:
         "pairs/dropped": ~pairs.keep,
     }
     groups = np.float32(len(pairs.tied))
-    return {name: Mean(np.float32(np.sum(value, dtype=np.float64)), groups) for name, value in values.items()}
+    return {
+        name: Mean(np.float32(np.sum(value, dtype=np.float64)), groups)
+        for name, value in values.items()
+    }
 
 
 def _known(field: str, name: str, allowed: Iterable[str]) -> str:
@@ -270,10 +284,14 @@ def _known(field: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def _checked_preference(preference: np.ndarray) -> np.ndarray:
-    """The matrix in float64, exactly antisymmetric about 1/2, 1/2 on the diagonal. ValueError if it cannot be."""
+    """The matrix in float64, exactly antisymmetric about 1/2, 1/2 on the diagonal. ValueError if it
+    cannot be."""
     p = np.asarray(preference, np.float64)
     if p.ndim != 3 or p.shape[1] != p.shape[2] or p.shape[1] < 2:
-        raise ValueError(f"preference has shape {p.shape}, need [B,K,K] with K >= 2: sample at least 2 per prompt")
+        raise ValueError(
+            f"preference has shape {p.shape}, need [B,K,K] with K >= 2: sample at least 2 per"
+            " prompt"
+        )
     off_diagonal = ~np.eye(p.shape[1], dtype=bool)
     in_range = (p >= 0) & (p <= 1)  # False for NaN
     p = np.where(in_range, p, 0.5)
@@ -281,28 +299,37 @@ def _checked_preference(preference: np.ndarray) -> np.ndarray:
     bad = ~np.all(in_range & (complementary | ~off_diagonal), axis=(1, 2))
     if bad.any():
         raise ValueError(
-            f"preference rows {np.flatnonzero(bad)[:8].tolist()} are not P(i beats j) in [0,1] with P + P^T = 1: "
-            "drop the groups the oracle failed on, and let an oracle average both orders"
+            f"preference rows {np.flatnonzero(bad)[:8].tolist()} are not P(i beats j) in [0,1] with"
+            " P + P^T = 1: drop the groups the oracle failed on, and let an oracle average both"
+            " orders"
         )
     p = 0.5 * (p + 1.0 - p.swapaxes(1, 2))
     return np.where(off_diagonal, p, 0.5)
 
 
-def _checked_similarity(similarity: np.ndarray | None, shape: tuple[int, ...], semantic_gate: str) -> np.ndarray:
-    """max(0, S) in float64, or zeros where none is needed. ValueError if it is missing, misshapen or asymmetric."""
+def _checked_similarity(
+    similarity: np.ndarray | None, shape: tuple[int, ...], gate_level: str
+) -> np.ndarray:
+    """max(0, S) in float64, or zeros where none is needed. ValueError if it is missing, misshapen
+    or asymmetric."""
     if similarity is None:
-        if semantic_gate == "none":
+        if gate_level == "none":
             return np.zeros(shape)
-        raise ValueError(f"semantic_gate={semantic_gate!r} needs a similarity matrix: give one, or use 'none'")
+        raise ValueError(
+            f"gate_level={gate_level!r} needs a similarity matrix: give one, or use 'none'"
+        )
     s = np.asarray(similarity, np.float64)
     if s.shape != shape:
-        raise ValueError(f"similarity has shape {s.shape}, preference {shape}: both are [B,K,K] of the same samples")
+        raise ValueError(
+            f"similarity has shape {s.shape}, preference {shape}: both are [B,K,K] of the same"
+            " samples"
+        )
     in_range = np.abs(s) <= 1.0 + TOLERANCE  # False for NaN
     s = np.where(in_range, s, 0.0)
     bad = ~np.all(in_range & (np.abs(s - s.swapaxes(1, 2)) <= TOLERANCE), axis=(1, 2))
     if bad.any():
         raise ValueError(
-            f"similarity rows {np.flatnonzero(bad)[:8].tolist()} are not symmetric numbers in [-1,1]: "
-            "normalise the embeddings, and give an empty response a zero vector"
+            f"similarity rows {np.flatnonzero(bad)[:8].tolist()} are not symmetric numbers in"
+            " [-1,1]: normalise the embeddings, and give an empty response a zero vector"
         )
     return np.clip(0.5 * (s + s.swapaxes(1, 2)), 0.0, 1.0)

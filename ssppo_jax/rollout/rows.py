@@ -1,7 +1,8 @@
-"""From judged samples to the rows a loss learns from: a selected pair, a whole group, or a policy and its opponent.
+"""From judged samples to the rows a loss learns from: a selected pair, a whole group, or a policy
+and its opponent.
 
-A loss's module says which it wants (`losses.ROWS`). Log-probs are not known yet: they are scored afterwards.
-"""
+A loss's module says which it wants (`losses.ROWS`). Log-probs are not known yet: they are scored
+afterwards."""
 
 from __future__ import annotations
 
@@ -43,7 +44,8 @@ class Rows(NamedTuple):
 
 
 def batch_of(encoded: Sequence[EncodedPrompt], samples: Samples, **fields: np.ndarray) -> Batch:
-    """Prompts and completions as arrays; log-probs and fields that are not given hold what does not count."""
+    """Prompts and completions as arrays; log-probs and fields that are not given hold what does not
+    count."""
     length = np.array([len(e.tokens) for e in encoded], np.int32)
     prompt = np.zeros((len(encoded), length.max(initial=1)), np.int32)
     for row, e in zip(prompt, encoded, strict=True):

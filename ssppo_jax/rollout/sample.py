@@ -1,4 +1,5 @@
-"""Sampling a list of prompts that wait in line for a batch's slots, with results back in the prompts' order."""
+"""Sampling a list of prompts that wait in line for a batch's slots, with results back in the
+prompts' order."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ssppo_jax.data import EncodedPrompt, Line, lines, pad_batch
+from ssppo_jax.data import EncodedPrompt, LengthGroup, length_groups, pad_batch
 from ssppo_jax.data.chat import check_completions, decode
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.distributed.progress import bar
@@ -21,7 +22,7 @@ from ssppo_jax.sampling.sampler import Sampler
 from ssppo_jax.types import Array, PyTree, Samples
 
 
-class Sampled(NamedTuple):
+class Responses(NamedTuple):
     """K responses to each of M prompts, as ids and as text."""
 
     samples: Samples  # NumPy, leading axis M
@@ -40,11 +41,12 @@ def sample_prompts(
     stopped: Callable[[], bool] = lambda: False,
     ready: Callable[[list[EncodedPrompt], list[list[str]]], None] = lambda encoded, texts: None,
     what: str = "generate",
-) -> Sampled:
-    """K samples per prompt. Every row's tokens are addressed by (key, prompt, sample), so batching does not matter.
+) -> Responses:
+    """K samples per prompt. Every row's tokens are addressed by (key, prompt, sample), so batching
+    does not matter.
 
-    Prompts wait in line for the slots of a batch; while the device decodes, those that left are turned into text and
-    handed to `ready`.
+    Prompts wait in line for the slots of a batch; while the device decodes, those that left are
+    turned into text and handed to `ready`.
 
     Raises:
       Interrupted: `stopped()` became true between two rounds of decoding.
@@ -60,7 +62,9 @@ def sample_prompts(
             ready([encoded[i] for i in rows], texts[-len(rows) :])
 
         c = runtime.config
-        for line in lines(encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets):
+        for line in length_groups(
+            encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets
+        ):
             steps += _serve(runtime, sampler, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
@@ -68,7 +72,7 @@ def sample_prompts(
     check_completions(samples, runtime.eos)
     tokens = int(samples.length.sum())
     counts = {"tokens": float(tokens), "slot_occupancy": steps["used"] / max(steps["slots"], 1)}
-    return Sampled(
+    return Responses(
         samples,
         [texts[i] for i in back],
         sample_stats(samples) | counts,
@@ -81,16 +85,19 @@ def _serve(
     sampler: Sampler,
     params: PyTree,
     encoded: Sequence[EncodedPrompt],
-    line: Line,
+    line: LengthGroup,
     key: Array,
     finish: Callable[[np.ndarray, Samples], None],
     stopped: Callable[[], bool],
 ) -> Counter:
-    """Give slots to the prompts of a line until all have had one; returns how many slots there were and were used."""
+    """Give slots to the prompts of a line until all have had one; returns how many slots there were
+    and were used."""
     size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
     holds = np.where(batch.real, batch.index, -1)  # row of each slot, -1 for none
-    slots = sampler.start(params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real))
+    slots = sampler.start(
+        params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real)
+    )
     waiting, leaving = line.rows[size:], None
     while (holds >= 0).any():
         if stopped():
@@ -108,14 +115,17 @@ def _serve(
             which[: len(rows)] = np.flatnonzero(holds < 0)[: len(rows)]
             holds[which[: len(rows)]] = rows
             more = pad_batch(encoded, rows, few, line.width)
-            slots = sampler.refill(params, slots, put_rows(runtime.mesh, more.prompts), key, _number(runtime, which))
+            slots = sampler.refill(
+                params, slots, put_rows(runtime.mesh, more.prompts), key, _number(runtime, which)
+            )
     finish(*leaving)
     counts = jax.device_get((slots.steps, slots.used))
     return Counter(slots=int(counts[0]) * size, used=int(counts[1]))
 
 
 def refill_rows(runtime: Runtime) -> int:
-    """Slots that must be free before waiting prompts take them: a share of the batch that the mesh divides."""
+    """Slots that must be free before waiting prompts take them: a share of the batch that the mesh
+    divides."""
     c, ways = runtime.config.sampling, runtime.mesh.shape["data"] * runtime.mesh.shape["fsdp"]
     return min(c.batch_size, max(1, round(c.refill * c.batch_size / ways)) * ways)
 
@@ -126,4 +136,6 @@ def _number(runtime: Runtime, value: int | np.ndarray) -> Array:
 
 def _texts(runtime: Runtime, samples: Samples) -> list[list[str]]:
     rows = zip(samples.tokens, samples.length, strict=True)
-    return [[decode(runtime.tokenizer, ids[:n]) for ids, n in zip(*row, strict=True)] for row in rows]
+    return [
+        [decode(runtime.tokenizer, ids[:n]) for ids, n in zip(*row, strict=True)] for row in rows
+    ]

@@ -1,4 +1,5 @@
-"""Scoring a rollout's rows under pi_t and the initial policy, and the gate that stops a run whose sampler disagrees."""
+"""Scoring a rollout's rows under pi_t and the initial policy, and the gate that stops a run whose
+sampler disagrees."""
 
 from __future__ import annotations
 
@@ -24,7 +25,8 @@ def score_batch(
     params: PyTree,  # of pi_t
     initial: Callable[[], PyTree] | None,  # loads the initial policy
 ) -> tuple[Batch, dict[str, float], dict[str, float]]:
-    """The batch with its log-probs under pi_t, the reference and the initial policy; entropy and KL so far; seconds.
+    """The batch with its log-probs under pi_t, the reference and the initial policy; entropy and KL
+    so far; seconds.
 
     Raises:
       GateError: sampler and trainer disagree on the log-probs of the same tokens (the step-0 gate).
@@ -34,9 +36,10 @@ def score_batch(
     gap = float(np.max(np.abs(logp - sampler_logp) * batch.mask, initial=0.0))
     if not gap <= config.train.sampler_tolerance:
         raise GateError(
-            f"sampler and trainer disagree: max |log-prob difference| of the same tokens is {gap:.3g}, allowed "
-            f"train.sampler_tolerance={config.train.sampler_tolerance:g}. With dtype bfloat16 a larger tolerance is "
-            "normal; in float32 this is a bug in the model code or a damaged weight"
+            "sampler and trainer disagree: max |log-prob difference| of the same tokens is"
+            f" {gap:.3g}, allowed train.sampler_tolerance={config.train.sampler_tolerance:g}. With"
+            " dtype bfloat16 a larger tolerance is normal; in float32 this is a bug in the model"
+            " code or a damaged weight"
         )
     init_logp = np.zeros_like(logp)
     if initial is not None:
@@ -55,8 +58,11 @@ def score_batch(
     return scored, metrics, {"seconds": time.perf_counter() - start}
 
 
-def score_rows(runtime: Runtime, score: Callable, params: PyTree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Token log-probs and entropies of every row, [M,K,T] each, in batches of the training micro-batch's shape."""
+def score_rows(
+    runtime: Runtime, score: Callable, params: PyTree, batch: Batch
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token log-probs and entropies of every row, [M,K,T] each, in batches of the training
+    micro-batch's shape."""
     config = runtime.config
     size = config.train.batch_size // config.train.micro_batches
     logp, entropy = np.zeros_like(batch.mask), np.zeros_like(batch.mask)

@@ -1,10 +1,12 @@
-"""How alike two responses to the same prompt are: the S of S-SPPO's semantic gate (arXiv 2606.01561, section 3.1).
+"""How alike two responses to the same prompt are: the S of S-SPPO's semantic gate (arXiv
+2606.01561, section 3.1).
 
-    S_ij = max(0, cos(phi(y_i), phi(y_j)))        phi: an external, frozen sentence encoder; [B,K,K], symmetric
+    S_ij = max(0, cos(phi(y_i), phi(y_j)))        phi: an external, frozen sentence encoder;
+    [B,K,K], symmetric
 
-The paper's notation embeds the response alone and says nothing of truncation; `embed_text` and `max_length` are
-therefore options (reconstruction). Texts over the limit are cut as sentence-transformers cuts them, and counted.
-"""
+The paper's notation embeds the response alone and says nothing of truncation; `embed_text` and
+`max_length` are therefore options (reconstruction). Texts over the limit are cut as
+sentence-transformers cuts them, and counted."""
 
 from __future__ import annotations
 
@@ -38,17 +40,20 @@ class EmbedCounts(NamedTuple):
 class SentenceEmbedder:
     """Texts to sentence vectors with a frozen encoder; `counts` says how many were cut or empty.
 
-    A text's vector does not depend on the texts it is embedded with: rows never mix, masks come from lengths, and a
-    batch is padded to one of few shapes (powers of two from `shortest` to `max_length`, times two row counts), so a run
-    compiles at most two programs per shape. Equal texts of one call are embedded once and get the same vector.
+    A text's vector does not depend on the texts it is embedded with: rows never mix, masks come
+    from lengths, and a batch is padded to one of few shapes (powers of two from `shortest` to
+    `max_length`, times two row counts), so a run compiles at most two programs per shape. Equal
+    texts of one call are embedded once and get the same vector.
 
-    An empty text (or white space only) is the encoder's vector of "[CLS] [SEP]", as in sentence-transformers: two
-    empty responses are equal (cosine 1), and an empty one is compared with another like any text. It is counted.
-    """
+    An empty text (or white space only) is the encoder's vector of "[CLS] [SEP]", as in
+    sentence-transformers: two empty responses are equal (cosine 1), and an empty one is compared
+    with another like any text. It is counted."""
 
     def __init__(
         self,
-        apply: Callable[[PyTree, Array, Array], Array],  # (params, tokens [R,S], length [R]) -> [R,D]
+        apply: Callable[
+            [PyTree, Array, Array], Array
+        ],  # (params, tokens [R,S], length [R]) -> [R,D]
         params: PyTree,
         tokenizer: Tokenizer,
         *,
@@ -56,14 +61,18 @@ class SentenceEmbedder:
         batch_size: int = 32,
         shortest: int | None = None,
     ):
-        """`shortest`: token slots of the smallest shape; None: 16 on a CPU, elsewhere `max_length`, because there a
-        shape takes longer to compile than its padding will ever cost."""
+        """`shortest`: token slots of the smallest shape; None: 16 on a CPU, elsewhere `max_length`,
+        because there a shape takes longer to compile than its padding will ever cost."""
         specials = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length <= specials:
-            raise ConfigError(f"max_length={max_length} leaves no room beside {specials} special tokens; 256 is usual")
+            raise ConfigError(
+                f"max_length={max_length} leaves no room beside {specials} special tokens; 256 is"
+                " usual"
+            )
         if batch_size < 1:
             raise ConfigError(f"batch_size={batch_size} must be at least 1")
-        tokenizer.no_padding()  # a tokenizer.json may carry its own padding and limit (MiniLM's pads to 128)
+        # a tokenizer.json may carry its own padding and limit (MiniLM's pads to 128)
+        tokenizer.no_padding()
         tokenizer.enable_truncation(max_length)
         self._specials = specials
         self._tokenizer = tokenizer
@@ -83,20 +92,25 @@ class SentenceEmbedder:
         batch_size: int = 32,
         dtype: str = "float32",
     ) -> SentenceEmbedder:
-        """An embedder from the embedded MiniLM, a sentence-transformers folder or a Hugging Face repo id.
+        """An embedder from the embedded MiniLM, a sentence-transformers folder or a Hugging Face
+        repo id.
 
         Args:
-            source: embedded:minilm (the paper's default encoder), a folder, or a Hugging Face repo id.
-            max_length: word pieces of a text that are read, special tokens included; the rest is cut and counted.
+            source: embedded:minilm (the paper's default encoder), a folder, or a Hugging Face repo
+              id.
+            max_length: word pieces of a text that are read, special tokens included; the rest is
+              cut and counted.
             batch_size: texts per encoder call.
             dtype: compute dtype of the encoder, float32 or bfloat16.
 
-        Raises ConfigError when max_length exceeds the encoder's positions, EncoderError as `weights.encoder` says.
-        """
+        Raises ConfigError when max_length exceeds the encoder's positions, EncoderError as
+        `weights.encoder` says."""
         loaded = load_encoder(source, dtype=dtype)
         positions = loaded.encoder.arch.positions
         if max_length > positions:
-            raise ConfigError(f"max_length={max_length}, but the encoder {source!r} has {positions} positions")
+            raise ConfigError(
+                f"max_length={max_length}, but the encoder {source!r} has {positions} positions"
+            )
         return cls(
             lambda params, tokens, length: loaded.encoder.apply({"params": params}, tokens, length),
             loaded.params,
@@ -106,7 +120,8 @@ class SentenceEmbedder:
         )
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """One vector a text, [R,D] float32, in the order given. Adds to `counts`, per text as given."""
+        """One vector a text, [R,D] float32, in the order given. Adds to `counts`, per text as
+        given."""
         if not texts:
             raise ValueError("embed needs at least one text")
         unique = list(dict.fromkeys(texts))
@@ -127,9 +142,12 @@ class SentenceEmbedder:
     def _embed_ids(self, ids: list[list[int]]) -> np.ndarray:  # [R,D]
         out: np.ndarray | None = None
         pending = []
-        for rows, slots in buckets([len(i) for i in ids], self._max_length, self._batch_size, self._shortest):
+        for rows, slots in buckets(
+            [len(i) for i in ids], self._max_length, self._batch_size, self._shortest
+        ):
             tokens, length = padded([ids[r] for r in rows], slots, self._batch_size)
-            # Explicit put and get: implicit transfers raise inside the training loop's transfer guard.
+            # Explicit put and get: implicit transfers raise inside the training loop's transfer
+            # guard.
             pending.append((rows, self._apply(self._params, *jax.device_put((tokens, length)))))
         for rows, vectors in pending:
             values = jax.device_get(vectors)[: len(rows)]
@@ -141,34 +159,42 @@ class SentenceEmbedder:
 def similarity_matrix(
     embeddings: Array,  # [B,K,D] float32, any norm
 ) -> np.ndarray:  # [B,K,K] float32 in [-1,1]
-    """Cosines within each group; symmetric, so pairwise calibration keeps P_ij + P_ji = 1 (Lemma 3.1).
+    """Cosines within each group; symmetric, so pairwise calibration keeps P_ij + P_ji = 1 (Lemma
+    3.1).
 
-    The zero vector has cosine 0 with everything, itself included. Negative values are kept: see `relu_cosine`.
-    """
+    The zero vector has cosine 0 with everything, itself included. Negative values are kept: see
+    `relu_cosine`."""
     vectors = np.asarray(embeddings, np.float32)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return np.clip(unit @ unit.swapaxes(-1, -2), -1.0, 1.0)
 
 
 def relu_cosine(texts: Texts, embed: Embed) -> np.ndarray:
-    """max(0, cos): the paper's rectified cosine. Opposed texts count as unrelated, so the gate 1-S stays in [0,1]."""
+    """max(0, cos): the paper's rectified cosine. Opposed texts count as unrelated, so the gate 1-S
+    stays in [0,1]."""
     return np.maximum(cosine(texts, embed), 0.0)
 
 
 def cosine(texts: Texts, embed: Embed) -> np.ndarray:
-    """The cosine itself, in [-1,1]. Below 0 a linear gate amplifies a preference instead of damping it."""
+    """The cosine itself, in [-1,1]. Below 0 a linear gate amplifies a preference instead of damping
+    it."""
     flat = embed([text for group in texts for text in group])
     return similarity_matrix(flat.reshape(len(texts), len(texts[0]), -1))
 
 
 def token_jaccard(texts: Texts, embed: Embed | None = None) -> np.ndarray:
-    """|A & B| / |A | B| of the lower-cased word sets, 1 for two empty texts: no encoder, for tests and smoke runs."""
+    """|A & B| / |A | B| of the lower-cased word sets, 1 for two empty texts: no encoder, for tests
+    and smoke runs."""
     del embed
-    return np.stack([_jaccard([frozenset(text.lower().split()) for text in group]) for group in texts])
+    return np.stack(
+        [_jaccard([frozenset(text.lower().split()) for text in group]) for group in texts]
+    )
 
 
 def _jaccard(words: list[frozenset]) -> np.ndarray:
-    return np.array([[len(a & b) / len(a | b) if a | b else 1.0 for b in words] for a in words], np.float32)
+    return np.array(
+        [[len(a & b) / len(a | b) if a | b else 1.0 for b in words] for a in words], np.float32
+    )
 
 
 SIMILARITIES: dict[str, Callable[[Texts, Embed | None], np.ndarray]] = {
@@ -192,25 +218,35 @@ def score_similarity(
 
     Args:
         similarity: relu_cosine (the paper's), cosine, or token_jaccard (word overlap, no encoder).
-        embed_text: response (the paper's notation phi(y)), or prompt_response (prompt, newline, response).
-        prefix: put before every text. Nomic's encoders were trained with their task there ("clustering: ").
+        embed_text: response (the paper's notation phi(y)), or prompt_response (prompt, newline,
+          response).
+        prefix: put before every text. Nomic's encoders were trained with their task there
+          ("clustering: ").
 
-    Raises ConfigError for an unknown name, ValueError for groups that do not all have K responses, UserError when a
-    similarity is not finite (a NaN would pass unseen into the targets).
-    """
-    for given, table, key in ((similarity, SIMILARITIES, "similarity"), (embed_text, EMBED_TEXTS, "embed_text")):
+    Raises ConfigError for an unknown name, ValueError for groups that do not all have K responses,
+    UserError when a similarity is not finite (a NaN would pass unseen into the targets)."""
+    for given, table, key in (
+        (similarity, SIMILARITIES, "similarity"),
+        (embed_text, EMBED_TEXTS, "embed_text"),
+    ):
         if given not in table:
             raise ConfigError(f"{key}={given!r} is not one of {', '.join(table)}")
     sizes = {len(group) for group in responses}
     if len(prompts) != len(responses) or len(sizes) != 1:
         raise ValueError(
-            f"{len(prompts)} prompts, {len(responses)} groups of sizes {sorted(sizes)}: K must be one number"
+            f"{len(prompts)} prompts, {len(responses)} groups of sizes {sorted(sizes)}: K must be"
+            " one number"
         )
     if embed_text == "prompt_response":
-        responses = [[f"{p}\n{y}" for y in group] for p, group in zip(prompts, responses, strict=True)]
+        responses = [
+            [f"{p}\n{y}" for y in group] for p, group in zip(prompts, responses, strict=True)
+        ]
     if prefix:
         responses = [[prefix + y for y in group] for group in responses]
     matrix = SIMILARITIES[similarity](responses, embed)
     if not np.isfinite(matrix).all():
-        raise UserError(f"similarity {similarity!r} gave NaN or Inf: the encoder's weights are damaged or overflow")
+        raise UserError(
+            f"similarity {similarity!r} gave NaN or Inf: the encoder's weights are damaged or"
+            " overflow"
+        )
     return matrix

@@ -1,7 +1,7 @@
 """One iteration's training data, on disk and in batches. Made before any update, then only read.
 
-The rollout is written to disk, because a resumed run cannot make it again: the policy that sampled it is gone.
-"""
+The rollout is written to disk, because a resumed run cannot make it again: the policy that sampled
+it is gone."""
 
 from __future__ import annotations
 
@@ -26,12 +26,15 @@ class Rollout:
 
     batch: Batch  # NumPy, leading axis M; prompts padded to the longest
     records: list[dict]  # one per row, for people: texts and what was said of them
-    metrics: dict[str, dict[str, float]]  # phase -> values, written to the log when the rollout is used
+    metrics: dict[
+        str, dict[str, float]
+    ]  # phase -> values, written to the log when the rollout is used
     wall: dict[str, dict[str, float]]
 
 
 def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int]) -> Batch:
-    """`size` rows of a rollout: prompts padded to a bucket, missing rows filled with weight 0 and an empty mask."""
+    """`size` rows of a rollout: prompts padded to a bucket, missing rows filled with weight 0 and
+    an empty mask."""
     fill = size - len(rows)
     index = np.concatenate([rows, np.full(fill, rows[0], rows.dtype)])
     part = jax.tree.map(lambda x: x[index], batch)
@@ -50,7 +53,12 @@ def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int])
 def save_rollout(path: Path, rollout: Rollout, identity: dict) -> None:
     """Write atomically; `identity` (run, iteration, step) says whose it is."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    meta = {"identity": identity, "records": rollout.records, "metrics": rollout.metrics, "wall": rollout.wall}
+    meta = {
+        "identity": identity,
+        "records": rollout.records,
+        "metrics": rollout.metrics,
+        "wall": rollout.wall,
+    }
     temporary = path.with_suffix(".tmp")
     with open(temporary, "wb") as file:
         text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
@@ -69,7 +77,9 @@ def load_rollout(path: Path, identity: dict) -> Rollout | None:
             meta = json.loads(file["meta"].tobytes())
             arrays = {name: file[name] for name in Batch._fields}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise DataError(f"{path}: damaged rollout ({error}); delete the file to sample this iteration again") from error
+        raise DataError(
+            f"{path}: damaged rollout ({error}); delete the file to sample this iteration again"
+        ) from error
     if meta["identity"] != identity:
         return None
     return Rollout(Batch(**arrays), meta["records"], meta["metrics"], meta["wall"])

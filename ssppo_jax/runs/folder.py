@@ -1,4 +1,5 @@
-"""The files of a run folder other than checkpoints and metrics: its config, and records for people to read."""
+"""The files of a run folder other than checkpoints and metrics: its config, and records for people
+to read."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ FREE_TO_CHANGE = ("checkpoint.", "hosts.")  # keys that may differ when a run is
 
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
-    """Write config.json into a new folder, or check that the folder's run has this very config. On process 0 only.
+    """Write config.json into a new folder, or check that the folder's run has this very config. On
+    process 0 only.
 
     Raises:
       ConfigError: the folder holds a run with another config; every differing key is listed.
@@ -28,8 +30,9 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     found = differences(workdir, config)
     if found:
         raise ConfigError(
-            f"{workdir} holds a run with another configuration:\n  " + "\n  ".join(found) + "\n"
-            "Continue it with its own configuration, or give --workdir a new folder"
+            f"{workdir} holds a run with another configuration:\n  "
+            + "\n  ".join(found)
+            + "\nContinue it with its own configuration, or give --workdir a new folder"
         )
     path = workdir / "config.json"
     if path.is_file():
@@ -48,7 +51,8 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
 
 
 def differences(workdir: Path, config: ConfigDict) -> list[str]:
-    """Keys in which a folder's run differs from a config, but for those free to change; empty without a run."""
+    """Keys in which a folder's run differs from a config, but for those free to change; empty
+    without a run."""
     path = workdir / "config.json"
     if not path.is_file():
         return []
@@ -67,7 +71,8 @@ def digest(config: ConfigDict) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically: a reader sees the old file or the new one. Process 0 writes; the others have nothing to add."""
+    """Atomically: a reader sees the old file or the new one. Process 0 writes; the others have
+    nothing to add."""
     if not hosts.is_first():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -77,8 +82,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def append_records(path: Path, rows: list[dict], iteration: int) -> None:
-    """Add an iteration's records to a JSONL file, replacing any that a killed attempt at it, or a later one, left.
-    Process 0 writes."""
+    """Add an iteration's records to a JSONL file, replacing any that a killed attempt at it, or a
+    later one, left. Process 0 writes."""
     if not hosts.is_first():
         return
     kept = []

@@ -1,8 +1,9 @@
-"""What a run measured: one JSON line per record, a TensorBoard mirror, and the arithmetic of samples.
+"""What a run measured: one JSON line per record, a TensorBoard mirror, and the arithmetic of
+samples.
 
-`metrics.jsonl` is the truth: append-only, cut back to the checkpoint's byte offset on resume, so that a resumed run's
-log equals an uninterrupted one but for the `wall` field. Everything else (TensorBoard, the report) is made from it.
-"""
+`metrics.jsonl` is the truth: append-only, cut back to the checkpoint's byte offset on resume, so
+that a resumed run's log equals an uninterrupted one but for the `wall` field. Everything else
+(TensorBoard, the report) is made from it."""
 
 from __future__ import annotations
 
@@ -46,10 +47,12 @@ class NoLog:
 
 
 class MetricLog:
-    """Appends records to `folder/metrics.jsonl` and mirrors them to `folder/tensorboard`. Use it on process 0 only.
+    """Appends records to `folder/metrics.jsonl` and mirrors them to `folder/tensorboard`. Use it on
+    process 0 only.
 
-    A line is `{"step", "iteration", "phase", "values": {...}, "wall": {"time", ...}}`, and `"nonfinite": [names]` when
-    some values were NaN or infinite (those are null, because NaN is not JSON).
+    A line is `{"step", "iteration", "phase", "values": {...}, "wall": {"time", ...}}`, and
+    `"nonfinite": [names]` when some values were NaN or infinite (those are null, because NaN is not
+    JSON).
 
     Args:
         folder: the run's folder.
@@ -66,17 +69,24 @@ class MetricLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  one write per line: a kill tears at most one
 
-    def write(self, *, step: int, iteration: int, phase: str, values: Values, wall: Values | None = None) -> None:
-        """Append one record. `wall` is for times and rates: whatever differs between two equal runs."""
+    def write(
+        self, *, step: int, iteration: int, phase: str, values: Values, wall: Values | None = None
+    ) -> None:
+        """Append one record. `wall` is for times and rates: whatever differs between two equal
+        runs."""
         record = {"step": int(step), "iteration": int(iteration), "phase": phase}
         record["values"] = {name: _finite(value) for name, value in values.items()}
-        record["wall"] = {"time": time.time()} | {name: _finite(value) for name, value in (wall or {}).items()}
+        record["wall"] = {"time": time.time()} | {
+            name: _finite(value) for name, value in (wall or {}).items()
+        }
         nonfinite = [name for name, value in record["values"].items() if value is None]
         if nonfinite:
             record["nonfinite"] = nonfinite
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
         if self._file.write(line) != len(line):
-            raise UserError(f"{self.path}: a line could not be written whole; free some disk space and resume")
+            raise UserError(
+                f"{self.path}: a line could not be written whole; free some disk space and resume"
+            )
         if self._board_class is not None and self._board is None:
             self._board = self._replay()
         elif self._board is not None:
@@ -88,16 +98,19 @@ class MetricLog:
         return os.fstat(self._file.fileno()).st_size
 
     def truncate(self, offset: int) -> None:
-        """Forget everything after a checkpoint's `offset` (0: everything), at the start of a resumed run.
+        """Forget everything after a checkpoint's `offset` (0: everything), at the start of a
+        resumed run.
 
         Raises:
-            UserError: the file is shorter than that, or was edited: the log and the checkpoint are of different runs.
+            UserError: the file is shorter than that, or was edited: the log and the checkpoint are
+              of different runs.
         """
         content = self.path.read_bytes()
         if offset and content[offset - 1 : offset] != b"\n":
             raise UserError(
-                f"{self.path} ({len(content)} bytes) does not belong to the checkpoint, which expects a line to end at "
-                f"byte {offset}: put the run's own metrics.jsonl back, or give the run another folder"
+                f"{self.path} ({len(content)} bytes) does not belong to the checkpoint, which"
+                f" expects a line to end at byte {offset}: put the run's own metrics.jsonl back, or"
+                " give the run another folder"
             )
         self._file.truncate(offset)
         self._close_board()
@@ -118,7 +131,8 @@ class MetricLog:
             self._board = None
 
     def _replay(self):
-        """A mirror made anew from the whole log, so that what a resume cut off is gone from it too."""
+        """A mirror made anew from the whole log, so that what a resume cut off is gone from it
+        too."""
         folder = self.path.parent / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
         board = self._board_class(str(folder))
@@ -128,7 +142,8 @@ class MetricLog:
 
 
 def read_metrics(path: str | Path) -> Iterator[dict]:
-    """The records of a metrics.jsonl, oldest first. A torn last line (a kill while writing) is left out.
+    """The records of a metrics.jsonl, oldest first. A torn last line (a kill while writing) is left
+    out.
 
     Raises:
         DataError: another line is not JSON; names file and line.
@@ -139,21 +154,45 @@ def read_metrics(path: str | Path) -> Iterator[dict]:
                 log.warning("%s:%d: the last line is incomplete and left out", path, number)
                 return
             try:
-                yield json.loads(line)
+                record = json.loads(line)
             except ValueError as error:
                 raise DataError(f"{path}:{number}: not a JSON record: {error}") from error
+            yield _with_present_names(record)
+
+
+RENAMED = {  # names in the logs of release 0.1
+    "reward/winner": "rewards/chosen",
+    "reward/loser": "rewards/rejected",
+    "reward/margin": "rewards/margins",
+    "eur": "effective_update_ratio",
+    "reward/zero_spread": "frac_reward_zero_std",
+    "clip/low": "clip_ratio/low_mean",
+    "clip/high": "clip_ratio/high_mean",
+    "clip/fraction": "clip_ratio/region_mean",
+}
+
+
+def _with_present_names(record: dict) -> dict:
+    """Return a record of an older log under the names of this release."""
+    if "values" not in record:
+        return record
+    values = {RENAMED.get(name, name): value for name, value in record["values"].items()}
+    if record.get("phase") == "train" and "reward/accuracy" in values:
+        values["rewards/accuracies"] = values.pop("reward/accuracy")
+    return record | {"values": values}
 
 
 def finalize(metrics: Metrics) -> Values:
     """Merged metrics as floats, after one transfer of the whole tree.
 
-    The division is `types.*.result()` done on the host: asking the device would queue behind the next step.
-    """
+    The division is `types.*.result()` done on the host: asking the device would queue behind the
+    next step."""
     return {name: _result(name, metric) for name, metric in jax.device_get(metrics).items()}
 
 
 class Lagged:
-    """Fetches a step's metrics only after the next step was dispatched, so that the device never waits for the host.
+    """Fetches a step's metrics only after the next step was dispatched, so that the device never
+    waits for the host.
 
     for step ...:
         state, metrics = train_step(state, batch)
@@ -183,9 +222,11 @@ def sample_stats(samples: Samples) -> Values:
 
     - `length_*`: see `length_percentiles`.
     - `eos_rate`: fraction that ended by sampling an end-of-sequence token.
-    - `distinct_1`, `distinct_2`: distinct n-grams / n-grams over the K completions of one prompt, mean over prompts
-      (distinct-n of Li et al. 2016, arXiv:1510.03055, pooled per prompt so that it does not change with the batch).
-    - `repetition_4`: fraction of a completion's 4-grams that occurred before in it, mean over completions.
+    - `distinct_1`, `distinct_2`: distinct n-grams / n-grams over the K completions of one prompt,
+      mean over prompts (distinct-n of Li et al. 2016, arXiv:1510.03055, pooled per prompt so that
+      it does not change with the batch).
+    - `repetition_4`: fraction of a completion's 4-grams that occurred before in it, mean over
+      completions.
 
     Completions too short to hold one n-gram are left out of that mean; 0 when none is left.
     """
@@ -217,7 +258,9 @@ def _distinct(
 ) -> float:
     """Distinct n-grams / n-grams of each group, mean over the groups that have any."""
     token, vocabulary = code, codes = _rank(rows)
-    for shift in range(1, n):  # ranks are dense, so the product never overflows and equal codes are equal n-grams
+    for shift in range(
+        1, n
+    ):  # ranks are dense, so the product never overflows and equal codes are equal n-grams
         code, codes = _rank(code[:, :-1] * vocabulary + token[:, shift:])
     real = np.arange(code.shape[1]) < (lengths - n + 1)[:, None]
     if not real.any():
@@ -249,11 +292,14 @@ def _finite(value: float) -> float | None:
 def _mirror(board, record: dict) -> None:
     for name, value in (record["values"] | record["wall"]).items():
         if value is not None and name != "time":
-            board.add_scalar(f"{record['phase']}/{name}", value, record["step"], wall_time=record["wall"]["time"])
+            board.add_scalar(
+                f"{record['phase']}/{name}", value, record["step"], wall_time=record["wall"]["time"]
+            )
 
 
 def _board_class(tensorboard: str):
-    """TensorBoard's own writer, which needs neither torch nor TensorFlow; None when off or not installed."""
+    """TensorBoard's own writer, which needs neither torch nor TensorFlow; None when off or not
+    installed."""
     if tensorboard not in ("auto", "on", "off"):
         raise ConfigError(f"tensorboard={tensorboard!r}: use 'auto', 'on' or 'off'")
     if tensorboard == "off":
@@ -262,7 +308,9 @@ def _board_class(tensorboard: str):
         from tensorboard.summary import Writer
     except ImportError as error:
         if tensorboard == "on":
-            raise ConfigError("tensorboard='on', but it is not installed: pip install tensorboard") from error
+            raise ConfigError(
+                "tensorboard='on', but it is not installed: pip install tensorboard"
+            ) from error
         log.info("tensorboard is not installed: metrics go to metrics.jsonl only")
         return None
     return Writer

@@ -1,4 +1,5 @@
-"""How fast an iteration trained: tokens and useful floating-point operations a second, and how much was padding."""
+"""How fast an iteration trained: tokens and useful floating-point operations a second, and how much
+was padding."""
 
 from __future__ import annotations
 
@@ -51,7 +52,11 @@ def work_of(
 def pace_of(work: Work, seconds: float) -> dict[str, float]:
     """Rates; `mfu` (of the chips' bfloat16 peak) only on chips whose peak is known."""
     rate = work.flops / seconds
-    found = {"train_seconds": seconds, "train_tokens_per_second": work.tokens / seconds, "train_tflops": rate / 1e12}
+    found = {
+        "train_seconds": seconds,
+        "train_tokens_per_second": work.tokens / seconds,
+        "train_tflops": rate / 1e12,
+    }
     devices = jax.devices()
     chip = chip_of(devices[0].device_kind)
     return found | ({"mfu": rate / (chip.flops * len(devices))} if chip else {})
@@ -91,7 +96,8 @@ GIB = 2**30
 
 
 def memory_peaks() -> dict[str, float]:
-    """`host_peak_gib`, of the process since it started, compilation included; `device_peak_gib`, of the fullest device.
+    """`host_peak_gib`, of the process since it started, compilation included; `device_peak_gib`, of
+    the fullest device.
 
     The second is absent where the backend does not say: on a CPU, whose memory is the host's.
     """

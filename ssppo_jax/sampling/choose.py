@@ -1,8 +1,8 @@
-"""Choosing the next token: temperature, top-k, top-p, min-p, and keys addressed by what they are for.
+"""Choosing the next token: temperature, top-k, top-p, min-p, and keys addressed by what they are
+for.
 
-Contract: a token's key is fold_in of (run key, prompt address, sample index, token index). It does not depend on the
-row's neighbours, its place in the batch, padding, or a restart.
-"""
+Contract: a token's key is fold_in of (run key, prompt address, sample index, token index). It does
+not depend on the row's neighbours, its place in the batch, padding, or a restart."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from ssppo_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. Raw log-probs are recorded at temperature 1 over the full vocabulary whatever these say.
+    """How tokens are drawn. Raw log-probs are recorded at temperature 1 over the full vocabulary
+    whatever these say.
 
     Attributes:
       temperature: logits are divided by it; 0 takes the most likely token.
@@ -49,40 +50,41 @@ def row_keys(
     k: int,
     first: int = 0,
 ) -> Array:  # [B,K] typed keys
-    """fold_in(fold_in(key, prompt address), sample index), for the sample indices first ... first + k - 1."""
+    """fold_in(fold_in(key, prompt address), sample index), for the sample indices first ... first +
+    k - 1."""
     fold = jax.random.fold_in
-    return jax.vmap(lambda a: jax.vmap(lambda i: fold(fold(key, a), i))(jnp.arange(first, first + k)))(address)
+    return jax.vmap(
+        lambda a: jax.vmap(lambda i: fold(fold(key, a), i))(jnp.arange(first, first + k))
+    )(address)
 
 
 def mixture(
-    logits: Sequence[Array],  # of each policy, [...,V] float32
-    weights: Sequence[float],
+    logits: Sequence[Array],
+    weights: Sequence[float],  # of each policy, [...,V] float32
 ) -> Array:  # [...,V] float32
-    """sum_i w_i log pi_i: logits of the geometric mixture of policies, normalised by whoever reads them.
+    """sum_i w_i log pi_i: logits of the geometric mixture of policies, normalised by whoever reads
+    them.
 
-    One policy's logits are returned as they are. The sum is written as a matrix product because a compiler computes
-    that once: a sum it may compute again for each reader, rounded differently, and `restrict` would lose the very token
-    that is its threshold.
-    """
+    One policy's logits are returned as they are. The sum is written as a matrix product because a
+    compiler computes that once: a sum it may compute again for each reader, rounded differently,
+    and `restrict` would lose the very token that is its threshold."""
     if len(logits) == 1:
         return logits[0]
     each = jnp.stack([jax.nn.log_softmax(x, axis=-1) for x in logits], axis=-1)
     return jnp.matmul(each, jnp.asarray(weights, each.dtype), precision="highest")
 
 
-def log_prob(
-    logits: Array,  # [...,V]
-    token: Array,  # [...] int32
-) -> Array:  # [...]
+def log_prob(logits: Array, token: Array) -> Array:  # [...,V]  # [...] int32  # [...]
     """log softmax(logits)[token]."""
     return _at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
 def restrict(
-    logits: Array,  # [...,V] float32, already divided by the temperature
-    params: SamplingParams,
+    logits: Array,
+    params: SamplingParams,  # [...,V] float32, already divided by the temperature
 ) -> Array:  # [...,V]
-    """-inf for tokens outside top-k, min-p and top-p, in this order. The likeliest always stays; ties stay together."""
+    """-inf for tokens outside top-k, min-p and top-p, in this order. The likeliest always stays;
+    ties stay together."""
     if params.top_k > 0:
         kth = jax.lax.top_k(logits, min(params.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
@@ -103,7 +105,8 @@ def choose(
     logits: Array,  # [B,K,V] float32
     params: SamplingParams,
 ) -> tuple[Array, Array, Array]:  # token [B,K] int32, logp [B,K], sampling_logp [B,K]
-    """Draw one token per row from the softmax of its restricted logits; its raw log-prob, its log-prob as sampled."""
+    """Draw one token per row from the softmax of its restricted logits; its raw log-prob, its
+    log-prob as sampled."""
     if params.temperature == 0.0:
         token = jnp.argmax(logits, axis=-1)
         logp = log_prob(logits, token)
@@ -118,14 +121,14 @@ def choose(
 
 
 def invert(
-    weights: Array,  # [...,V] float32, >= 0, not all 0
-    uniform: Array,  # [...] float32 in [0,1)
+    weights: Array,
+    uniform: Array,  # [...,V] float32, >= 0, not all 0  # [...] float32 in [0,1)
 ) -> tuple[Array, Array]:  # [...] int32, [...]
-    """The first index whose cumulative weight exceeds uniform * total, and the total: one random number a row, not V.
+    """The first index whose cumulative weight exceeds uniform * total, and the total: one random
+    number a row, not V.
 
-    Two levels of about sqrt(V): the running sums stay short, so they are quick and keep float32 accuracy. An index of
-    weight 0 is never returned.
-    """
+    Two levels of about sqrt(V): the running sums stay short, so they are quick and keep float32
+    accuracy. An index of weight 0 is never returned."""
     size = weights.shape[-1]
     width = 1 << ((size - 1).bit_length() + 1) // 2
     blocks = -(-size // width)
@@ -139,14 +142,12 @@ def invert(
     return block * width + inside, total
 
 
-def _first_above(
-    weights: Array,  # [...,n]
-    target: Array,  # [...]
-) -> tuple[Array, Array]:
-    """First index whose running sum exceeds target (the last of positive weight if rounding hides it); what remains.
+def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:  # [...,n]  # [...]
+    """First index whose running sum exceeds target (the last of positive weight if rounding hides
+    it); what remains.
 
-    A parallel running sum is not exactly monotone, so a weight of 0 is excluded by asking, not by arithmetic.
-    """
+    A parallel running sum is not exactly monotone, so a weight of 0 is excluded by asking, not by
+    arithmetic."""
     running, positive = jnp.cumsum(weights, axis=-1), weights > 0
     above = positive & (running > target[..., None])
     last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(positive, axis=-1), axis=-1)

@@ -1,7 +1,8 @@
 """A grid of runs: what a swept file asks for, checked before anything runs.
 
-A swept file is a config file (it defines get_config) with a function sweep(add), which calls add once per grid point
-with the keys that point changes. It may say which seeds (else the config's own) and what to tabulate:
+A swept file is a config file (it defines get_config) with a function sweep(add), which calls add
+once per grid point with the keys that point changes. It may say which seeds (else the config's own)
+and what to tabulate:
 
     SEEDS = (0, 1, 2)
     METRICS = ("evaluate/accuracy", "evaluate/accuracy:gain", "train/ratio/max:max")
@@ -9,13 +10,12 @@ with the keys that point changes. It may say which seeds (else the config's own)
     def sweep(add):
         for beta in (0.01, 0.05):
             add({"loss.beta": beta})
-        add({"loss.beta": 0.05, "pairs.semantic_gate": "none"}, label="no gate")
+        add({"loss.beta": 0.05, "pairs.gate_level": "none"}, label="no gate")
 
-Every point runs once per seed, all points with the first seed before any with the second: a third of the time shows all
-of them. `add()` without keys is the config as it stands. A point that names a component (`loss.name`) gives it its own
-defaults, as on the command line. Values have the type of the key they replace. A label stands for the point's keys in
-tables, plots and folder names.
-"""
+Every point runs once per seed, all points with the first seed before any with the second: a third
+of the time shows all of them. `add()` without keys is the config as it stands. A point that names a
+component (`loss.name`) gives it its own defaults, as on the command line. Values have the type of
+the key they replace. A label stands for the point's keys in tables, plots and folder names."""
 
 from __future__ import annotations
 
@@ -56,8 +56,12 @@ class Run:
     folder: Path
     command: list[str]
     status: str = "pending"  # done, failed, stopped, or pending
-    values: dict[str, float | None] = dataclasses.field(default_factory=dict)  # by measure, once done
-    missing: dict[str, str] = dataclasses.field(default_factory=dict)  # why a value is None, by measure
+    values: dict[str, float | None] = dataclasses.field(
+        default_factory=dict
+    )  # by measure, once done
+    missing: dict[str, str] = dataclasses.field(
+        default_factory=dict
+    )  # why a value is None, by measure
     result: dict[str, Any] = dataclasses.field(default_factory=dict)  # its result.json
     reason: str = ""  # of a failure: exit code or signal, and the last line the run printed
     seconds: float = 0.0  # of every attempt at it together
@@ -77,8 +81,8 @@ def plan(spec: str, workdir: Path, overrides: Mapping[str, str]) -> Grid:
     """Every run of the sweep, checked; those with a result are already `done`.
 
     Raises:
-      ConfigError: no sweep(add), or points that cannot run (all of them, with the nearest keys), or a folder that holds
-        a run with another configuration.
+      ConfigError: no sweep(add), or points that cannot run (all of them, with the nearest keys), or
+        a folder that holds a run with another configuration.
     """
     base = schema.load(spec, dict(overrides))
     module = cfg.load_module(spec)
@@ -111,7 +115,7 @@ def text(value: Any) -> str:
     return value if isinstance(value, str) else repr(value).replace(" ", "")
 
 
-# ---- what the file asks for ------------------------------------------------------------------------------------------
+# ---- what the file asks for ----------------------------------------------------------------------
 
 
 def _asked(
@@ -119,43 +123,67 @@ def _asked(
 ) -> tuple[list[tuple[str, Point]], tuple[int, ...], tuple[Measure, ...]]:
     """Its labelled points, its seeds, its measures."""
     if not hasattr(module, "sweep"):
-        raise ConfigError(f"--config={spec}: it defines no sweep(add); a swept file must, next to get_config()")
+        raise ConfigError(
+            f"--config={spec}: it defines no sweep(add); a swept file must, next to get_config()"
+        )
     points: list[tuple[str, Point]] = []
 
     def add(changes: Mapping[str, Any] | None = None, /, *, label: str = "", **more: Any) -> None:
-        points.append((label, {key: _plain(value) for key, value in {**(changes or {}), **more}.items()}))
+        points.append(
+            (label, {key: _plain(value) for key, value in {**(changes or {}), **more}.items()})
+        )
 
     cfg.run_file(module, module.sweep, add)
     seeds = tuple(getattr(module, "SEEDS", (own_seed,)))
     measures, problems = _measures(spec, getattr(module, "METRICS", METRICS))
     problems = _point_problems(spec, points) + problems
     if not seeds or any(type(s) is not int or s < 0 for s in seeds) or len(set(seeds)) < len(seeds):
-        problems.append(f"{spec}: SEEDS={seeds!r}: must be distinct whole numbers from 0, such as (0, 1, 2)")
-    swept = {key for _, point in points for key in point} | ({"seed"} if hasattr(module, "SEEDS") else set())
-    problems += [f"--config.{key}: {spec} sweeps it; leave it out" for key in sorted(swept & set(overrides))]
+        problems.append(
+            f"{spec}: SEEDS={seeds!r}: must be distinct whole numbers from 0, such as (0, 1, 2)"
+        )
+    swept = {key for _, point in points for key in point} | (
+        {"seed"} if hasattr(module, "SEEDS") else set()
+    )
+    problems += [
+        f"--config.{key}: {spec} sweeps it; leave it out" for key in sorted(swept & set(overrides))
+    ]
     cfg.raise_problems(problems)
     return points, seeds, measures
 
 
 def _point_problems(spec: str, points: list[tuple[str, Point]]) -> list[str]:
-    problems = [] if points else [f"{spec}: sweep(add) added nothing; call add() for the config as it stands"]
+    problems = (
+        []
+        if points
+        else [f"{spec}: sweep(add) added nothing; call add() for the config as it stands"]
+    )
     bare = [point for _, point in points]
     problems += [f"{spec}: added twice: {key_text(p)}" for i, p in enumerate(bare) if p in bare[:i]]
     if any("seed" in point for point in bare):
         problems.append(f"{spec}: seeds are not swept by add; write SEEDS = (0, 1, 2) in the file")
     labels = [label for label, _ in points]
     wrong = [label for label in labels if not isinstance(label, str) or not label.isprintable()]
-    problems += [f'{spec}: label={label!r}: must be a line of text, such as label="no gate"' for label in wrong]
+    problems += [
+        f'{spec}: label={label!r}: must be a line of text, such as label="no gate"'
+        for label in wrong
+    ]
     names = [label or key_text(point) for label, point in points]
-    twice = [name for i, name in enumerate(names) if labels[i] and name in names[:i] + names[i + 1 :]]
-    problems += [f"{spec}: label={name!r} names two points; give each its own" for name in dict.fromkeys(twice)]
+    twice = [
+        name for i, name in enumerate(names) if labels[i] and name in names[:i] + names[i + 1 :]
+    ]
+    problems += [
+        f"{spec}: label={name!r} names two points; give each its own"
+        for name in dict.fromkeys(twice)
+    ]
     return problems
 
 
 def _measures(spec: str, wanted: Any) -> tuple[tuple[Measure, ...], list[str]]:
     """The file's METRICS, and what is wrong with them."""
     if not isinstance(wanted, tuple | list) or not wanted:
-        return (), [f'{spec}: METRICS={wanted!r}: must be a list, such as METRICS = ("evaluate/win_rate",)']
+        return (), [
+            f'{spec}: METRICS={wanted!r}: must be a list, such as METRICS = ("evaluate/win_rate",)'
+        ]
     measures, problems = [], []
     for one in wanted:
         try:
@@ -169,7 +197,7 @@ def _measures(spec: str, wanted: Any) -> tuple[tuple[Measure, ...], list[str]]:
     return tuple(measures), problems
 
 
-# ---- its runs --------------------------------------------------------------------------------------------------------
+# ---- its runs ------------------------------------------------------------------------------------
 
 
 def _planned(
@@ -180,7 +208,9 @@ def _planned(
     changes = {**overrides, **{key: text(value) for key, value in point.items()}, "seed": str(seed)}
     folder = workdir / _folder_name(f"{name},seed={seed}")
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
-    run = Run(point, label, seed, folder, [*TRAIN, f"--config={spec}", *flags, f"--workdir={folder}"])
+    run = Run(
+        point, label, seed, folder, [*TRAIN, f"--config={spec}", *flags, f"--workdir={folder}"]
+    )
     try:
         config = schema.load(spec, changes)
     except ConfigError as error:
@@ -189,15 +219,21 @@ def _planned(
     for key, value in point.items():
         actual = flat[key if key in flat else f"{key}.name"]
         if isinstance(value, str) != isinstance(actual, str) or actual != value:
-            problems.append(f"{name}: {key} takes {type(actual).__name__}, as in {actual!r}, not {value!r}")
+            problems.append(
+                f"{name}: {key} takes {type(actual).__name__}, as in {actual!r}, not {value!r}"
+            )
     other = run_folder.differences(folder, config)
     if other:
-        problems.append(f"{folder} holds a run with another configuration: {'; '.join(other)}; give a new --workdir")
+        problems.append(
+            f"{folder} holds a run with another configuration: {'; '.join(other)}; give a new"
+            " --workdir"
+        )
     return run, problems
 
 
 def _seconds_before(workdir: Path) -> dict[str, float]:
-    """Seconds that earlier calls of this sweep spent on each run, by folder; a sweep.json that is none counts 0."""
+    """Seconds that earlier calls of this sweep spent on each run, by folder; a sweep.json that is
+    none counts 0."""
     try:
         records = json.loads((workdir / "sweep.json").read_text())["runs"]
         return {Path(record["folder"]).name: float(record["seconds"]) for record in records}
@@ -212,7 +248,8 @@ def _plain(value: Any) -> Any:
 
 
 def _folder_name(label: str) -> str:
-    """A label as a folder name: what a file system or shell may dislike is replaced, and a hash keeps it unique."""
+    """A label as a folder name: what a file system or shell may dislike is replaced, and a hash
+    keeps it unique."""
     name = re.sub(r"[^\w.,=+-]", "_", label, flags=re.ASCII)
     if name == label and len(name) <= LONGEST_NAME:
         return name

@@ -1,4 +1,5 @@
-"""A quantity that a run logged, written "phase/name[:how]": its course in metrics.jsonl, and one number made of it."""
+"""A quantity that a run logged, written "phase/name[:how]": its course in metrics.jsonl, and one
+number made of it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,14 @@ import numpy as np
 from ssppo_jax.errors import DataError
 from ssppo_jax.runs.metrics import read_metrics
 
-PHASES = ("generate", "judge", "score", "train", "iteration", "evaluate")  # what `train` logs under; see its `_log`
+PHASES = (
+    "generate",
+    "judge",
+    "score",
+    "train",
+    "iteration",
+    "evaluate",
+)  # what `train` logs under; see its `_log`
 HOW: dict[str, Callable[[np.ndarray], float]] = {
     "last": lambda y: y[-1],
     "first": lambda y: y[0],
@@ -92,7 +100,8 @@ def read_courses(path: Path, sources: Iterable[str]) -> tuple[dict[str, Course],
 
 
 def measure_run(folder: Path, measures: Iterable[Measure]) -> Measured:
-    """Every measure of a finished run. One that cannot be had is None, with the reason; nothing is raised."""
+    """Every measure of a finished run. One that cannot be had is None, with the reason; nothing is
+    raised."""
     measures = tuple(measures)
     try:
         courses, logged = read_courses(folder / "metrics.jsonl", [m.source for m in measures])
@@ -118,7 +127,13 @@ def _value(measure: Measure, course: Course | None, logged: set[str]) -> tuple[f
 
 def _nearest(measure: Measure, logged: set[str]) -> str | None:
     """The same name in another phase, or one much like it in the same phase."""
-    elsewhere = [f"{phase}/{measure.name}" for phase in PHASES if f"{phase}/{measure.name}" in logged]
-    names = [source.partition("/")[2] for source in sorted(logged) if source.startswith(f"{measure.phase}/")]
+    elsewhere = [
+        f"{phase}/{measure.name}" for phase in PHASES if f"{phase}/{measure.name}" in logged
+    ]
+    names = [
+        source.partition("/")[2]
+        for source in sorted(logged)
+        if source.startswith(f"{measure.phase}/")
+    ]
     alike = difflib.get_close_matches(measure.name, names, n=1)
     return next(iter(elsewhere + [f"{measure.phase}/{name}" for name in alike]), None)

@@ -1,4 +1,5 @@
-"""A sweep's pictures: where every grid point ended (sweep.png), and how it got there (curves.png)."""
+"""A sweep's pictures: where every grid point ended (sweep.png), and how it got there
+(curves.png)."""
 
 from __future__ import annotations
 
@@ -31,9 +32,13 @@ STYLE = {
 
 
 def plot_points(grid: Grid, path: Path) -> None:
-    """One panel per measure: every seed a dot, mean and standard error on top; failed points are named so."""
+    """One panel per measure: every seed a dot, mean and standard error on top; failed points are
+    named so."""
     rows, points = summary(grid), by_point(grid)
-    names = [_shorten(row["name"]) + (f"  ({row['failed']} failed)" if row["failed"] else "") for row in rows]
+    names = [
+        _shorten(row["name"]) + (f"  ({row['failed']} failed)" if row["failed"] else "")
+        for row in rows
+    ]
     across, down = _panels(len(grid.measures))
     size = (0.6 + 0.065 * max(map(len, names)) + 3.1 * across, down * (1.0 + 0.26 * len(rows)))
     with _figure(path, size) as figure:
@@ -41,7 +46,13 @@ def plot_points(grid: Grid, path: Path) -> None:
         for ax, measure in zip(axes, grid.measures, strict=False):
             _zero_lines(ax, measure.name, measure.how)
             for y, row in enumerate(rows):
-                _point(ax, y, row, str(measure), [run.values[str(measure)] for run in done(points[row["name"]])])
+                _point(
+                    ax,
+                    y,
+                    row,
+                    str(measure),
+                    [run.values[str(measure)] for run in done(points[row["name"]])],
+                )
             ax.set_title(str(measure))
             ax.locator_params(axis="x", nbins=5)
             ax.set_yticks(range(len(rows)), names)
@@ -57,11 +68,22 @@ def _point(ax: Any, y: int, row: dict, measure: str, values: list[float | None])
     ax.scatter(known, [y] * len(known), s=14, color="0.65", zorder=2)
     found = row["metrics"][measure]
     if found["mean"] is not None:
-        ax.errorbar(found["mean"], y, xerr=found["standard_error"], fmt="o", ms=5, color="#1f6feb", capsize=3, zorder=3)
+        ax.errorbar(
+            found["mean"],
+            y,
+            xerr=found["standard_error"],
+            fmt="o",
+            ms=5,
+            color="#1f6feb",
+            capsize=3,
+            zorder=3,
+        )
         return
     why = "no value" if row["n"] else "failed" if row["failed"] else "not run"
     over = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    ax.text(0.02, y, why, va="center", color="#c0392b", transform=ax.get_yaxis_transform(), bbox=over)
+    ax.text(
+        0.02, y, why, va="center", color="#c0392b", transform=ax.get_yaxis_transform(), bbox=over
+    )
 
 
 def _panels(n: int) -> tuple[int, int]:
@@ -79,10 +101,17 @@ def _zero_lines(ax: Any, name: str, how: str) -> None:
 
 
 def plot_courses(grid: Grid, path: Path) -> None:
-    """One panel per logged quantity: a line per grid point, mean over its finished seeds, band ± standard error."""
+    """One panel per logged quantity: a line per grid point, mean over its finished seeds, band ±
+    standard error."""
     sources = list(dict.fromkeys(measure.source for measure in grid.measures))
-    courses = {name: [_courses(run.folder, sources) for run in done(runs)] for name, runs in by_point(grid).items()}
-    names = {name: f"{_shorten(name)}{'' if found else ' (not finished)'}" for name, found in courses.items()}
+    courses = {
+        name: [_courses(run.folder, sources) for run in done(runs)]
+        for name, runs in by_point(grid).items()
+    }
+    names = {
+        name: f"{_shorten(name)}{'' if found else ' (not finished)'}"
+        for name, found in courses.items()
+    }
     across, down = _panels(len(sources))
     width = max(6.4, 4.2 * across)
     columns = max(1, int(width / (0.6 + 0.062 * max(map(len, names.values())))))
@@ -91,9 +120,14 @@ def plot_courses(grid: Grid, path: Path) -> None:
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for ax, source in zip(axes, sources, strict=False):
             for i, (name, seeds) in enumerate(courses.items()):
-                style = {"color": COLOURS[i % len(COLOURS)], "linestyle": LINESTYLES[i // len(COLOURS) % 4]}
+                style = {
+                    "color": COLOURS[i % len(COLOURS)],
+                    "linestyle": LINESTYLES[i // len(COLOURS) % 4],
+                }
                 band = 0.14 if len(courses) <= len(COLOURS) else 0.05
-                _curve(ax, [seed[source] for seed in seeds if source in seed], names[name], style, band)
+                _curve(
+                    ax, [seed[source] for seed in seeds if source in seed], names[name], style, band
+                )
             _label(ax, source, courses.values())
         for ax in axes[len(sources) :]:
             ax.set_visible(False)
@@ -117,7 +151,8 @@ def _curve(ax: Any, seeds: list[Course], name: str, style: dict, band: float) ->
 
 
 def mean_course(seeds: list[Course]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, and mean and standard error of the seeds' values at each x that all have; NaN where one is not finite.
+    """x, and mean and standard error of the seeds' values at each x that all have; NaN where one is
+    not finite.
 
     More than MOST_STEPS values of x are first averaged in equal slices. One seed has an error of 0.
     """
@@ -140,9 +175,18 @@ def _label(ax: Any, source: str, courses: Iterable[list[dict[str, Course]]]) -> 
     ax.set_title(source)
     if not any(source in seed for seeds in courses for seed in seeds):
         ax.set(xticks=[], yticks=[])
-        ax.text(0.5, 0.5, "no finished run logged it", ha="center", color="#c0392b", transform=ax.transAxes)
+        ax.text(
+            0.5,
+            0.5,
+            "no finished run logged it",
+            ha="center",
+            color="#c0392b",
+            transform=ax.transAxes,
+        )
         return
-    longest = max((len(seed[source].x) for seeds in courses for seed in seeds if source in seed), default=0)
+    longest = max(
+        (len(seed[source].x) for seeds in courses for seed in seeds if source in seed), default=0
+    )
     what = "step" if source.startswith("train/") else "iteration"
     ax.set_xlabel(f"{what}, in {MOST_STEPS} slices" if longest > MOST_STEPS else what)
     ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))

@@ -1,4 +1,5 @@
-"""Runs a grid (`grid.py`): one process per run, some at a time, resumable, ending in a table and plots."""
+"""Runs a grid (`grid.py`): one process per run, some at a time, resumable, ending in a table and
+plots."""
 
 from __future__ import annotations
 
@@ -24,12 +25,15 @@ INTERRUPTED = 75  # what a run that was stopped and saved exits with, and so the
 POLL_SECONDS = 0.2
 
 
-def sweep(spec: str, workdir: Path, overrides: Mapping[str, str], *, jobs: int = 1, dry_run: bool = False) -> int:
+def sweep(
+    spec: str, workdir: Path, overrides: Mapping[str, str], *, jobs: int = 1, dry_run: bool = False
+) -> int:
     """Run (or continue) every grid point of a file times its seeds, `jobs` at a time.
 
-    A run whose folder has a result.json is done; an unfinished or failed one is started again and continues. A failed
-    run is kept in the table as failed. SIGINT and SIGTERM are passed on to the runs at work, which save, and end the
-    sweep. Writes sweep.json and sweep.md (after every run), sweep.png and curves.png into `workdir`.
+    A run whose folder has a result.json is done; an unfinished or failed one is started again and
+    continues. A failed run is kept in the table as failed. SIGINT and SIGTERM are passed on to the
+    runs at work, which save, and end the sweep. Writes sweep.json and sweep.md (after every run),
+    sweep.png and curves.png into `workdir`.
 
     Args:
       jobs: at least 1
@@ -56,7 +60,7 @@ def sweep(spec: str, workdir: Path, overrides: Mapping[str, str], *, jobs: int =
     return int(any(run.status == "failed" for run in grid.runs))
 
 
-# ---- runs at work ----------------------------------------------------------------------------------------------------
+# ---- runs at work --------------------------------------------------------------------------------
 
 
 class Job(NamedTuple):
@@ -70,9 +74,14 @@ class Job(NamedTuple):
 
 
 def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
-    """Every run that is not done, in the grid's order; after a stop none is started and those at work are told."""
+    """Every run that is not done, in the grid's order; after a stop none is started and those at
+    work are told."""
     waiting = [run for run in grid.runs if run.status != "done"]
-    shares, at_work, told = _shares(min(jobs, len(waiting))), {}, False  # Job by its place among the shares
+    shares, at_work, told = (
+        _shares(min(jobs, len(waiting))),
+        {},
+        False,
+    )  # Job by its place among the shares
     with bar(len(waiting), what="sweep", unit="runs") as progress:
         if len(waiting) < len(grid.runs):
             done = len(grid.runs) - len(waiting)
@@ -89,8 +98,12 @@ def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
                     _tell(at_work)
                     told = True
                 time.sleep(POLL_SECONDS)
-                for place in [place for place, job in at_work.items() if job.child.poll() is not None]:
-                    _finish(at_work.pop(place), grid, workdir, progress, told=told or stop.requested)
+                for place in [
+                    place for place, job in at_work.items() if job.child.poll() is not None
+                ]:
+                    _finish(
+                        at_work.pop(place), grid, workdir, progress, told=told or stop.requested
+                    )
                 _show(at_work, progress)
         except BaseException:  # a second Ctrl-C: stop at once
             _kill(at_work)
@@ -99,7 +112,8 @@ def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
 
 
 def _shares(jobs: int) -> list[list[int]]:
-    """The cores for each run at work: when several compute on the CPU, each gets its part, else all get all."""
+    """The cores for each run at work: when several compute on the CPU, each gets its part, else all
+    get all."""
     everything: list[list[int]] = [[]] * jobs
     if jobs < 2 or not cores.available():
         return everything
@@ -107,8 +121,8 @@ def _shares(jobs: int) -> list[list[int]]:
     if platform == "cpu":
         return cores.shares(cores.available(), jobs)
     print(
-        f"{jobs} runs share the {platform or 'device'}: if they run out of its memory, give each its part with "
-        f"XLA_PYTHON_CLIENT_MEM_FRACTION={0.9 / jobs:.2f} in the environment",
+        f"{jobs} runs share the {platform or 'device'}: if they run out of its memory, give each"
+        f" its part with XLA_PYTHON_CLIENT_MEM_FRACTION={0.9 / jobs:.2f} in the environment",
         file=sys.stderr,
     )
     return everything
@@ -120,13 +134,16 @@ def _start(run: Run, share: list[int]) -> Job:
     output = run.folder / "output.log"
     before = output.stat().st_size if output.is_file() else 0
     with open(output, "ab") as log, cores.held_to(share) as environment:
-        child = subprocess.Popen(run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment)
+        child = subprocess.Popen(
+            run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
+        )
     return Job(run, child, output, before, time.perf_counter())
 
 
 def _tell(at_work: dict[int, Job]) -> None:
     for job in at_work.values():
-        # SIGTERM whichever came: Ctrl-C has already reached the runs, and a second SIGINT would not let them save.
+        # SIGTERM whichever came: Ctrl-C has already reached the runs, and a second SIGINT would not
+        # let them save.
         job.child.terminate()
 
 
@@ -159,7 +176,9 @@ def _show(at_work: dict[int, Job], progress: tqdm) -> None:
     """On a terminal, the last line of each run at work."""
     if sys.stderr.isatty():
         room = 100 // max(len(at_work), 1)
-        shown = [f"{job.run.folder.name}: {_last_line(job.output)}"[-room:] for job in at_work.values()]
+        shown = [
+            f"{job.run.folder.name}: {_last_line(job.output)}"[-room:] for job in at_work.values()
+        ]
         progress.set_postfix_str(" | ".join(shown))
 
 

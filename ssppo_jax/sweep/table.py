@@ -1,4 +1,5 @@
-"""A sweep's results: mean and standard error over seeds of every measure, as JSON and as a Markdown table."""
+"""A sweep's results: mean and standard error over seeds of every measure, as JSON and as a Markdown
+table."""
 
 from __future__ import annotations
 
@@ -17,15 +18,17 @@ RUNS_NAMED = 5  # of those that lack a value
 
 
 def summary(grid: Grid) -> list[dict]:
-    """One row per grid point: for every measure mean, standard error and n over the seeds that finished and have it;
-    and how many finished (n), failed or did not finish."""
+    """One row per grid point: for every measure mean, standard error and n over the seeds that
+    finished and have it; and how many finished (n), failed or did not finish."""
     rows = []
     for name, mine in by_point(grid).items():
         rows.append(
             {
                 "name": name,
                 "point": mine[0].point,
-                "metrics": {str(m): _estimate([r.values[str(m)] for r in done(mine)]) for m in grid.measures},
+                "metrics": {
+                    str(m): _estimate([r.values[str(m)] for r in done(mine)]) for m in grid.measures
+                },
                 "n": len(done(mine)),
                 "failed": sum(run.status == "failed" for run in mine),
                 "unfinished": sum(run.status in ("stopped", "pending") for run in mine),
@@ -47,9 +50,12 @@ def done(runs: list[Run]) -> list[Run]:
 
 
 def table(grid: Grid) -> str:
-    """The summary as a Markdown table; under it what the labels stand for, values that are missing, and failures."""
+    """The summary as a Markdown table; under it what the labels stand for, values that are missing,
+    and failures."""
     rows, labelled = summary(grid), [run for run in grid.runs if run.label]
-    keys = ["point"] if labelled else list(dict.fromkeys(key for row in rows for key in row["point"]))
+    keys = (
+        ["point"] if labelled else list(dict.fromkeys(key for row in rows for key in row["point"]))
+    )
     lines = [[*keys, *map(str, grid.measures), "n", "failed", "unfinished"]]
     lines += [["---"] * len(lines[0])]
     for row in rows:
@@ -57,16 +63,23 @@ def table(grid: Grid) -> str:
         values = [_cell(row, str(m)) for m in grid.measures]
         counts = [str(row["n"]), str(row["failed"] or ""), str(row["unfinished"] or "")]
         lines.append([*([row["name"]] if labelled else point), *values, *counts])
-    out = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    out = "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines
+    )
     meanings = dict.fromkeys(f"- {run.label}: {key_text(run.point)}" for run in labelled)
     failures = [f"- {run.folder.name}: {run.reason}" for run in grid.runs if run.status == "failed"]
-    for title, notes in (("Labels", meanings), ("Values missing", _missing(grid)), ("Failed runs", failures)):
+    for title, notes in (
+        ("Labels", meanings),
+        ("Values missing", _missing(grid)),
+        ("Failed runs", failures),
+    ):
         out += "\n".join([f"\n\n{title}:", *notes]) if notes else ""
     return out
 
 
 def number(value: float | None, error: float | None = None) -> str:
-    """value ± error: three decimals, or three digits where those would not tell the value; "-" for None."""
+    """value ± error: three decimals, or three digits where those would not tell the value; "-" for
+    None."""
     if value is None:
         return "-"
     style = ".3f" if value == 0 or 0.01 <= abs(value) < 1000 else ".3g"
@@ -106,9 +119,13 @@ def _missing(grid: Grid) -> list[str]:
     """For every measure that finished runs lack: why, how many, and which."""
     finished, notes = done(grid.runs), []
     for measure in map(str, grid.measures):
-        for why in dict.fromkeys(run.missing[measure] for run in finished if measure in run.missing):
+        for why in dict.fromkeys(
+            run.missing[measure] for run in finished if measure in run.missing
+        ):
             lacking = [run.folder.name for run in finished if run.missing.get(measure) == why]
             which = "" if len(lacking) == len(finished) else f": {'; '.join(lacking[:RUNS_NAMED])}"
             which += "; ..." if which and len(lacking) > RUNS_NAMED else ""
-            notes.append(f"- {measure}: {why} ({len(lacking)} of {len(finished)} finished runs{which})")
+            notes.append(
+                f"- {measure}: {why} ({len(lacking)} of {len(finished)} finished runs{which})"
+            )
     return notes

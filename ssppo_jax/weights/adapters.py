@@ -1,4 +1,5 @@
-"""LoRA adapters as PEFT writes them: adapter_config.json and adapter_model.safetensors, which PEFT and vLLM load."""
+"""LoRA adapters as PEFT writes them: adapter_config.json and adapter_model.safetensors, which PEFT
+and vLLM load."""
 
 from __future__ import annotations
 
@@ -17,8 +18,11 @@ from ssppo_jax.weights import hf, names
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
-def save_adapters(adapters: PyTree, arch: Arch, lora: Lora, folder: str | Path, *, base: str) -> Path:
-    """Write a PEFT folder; it appears whole or not at all. Of several processes all call it and process 0 writes.
+def save_adapters(
+    adapters: PyTree, arch: Arch, lora: Lora, folder: str | Path, *, base: str
+) -> Path:
+    """Write a PEFT folder; it appears whole or not at all. Of several processes all call it and
+    process 0 writes.
 
     Args:
       adapters: the adapters' leaves, as `models.lora.split` parts them.
@@ -65,7 +69,9 @@ def _exported(adapters: PyTree, arch: Arch):
         for which in (A, B):
             path = f"{leaf.path.removesuffix('kernel')}{which}"
             if path in flat:
-                for name, row in zip(_names(leaf, which, arch), hosts.on_host(flat[path]), strict=True):
+                for name, row in zip(
+                    _names(leaf, which, arch), hosts.on_host(flat[path]), strict=True
+                ):
                     yield name, _theirs(row, which)
 
 

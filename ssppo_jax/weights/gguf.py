@@ -1,8 +1,9 @@
-"""A llama.cpp GGUF file -> a Hugging Face folder (float32 safetensors, tokenizer, chat template), without torch.
+"""A llama.cpp GGUF file -> a Hugging Face folder (float32 safetensors, tokenizer, chat template),
+without torch.
 
-Everything comes out of the one file: weights are dequantised by the `gguf` package, the tokenizer is rebuilt from the
-metadata. After that the folder is like any other: `hf.load_params` and `AutoTokenizer.from_pretrained` read it.
-"""
+Everything comes out of the one file: weights are dequantised by the `gguf` package, the tokenizer
+is rebuilt from the metadata. After that the folder is like any other: `hf.load_params` and
+`AutoTokenizer.from_pretrained` read it."""
 
 from __future__ import annotations
 
@@ -21,18 +22,23 @@ from ssppo_jax.weights import hf, names
 ARCHITECTURES = ("llama", "qwen2")
 _NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 _QWEN2_SPLIT = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def convert_gguf(path: str | Path, out_folder: str | Path, *, max_shard_bytes: int = 4 * 2**30) -> Path:
-    """Convert a GGUF file of the llama or qwen2 architecture into a Hugging Face folder of float32 weights.
+def convert_gguf(
+    path: str | Path, out_folder: str | Path, *, max_shard_bytes: int = 4 * 2**30
+) -> Path:
+    """Convert a GGUF file of the llama or qwen2 architecture into a Hugging Face folder of float32
+    weights.
 
-    Tensors are dequantised one at a time; a shard is held in memory until it is written. The folder appears whole or
-    not at all.
+    Tensors are dequantised one at a time; a shard is held in memory until it is written. The folder
+    appears whole or not at all.
 
     Raises:
-      ConfigError: an architecture, tokenizer, rope scaling or tensor this does not know; an output folder in use.
+      ConfigError: an architecture, tokenizer, rope scaling or tensor this does not know; an output
+        folder in use.
       DataError: not a GGUF file, or a damaged one.
     """
     reader = _open(Path(path))
@@ -41,7 +47,9 @@ def convert_gguf(path: str | Path, out_folder: str | Path, *, max_shard_bytes: i
     arch = gguf_arch(meta, tied="output.weight" not in tensors)
     _check_tensors(tensors, arch, meta)
     size = {leaf.hf: int(np.prod(names.hf_shape(leaf, arch))) * 4 for leaf in names.leaves(arch)}
-    nbytes = {name: size[leaf.hf] for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)}
+    nbytes = {
+        name: size[leaf.hf] for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)
+    }
     with hf.new_folder(out_folder) as tmp:
         hf.write_tensors(tmp, nbytes, _dequantised(tensors, arch), max_shard_bytes)
         hf.write_json(tmp / "config.json", arch_to_hf(arch) | {"torch_dtype": "float32"})
@@ -69,14 +77,17 @@ class _Metadata:
 
 
 def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
-    """The `Arch` that the metadata describes. GGUF files of Mistral models say llama, which computes the same.
+    """The `Arch` that the metadata describes. GGUF files of Mistral models say llama, which
+    computes the same.
 
     Raises:
       ConfigError: an architecture or a setting that is not supported.
     """
     kind = meta.need("general.architecture")
     if kind not in ARCHITECTURES:
-        raise ConfigError(f"{meta.path}: GGUF architecture {kind!r}; supported: {', '.join(ARCHITECTURES)}")
+        raise ConfigError(
+            f"{meta.path}: GGUF architecture {kind!r}; supported: {', '.join(ARCHITECTURES)}"
+        )
     heads, width = meta.need(f"{kind}.attention.head_count"), meta.need(f"{kind}.embedding_length")
     head_dim = meta.get(f"{kind}.attention.key_length") or width // heads
     _check_settings(meta, kind, head_dim)
@@ -100,7 +111,8 @@ def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
 
 
 def write_tokenizer(meta: _Metadata, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json such that plain `AutoTokenizer.from_pretrained(folder)` works.
+    """tokenizer.json and tokenizer_config.json such that plain
+    `AutoTokenizer.from_pretrained(folder)` works.
 
     Raises:
       ConfigError: a tokenizer family that is not known here; a guess would tokenise almost right.
@@ -111,7 +123,8 @@ def write_tokenizer(meta: _Metadata, folder: Path) -> None:
     special = {
         name: tokens[token]
         for name in ("bos", "eos", "pad")
-        if (token := meta.get(f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id")) is not None
+        if (token := meta.get(f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id"))
+        is not None
     }
     if "eos" in special:
         special.setdefault("pad", special["eos"])
@@ -128,26 +141,40 @@ def write_tokenizer(meta: _Metadata, folder: Path) -> None:
 
 
 def build_tokenizer(meta: _Metadata) -> Any:
-    """A `tokenizers.Tokenizer`: byte-level BPE with the pre-tokenizer that `tokenizer.ggml.pre` names."""
+    """A `tokenizers.Tokenizer`: byte-level BPE with the pre-tokenizer that `tokenizer.ggml.pre`
+    names."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     model, pre = meta.need("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
     splitters = _pre_tokenizers()
     if model != "gpt2" or pre not in splitters:
         raise ConfigError(
-            f"{meta.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; supported: 'gpt2' with "
-            f"{', '.join(map(repr, splitters))}. Use the model's Hugging Face folder or repo id instead"
+            f"{meta.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; supported: 'gpt2' with"
+            f" {', '.join(map(repr, splitters))}. Use the model's Hugging Face folder or repo id"
+            " instead"
         )
     tokens, kinds = meta.need("tokenizer.ggml.tokens"), meta.need("tokenizer.ggml.token_type")
-    vocab = {token: i for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True)) if kind != _UNUSED}
+    vocab = {
+        token: i
+        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
+        if kind != _UNUSED
+    }
     merges = [tuple(merge.split(" ")) for merge in meta.need("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False))
+    tokenizer = Tokenizer(
+        models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False)
+    )
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitters[pre]
     tokenizer.decoder = decoders.ByteLevel()
-    added = [(token, kind) for token, kind in zip(tokens, kinds, strict=True) if kind in (_CONTROL, _USER)]
-    tokenizer.add_tokens([AddedToken(token, special=kind == _CONTROL, normalized=False) for token, kind in added])
+    added = [
+        (token, kind)
+        for token, kind in zip(tokens, kinds, strict=True)
+        if kind in (_CONTROL, _USER)
+    ]
+    tokenizer.add_tokens(
+        [AddedToken(token, special=kind == _CONTROL, normalized=False) for token, kind in added]
+    )
     return tokenizer
 
 
@@ -156,7 +183,9 @@ def _pre_tokenizers() -> dict[str, Any]:
 
     byte_level, join = pre_tokenizers.ByteLevel, pre_tokenizers.Sequence
     return {
-        "smollm": join([pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)]),
+        "smollm": join(
+            [pre_tokenizers.Digits(individual_digits=True), byte_level(add_prefix_space=False)]
+        ),
         "qwen2": join(
             [
                 pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
@@ -167,9 +196,12 @@ def _pre_tokenizers() -> dict[str, Any]:
 
 
 def _settle_template(folder: Path, template: str | None) -> None:
-    """Settings as transformers 4 reads them too: it may not know chat_template.jinja or 5's tokenizer classes."""
+    """Settings as transformers 4 reads them too: it may not know chat_template.jinja or 5's
+    tokenizer classes."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
+    config["tokenizer_class"] = (
+        "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
+    )
     if template is not None:
         config["chat_template"] = template
     hf.write_json(folder / "tokenizer_config.json", config)
@@ -179,47 +211,68 @@ def _open(path: Path) -> Any:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise ConfigError("reading .gguf files needs the gguf package; type: pip install gguf") from None
+        raise ConfigError(
+            "reading .gguf files needs the gguf package; type: pip install gguf"
+        ) from None
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
         return GGUFReader(path)
     except Exception as error:  # the reader raises whatever the damaged bytes lead it into
-        raise DataError(f"{path}: not a readable GGUF file ({type(error).__name__}: {error})") from None
+        raise DataError(
+            f"{path}: not a readable GGUF file ({type(error).__name__}: {error})"
+        ) from None
 
 
 def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
     scaling = meta.get(f"{kind}.rope.scaling.type")
     if scaling not in (None, "none"):
         raise ConfigError(
-            f"{meta.path}: rope scaling {scaling!r} in a GGUF file is not supported; use the model's HF folder"
+            f"{meta.path}: rope scaling {scaling!r} in a GGUF file is not supported; use the"
+            " model's HF folder"
         )
     rotated = meta.get(f"{kind}.rope.dimension_count")
     if rotated not in (None, head_dim):
-        raise ConfigError(f"{meta.path}: RoPE on {rotated} of {head_dim} dimensions is not supported; supported: all")
+        raise ConfigError(
+            f"{meta.path}: RoPE on {rotated} of {head_dim} dimensions is not supported;"
+            " supported: all"
+        )
     window = meta.get(f"{kind}.attention.sliding_window")
     if window:
-        raise ConfigError(f"{meta.path}: a sliding window ({window}) in a GGUF file is not supported; supported: none")
+        raise ConfigError(
+            f"{meta.path}: a sliding window ({window}) in a GGUF file is not supported; supported:"
+            " none"
+        )
 
 
 def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None:
     wanted = {name: leaf for leaf in names.leaves(arch) for name in _gguf_names(leaf, arch)}
     problems = [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [f"unknown {name}" for name in tensors if name not in wanted]  # e.g. rope_freqs: Llama 3.1 scaling
+    problems += [
+        f"unknown {name}" for name in tensors if name not in wanted
+    ]  # e.g. rope_freqs: Llama 3.1 scaling
     for name in wanted.keys() & tensors.keys():
-        found, expected = tuple(int(n) for n in reversed(tensors[name].shape)), names.hf_shape(wanted[name], arch)
+        found, expected = (
+            tuple(int(n) for n in reversed(tensors[name].shape)),
+            names.hf_shape(wanted[name], arch),
+        )
         if found != expected:
             problems.append(f"{name} has shape {found}, the metadata says {expected}")
     if problems:
         shown = sorted(problems)[:20]
         raise ConfigError(
-            f"{meta.path}: tensors do not match a {arch.model_type} model of {arch.num_layers} layers "
-            f"({len(problems)} problems; use the model's Hugging Face folder)\n  " + "\n  ".join(shown)
+            f"{meta.path}: tensors do not match a {arch.model_type} model of {arch.num_layers}"
+            f" layers ({len(problems)} problems; use the model's Hugging Face folder)\n  "
+            + "\n  ".join(shown)
         )
 
 
 def _gguf_names(leaf: names.Leaf, arch: Arch) -> tuple[str, ...]:
-    return tuple(leaf.gguf.format(n=n) for n in range(arch.num_layers)) if leaf.stacked else (leaf.gguf,)
+    return (
+        tuple(leaf.gguf.format(n=n) for n in range(arch.num_layers))
+        if leaf.stacked
+        else (leaf.gguf,)
+    )
 
 
 def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.ndarray]]:
@@ -229,26 +282,28 @@ def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.
     for leaf in names.leaves(arch):
         for theirs, ours in zip(_gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
             raw = tensors[theirs]
-            value = dequantize(raw.data, raw.tensor_type).astype(np.float32).reshape(names.hf_shape(leaf, arch))
+            value = (
+                dequantize(raw.data, raw.tensor_type)
+                .astype(np.float32)
+                .reshape(names.hf_shape(leaf, arch))
+            )
             if arch.model_type == "llama" and leaf.path in heads:
                 value = unpermute(value, heads[leaf.path])
             yield ours, np.ascontiguousarray(value)
 
 
-def unpermute(
-    rows: np.ndarray,  # [heads * E, D]
-    heads: int,
-) -> np.ndarray:
-    """Undo llama.cpp's interleaving of each head's Q and K rows, which its RoPE on neighbouring pairs needs.
+def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:  # [heads * E, D]
+    """Undo llama.cpp's interleaving of each head's Q and K rows, which its RoPE on neighbouring
+    pairs needs.
 
-    Rotate-half RoPE pairs row i with row i + E/2; the file stores that pair side by side. Skipping this leaves text
-    plausible and log-probs wrong.
-    """
+    Rotate-half RoPE pairs row i with row i + E/2; the file stores that pair side by side. Skipping
+    this leaves text plausible and log-probs wrong."""
     total, width = rows.shape
     pairs = rows.reshape(heads, total // heads // 2, 2, width)
     return pairs.swapaxes(1, 2).reshape(total, width)
 
 
 def _shortest(value: float) -> float:
-    """A float32 metadata value as the decimal it was written from: 9.999999747378752e-06 -> 1e-05."""
+    """A float32 metadata value as the decimal it was written from: 9.999999747378752e-06 ->
+    1e-05."""
     return float(str(np.float32(value)))

@@ -45,11 +45,16 @@ TOKENIZER_FILES = (
 )
 _TILE = 256  # elements of a side
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")  # constants that old exports stored as tensors
+_BUFFERS = (
+    "rotary_emb.inv_freq",
+    "masked_bias",
+    "attn.bias",
+)  # constants that old exports stored as tensors
 
 
 def read_arch(folder: str | Path) -> Arch:
-    """The `Arch` of a model folder. Stop ids of `generation_config.json` (Llama 3 keeps some only there) are added.
+    """The `Arch` of a model folder. Stop ids of `generation_config.json` (Llama 3 keeps some only
+    there) are added.
 
     Raises:
       ConfigError: no config.json, or a model that is not supported.
@@ -57,7 +62,10 @@ def read_arch(folder: str | Path) -> Arch:
     """
     folder = Path(folder)
     if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} has no config.json; give a Hugging Face model folder, a repo id, or a .gguf file")
+        raise ConfigError(
+            f"{folder} has no config.json; give a Hugging Face model folder, a repo id, or a .gguf"
+            " file"
+        )
     config = read_json(folder / "config.json")
     try:
         arch = arch_from_hf(config)
@@ -78,7 +86,8 @@ def load_params(folder: str | Path, arch: Arch, *, dtype: Any = np.float32) -> P
       dtype: of the returned leaves; bfloat16 through ml_dtypes.
 
     Raises:
-      ConfigError: no safetensors (pickles are refused), or names or shapes that do not match `arch`, all listed.
+      ConfigError: no safetensors (pickles are refused), or names or shapes that do not match
+        `arch`, all listed.
       DataError: a damaged or hostile file.
     """
     tree: PyTree = {}
@@ -92,12 +101,14 @@ def load_params(folder: str | Path, arch: Arch, *, dtype: Any = np.float32) -> P
 def load_placed(
     folder: str | Path,
     arch: Arch,
-    wanted: PyTree,  # jax.ShapeDtypeStruct with a sharding each; leaves that the folder cannot have are not looked at
+    # jax.ShapeDtypeStruct with a sharding each; leaves that the folder cannot have are not looked
+    # at
+    wanted: PyTree,
 ) -> PyTree:
     """`load_params` straight into the mesh: each leaf has its sharding and dtype.
 
-    Host memory holds one tensor of the folder, and of the leaf being read this process's own shards, once each.
-    """
+    Host memory holds one tensor of the folder, and of the leaf being read this process's own
+    shards, once each."""
     structs, tree = dict(flatten(wanted)), {}
     with _checked(Path(folder), arch) as where:
         for leaf in names.leaves(arch):
@@ -105,8 +116,11 @@ def load_placed(
     return tree
 
 
-def _placed(where: dict[str, Any], leaf: names.Leaf, arch: Arch, wanted: jax.ShapeDtypeStruct) -> Array:
-    """A leaf on this process's devices; those that hold the same part of it share one buffer on the host."""
+def _placed(
+    where: dict[str, Any], leaf: names.Leaf, arch: Arch, wanted: jax.ShapeDtypeStruct
+) -> Array:
+    """A leaf on this process's devices; those that hold the same part of it share one buffer on the
+    host."""
     parts = wanted.sharding.addressable_devices_indices_map(wanted.shape)
     keys = {device: str(part) for device, part in parts.items()}
     distinct = {keys[device]: part for device, part in parts.items()}
@@ -125,25 +139,30 @@ def save_params(
     dtype: Any = None,
     max_shard_bytes: int = 4 * 2**30,
 ) -> Path:
-    """Write a folder that plain transformers loads: safetensors, configs, and the tokenizer with its chat template.
+    """Write a folder that plain transformers loads: safetensors, configs, and the tokenizer with
+    its chat template.
 
-    Written beside `folder` and renamed, so a folder that exists is complete. One leaf and one shard are in host memory.
-    Of several processes all call it and process 0 writes.
+    Written beside `folder` and renamed, so a folder that exists is complete. One leaf and one shard
+    are in host memory. Of several processes all call it and process 0 writes.
 
     Args:
       params: the decoder's tree; leaves NumPy or JAX arrays.
       arch: its architecture.
       folder: where to; must not exist, or be empty.
-      tokenizer_from: a model folder whose tokenizer files and generation_config.json are copied; none when None.
+      tokenizer_from: a model folder whose tokenizer files and generation_config.json are copied;
+        none when None.
       dtype: of the written tensors; each leaf's own when None.
       max_shard_bytes: start a new shard above this.
 
     Raises:
-      ConfigError: `folder` holds something, or the tree does not match `arch` (every difference listed).
+      ConfigError: `folder` holds something, or the tree does not match `arch` (every difference
+        listed).
     """
     flat = dict(flatten(params))
     _check_tree(flat, arch)
-    kinds = {path: np.dtype(dtype if dtype is not None else leaf.dtype) for path, leaf in flat.items()}
+    kinds = {
+        path: np.dtype(dtype if dtype is not None else leaf.dtype) for path, leaf in flat.items()
+    }
     nbytes = {}
     for leaf in names.leaves(arch):
         size = int(np.prod(names.hf_shape(leaf, arch))) * kinds[leaf.path].itemsize
@@ -181,15 +200,25 @@ def write_tensors(
     """Stream named tensors into `model.safetensors`, or into numbered shards with an index."""
     plan = _shards(nbytes, max_shard_bytes)
     count = len(plan)
-    files = [SINGLE] if count == 1 else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    files = (
+        [SINGLE]
+        if count == 1
+        else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    )
     stream = iter(tensors)
     weight_map = {}
     for file, shard in zip(files, plan, strict=True):
         held = dict(next(stream) for _ in shard)
         if list(held) != shard:
-            raise ValueError(f"tensors out of order: planned {shard[:3]}..., got {list(held)[:3]}...")
-        save_file(held, folder / file, metadata={"format": "pt"})  # transformers insists on the metadata
-        os.chmod(folder / file, 0o644)  # safetensors leaves it to its owner alone; others may have to serve it
+            raise ValueError(
+                f"tensors out of order: planned {shard[:3]}..., got {list(held)[:3]}..."
+            )
+        save_file(
+            held, folder / file, metadata={"format": "pt"}
+        )  # transformers insists on the metadata
+        os.chmod(
+            folder / file, 0o644
+        )  # safetensors leaves it to its owner alone; others may have to serve it
         weight_map |= dict.fromkeys(shard, file)
     if count > 1:
         index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}
@@ -198,14 +227,17 @@ def write_tensors(
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` in one rename when the block succeeds, and vanishes when it fails.
+    """A temporary folder that becomes `folder` in one rename when the block succeeds, and vanishes
+    when it fails.
 
     Raises:
       ConfigError: `folder` exists and is not an empty folder.
     """
     folder = Path(os.path.abspath(folder))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"{folder} exists and is not empty; choose another output folder, or remove it first")
+        raise ConfigError(
+            f"{folder} exists and is not empty; choose another output folder, or remove it first"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     tmp = folder.parent / f".{folder.name}.tmp-{secrets.token_hex(6)}"
     tmp.mkdir()
@@ -258,7 +290,8 @@ def insert(tree: PyTree, path: str, value: Array) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder; shard names come from an untrusted index, so only plain names pass."""
+    """The safetensors files of a folder; shard names come from an untrusted index, so only plain
+    names pass."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
@@ -269,7 +302,10 @@ def _files(folder: Path) -> list[Path]:
     shards = sorted({str(file) for file in weight_map.values()})
     for file in shards:
         if file != os.path.basename(file) or "\\" in file or not file.endswith(".safetensors"):
-            raise DataError(f"{folder / INDEX}: refused shard name {file!r}; only NAME.safetensors in the same folder")
+            raise DataError(
+                f"{folder / INDEX}: refused shard name {file!r}; only NAME.safetensors in the same"
+                " folder"
+            )
     absent = [file for file in shards if not (folder / file).is_file()]
     if absent:
         raise DataError(f"{folder}: missing shards {', '.join(absent)}; download the model again")
@@ -282,9 +318,9 @@ def _no_weights(folder: Path) -> str:
     pickles = sorted(file.name for file in folder.iterdir() if file.suffix in PICKLES)
     if pickles:
         return (
-            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when opened and are "
-            "refused; re-save them with transformers in a place you trust: "
-            "AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
+            f"{folder} has only pickled weights ({', '.join(pickles[:3])}), which can run code when"
+            " opened and are refused; re-save them with transformers in a place you trust:"
+            " AutoModelForCausalLM.from_pretrained(FOLDER).save_pretrained(NEW_FOLDER)"
         )
     return f"{folder} has neither {SINGLE} nor {INDEX}; give a folder with safetensors weights"
 
@@ -298,7 +334,9 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
             try:
                 handle = stack.enter_context(safe_open(file, "numpy"))
             except (SafetensorError, OSError) as error:
-                raise DataError(f"{file}: not a valid safetensors file ({error}); download it again") from None
+                raise DataError(
+                    f"{file}: not a valid safetensors file ({error}); download it again"
+                ) from None
             twice = sorted(where.keys() & set(handle.keys()))
             if twice:
                 raise DataError(f"{file}: tensors also in another shard: {_few(twice)}")
@@ -317,26 +355,46 @@ def _checked(folder: Path, arch: Arch) -> Iterator[dict[str, Any]]:
 
 
 def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
-    """Both sides must match completely: a tensor left out, left over or misshapen is listed, all at once."""
+    """Both sides must match completely: a tensor left out, left over or misshapen is listed, all at
+    once."""
     wanted = {name: leaf for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)}
     tied = {"lm_head.weight"} if arch.tie_embeddings else set()
-    extra = [name for name in where if name not in wanted and name not in tied and not name.endswith(_BUFFERS)]
+    extra = [
+        name
+        for name in where
+        if name not in wanted and name not in tied and not name.endswith(_BUFFERS)
+    ]
     problems = []
     if absent := [name for name in wanted if name not in where]:
         problems.append(f"missing {_few(absent)}")
     if absent == ["lm_head.weight"]:
-        problems.append('if the model ties its head to the embedding, set "tie_word_embeddings": true in config.json')
+        problems.append(
+            'if the model ties its head to the embedding, set "tie_word_embeddings": true in'
+            " config.json"
+        )
     if extra:
-        problems.append(f"not part of a {arch.model_type} model of {arch.num_layers} layers: {_few(extra)}")
+        problems.append(
+            f"not part of a {arch.model_type} model of {arch.num_layers} layers: {_few(extra)}"
+        )
     for name in (name for name in where if name in wanted or name in tied):
         view = where[name].get_slice(name)
-        expected = names.hf_shape(wanted[name], arch) if name in wanted else (arch.vocab_size, arch.hidden_size)
+        expected = (
+            names.hf_shape(wanted[name], arch)
+            if name in wanted
+            else (arch.vocab_size, arch.hidden_size)
+        )
         if tuple(view.get_shape()) != expected:
-            problems.append(f"{name} has shape {tuple(view.get_shape())}, config.json says {expected}")
+            problems.append(
+                f"{name} has shape {tuple(view.get_shape())}, config.json says {expected}"
+            )
         if view.get_dtype() not in _FLOATS:
-            problems.append(f"{name} is {view.get_dtype()}; supported: {', '.join(_FLOATS)} (unquantised)")
+            problems.append(
+                f"{name} is {view.get_dtype()}; supported: {', '.join(_FLOATS)} (unquantised)"
+            )
     if problems:
-        shown = problems[:20] + ([f"... and {len(problems) - 20} more"] if len(problems) > 20 else [])
+        shown = problems[:20] + (
+            [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
+        )
         raise ConfigError(f"{folder}: weights do not match config.json\n  " + "\n  ".join(shown))
 
 
@@ -345,11 +403,17 @@ def read_blocks(
     leaf: names.Leaf,
     arch: Arch,
     dtype: np.dtype,
-    parts: list[tuple[slice, ...]],  # of the whole leaf, in our axes, layers included; each becomes one array
+    parts: list[
+        tuple[slice, ...]
+    ],  # of the whole leaf, in our axes, layers included; each becomes one array
 ) -> list[np.ndarray]:
-    """Parts of one leaf in our layout. Its tensors are read one by one; besides the parts, one is held at a time."""
+    """Parts of one leaf in our layout. Its tensors are read one by one; besides the parts, one is
+    held at a time."""
     whole = names.shape(leaf, arch)
-    blocks = [np.empty([len(range(n)[s]) for s, n in zip(part, whole, strict=True)], dtype) for part in parts]
+    blocks = [
+        np.empty([len(range(n)[s]) for s, n in zip(part, whole, strict=True)], dtype)
+        for part in parts
+    ]
     for layer, name in enumerate(names.hf_names(leaf, arch)):
         tensor = names.from_hf(_tensor(where, name), leaf, arch)
         for part, block in zip(parts, blocks, strict=True):
@@ -362,8 +426,8 @@ def read_blocks(
 
 
 def _fill(block: np.ndarray, source: np.ndarray) -> None:
-    """block[...] = source, tile by tile where the source is transposed: element by element, every read would be of
-    another page, several times as slow."""
+    """block[...] = source, tile by tile where the source is transposed: element by element, every
+    read would be of another page, several times as slow."""
     if block.ndim < 2 or source.flags.c_contiguous:
         block[...] = source
         return
@@ -382,13 +446,15 @@ def _tensor(where: dict[str, Any], name: str) -> np.ndarray:
 
 
 def _check_tied(where: dict[str, Any], folder: str | Path) -> None:
-    head, embedding = (where[name].get_slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight"))
+    head, embedding = (
+        where[name].get_slice(name) for name in ("lm_head.weight", "model.embed_tokens.weight")
+    )
     count, step = head.get_shape()[0], 4096  # rows at a time, so that neither is held whole
     parts = [slice(start, min(start + step, count)) for start in range(0, count, step)]
     if not all(np.array_equal(head[part], embedding[part]) for part in parts):
         raise ConfigError(
-            f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from it; "
-            'set "tie_word_embeddings": false in config.json to use both'
+            f"{folder}: config.json ties the head to the embedding, but lm_head.weight differs from"
+            ' it; set "tie_word_embeddings": false in config.json to use both'
         )
 
 
@@ -398,12 +464,18 @@ def _check_tree(flat: dict[str, Array], arch: Arch) -> None:
     problems += [f"unknown {path}" for path in flat if path not in wanted]
     for path in wanted.keys() & flat.keys():
         if tuple(flat[path].shape) != wanted[path]:
-            problems.append(f"{path} has shape {tuple(flat[path].shape)}, the architecture says {wanted[path]}")
+            problems.append(
+                f"{path} has shape {tuple(flat[path].shape)}, the architecture says {wanted[path]}"
+            )
     if problems:
-        raise ConfigError("parameters do not match the architecture:\n  " + "\n  ".join(sorted(problems)))
+        raise ConfigError(
+            "parameters do not match the architecture:\n  " + "\n  ".join(sorted(problems))
+        )
 
 
-def _exported(flat: dict[str, Array], arch: Arch, kinds: dict[str, np.dtype]) -> Iterator[tuple[str, np.ndarray]]:
+def _exported(
+    flat: dict[str, Array], arch: Arch, kinds: dict[str, np.dtype]
+) -> Iterator[tuple[str, np.ndarray]]:
     for leaf in names.leaves(arch):
         host = hosts.on_host(flat[leaf.path])
         rows = host if leaf.stacked else host[None]
@@ -412,7 +484,8 @@ def _exported(flat: dict[str, Array], arch: Arch, kinds: dict[str, np.dtype]) ->
 
 
 def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
-    """Names in order, cut before a shard would pass `limit` (a single larger tensor gets its own)."""
+    """Names in order, cut before a shard would pass `limit` (a single larger tensor gets its
+    own)."""
     plan, held = [[]], 0
     for name, size in nbytes.items():
         if plan[-1] and held + size > limit:
@@ -426,8 +499,13 @@ def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
 def _copy_tokenizer(source: Path, target: Path) -> None:
     found = [name for name in TOKENIZER_FILES if (source / name).is_file()]
     if not found:
-        raise ConfigError(f"{source} has no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, ...)")
-    for name in (*found, *(["generation_config.json"] if (source / "generation_config.json").is_file() else [])):
+        raise ConfigError(
+            f"{source} has no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, ...)"
+        )
+    for name in (
+        *found,
+        *(["generation_config.json"] if (source / "generation_config.json").is_file() else []),
+    ):
         shutil.copyfile(source / name, target / name)
 
 

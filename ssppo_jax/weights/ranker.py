@@ -1,4 +1,5 @@
-"""Read a PairRM folder (`llm-blender/PairRM-hf`) into `models.deberta`, without torch and without pickle."""
+"""Read a PairRM folder (`llm-blender/PairRM-hf`) into `models.deberta`, without torch and without
+pickle."""
 
 from __future__ import annotations
 
@@ -10,7 +11,16 @@ import jax
 import jax.numpy as jnp
 
 from ssppo_jax.models.deberta import Ranker, RankerArch
-from ssppo_jax.weights.table import EncoderError, Row, assemble, dense, norm, read_json, read_tensors, weights_file
+from ssppo_jax.weights.table import (
+    EncoderError,
+    Row,
+    assemble,
+    dense,
+    norm,
+    read_json,
+    read_tensors,
+    weights_file,
+)
 
 IGNORABLE = re.compile(r"pretrained_model\.embeddings\.position_ids")
 _BODY = "pretrained_model"
@@ -57,15 +67,22 @@ class LoadedRanker(NamedTuple):
 
 
 def load_ranker(folder: Path, *, dtype: str = "float32") -> LoadedRanker:
-    """Configuration and weights; every tensor of the model is filled, every tensor of the file is accounted for.
+    """Configuration and weights; every tensor of the model is filled, every tensor of the file is
+    accounted for.
 
-    Raises EncoderError for pickled weights, settings that are not implemented, and tensors that do not fit.
-    """
+    Raises EncoderError for pickled weights, settings that are not implemented, and tensors that do
+    not fit."""
     ranker = Ranker(read_arch(folder), dtype)
     tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
     wanted = jax.eval_shape(ranker.init, jax.random.key(0), tokens, length)["params"]
-    rows = [row for row in ROWS if ranker.arch.norm_positions or not row.path.startswith("positions_norm")]
-    params, _ = assemble(rows, ranker.arch.layers, read_tensors(weights_file(folder)), wanted, folder, IGNORABLE)
+    rows = [
+        row
+        for row in ROWS
+        if ranker.arch.norm_positions or not row.path.startswith("positions_norm")
+    ]
+    params, _ = assemble(
+        rows, ranker.arch.layers, read_tensors(weights_file(folder)), wanted, folder, IGNORABLE
+    )
     return LoadedRanker(ranker, params)
 
 
@@ -75,11 +92,14 @@ def read_arch(folder: Path) -> RankerArch:
     Raises EncoderError naming each setting that is missing or not implemented.
     """
     config = read_json(folder / "config.json")
-    problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None] + list(_unsupported(config))
+    problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None] + list(
+        _unsupported(config)
+    )
     if problems:
         raise EncoderError(
-            f"{folder} is not a PairRM model that can be read ({'; '.join(problems)}). The original llm-blender/PairRM "
-            "has no model config; use the same weights from 'llm-blender/PairRM-hf', or a copy of it"
+            f"{folder} is not a PairRM model that can be read ({'; '.join(problems)}). The original"
+            " llm-blender/PairRM has no model config; use the same weights from"
+            " 'llm-blender/PairRM-hf', or a copy of it"
         )
     reach = config.get("max_relative_positions", -1)
     return RankerArch(

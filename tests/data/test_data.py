@@ -53,9 +53,14 @@ def test_quickstart_prompts_are_many_short_and_all_different():
     texts = [p.text for p in prompts]
     assert len(prompts) == 480 and len({p.id for p in prompts}) == 480
     assert len({" ".join(t.casefold().split()) for t in texts}) == 480
-    assert all(4 <= len(t.split()) <= 20 and len(p.messages) == 1 for t, p in zip(texts, prompts, strict=True))
+    assert all(
+        4 <= len(t.split()) <= 20 and len(p.messages) == 1
+        for t, p in zip(texts, prompts, strict=True)
+    )
     words = [frozenset(t.casefold().rstrip(".?!").split()) for t in texts]
-    close = [(a, b) for i, a in enumerate(words) for b in words[:i] if len(a & b) / len(a | b) > 0.6]
+    close = [
+        (a, b) for i, a in enumerate(words) for b in words[:i] if len(a & b) / len(a | b) > 0.6
+    ]
     assert not close, close
 
 
@@ -76,7 +81,8 @@ def test_a_missing_id_is_a_hash_of_the_content_alone(tmp_path):
     a, b = read(tmp_path, '{"prompt": "one"}\n{"prompt": "two", "extra": 1}\n')
     b2, a2 = read(tmp_path, '{"extra": 2, "prompt": "two"}\n{"prompt": "one"}\n')
     assert (a.id, b.id) == (a2.id, b2.id) and a.id != b.id
-    # Ids address random keys and must not move between versions: sha256 of [{"content": "one", "role": "user"}].
+    # Ids address random keys and must not move between versions: sha256 of [{"content": "one",
+    # "role": "user"}].
     assert a.id == "h35eef251e2d9187a"
 
 
@@ -101,14 +107,23 @@ BAD_LINES = [
     (b'{"messages": []}', '"messages" is empty'),
     (b'{"messages": ["x"]}', 'must be an object with "role" and "content"'),
     (b'{"messages": [{"role": "user"}]}', 'must be an object with "role" and "content"'),
-    (b'{"messages": [{"role": "human", "content": "x"}]}', "role 'human'; allowed: system, user, assistant"),
+    (
+        b'{"messages": [{"role": "human", "content": "x"}]}',
+        "role 'human'; allowed: system, user, assistant",
+    ),
     (b'{"messages": [{"role": "user", "content": ["x"]}]}', "content must be a string, not list"),
-    (b'{"messages": [{"role": "user", "content": "x", "tool": 1}]}', "fields nothing would read: tool"),
+    (
+        b'{"messages": [{"role": "user", "content": "x", "tool": 1}]}',
+        "fields nothing would read: tool",
+    ),
     (
         b'{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}',
         "must end with a user turn, not assistant",
     ),
-    (b'{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}', 'both "prompt" and "messages"'),
+    (
+        b'{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}',
+        'both "prompt" and "messages"',
+    ),
     (b'{"prompt": "x", "id": true}', "id must be a string or an integer, not bool"),
     (b'{"prompt": "x", "id": 1.5}', "id must be a string or an integer, not float"),
     (b'{"prompt": "x", "id": ""}', "id must be non-empty printable text"),
@@ -116,7 +131,9 @@ BAD_LINES = [
 ]
 
 
-@pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[reason[:30] for _, reason in BAD_LINES])
+@pytest.mark.parametrize(
+    ("line", "reason"), BAD_LINES, ids=[reason[:30] for _, reason in BAD_LINES]
+)
 def test_a_bad_row_is_reported_by_file_line_and_reason(tmp_path, line, reason):
     header, *rows = reasons(tmp_path, b'{"prompt": "good"}\n' + line + b'\n{"prompt": "fine"}\n')
     assert header == "1 bad row:" and len(rows) == 1
@@ -125,7 +142,9 @@ def test_a_bad_row_is_reported_by_file_line_and_reason(tmp_path, line, reason):
 
 def test_all_bad_rows_are_reported_at_once(tmp_path):
     good = b'{"prompt": "x"}'
-    header, *rows = reasons(tmp_path, b"\n".join(line for bad, _ in BAD_LINES[:5] for line in (bad, good)) + b"\n")
+    header, *rows = reasons(
+        tmp_path, b"\n".join(line for bad, _ in BAD_LINES[:5] for line in (bad, good)) + b"\n"
+    )
     # The repeated good row is a duplicate of itself from its second time on.
     assert header == "9 bad rows:"
     assert [int(r.split(":")[1]) for r in rows] == [1, 3, 4, 5, 6, 7, 8, 9, 10]
@@ -137,18 +156,24 @@ def test_a_long_report_is_cut_and_says_by_how_much(tmp_path):
 
 
 def test_duplicate_ids_name_the_first_use(tmp_path):
-    _, row = reasons(tmp_path, '{"id": 1, "prompt": "x"}\n{"id": "2", "prompt": "y"}\n{"id": "1", "prompt": "z"}')
+    _, row = reasons(
+        tmp_path, '{"id": 1, "prompt": "x"}\n{"id": "2", "prompt": "y"}\n{"id": "1", "prompt": "z"}'
+    )
     assert row == "in.jsonl:3: duplicate id '1', first used at in.jsonl:1"
 
 
 def test_a_byte_order_mark_is_reported_once_and_hides_no_other_error(tmp_path):
     _, bom, bad = reasons(tmp_path, b'\xef\xbb\xbf{"prompt": "x"}\n{}\n')
-    assert bom.startswith("in.jsonl:1: starts with a byte order mark") and bad.startswith("in.jsonl:2: missing")
+    assert bom.startswith("in.jsonl:1: starts with a byte order mark") and bad.startswith(
+        "in.jsonl:2: missing"
+    )
 
 
 def test_crlf_is_reported_once_and_hides_no_other_error(tmp_path):
     _, crlf, bad = reasons(tmp_path, b'{"prompt": "x"}\n{"prompt": "y"}\r\n{}\r\n')
-    assert crlf.startswith("in.jsonl:2: CRLF line end (on 2 lines)") and bad.startswith("in.jsonl:3: missing")
+    assert crlf.startswith("in.jsonl:2: CRLF line end (on 2 lines)") and bad.startswith(
+        "in.jsonl:3: missing"
+    )
 
 
 @pytest.mark.parametrize("blob", [b"", b"\n"])
@@ -185,20 +210,37 @@ def tfds_folder(tmp_path_factory):
         def _info(self):
             text = tfds.features.Text()
             turns = tfds.features.Sequence({"role": text, "content": text})
-            columns = {"name": text, "prompt": text, "chat": turns, "score": tfds.features.Scalar(np.float32)}
+            columns = {
+                "name": text,
+                "prompt": text,
+                "chat": turns,
+                "score": tfds.features.Scalar(np.float32),
+            }
             return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(columns))
 
         def _split_generators(self, dl_manager):
-            return {"train": self._rows(4), "same": self._rows(3, name="same"), "blank": self._rows(2, text="")}
+            return {
+                "train": self._rows(4),
+                "same": self._rows(3, name="same"),
+                "blank": self._rows(2, text=""),
+            }
 
         def _generate_examples(self):
             raise NotImplementedError
 
         def _rows(self, n, name="", text="é"):
             for i in range(n):
-                turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}] * i
+                turns = [
+                    {"role": "user", "content": "a"},
+                    {"role": "assistant", "content": "b"},
+                ] * i
                 turns.append({"role": "user", "content": f"turn {i}"})
-                row = {"name": name or f"n{i}", "prompt": text and f"{text} {i}", "chat": turns, "score": i / 2}
+                row = {
+                    "name": name or f"n{i}",
+                    "prompt": text and f"{text} {i}",
+                    "chat": turns,
+                    "score": i / 2,
+                }
                 yield i, row
 
     builder = Tiny(data_dir=str(tmp_path_factory.mktemp("tfds")), file_format="array_record")
@@ -212,7 +254,10 @@ def test_tfds_array_record_reads_without_tensorflow(tfds_folder):
     assert "tensorflow" not in sys.modules
     by_id = {p.id: p for p in prompts}
     assert sorted(by_id) == ["n0", "n1", "n2", "n3"] and by_id["n3"].text == "é 3"
-    assert by_id["n3"].meta["score"] == 1.5 and by_id["n3"].meta["chat"]["role"][:2] == ["user", "assistant"]
+    assert by_id["n3"].meta["score"] == 1.5 and by_id["n3"].meta["chat"]["role"][:2] == [
+        "user",
+        "assistant",
+    ]
     assert len(SOURCES["tfds"](data_dir=tfds_folder, split="train[:2]")) == 2
 
 
@@ -220,14 +265,19 @@ def test_tfds_reads_chat_turns_and_builder_names(tfds_folder):
     root = tfds_folder.removesuffix("/tiny/1.0.0")
     prompts = SOURCES["tfds"](data_dir=root, builder="tiny", field="chat", id_field="name")
     longest = max(prompts, key=lambda p: len(p.messages))
-    assert len(longest.messages) == 7 and longest.messages[1] == {"role": "assistant", "content": "b"}
+    assert len(longest.messages) == 7 and longest.messages[1] == {
+        "role": "assistant",
+        "content": "b",
+    }
     assert longest.text == "turn 3"
 
 
 def test_tfds_errors_name_row_split_and_field(tfds_folder):
     with pytest.raises(DataError, match=r"tfds:.*\[blank\]:1: \"prompt\" is empty"):
         SOURCES["tfds"](data_dir=tfds_folder, split="blank")
-    with pytest.raises(DataError, match='missing field "nmae"; the row has: chat, name, prompt, score'):
+    with pytest.raises(
+        DataError, match='missing field "nmae"; the row has: chat, name, prompt, score'
+    ):
         SOURCES["tfds"](data_dir=tfds_folder, id_field="nmae")
     with pytest.raises(DataError, match=r"Unknown split 'test'"):
         SOURCES["tfds"](data_dir=tfds_folder, split="test")
@@ -260,10 +310,15 @@ def test_hf_rows_become_prompts_and_remote_code_is_never_asked_for(monkeypatch):
     def load(*args, **kwargs):
         calls.append((args, kwargs))
         turns = [{"role": "user", "content": "hi", "name": None}]
-        return [{"prompt": "one", "prompt_id": "x", "score": 2}, {"prompt": turns, "prompt_id": "y", "score": 3}]
+        return [
+            {"prompt": "one", "prompt_id": "x", "score": 2},
+            {"prompt": turns, "prompt_id": "y", "score": 3},
+        ]
 
     fake_datasets(monkeypatch, load)
-    one, two = SOURCES["hf"](repo_id="me/data", split="train_prefs", id_field="prompt_id", revision="abc")
+    one, two = SOURCES["hf"](
+        repo_id="me/data", split="train_prefs", id_field="prompt_id", revision="abc"
+    )
     assert calls == [(("me/data", None), {"split": "train_prefs", "revision": "abc"})]
     assert one == Prompt("x", ({"role": "user", "content": "one"},), {"score": 2})
     assert two.messages == ({"role": "user", "content": "hi"},)
@@ -293,7 +348,9 @@ def test_hf_errors_name_the_row_the_data_set_and_the_extra(monkeypatch):
 # ---- split
 
 
-@pytest.mark.parametrize(("n", "heldout", "seed"), [(2, 1, 0), (50, 10, 0), (50, 10, 1), (97, 96, 3), (5, 0, 0)])
+@pytest.mark.parametrize(
+    ("n", "heldout", "seed"), [(2, 1, 0), (50, 10, 0), (50, 10, 1), (97, 96, 3), (5, 0, 0)]
+)
 def test_split_is_a_partition_of_the_asked_size(n, heldout, seed):
     split = split_prompts(many(n), heldout=heldout, seed=seed)
     train, out = {p.id for p in split.train}, {p.id for p in split.heldout}
@@ -305,7 +362,10 @@ def test_split_does_not_depend_on_file_order_but_on_the_seed():
     rows = many(40)
     shuffled = [rows[i] for i in np.random.default_rng(0).permutation(40)]
     assert split_prompts(rows, heldout=8, seed=0) == split_prompts(shuffled, heldout=8, seed=0)
-    assert split_prompts(rows, heldout=8, seed=0).heldout != split_prompts(rows, heldout=8, seed=1).heldout
+    assert (
+        split_prompts(rows, heldout=8, seed=0).heldout
+        != split_prompts(rows, heldout=8, seed=1).heldout
+    )
 
 
 def test_adding_prompts_rarely_moves_others_across_the_split():
@@ -322,7 +382,9 @@ def test_copies_of_heldout_texts_are_kept_out_of_training_and_named():
     split = split_prompts([*rows, *copies], heldout=10, seed=0)
     train, out = ({p.id for p in part} for part in (split.train, split.heldout))
     assert held[0].id in out and split.duplicates  # else this test shows nothing
-    assert set(split.duplicates) == {c.id for c in copies} - out and not train & {c.id for c in copies}
+    assert set(split.duplicates) == {c.id for c in copies} - out and not train & {
+        c.id for c in copies
+    }
     assert len(train) + len(out) + len(split.duplicates) == 36
 
 
@@ -349,7 +411,9 @@ def test_portions_are_disjoint_and_cover_all_prompts(count, portions):
 
 
 def test_iterations_past_the_last_portion_are_an_error():
-    with pytest.raises(ConfigError, match="iteration 3 has no prompts of its own: there are 3 portions"):
+    with pytest.raises(
+        ConfigError, match="iteration 3 has no prompts of its own: there are 3 portions"
+    ):
         portion(3, 12, portions=3)
 
 
@@ -357,7 +421,10 @@ def test_iterations_past_the_last_portion_are_an_error():
 def test_online_passes_never_repeat_a_prompt_within_a_pass(count, size):
     per_pass = count // size
     for epoch in range(3):
-        seen = [portion(epoch * per_pass + i, count, prompts_per_iteration=size) for i in range(per_pass)]
+        seen = [
+            portion(epoch * per_pass + i, count, prompts_per_iteration=size)
+            for i in range(per_pass)
+        ]
         seen = np.concatenate(seen)
         assert len(set(seen.tolist())) == len(seen) == per_pass * size
         assert seen.min() >= 0 and seen.max() < count
@@ -365,18 +432,24 @@ def test_online_passes_never_repeat_a_prompt_within_a_pass(count, size):
 
 def test_online_passes_are_shuffled_anew_and_reach_every_prompt():
     passes = [portion(t, 12, prompts_per_iteration=12).tolist() for t in range(4)]
-    assert all(sorted(p) == list(range(12)) for p in passes) and len({tuple(p) for p in passes}) == 4
+    assert (
+        all(sorted(p) == list(range(12)) for p in passes) and len({tuple(p) for p in passes}) == 4
+    )
     reached = np.concatenate([portion(t, 10, prompts_per_iteration=4) for t in range(20)])
     assert set(reached.tolist()) == set(range(10))
 
 
 def test_seeds_do_not_share_passes():
-    passes = [[tuple(portion(t, 12, prompts_per_iteration=12, seed=s)) for t in range(5)] for s in (0, 1, 2)]
+    passes = [
+        [tuple(portion(t, 12, prompts_per_iteration=12, seed=s)) for t in range(5)]
+        for s in (0, 1, 2)
+    ]
     assert len({p for group in passes for p in group}) == 15
 
 
 def test_the_order_is_pinned():
-    # A checkpoint stores only the iteration; another shuffle in a later Grain must not pass unnoticed.
+    # A checkpoint stores only the iteration; another shuffle in a later Grain must not pass
+    # unnoticed.
     assert portion(1, 10, prompts_per_iteration=4, seed=0).tolist() == [7, 2, 9, 8]
     assert portion(1, 10, portions=3, seed=0).tolist() == [5, 7, 2]
 
@@ -386,7 +459,10 @@ def test_the_order_is_pinned():
     [
         ({"portions": 0}, "portions=0 with 10 training prompts; allowed: 1 to 10"),
         ({"portions": 11}, "portions=11 with 10"),
-        ({"prompts_per_iteration": 11}, "prompts_per_iteration=11 with 10 training prompts; allowed: 0 to 10"),
+        (
+            {"prompts_per_iteration": 11},
+            "prompts_per_iteration=11 with 10 training prompts; allowed: 0 to 10",
+        ),
         ({"prompts_per_iteration": -1}, "prompts_per_iteration=-1"),
     ],
 )
@@ -439,13 +515,20 @@ def test_encoding_keeps_ids_and_addresses_and_lists_the_dropped(tokenizer):
     assert encoded[1].address == address("mid")
     assert dropped.rows == (("long", limit + 90),) and dropped.total == 3
     assert str(dropped) == f"dropped 1 of 3 prompts longer than {limit} tokens: long ({limit + 90})"
-    assert str(encode_prompts(rows, tokenizer, max_prompt_length=999)[1]) == "all 3 prompts have at most 999 tokens"
+    assert (
+        str(encode_prompts(rows, tokenizer, max_prompt_length=999)[1])
+        == "all 3 prompts have at most 999 tokens"
+    )
 
 
 def test_a_long_list_of_dropped_prompts_is_cut_and_counted(tokenizer):
     rows = [prompt("short", "hi"), *(prompt(f"l{i}", "x" * 99) for i in range(30))]
     _, dropped = encode_prompts(rows, tokenizer, max_prompt_length=50)
-    assert len(dropped.rows) == 30 and str(dropped).endswith(" and 10 more") and "l19 (" in str(dropped)
+    assert (
+        len(dropped.rows) == 30
+        and str(dropped).endswith(" and 10 more")
+        and "l19 (" in str(dropped)
+    )
 
 
 def test_dropping_every_prompt_is_an_error(tokenizer):
@@ -458,4 +541,6 @@ def test_prompts_the_template_refuses_are_all_named():
     with pytest.raises(DataError) as caught:
         encode_prompts(many(25), tokenizer, max_prompt_length=99)
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("prompt 'p0': ") and len(lines) == 21 and lines[-1] == "... and 5 more"
+    assert (
+        lines[0].startswith("prompt 'p0': ") and len(lines) == 21 and lines[-1] == "... and 5 more"
+    )

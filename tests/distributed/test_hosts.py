@@ -31,32 +31,57 @@ def free_port():
 
 
 def start(command, devices):
-    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])  # compiled as here: the same bits
-    quiet = {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "SSPPO_PROGRESS": "off", "TF_CPP_MIN_LOG_LEVEL": "3"}
+    flags = re.sub(
+        r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]
+    )  # compiled as here: the same bits
+    quiet = {
+        "XLA_FLAGS": flags,
+        "JAX_PLATFORMS": "cpu",
+        "SSPPO_PROGRESS": "off",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen([sys.executable, *command], env=os.environ | quiet, cwd=ROOT, **pipes)
 
 
 def finish(processes):
-    """The JSON lines of their outputs, which the CPU's collectives write into; a failure of one shows what it said."""
+    """The JSON lines of their outputs, which the CPU's collectives write into; a failure of one
+    shows what it said."""
     outputs = [process.communicate(timeout=300) for process in processes]
     for process, (_, error) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, error[-3000:]
-    return [[line for line in out.splitlines() if line.startswith(("{", '["'))] for out, _ in outputs]
+    return [
+        [line for line in out.splitlines() if line.startswith(("{", '["'))] for out, _ in outputs
+    ]
 
 
-# ---- a run -----------------------------------------------------------------------------------------------------------
+# ---- a run ---------------------------------------------------------------------------------------
 
-RUN = {"train.iterations": "1", "train.prompts_per_iteration": "8", "eval.every": "0", "train.term_norms": "false"}
+RUN = {
+    "train.iterations": "1",
+    "train.prompts_per_iteration": "8",
+    "eval.every": "0",
+    "train.term_norms": "false",
+}
 
 
 def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path):
     keys = [f"--config.{key}={value}" for key, value in (MESH | SMALL | RUN).items()]
     port, folder = free_port(), tmp_path / "two"
     where = [f"--coordinator=localhost:{port}", "--num_processes=2"]
-    command = ["-m", "ssppo_jax", "train", f"--config={SMOKE}", f"--workdir={folder}", *where, *keys]
+    command = [
+        "-m",
+        "ssppo_jax",
+        "train",
+        f"--config={SMOKE}",
+        f"--workdir={folder}",
+        *where,
+        *keys,
+    ]
     processes = [start([*command, f"--process_id={i}"], 4) for i in range(2)]
-    result = train(configure(**{key.replace(".", "__"): value for key, value in RUN.items()}), tmp_path / "one")
+    result = train(
+        configure(**{key.replace(".", "__"): value for key, value in RUN.items()}), tmp_path / "one"
+    )
     _, other = finish(processes)
     assert not other and json.loads((folder / "result.json").read_text()) == pytest.approx(result)
     one, two = (list(read_metrics(tmp_path / name / "metrics.jsonl")) for name in ("one", "two"))
@@ -64,15 +89,23 @@ def test_two_processes_of_four_devices_train_as_one_of_eight(tmp_path):
     for a, b in zip(one, two, strict=True):
         assert a["values"].keys() == b["values"].keys()
         for name in set(a["values"]) & {"loss", "entropy", "logp_per_token", "win_rate"}:
-            assert a["values"][name] == pytest.approx(b["values"][name], rel=1e-5, abs=1e-5), (a["phase"], name)
+            assert a["values"][name] == pytest.approx(b["values"][name], rel=1e-5, abs=1e-5), (
+                a["phase"],
+                name,
+            )
     for name in ("samples.jsonl", "baseline.json", "prompts.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text(), name
     assert texts_of(tmp_path / "one") == texts_of(tmp_path / "two")
     arch = hf.read_arch(folder / "policy")
-    trained = [dict(hf.flatten(hf.load_params(tmp_path / name / "policy", arch))) for name in ("one", "two")]
+    trained = [
+        dict(hf.flatten(hf.load_params(tmp_path / name / "policy", arch)))
+        for name in ("one", "two")
+    ]
     for path, value in trained[0].items():
         np.testing.assert_allclose(value, trained[1][path], rtol=1e-3, atol=1e-4, err_msg=path)
-    own, other = ((folder / name).read_text().splitlines() for name in ("verdicts.jsonl", "verdicts_1.jsonl"))
+    own, other = (
+        (folder / name).read_text().splitlines() for name in ("verdicts.jsonl", "verdicts_1.jsonl")
+    )
     assert own and other and len(own) + len(other) == len(pairs_judged(tmp_path / "one"))
 
 
@@ -85,14 +118,16 @@ def pairs_judged(folder):
     return (folder / "verdicts.jsonl").read_text().splitlines()
 
 
-# ---- its parts -------------------------------------------------------------------------------------------------------
+# ---- its parts -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def said():
     """What each of two processes said, by name."""
     port = free_port()
-    outputs = finish([start([str(ROOT / "tests/two_processes.py"), str(port), str(i)], 1) for i in range(2)])
+    outputs = finish(
+        [start([str(ROOT / "tests/two_processes.py"), str(port), str(i)], 1) for i in range(2)]
+    )
     return [dict(map(json.loads, lines)) for lines in outputs]
 
 
@@ -131,7 +166,10 @@ def test_votes_are_counted_alike_everywhere_one_step_late(said):
 
 def test_who_does_not_come_is_named(said):
     kind, message = said[0]["late"]
-    assert kind == "UserError" and "the last meeting: process 1 of 2 did not come within 3 s" in message
+    assert (
+        kind == "UserError"
+        and "the last meeting: process 1 of 2 did not come within 3 s" in message
+    )
 
 
 def meeting(port, processes, index, timeout=10.0):
@@ -153,7 +191,9 @@ def test_processes_that_never_start_are_named():
     first, second = meeting(port, 4, 0, 1.0), meeting(port, 4, 2, 1.0)
     with pytest.raises(ConfigError, match="process 1, 3 of 4 did not come within 1 s"):
         first.result(20)
-    with pytest.raises(ConfigError, match=f"process 0 did not answer at localhost:{port} within 1 s"):
+    with pytest.raises(
+        ConfigError, match=f"process 0 did not answer at localhost:{port} within 1 s"
+    ):
         second.result(20)
 
 
@@ -163,13 +203,16 @@ def test_a_number_given_twice_and_a_taken_port_are_refused():
     with pytest.raises(ConfigError, match="--process_id=1 of --num_processes=3 was given twice"):
         first.result(20)
     assert all(isinstance(t.exception(20), ConfigError) for t in twins)
-    with socket.create_server(("", free_port())) as s, pytest.raises(ConfigError, match="cannot be had on this host"):
+    with (
+        socket.create_server(("", free_port())) as s,
+        pytest.raises(ConfigError, match="cannot be had on this host"),
+    ):
         meet(f"localhost:{s.getsockname()[1]}", 2, 0, 1.0)
     with pytest.raises(ConfigError, match="give HOST:PORT"):
         meet("localhost", 2, 0, 1.0)
 
 
-# ---- flags and environment -------------------------------------------------------------------------------------------
+# ---- flags and environment -----------------------------------------------------------------------
 
 
 def test_one_process_is_alone_and_waits_for_nobody():

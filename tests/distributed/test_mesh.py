@@ -1,4 +1,5 @@
-"""Sharding rules are strict, parameters are really cut up, and sampling on a mesh is sampling on one device."""
+"""Sharding rules are strict, parameters are really cut up, and sampling on a mesh is sampling on
+one device."""
 
 import re
 
@@ -10,7 +11,15 @@ from jax.sharding import PartitionSpec as P
 from tiny import ARCHES, EOS, PAD, PARAMS, generator, jit, make_prompts, random_params
 
 from ssppo_jax.distributed import mesh as parallel
-from ssppo_jax.distributed.mesh import DECODER_RULES, Constrain, make_mesh, mesh_shape, put_rows, shardings, specs
+from ssppo_jax.distributed.mesh import (
+    DECODER_RULES,
+    Constrain,
+    make_mesh,
+    mesh_shape,
+    put_rows,
+    shardings,
+    specs,
+)
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params
@@ -27,7 +36,7 @@ def mesh():
     return make_mesh((2, 2, 2))
 
 
-# ---- rules -----------------------------------------------------------------------------------------------------------
+# ---- rules ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ARCHES)
@@ -39,7 +48,9 @@ def test_every_parameter_matches_exactly_one_rule(name):
 
 
 def test_rules_without_a_leaf_are_not_kept():
-    adapted = jax.eval_shape(lambda: init_params(Decoder(ARCHES["tied"], lora=Lora(2, 2.0)), jax.random.key(0)))
+    adapted = jax.eval_shape(
+        lambda: init_params(Decoder(ARCHES["tied"], lora=Lora(2, 2.0)), jax.random.key(0))
+    )
     trees = [*PARAMS.values(), random_params(tiny_arch(num_labels=1)), adapted]
     paths = {path for tree in trees for path, _ in hf.flatten(tree)}
     for pattern, _ in DECODER_RULES:
@@ -56,18 +67,32 @@ def test_leaves_no_rule_matches_are_all_named():
 
 
 def test_dimensions_the_mesh_does_not_divide_are_all_named(mesh):
-    tree = {"layers": {"attn": {"k": {"kernel": np.zeros((2, 4, 3, 8))}}}, "head": {"kernel": np.zeros((5, 4))}}
+    tree = {
+        "layers": {"attn": {"k": {"kernel": np.zeros((2, 4, 3, 8))}}},
+        "head": {"kernel": np.zeros((5, 4))},
+    }
     with pytest.raises(ConfigError) as error:
         shardings(mesh, tree)
-    for part in ("layers/attn/k/kernel (2, 4, 3, 8)", "axis 2", "tensor=2", "head/kernel (5, 4)", "axis 0", "fsdp=2"):
+    for part in (
+        "layers/attn/k/kernel (2, 4, 3, 8)",
+        "axis 2",
+        "tensor=2",
+        "head/kernel (5, 4)",
+        "axis 0",
+        "fsdp=2",
+    ):
         assert part in str(error.value)
 
 
 def test_optimizer_moments_are_cut_like_their_parameters_and_scalars_are_whole(mesh):
     optimizer = make_optimizer(OPTIMIZERS["adamw"](), lambda s: 0.1, max_grad_norm=1.0)
-    state = fresh_optimizer(mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer)
+    state = fresh_optimizer(
+        mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer
+    )
     cut = specs(PARAMS["tied"])
-    adam = next(s for s in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(s, "mu"))
+    adam = next(
+        s for s in jax.tree.leaves(state, is_leaf=lambda x: hasattr(x, "mu")) if hasattr(s, "mu")
+    )
     for moments in (adam.mu, adam.nu):
         jax.tree.map(lambda x, spec: _is_cut(x, spec, mesh), moments, cut)
     assert adam.count.sharding.is_fully_replicated
@@ -86,23 +111,29 @@ def test_one_mesh_size_is_filled_in(sizes, want):
     assert mesh_shape(dict(zip(parallel.AXES, sizes, strict=True)), 8) == want
 
 
-@pytest.mark.parametrize("sizes", [(1, 1, 1), (3, -1, 1), (-1, -1, 1), (0, 8, 1), (-2, 4, 1), (4, 4, 1)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 1), (3, -1, 1), (-1, -1, 1), (0, 8, 1), (-2, 4, 1), (4, 4, 1)]
+)
 def test_mesh_sizes_that_do_not_fit_the_devices_are_refused(sizes):
     with pytest.raises(ConfigError, match="mesh"):
         mesh_shape(dict(zip(parallel.AXES, sizes, strict=True)), 8)
 
 
-# ---- placement -------------------------------------------------------------------------------------------------------
+# ---- placement -----------------------------------------------------------------------------------
 
 
 def _is_cut(x, spec, mesh):
     ways = [np.prod([mesh.shape[n] for n in parallel._names(entry)], dtype=int) for entry in spec]
     ways += [1] * (x.ndim - len(ways))
-    assert x.addressable_shards[0].data.shape == tuple(n // w for n, w in zip(x.shape, ways, strict=True))
+    assert x.addressable_shards[0].data.shape == tuple(
+        n // w for n, w in zip(x.shape, ways, strict=True)
+    )
 
 
 def test_parameters_hold_only_their_part_on_each_device(mesh):
-    state = fresh_state(mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optax.sgd(0.1))
+    state = fresh_state(
+        mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optax.sgd(0.1)
+    )
     shapes = {path: x.addressable_shards[0].data.shape for path, x in hf.flatten(state.params)}
     assert shapes["embed/embedding"] == (48, 16)  # of (96, 32)
     assert shapes["layers/attn/q/kernel"] == (2, 16, 2, 8)  # of (2, 32, 4, 8)
@@ -123,17 +154,22 @@ def test_a_mesh_of_one_device_constrains_nothing():
     assert Constrain(make_mesh((1, 1, 1), jax.devices()[:1]))(x, "no such kind") is x
 
 
-# ---- sampling on a mesh ----------------------------------------------------------------------------------------------
+# ---- sampling on a mesh --------------------------------------------------------------------------
 
 
 def test_samples_do_not_depend_on_the_mesh(mesh):
     sampling = SamplingParams(temperature=1.2, top_p=0.9, max_new_tokens=8)
     prompts, key = make_prompts((5, 1, 9, 3, 2, 9, 4, 7), 9), jax.random.key(0)
     decoder = Decoder(ARCHES["tied"], constrain=Constrain(mesh))
-    generate = jit(make_generate(decoder, num_samples=2, eos_ids=EOS, pad_id=PAD, sampling=sampling))
+    generate = jit(
+        make_generate(decoder, num_samples=2, eos_ids=EOS, pad_id=PAD, sampling=sampling)
+    )
     params = jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"]))
     generate = generate.lower(params, put_rows(mesh, prompts), key).compile()
-    there, here = generate(params, put_rows(mesh, prompts), key), generator(2, sampling)(prompts, key)
+    there, here = (
+        generate(params, put_rows(mesh, prompts), key),
+        generator(2, sampling)(prompts, key),
+    )
     np.testing.assert_array_equal(there.tokens, here.tokens)
     np.testing.assert_array_equal(there.length, here.length)
     np.testing.assert_allclose(there.logp, here.logp, atol=1e-5)

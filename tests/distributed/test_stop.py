@@ -45,7 +45,11 @@ def dead_pid():
 
 def test_a_second_run_in_one_folder_refuses_and_names_the_first(tmp_path):
     named = rf"pid {os.getpid()} on host {socket.gethostname()}"
-    with RunLock(tmp_path / "run"), pytest.raises(UserError, match=named), RunLock(tmp_path / "run"):
+    with (
+        RunLock(tmp_path / "run"),
+        pytest.raises(UserError, match=named),
+        RunLock(tmp_path / "run"),
+    ):
         pytest.fail("two runs in one folder")
 
 
@@ -75,7 +79,9 @@ def test_a_lock_kept_by_a_dead_runs_orphan_is_taken_over(tmp_path, foreign_holde
         pass
 
 
-@pytest.mark.parametrize("record", [{"pid": 1, "host": None}, {"pid": None, "host": "elsewhere"}, None])
+@pytest.mark.parametrize(
+    "record", [{"pid": 1, "host": None}, {"pid": None, "host": "elsewhere"}, None]
+)
 def test_a_lock_that_may_be_alive_is_never_taken_over(tmp_path, foreign_holder, record):
     if record is not None:
         fill = {"pid": record["pid"] or dead_pid(), "host": record["host"] or socket.gethostname()}
@@ -84,7 +90,9 @@ def test_a_lock_that_may_be_alive_is_never_taken_over(tmp_path, foreign_holder, 
         pytest.fail("took a live lock")
 
 
-def test_a_lock_of_another_users_live_run_is_never_taken_over(tmp_path, foreign_holder, monkeypatch):
+def test_a_lock_of_another_users_live_run_is_never_taken_over(
+    tmp_path, foreign_holder, monkeypatch
+):
     def not_yours(pid, number):
         raise PermissionError
 
@@ -138,7 +146,9 @@ def test_handlers_are_restored_even_after_an_error():
 @pytest.mark.parametrize("others", [False, True])
 def test_processes_agree_to_stop_when_any_was_asked(monkeypatch, others):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    monkeypatch.setattr(lifecycle.multihost_utils, "process_allgather", lambda mine: np.array([mine, others]))
+    monkeypatch.setattr(
+        lifecycle.multihost_utils, "process_allgather", lambda mine: np.array([mine, others])
+    )
     with StopSignal() as stop:
         assert stop.agreed() is others
         signal.raise_signal(signal.SIGTERM)

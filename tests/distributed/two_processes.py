@@ -1,4 +1,5 @@
-"""What `tests/test_hosts.py` runs in each of two processes: python two_processes.py PORT INDEX. Prints JSON lines."""
+"""What `tests/test_hosts.py` runs in each of two processes: python two_processes.py PORT INDEX.
+Prints JSON lines."""
 
 import json
 import sys
@@ -38,17 +39,36 @@ class Unsendable(Exception):
 def main(port, index):
     hosts.start(hosts.Place(f"localhost:{port}", 2, index), timeout=60)
     said("first", hosts.is_first())
-    said("exchange", hosts.exchange({"from": index, "long": "x" * (10 + 1000 * index)}, "a greeting"))
-    said("on_first", hosts.on_first(lambda: fail_on(1, RuntimeError("process 1 worked")) + str(index)))
-    told("on_first fails", lambda: hosts.on_first(lambda: fail_on(0, ConfigError("a folder is missing"))))
+    said(
+        "exchange", hosts.exchange({"from": index, "long": "x" * (10 + 1000 * index)}, "a greeting")
+    )
+    said(
+        "on_first",
+        hosts.on_first(lambda: fail_on(1, RuntimeError("process 1 worked")) + str(index)),
+    )
+    told(
+        "on_first fails",
+        lambda: hosts.on_first(lambda: fail_on(0, ConfigError("a folder is missing"))),
+    )
     order, parts = hosts.share([5, 7, 4], lambda rows: rows * 10, "work")
     said("share", [[part.tolist() for part in parts], np.concatenate(parts)[order].tolist()])
-    said("share for one", [part.tolist() for part in hosts.share([2, 2], lambda rows: rows, "work")[1]])
-    told("share fails", lambda: hosts.share([0, 1], lambda rows: fail_on(1, DataError("line 3")), "work"))
-    told("odd error", lambda: hosts.share([0, 1], lambda rows: fail_on(1, Unsendable("a", "b")), "work"))
+    said(
+        "share for one",
+        [part.tolist() for part in hosts.share([2, 2], lambda rows: rows, "work")[1]],
+    )
+    told(
+        "share fails",
+        lambda: hosts.share([0, 1], lambda rows: fail_on(1, DataError("line 3")), "work"),
+    )
+    told(
+        "odd error",
+        lambda: hosts.share([0, 1], lambda rows: fail_on(1, Unsendable("a", "b")), "work"),
+    )
     told("compare", lambda: hosts.compare({"seed": str(index), "version": "1"}))
     sharded = jax.NamedSharding(jax.make_mesh((2,), ("x",)), jax.P("x"))
-    x = jax.make_array_from_callback((2, 3), sharded, lambda at: np.arange(6.0, dtype=np.float32).reshape(2, 3)[at])
+    x = jax.make_array_from_callback(
+        (2, 3), sharded, lambda at: np.arange(6.0, dtype=np.float32).reshape(2, 3)[at]
+    )
     said("on_host", hosts.on_host(x).tolist())
     with StopSignal() as stop:
         votes = []

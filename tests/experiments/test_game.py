@@ -1,4 +1,5 @@
-"""Tabular games: their solutions against pencil and definition, and the project's losses played against theory."""
+"""Tabular games: their solutions against pencil and definition, and the project's losses played
+against theory."""
 
 import functools
 import sys
@@ -37,7 +38,9 @@ def update_with(loss, game, step_size=0.5, steps=1, **batch):
 
 
 def play(update, start, iterations):
-    return np.asarray(jax.jit(lambda x: games.play(update, x, iterations))(np.asarray(start, np.float32)))
+    return np.asarray(
+        jax.jit(lambda x: games.play(update, x, iterations))(np.asarray(start, np.float32))
+    )
 
 
 # ---- games and their solutions ----
@@ -45,7 +48,11 @@ def play(update, start, iterations):
 
 def test_the_equilibrium_of_a_cycle_is_the_pencil_one():
     game = games.rock_paper_scissors(0.1, 0.2, 0.4)
-    assert game.preference[1, 0] == 0.6 and game.preference[2, 1] == 0.7 and game.preference[0, 2] == 0.9
+    assert (
+        game.preference[1, 0] == 0.6
+        and game.preference[2, 1] == 0.7
+        and game.preference[0, 2] == 0.9
+    )
     np.testing.assert_allclose(equilibrium(game.preference), [2 / 7, 4 / 7, 1 / 7], atol=1e-9)
 
 
@@ -61,10 +68,14 @@ def test_no_policy_beats_an_equilibrium(seed):
 def test_the_duality_gap_is_its_definition():
     p = games.random_skew(5, 1).preference
     policy = policies(1, 5)[0]
-    wins = [a @ p @ policy for a in np.eye(5)]  # P(a > policy); the extremes over policies are at pure ones
+    wins = [
+        a @ p @ policy for a in np.eye(5)
+    ]  # P(a > policy); the extremes over policies are at pure ones
     losses = [policy @ p @ a for a in np.eye(5)]
     assert duality_gap(policy, p) == pytest.approx(max(wins) - min(losses))
-    rock_or_uniform = duality_gap(np.array([[1, 0, 0], [1 / 3] * 3]), games.rock_paper_scissors().preference)
+    rock_or_uniform = duality_gap(
+        np.array([[1, 0, 0], [1 / 3] * 3]), games.rock_paper_scissors().preference
+    )
     np.testing.assert_allclose(rock_or_uniform, [1, 0], atol=1e-12)
 
 
@@ -115,11 +126,15 @@ def test_the_calibrated_game_is_constant_sum_for_every_two_policies():
     one, two = policies(20, 6), policies(20, 6)
     calibrated = game.calibrated
     value = np.einsum("ra,ab,rb->r", one, calibrated, two)
-    np.testing.assert_allclose(value + np.einsum("ra,ab,rb->r", two, calibrated, one), 1, atol=1e-12)
+    np.testing.assert_allclose(
+        value + np.einsum("ra,ab,rb->r", two, calibrated, one), 1, atol=1e-12
+    )
     raw = np.einsum("ra,ab,rb->r", one, game.preference, two)
     assert np.abs(value - raw).max() > 0.01
     i, j = 1, 4
-    assert calibrated[i, j] == pytest.approx(0.5 + (1 - game.similarity[i, j]) * (game.preference[i, j] - 0.5))
+    assert calibrated[i, j] == pytest.approx(
+        0.5 + (1 - game.similarity[i, j]) * (game.preference[i, j] - 0.5)
+    )
 
 
 def test_equilibria_of_the_calibrated_game_move_with_similarity():
@@ -150,11 +165,15 @@ def test_a_repelled_equilibrium_is_one_and_nearly_one_of_the_calibrated_game(wei
 def test_repulsion_makes_two_samples_of_the_equilibrium_differ():
     game = games.random_skew(6, 3)
     alike = [
-        games.expected_similarity(games.repelled_equilibrium(game.calibrated, game.similarity, w), game.similarity)
+        games.expected_similarity(
+            games.repelled_equilibrium(game.calibrated, game.similarity, w), game.similarity
+        )
         for w in (0.01, 0.1, 1.0)
     ]
     assert alike[0] - 0.01 > alike[1] > alike[2] + 0.01
-    assert games.expected_similarity(np.array([0.5, 0.5]), np.array([[1, 0.2], [0.2, 1]])) == pytest.approx(0.6)
+    assert games.expected_similarity(
+        np.array([0.5, 0.5]), np.array([[1, 0.2], [0.2, 1]])
+    ) == pytest.approx(0.6)
 
 
 def test_a_repulsion_that_is_not_convex_is_refused():
@@ -175,8 +194,12 @@ def test_nobody_gains_by_leaving_a_regularised_equilibrium(weight):
 
 def test_a_regularised_equilibrium_lies_between_the_reference_and_an_equilibrium():
     p, reference = games.rock_paper_scissors(*BIASED).preference, np.array([0.5, 0.25, 0.25])
-    np.testing.assert_allclose(games.regularised_equilibrium(p, reference, 1e4), reference, atol=1e-4)
-    np.testing.assert_allclose(games.regularised_equilibrium(p, reference, 1e-3), equilibrium(p), atol=1e-2)
+    np.testing.assert_allclose(
+        games.regularised_equilibrium(p, reference, 1e4), reference, atol=1e-4
+    )
+    np.testing.assert_allclose(
+        games.regularised_equilibrium(p, reference, 1e-3), equilibrium(p), atol=1e-2
+    )
     with pytest.raises(UserError, match="larger"):
         games.regularised_equilibrium(p, reference, 1e-12)
 
@@ -190,7 +213,9 @@ def test_log_z_of_coin_flips_is_half_eta(eta, tolerance):
     k = 1000
     flips = np.triu(RNG.integers(0, 2, (k, k)), 1)
     rate = ((flips + np.tril(1 - flips.T, -1) + 0.5 * np.eye(k)).mean(1)).astype(np.float32)
-    assert float(games.log_z(np.full(k, 1 / k, np.float32), rate, eta)) / eta == pytest.approx(0.5, abs=tolerance)
+    assert float(games.log_z(np.full(k, 1 / k, np.float32), rate, eta)) / eta == pytest.approx(
+        0.5, abs=tolerance
+    )
 
 
 @pytest.mark.parametrize("eta, coefficient", [(1.0, 0.5413), (1000.0, 0.99309)])
@@ -198,7 +223,9 @@ def test_log_z_of_a_strict_order_is_between_half_eta_and_eta(eta, coefficient):
     """Identity 10, second half: log((e^eta - 1)/eta)."""
     k = 2000
     rate = ((np.arange(k) + 0.5) / k).astype(np.float32)
-    assert float(games.log_z(np.full(k, 1 / k, np.float32), rate, eta)) / eta == pytest.approx(coefficient, abs=1e-4)
+    assert float(games.log_z(np.full(k, 1 / k, np.float32), rate, eta)) / eta == pytest.approx(
+        coefficient, abs=1e-4
+    )
 
 
 def test_the_exact_update_is_its_formula():
@@ -208,13 +235,17 @@ def test_the_exact_update_is_its_formula():
     z = np.log(expected.sum())
     logp = games.exponential_weights(LOGITS, jnp.asarray(game.preference, jnp.float32), eta=2.0)
     np.testing.assert_allclose(logp, np.log(expected) - z, rtol=1e-5)
-    assert float(games.log_z(policy, (game.preference @ policy).astype(np.float32), 2.0)) == pytest.approx(z, rel=1e-5)
+    assert float(
+        games.log_z(policy, (game.preference @ policy).astype(np.float32), 2.0)
+    ) == pytest.approx(z, rel=1e-5)
 
 
 # ---- the project's losses on a table ----
 
 
-@pytest.mark.parametrize("name, keywords", [("sppo", {}), ("dpo", {}), ("ipo", {}), ("sppo_single", {})])
+@pytest.mark.parametrize(
+    "name, keywords", [("sppo", {}), ("dpo", {}), ("ipo", {}), ("sppo_single", {})]
+)
 def test_a_loss_on_the_exact_batch_is_its_expectation_over_labelled_pairs(name, keywords):
     game = games.random_skew(4, 0)
     logits = jnp.asarray([0.3, -0.2, 0.1, 0.9], jnp.float32)
@@ -228,8 +259,12 @@ def test_a_loss_on_the_exact_batch_is_its_expectation_over_labelled_pairs(name, 
         for l in range(4):
             d = r[w] - r[l]
             term = {
-                "sppo": ((r[w] - (rate[w] - 0.5) / 0.7) ** 2 + (r[l] - (rate[l] - 0.5) / 0.7) ** 2) / 2,
-                "sppo_single": ((r[w] - (p[w, l] - 0.5) / 0.7) ** 2 + (r[l] + (p[w, l] - 0.5) / 0.7) ** 2) / 2,
+                "sppo": (
+                    ((r[w] - (rate[w] - 0.5) / 0.7) ** 2 + (r[l] - (rate[l] - 0.5) / 0.7) ** 2) / 2
+                ),
+                "sppo_single": (
+                    ((r[w] - (p[w, l] - 0.5) / 0.7) ** 2 + (r[l] + (p[w, l] - 0.5) / 0.7) ** 2) / 2
+                ),
                 "dpo": np.log1p(np.exp(-0.7 * d)),
                 "ipo": (d - 1 / 1.4) ** 2,
             }[name]
@@ -240,23 +275,30 @@ def test_a_loss_on_the_exact_batch_is_its_expectation_over_labelled_pairs(name, 
 def test_the_gates_of_the_exact_batch_are_the_papers_two():
     game = games.random_skew(4, 1)
     policy, p, s = np.exp(LOGITS), game.preference, game.similarity
-    pairwise = exact_batch(LOGITS, p, s, semantic_gate="pairwise")
-    pair = exact_batch(LOGITS, p, s, semantic_gate="pair")
+    pairwise = exact_batch(LOGITS, p, s, gate_level="pairwise")
+    pair = exact_batch(LOGITS, p, s, gate_level="pair")
     raw = exact_batch(LOGITS, p, s)
-    np.testing.assert_allclose(pairwise.target[:, 0], np.repeat(game.calibrated @ policy, 4), rtol=1e-5)
-    gated = 0.5 + (1 - s)[:, :, None] * (np.stack(np.broadcast_arrays((p @ policy)[:, None], p @ policy), -1) - 0.5)
+    np.testing.assert_allclose(
+        pairwise.target[:, 0], np.repeat(game.calibrated @ policy, 4), rtol=1e-5
+    )
+    gated = 0.5 + (1 - s)[:, :, None] * (
+        np.stack(np.broadcast_arrays((p @ policy)[:, None], p @ policy), -1) - 0.5
+    )
     np.testing.assert_allclose(pair.target, gated.reshape(-1, 2), rtol=1e-5)
     np.testing.assert_array_equal(raw.target, raw.win_rate)
     for batch in (pairwise, pair):
         np.testing.assert_array_equal(batch.win_rate, raw.win_rate)
-    mean = {name: np.sum(b.target * b.weight[:, None]) for name, b in {"pairwise": pairwise, "pair": pair}.items()}
+    mean = {
+        name: np.sum(b.target * b.weight[:, None])
+        for name, b in {"pairwise": pairwise, "pair": pair}.items()
+    }
     assert mean["pairwise"] == pytest.approx(0.5, abs=1e-6)
     assert abs(mean["pair"] - 0.5) > 1e-3  # Algorithm 1's gate is a move in no constant-sum game
 
 
 def test_a_gate_that_has_no_exact_form_is_refused():
     with pytest.raises(ConfigError, match="group_mean"):
-        exact_batch(LOGITS, np.full((4, 4), 0.5), np.eye(4), semantic_gate="group_mean")
+        exact_batch(LOGITS, np.full((4, 4), 0.5), np.eye(4), gate_level="group_mean")
 
 
 @pytest.mark.parametrize("log_z_coef", [0.5, 0.8])
@@ -270,7 +312,7 @@ def test_one_natural_gradient_step_on_sppo_is_the_exact_update(log_z_coef):
 
 def test_one_step_on_s_sppo_is_the_exact_update_of_the_calibrated_game():
     game = games.random_skew(4, 0)
-    after = jax.nn.log_softmax(update_with(S_SPPO, game, semantic_gate="pairwise")(LOGITS))
+    after = jax.nn.log_softmax(update_with(S_SPPO, game, gate_level="pairwise")(LOGITS))
     exact = games.exponential_weights(LOGITS, jnp.asarray(game.calibrated, jnp.float32), eta=0.1)
     np.testing.assert_allclose(after, exact, rtol=1e-5, atol=1e-6)
 
@@ -299,7 +341,9 @@ def test_the_minimum_of_sppo_is_the_exact_update_but_for_third_order_in_eta():
         after = jax.nn.log_softmax(
             update_with(functools.partial(LOSSES["sppo"], beta=1 / eta), game, steps=200)(LOGITS)
         )
-        exact = games.exponential_weights(LOGITS, jnp.asarray(game.preference, jnp.float32), eta=eta)
+        exact = games.exponential_weights(
+            LOGITS, jnp.asarray(game.preference, jnp.float32), eta=eta
+        )
         return float(jnp.abs(after - exact).max())
 
     small, large = error(0.5), error(1.0)
@@ -316,7 +360,9 @@ def test_an_action_that_is_rare_or_was_not_drawn_does_not_jump():
         "similarity": np.zeros(2, np.float32),
         "weight": np.ones(2, np.float32),
     }
-    batch = pair_batch(jnp.array([[3, 0], [1, 0]]), logp=jnp.asarray(logp), reference=jnp.asarray(logp), **rows)
+    batch = pair_batch(
+        jnp.array([[3, 0], [1, 0]]), logp=jnp.asarray(logp), reference=jnp.asarray(logp), **rows
+    )
     moved = np.asarray(improve(SPPO, jnp.asarray(logp), batch, step_size=0.5)) - logp
     target = 0.04  # (P - 1/2) / beta
     assert moved[3] == pytest.approx(target, rel=0.02)
@@ -348,7 +394,9 @@ def nash_md(game, *, beta, mixture_coef, reference, step_size):
     loss = functools.partial(LOSSES["nash_md"], beta=beta, mixture_coef=mixture_coef)
 
     def update(logits):
-        batch = opponent_batch(logits, game.preference, reference=np.log(reference), mixture_coef=mixture_coef)
+        batch = opponent_batch(
+            logits, game.preference, reference=np.log(reference), mixture_coef=mixture_coef
+        )
         return improve(loss, logits, batch, step_size=step_size, learners=1)
 
     return update
@@ -381,7 +429,9 @@ def test_play_is_the_loop_it_says():
 def test_on_a_cycle_the_average_converges_and_the_last_iterate_does_not():
     """Identity 11, first half: by the exact update, and by SPPO."""
     game = games.rock_paper_scissors()
-    exact = functools.partial(games.exponential_weights, preference=jnp.asarray(game.preference, jnp.float32), eta=0.02)
+    exact = functools.partial(
+        games.exponential_weights, preference=jnp.asarray(game.preference, jnp.float32), eta=0.02
+    )
     for update, iterations in (
         (exact, 20_000),
         (update_with(functools.partial(LOSSES["sppo"], beta=10.0), game), 4000),
@@ -392,8 +442,14 @@ def test_on_a_cycle_the_average_converges_and_the_last_iterate_does_not():
 
 
 def test_on_a_cycle_the_last_iterate_of_nash_md_converges_to_the_regularised_equilibrium():
-    """Where SPPO's goes on cycling. With mixture_coef 1/2 Nash-MD's converges too, but elsewhere."""
-    game, reference, beta, eta = games.rock_paper_scissors(*BIASED), np.array([0.5, 0.25, 0.25]), 0.1, 0.1
+    """Where SPPO's goes on cycling. With mixture_coef 1/2 Nash-MD's converges too, but
+    elsewhere."""
+    game, reference, beta, eta = (
+        games.rock_paper_scissors(*BIASED),
+        np.array([0.5, 0.25, 0.25]),
+        0.1,
+        0.1,
+    )
     solved = games.regularised_equilibrium(game.preference, reference, beta)
     off = {}
     for coef in (0.0, eta * beta, 0.5):
@@ -403,7 +459,9 @@ def test_on_a_cycle_the_last_iterate_of_nash_md_converges_to_the_regularised_equ
         off[coef] = np.abs(played[-1] - solved).max()
     assert off[0.0] < 1e-4 and off[eta * beta] < 5e-3 and off[0.5] > 0.03
     assert np.abs(solved - reference).max() > 0.1
-    sppo = play(update_with(functools.partial(LOSSES["sppo"], beta=1 / eta), game), np.log(reference), 3000)
+    sppo = play(
+        update_with(functools.partial(LOSSES["sppo"], beta=1 / eta), game), np.log(reference), 3000
+    )
     assert np.ptp(sppo[-500:], axis=0).max() > 0.1
 
 
@@ -422,18 +480,25 @@ def test_the_gap_of_the_average_falls_as_one_over_root_t_and_stays_under_its_bou
     lengths, gap = np.array([256, 4096]), []
     for length in lengths:
         keywords = {} if name == "sppo" else {"repulsion_weight": 0.0}
-        loss = functools.partial(LOSSES[name], beta=float(np.sqrt(length / (8 * np.log(5)))), **keywords)
+        loss = functools.partial(
+            LOSSES[name], beta=float(np.sqrt(length / (8 * np.log(5)))), **keywords
+        )
 
         def one(p, s, loss=loss, length=length):
             return games.play(
-                update_with(loss, SimpleNamespace(preference=p, similarity=s), semantic_gate=gate),
+                update_with(loss, SimpleNamespace(preference=p, similarity=s), gate_level=gate),
                 jnp.zeros(5),
                 int(length),
             )
 
-        matrices = (np.stack([getattr(g, f) for g in made]).astype(np.float32) for f in ("preference", "similarity"))
+        matrices = (
+            np.stack([getattr(g, f) for g in made]).astype(np.float32)
+            for f in ("preference", "similarity")
+        )
         played = np.asarray(jax.jit(jax.vmap(one))(*matrices))
-        gap.append([duality_gap(games.averaged(x)[-1], p) for x, p in zip(played, judges, strict=True)])
+        gap.append(
+            [duality_gap(games.averaged(x)[-1], p) for x, p in zip(played, judges, strict=True)]
+        )
     gap = np.array(gap)
     assert (gap <= np.sqrt(2 * np.log(5) / lengths)[:, None]).all()
     slope = np.log(gap[1] / gap[0]).mean() / np.log(lengths[1] / lengths[0])
@@ -441,10 +506,14 @@ def test_the_gap_of_the_average_falls_as_one_over_root_t_and_stays_under_its_bou
 
 
 def test_self_play_with_repulsion_reaches_the_repelled_equilibrium_and_keeps_paraphrases():
-    game = games.paraphrased(games.rock_paper_scissors(0.2, 0.2, 0.2), 2, similarity=0.9, margin=0.4)
+    game = games.paraphrased(
+        games.rock_paper_scissors(0.2, 0.2, 0.2), 2, similarity=0.9, margin=0.4
+    )
     solved = games.repelled_equilibrium(game.calibrated, game.similarity, 1.0)
-    batch = {"semantic_gate": "pairwise", "repulsion": 1.0}
-    played = play(update_with(functools.partial(S_SPPO, beta=5.0), game, **batch), np.zeros(6), 2000)
+    batch = {"gate_level": "pairwise", "repulsion": 1.0}
+    played = play(
+        update_with(functools.partial(S_SPPO, beta=5.0), game, **batch), np.zeros(6), 2000
+    )
     np.testing.assert_allclose(games.averaged(played)[-1], solved, atol=5e-3)
     plain = play(update_with(functools.partial(S_SPPO, beta=5.0), game), np.zeros(6), 2000)
     assert plain[-1, [1, 3, 5]].sum() < 1e-3 < 0.3 < solved[[1, 3, 5]].sum()
@@ -454,7 +523,9 @@ def test_dpo_on_fixed_pairs_takes_the_borda_winner_and_self_play_the_condorcet_w
     game = games.narrow_winner(4)
     loss = functools.partial(LOSSES["dpo"], beta=0.1)
     offline = jax.nn.softmax(jax.jit(update_with(loss, game, 2 / 0.1**2, 1000))(jnp.zeros(4)))
-    assert offline[1] > 0.99 and duality_gap(np.asarray(offline), game.preference) == pytest.approx(0.1, abs=1e-3)
+    assert offline[1] > 0.99 and duality_gap(np.asarray(offline), game.preference) == pytest.approx(
+        0.1, abs=1e-3
+    )
     for loss, step_size in (
         (functools.partial(LOSSES["dpo"], beta=8.0), 2 / 8.0**2),
         (functools.partial(SPPO, beta=2.0), 0.5),
@@ -479,5 +550,7 @@ def test_sampled_self_play_of_the_experiment_finds_a_condorcet_winner(monkeypatc
         sys.modules.pop(name)
     game = games.condorcet_winner(4, 0, scale=2.0)
     for gate, best_and_worst in (("pair", True), ("none", False)):
-        played = run.sampled_play(game, 1.0, iterations=150, gate=gate, best_and_worst=best_and_worst, seed=0)
+        played = run.sampled_play(
+            game, 1.0, iterations=150, gate=gate, best_and_worst=best_and_worst, seed=0
+        )
         assert played[0, 0] == 0.25 and played[-1, 0] > 0.9

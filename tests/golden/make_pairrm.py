@@ -4,9 +4,9 @@
     pip install --no-deps llm-blender==0.0.2
     python tests/golden/make_pairrm.py
 
-Two rows of 600 tokens and one of 350 padded to 600 (so that distances reach into the logarithmic buckets and beyond
-their end), with the marker tokens at places of their own. Stored: config.json, every tensor, ids, logits.
-"""
+Two rows of 600 tokens and one of 350 padded to 600 (so that distances reach into the logarithmic
+buckets and beyond their end), with the marker tokens at places of their own. Stored: config.json,
+every tensor, ids, logits."""
 
 import importlib.metadata
 import importlib.util
@@ -51,16 +51,28 @@ def main() -> None:
         for name, value in model.named_parameters():
             scale = 20.0 if "head_layer.4" in name else 2.0
             spread = 0.3 if value.ndim == 1 else scale * value.shape[-1] ** -0.5
-            value.copy_(spread * torch.randn(value.shape) + (1.0 if "LayerNorm.weight" in name else 0.0))
+            value.copy_(
+                spread * torch.randn(value.shape) + (1.0 if "LayerNorm.weight" in name else 0.0)
+            )
     ids = torch.randint(3, 60, (len(LENGTHS), max(LENGTHS)))
     for row, length in enumerate(LENGTHS):
-        for marker, place in zip(MARKERS, (1 + row, length // 3, 2 * length // 3 + row), strict=True):
+        for marker, place in zip(
+            MARKERS, (1 + row, length // 3, 2 * length // 3 + row), strict=True
+        ):
             ids[row, place] = marker
     mask = (torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]).long()
     with torch.no_grad():
         logits = model(input_ids=ids, attention_mask=mask, return_dict=True).logits
-    settings = SETTINGS | {"model_type": "deberta-v2", "architectures": ["DebertaV2PairRM"], "hidden_act": "gelu"}
-    arrays = {"ids": ids.numpy().astype(np.int32), "lengths": np.array(LENGTHS, np.int32), "logits": logits.numpy()}
+    settings = SETTINGS | {
+        "model_type": "deberta-v2",
+        "architectures": ["DebertaV2PairRM"],
+        "hidden_act": "gelu",
+    }
+    arrays = {
+        "ids": ids.numpy().astype(np.int32),
+        "lengths": np.array(LENGTHS, np.int32),
+        "logits": logits.numpy(),
+    }
     arrays |= {"config": np.array(json.dumps(settings))}
     arrays |= {f"tensor/{name}": value.numpy() for name, value in model.state_dict().items()}
     np.savez_compressed(pathlib.Path(__file__).with_name("pairrm.npz"), **arrays)
@@ -68,7 +80,9 @@ def main() -> None:
 
 def pairrm_class() -> type:
     """llm-blender's class alone: its package imports what no longer exists in transformers 5."""
-    file = importlib.metadata.distribution("llm-blender").locate_file("llm_blender/pair_ranker/pairrm.py")
+    file = importlib.metadata.distribution("llm-blender").locate_file(
+        "llm_blender/pair_ranker/pairrm.py"
+    )
     spec = importlib.util.spec_from_file_location("pairrm", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -1,11 +1,12 @@
-"""Makes reward_models.npz: random sequence classifiers with one label and their scores, by transformers on torch.
+"""Makes reward_models.npz: random sequence classifiers with one label and their scores, by
+transformers on torch.
 
     pip install torch==2.13.0 transformers==5.23.0
     python tests/golden/make_reward_models.py
 
-Each case stores config.json, every tensor under its Hugging Face name, and the scores of two rows of 600 tokens and one
-of 450 padded to 600 (transformers looks for the last token that is not the pad token).
-"""
+Each case stores config.json, every tensor under its Hugging Face name, and the scores of two rows
+of 600 tokens and one of 450 padded to 600 (transformers looks for the last token that is not the
+pad token)."""
 
 import json
 import pathlib
@@ -35,7 +36,12 @@ CASES = {
     "mistral": {"model_type": "mistral", "sliding_window": 24},
     "qwen2": {"model_type": "qwen2"},
     "qwen3": {"model_type": "qwen3"},
-    "gemma2": {"model_type": "gemma2", "query_pre_attn_scalar": 6, "sliding_window": 24, "attn_logit_softcapping": 3.0},
+    "gemma2": {
+        "model_type": "gemma2",
+        "query_pre_attn_scalar": 6,
+        "sliding_window": 24,
+        "attn_logit_softcapping": 3.0,
+    },
 }
 
 
@@ -48,19 +54,28 @@ def main() -> None:
     arrays["cases"] = np.array(list(CASES))
     for name, changes in CASES.items():
         config = AutoConfig.for_model(**(COMMON | changes))
-        model = AutoModelForSequenceClassification.from_config(config, attn_implementation="eager").float().eval()
+        model = (
+            AutoModelForSequenceClassification.from_config(config, attn_implementation="eager")
+            .float()
+            .eval()
+        )
         gemma = changes["model_type"].startswith("gemma")
         with torch.no_grad():
             for key, value in model.named_parameters():
                 spread = 0.3 if value.ndim == 1 else 1.5 * value.shape[-1] ** -0.5
-                value.copy_(spread * torch.randn(value.shape) + (1.0 if "norm" in key and not gemma else 0.0))
+                value.copy_(
+                    spread * torch.randn(value.shape)
+                    + (1.0 if "norm" in key and not gemma else 0.0)
+                )
             arrays[f"{name}/scores"] = model(ids, attention_mask=mask).logits[:, 0].numpy()
         with tempfile.TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             arrays[f"{name}/config"] = np.array(
                 json.dumps(json.loads((pathlib.Path(folder) / "config.json").read_text()))
             )
-        arrays |= {f"{name}/tensor/{key}": value.numpy() for key, value in model.state_dict().items()}
+        arrays |= {
+            f"{name}/tensor/{key}": value.numpy() for key, value in model.state_dict().items()
+        }
     np.savez_compressed(pathlib.Path(__file__).with_name("reward_models.npz"), **arrays)
 
 

@@ -3,24 +3,29 @@
     python -m venv venv && venv/bin/pip install torch==2.13.0 trl==1.16.0
     venv/bin/python tests/golden/make_trl.py
 
-TRL's loss methods are called on trainers that were never initialised and hold only the attributes those methods read;
-the model is replaced by something that returns the stored log-probs. Nothing of the formulas is repeated here.
+TRL's loss methods are called on trainers that were never initialised and hold only the attributes
+those methods read; the model is replaced by something that returns the stored log-probs. Nothing of
+the formulas is repeated here.
 
-* Pairs: DPOTrainer._compute_loss; KTOTrainer._compute_loss; CPOTrainer.get_batch_loss_metrics (SimPO);
-  ORPOTrainer.get_batch_loss_metrics. KTO takes single responses and one KL per batch, so it is called twice for each
-  pair (winner with the loser as the mismatched response, then the reverse). ORPO averages its NLL over the tokens of a
-  batch, prompt included: it is called pair by pair, after a prompt of one token, which no position predicts.
-* Groups: GRPOTrainer._compute_loss and GMPOTrainer._compute_loss on the 12 responses of 3 groups of 4; one of them has
-  no tokens, and advantage 0 (TRL's GMPO would add its advantage to the value, with no gradient).
+* Pairs: DPOTrainer._compute_loss; KTOTrainer._compute_loss; CPOTrainer.get_batch_loss_metrics
+  (SimPO); ORPOTrainer.get_batch_loss_metrics. KTO takes single responses and one KL per batch, so
+  it is called twice for each pair (winner with the loser as the mismatched response, then the
+  reverse). ORPO averages its NLL over the tokens of a batch, prompt included: it is called pair by
+  pair, after a prompt of one token, which no position predicts.
+* Groups: GRPOTrainer._compute_loss and GMPOTrainer._compute_loss on the 12 responses of 3 groups of
+  4; one of them has no tokens, and advantage 0 (TRL's GMPO would add its advantage to the value,
+  with no gradient).
 
-Each case stores its keywords, the loss, and its gradient with respect to the log-probs of the policy. (SimPO and ORPO
-read logits; the gradient of a token's log-prob is that of its logit over 1 - p.)
+Each case stores its keywords, the loss, and its gradient with respect to the log-probs of the
+policy. (SimPO and ORPO read logits; the gradient of a token's log-prob is that of its logit over 1
+- p.)
 
-* Advantages: TRL computes them in the middle of a method that also generates. The lines that do are cut out of its
-  source and run as they stand, on rewards of 5 groups of 6. DAPO's length reward is called.
+* Advantages: TRL computes them in the middle of a method that also generates. The lines that do are
+  cut out of its source and run as they stand, on rewards of 5 groups of 6. DAPO's length reward is
+  called.
 
-Not in TRL 1.16: SPPO with soft win rates, cDPO, S-SPPO, SSPO, INPO, GSPO-token (verl has it: make_verl.py).
-"""
+Not in TRL 1.16: SPPO with soft win rates, cDPO, S-SPPO, SSPO, INPO, GSPO-token (verl has it:
+make_verl.py)."""
 
 import inspect
 import json
@@ -56,7 +61,10 @@ DPO = {  # ours: (TRL's loss_type, keywords)
 GROUP = {  # case: (TRL's loss_type, keywords)
     "grpo": ("grpo", {"epsilon": 0.2}),
     "grpo/all": ("grpo", {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.5, "beta": 0.1}),
-    "dr_grpo": ("dr_grpo", {"epsilon": 0.2, "epsilon_high": 0.3, "beta": 0.1, "max_completion_length": 9}),
+    "dr_grpo": (
+        "dr_grpo",
+        {"epsilon": 0.2, "epsilon_high": 0.3, "beta": 0.1, "max_completion_length": 9},
+    ),
     "bnpo": ("bnpo", {"epsilon": 0.2, "beta": 0.1}),
     "dapo": ("dapo", {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.1}),
     "cispo": ("cispo", {"epsilon_high": 1.5, "beta": 0.1}),
@@ -114,10 +122,15 @@ class Outputs(SimpleNamespace):
 
 
 def fused(logp, mask):
-    """A model whose log-probs are known: 0 where the label is ignored, as TRL's fused head gives."""
+    """A model whose log-probs are known: 0 where the label is ignored, as TRL's fused head
+    gives."""
     zero = torch.zeros_like(logp)
     return lambda **_: Outputs(
-        log_probs=logp * mask, entropy=zero, mean_logits=zero, is_top1=zero.bool(), log_sum_sq_probs=zero
+        log_probs=logp * mask,
+        entropy=zero,
+        mean_logits=zero,
+        is_top1=zero.bool(),
+        log_sum_sq_probs=zero,
     )
 
 
@@ -128,7 +141,7 @@ def with_prompt(mask):
 
 def dpo_family(logp, ref, mask):
     """Batches are [winners, losers]."""
-    flat = lambda x: torch.cat([x[:, 0], x[:, 1]])  # noqa: E731
+    flat = lambda x: torch.cat([x[:, 0], x[:, 1]])
     ids = torch.ones(2 * PAIRS, T + 1, dtype=torch.long)
     inputs = {"completion_mask": with_prompt(flat(mask)), "input_ids": ids, "attention_mask": ids}
     for name, (loss_type, hyper) in DPO.items():
@@ -157,7 +170,8 @@ def kto(logp, ref, mask):
     ids, total = torch.ones(1, T + 1, dtype=torch.long), 0.0
 
     def model(x, own):
-        """The fused model is asked first for the mismatched response or for the response itself: by the mask."""
+        """The fused model is asked first for the mismatched response or for the response itself: by
+        the mask."""
         marks = {0: 1 - own, 1: own}
 
         def call(input_ids, **_):
@@ -204,9 +218,15 @@ def without_reference(kind, name, hyper, logits, tokens, mask, **attributes):
             keep = torch.cat([torch.ones(1, 1), mask[b, k][None]], 1)
             batch[f"{role}_input_ids"], batch[f"{role}_attention_mask"] = ids, keep.long()
             batch[f"{role}_labels"] = torch.where(with_prompt(mask[b, k][None]) > 0, ids, -100)
-        made = trainer(kind, is_encoder_decoder=False, pad_token_id=0, padding_value=0, **(hyper | attributes))
+        made = trainer(
+            kind, is_encoder_decoder=False, pad_token_id=0, padding_value=0, **(hyper | attributes)
+        )
         padded = torch.cat([policy[b], torch.zeros(2, 1, V)], 1)
-        losses.append(made.get_batch_loss_metrics(lambda *_, **__: Outputs(logits=padded), batch)[0])  # noqa: B023
+        losses.append(
+            made.get_batch_loss_metrics(
+                lambda *_, logits=padded, **__: Outputs(logits=logits), batch
+            )[0]
+        )
     loss = torch.stack(losses).mean()
     loss.backward()
     of_token = policy.grad.gather(-1, tokens[..., None])[..., 0]
@@ -214,7 +234,7 @@ def without_reference(kind, name, hyper, logits, tokens, mask, **attributes):
 
 
 def group_family(logp, old, ref, mask, advantage):
-    flat = lambda x: x.reshape(GROUPS * K, *x.shape[2:])  # noqa: E731
+    flat = lambda x: x.reshape(GROUPS * K, *x.shape[2:])
     ids = torch.zeros(GROUPS * K, T, dtype=torch.long)
     inputs = {
         "prompt_ids": ids[:, :1],
@@ -240,21 +260,29 @@ def group_family(logp, old, ref, mask, advantage):
             args=SimpleNamespace(
                 delta=hyper.get("delta"),
                 use_bias_correction_kl=False,
-                **{f"sapo_temperature_{s}": hyper.get(f"sapo_temperature_{s}") for s in ("pos", "neg")},
+                **{
+                    f"sapo_temperature_{s}": hyper.get(f"sapo_temperature_{s}")
+                    for s in ("pos", "neg")
+                },
             ),
             top_entropy_quantile=1.0,
             off_policy_mask_threshold=None,
             use_vllm=False,
             _entropy_bonus_enabled=False,
         )
-        made._get_per_token_logps_and_entropies = lambda *_, p=policy, **__: (flat(p), torch.zeros(GROUPS * K, T), None)
+        made._get_per_token_logps_and_entropies = lambda *_, p=policy, **__: (
+            flat(p),
+            torch.zeros(GROUPS * K, T),
+            None,
+        )
         loss = made._compute_loss(None, inputs)
         loss.backward()
         yield case, hyper, loss, policy.grad
 
 
 def between(module, kind, first, last):
-    """The lines of TRL's method that turn rewards into advantages, from one that begins so to the next that does so."""
+    """The lines of TRL's method that turn rewards into advantages, from one that begins so to the
+    next that does so."""
     lines = inspect.getsource(getattr(module, kind)._generate_and_score_completions).splitlines()
     start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
     stop = next(i for i, line in enumerate(lines) if i > start and line.strip().startswith(last))
@@ -270,13 +298,22 @@ def advantages(reward):
         "num_generations": reward.shape[1],
         "unscorable_mask": torch.isnan(per_func).all(dim=1),
     }
-    settings = {"reward_weights": torch.ones(1), "multi_objective_aggregation": "sum_then_normalize", "beta": 0.0}
+    settings = {
+        "reward_weights": torch.ones(1),
+        "multi_objective_aggregation": "sum_then_normalize",
+        "beta": 0.0,
+    }
     settings |= {"reward_clip_range": None, "normalize_advantages": False}
     grpo = between(grpo_trainer, "GRPOTrainer", "if self.multi_objective_aggregation ==", last)
     rloo = between(rloo_trainer, "RLOOTrainer", "rewards = (rewards_per_func *", last)
-    cases = {f"grpo/{scale}": (grpo, {"scale_rewards": scale}) for scale in ("group", "batch", "none")}
+    cases = {
+        f"grpo/{scale}": (grpo, {"scale_rewards": scale}) for scale in ("group", "batch", "none")
+    }
     for case, (lines, more) in (cases | {"rloo": (rloo, {})}).items():
-        names = given | {"self": SimpleNamespace(**settings, **more), "rewards_per_func": per_func.clone()}
+        names = given | {
+            "self": SimpleNamespace(**settings, **more),
+            "rewards_per_func": per_func.clone(),
+        }
         exec(lines, names)
         yield case, names["advantages"].reshape(reward.shape).numpy()
 
@@ -310,11 +347,17 @@ def main() -> None:
     advantage = torch.tensor(rng.normal(size=(GROUPS, K)), dtype=torch.float32)
     advantage[1, 2] = 0
     logits, tokens = torch.randn(GROUPS, K, T, V), torch.randint(1, V, (GROUPS, K, T))
-    logp, old, ref = (log_probs(logits + scale * torch.randn_like(logits), tokens) for scale in (0.0, 0.3, 0.5))
+    logp, old, ref = (
+        log_probs(logits + scale * torch.randn_like(logits), tokens) for scale in (0.0, 0.3, 0.5)
+    )
     for case in group_family(logp, old, ref, mask, advantage):
         keep(*case)
     arrays |= {"group/logp": logp.numpy(), "group/old": old.numpy(), "group/ref": ref.numpy()}
-    arrays |= {"group/mask": mask.numpy(), "group/advantage": advantage.numpy(), "cases": np.array(json.dumps(cases))}
+    arrays |= {
+        "group/mask": mask.numpy(),
+        "group/advantage": advantage.numpy(),
+        "cases": np.array(json.dumps(cases)),
+    }
 
     reward = torch.tensor(rng.normal(1, 2, (5, 6)), dtype=torch.float32)
     reward[1], reward[2] = torch.tensor([0.0, 1, 0, 0, 1, 0]), 0.5

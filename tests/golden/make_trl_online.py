@@ -1,16 +1,18 @@
-"""Makes trl_online.npz: values and gradients of Nash-MD and XPO by TRL's own code, on random log-probs.
+"""Makes trl_online.npz: values and gradients of Nash-MD and XPO by TRL's own code, on random
+log-probs.
 
     python -m venv venv && venv/bin/pip install torch==2.13.0 trl==0.19.1 transformers==4.54.1
     venv/bin/python tests/golden/make_trl_online.py
 
-TRL 0.19 still has NashMDTrainer and XPOTrainer; 1.16, which `make_trl.py` uses, does not. Their `_compute_losses` are
-called on trainers that were never initialised and hold only the attributes those methods read. XPO's chosen mask is
-made as its training step does from scores, here log p and log(1 - p), without ties. No formula is repeated.
+TRL 0.19 still has NashMDTrainer and XPOTrainer; 1.16, which `make_trl.py` uses, does not. Their
+`_compute_losses` are called on trainers that were never initialised and hold only the attributes
+those methods read. XPO's chosen mask is made as its training step does from scores, here log p and
+log(1 - p), without ties. No formula is repeated.
 
 Also TRL's GeometricMixtureWrapper on random logits: log-probs of the opponent that Nash-MD draws.
 
-Each case stores its keywords, the loss, and its gradient with respect to the log-probs of the policy.
-"""
+Each case stores its keywords, the loss, and its gradient with respect to the log-probs of the
+policy."""
 
 import json
 import pathlib
@@ -35,7 +37,9 @@ CASES = {  # case: keywords, ours and TRL's alike
 def trainer(kind, beta, alpha=0.0, loss_type=None):
     """A trainer that holds these attributes and nothing else."""
     made = object.__new__(kind)
-    made.__dict__.update({"_beta": beta, "_alpha": alpha, "args": SimpleNamespace(loss_type=loss_type)})
+    made.__dict__.update(
+        {"_beta": beta, "_alpha": alpha, "args": SimpleNamespace(loss_type=loss_type)}
+    )
     return made
 
 
@@ -46,7 +50,9 @@ def loss_of(case, hyper, logp, ref, mask, p_win):
         return made._compute_losses(masked[:, 0], masked_ref[:, 0], p_win)[0]
     chosen = torch.log(p_win) >= torch.log(1 - p_win)
     made = trainer(XPOTrainer, **hyper)
-    return made._compute_losses(masked[:, 0], masked[:, 1], masked_ref[:, 1], masked_ref[:, 0], chosen)[0]
+    return made._compute_losses(
+        masked[:, 0], masked[:, 1], masked_ref[:, 1], masked_ref[:, 0], chosen
+    )[0]
 
 
 def mixture(logits, ref_logits, coef):
@@ -67,7 +73,14 @@ def main() -> None:
     ref = torch.log_softmax(2 * torch.randn(ROWS, 2, T, V), -1)[..., 0]
     p_win = torch.tensor(rng.uniform(0.02, 0.98, ROWS), dtype=torch.float32)
     logits, ref_logits = 3 * torch.randn(2, ROWS, T, V)
-    arrays = {"logp": logp, "ref": ref, "mask": mask, "p_win": p_win, "logits": logits, "ref_logits": ref_logits}
+    arrays = {
+        "logp": logp,
+        "ref": ref,
+        "mask": mask,
+        "p_win": p_win,
+        "logits": logits,
+        "ref_logits": ref_logits,
+    }
     for coef in (0.25, 0.5):
         arrays[f"mixture/{coef}"] = mixture(logits, ref_logits, coef)
     for case, hyper in CASES.items():

@@ -1,16 +1,18 @@
-"""Makes verl.npz: values and gradients of group losses, and advantages, by verl's own functions on random inputs.
+"""Makes verl.npz: values and gradients of group losses, and advantages, by verl's own functions on
+random inputs.
 
-    python -m venv venv && venv/bin/pip install torch==2.13.0 ray omegaconf tensordict hydra-core codetiming orjson
-    venv/bin/pip install trl==1.16.0 && venv/bin/pip install --no-deps verl==0.9.1
+    python -m venv venv && venv/bin/pip install torch==2.13.0 ray omegaconf tensordict hydra-core
+    codetiming orjson venv/bin/pip install trl==1.16.0 && venv/bin/pip install --no-deps verl==0.9.1
     venv/bin/python tests/golden/make_verl.py
 
 Everything is a call of verl.trainer.ppo.core_algos; nothing of the formulas is repeated here.
 
-* Losses: the registered policy losses (`vanilla`, `gspo`, `sapo`, `geo_mean`, `cispo`) on 12 responses with tokens:
-  verl leaves empty responses out of its means, TRL and this project count them. `clip_ratio_c` is TRL's delta. CISPO is
-  called with no lower clip, which verl has and TRL has not, and its cap is 1 + clip_ratio_high.
-* Advantages: responses of one token, since verl whitens REINFORCE++ over tokens and this project over responses; GRPO
-  is called with the offset 1e-4 (verl's own is 1e-6).
+* Losses: the registered policy losses (`vanilla`, `gspo`, `sapo`, `geo_mean`, `cispo`) on 12
+  responses with tokens: verl leaves empty responses out of its means, TRL and this project count
+  them. `clip_ratio_c` is TRL's delta. CISPO is called with no lower clip, which verl has and TRL
+  has not, and its cap is 1 + clip_ratio_high.
+* Advantages: responses of one token, since verl whitens REINFORCE++ over tokens and this project
+  over responses; GRPO is called with the offset 1e-4 (verl's own is 1e-6).
 """
 
 import json
@@ -50,7 +52,12 @@ CASES = {  # case: (verl's loss, aggregation, verl's keywords, ours)
         {"clip_ratio_high": 0.28, "clip_ratio_c": 3.0},
         {"epsilon": 0.2, "epsilon_high": 0.28, "delta": 3.0},
     ),
-    "cispo": ("cispo", "token-mean", {"clip_ratio_low": 1.0, "clip_ratio_high": 0.5}, {"epsilon_high": 1.5}),
+    "cispo": (
+        "cispo",
+        "token-mean",
+        {"clip_ratio_low": 1.0, "clip_ratio_high": 0.5},
+        {"epsilon_high": 1.5},
+    ),
     "gspo": (
         "gspo",
         "seq-mean-token-mean",
@@ -93,7 +100,9 @@ def loss_and_gradient(loss, mode, keywords, logp, old, advantage, mask):
         config.global_batch_info["loss_scale_factor"] = scale
     policy = logp.clone().requires_grad_()
     spread = flat(advantage[..., None].expand(logp.shape))
-    value, _ = core_algos.get_policy_loss_fn(loss)(flat(old), flat(policy), spread, flat(mask), mode, config)
+    value, _ = core_algos.get_policy_loss_fn(loss)(
+        flat(old), flat(policy), spread, flat(mask), mode, config
+    )
     value.backward()
     return value.item(), policy.grad.numpy()
 
@@ -103,11 +112,17 @@ def advantages(reward):
     token, mask = reward.reshape(-1, 1), torch.ones(reward.numel(), 1)
     index = np.repeat(np.arange(len(reward)), reward.shape[1])
     shaped = lambda found: found[0].reshape(reward.shape).numpy()  # noqa: E731
-    of = {name: core_algos.get_adv_estimator_fn(name) for name in ("grpo", "rloo", "reinforce_plus_plus")}
+    of = {
+        name: core_algos.get_adv_estimator_fn(name)
+        for name in ("grpo", "rloo", "reinforce_plus_plus")
+    }
     yield "grpo", shaped(of["grpo"](token, mask, index, epsilon=1e-4))
     yield "dr_grpo", shaped(of["grpo"](token, mask, index, norm_adv_by_std_in_grpo=False))
     yield "rloo", shaped(of["rloo"](token, mask, index))
-    yield "reinforce_plus_plus", shaped(of["reinforce_plus_plus"](token, mask, config=SimpleNamespace(gamma=1.0)))
+    yield (
+        "reinforce_plus_plus",
+        shaped(of["reinforce_plus_plus"](token, mask, config=SimpleNamespace(gamma=1.0))),
+    )
     baseline = core_algos.get_adv_estimator_fn("reinforce_plus_plus_baseline")
     yield "reinforce_plus_plus_baseline", shaped(baseline(token, mask, index))
 

@@ -1,4 +1,5 @@
-"""Every loss with the batches of its family, and keywords that are not the defaults: one that is ignored shows."""
+"""Every loss with the batches of its family, and keywords that are not the defaults: one that is
+ignored shows."""
 
 import group_batches
 import opponent_batches
@@ -6,7 +7,11 @@ import pair_batches
 
 from ssppo_jax.losses import group, opponent, preference
 
-PAIRS, GROUPS, OPPONENTS = sorted(preference.LOSSES), sorted(group.LOSSES), [*sorted(opponent.LOSSES), "xpo/ipo"]
+PAIRS, GROUPS, OPPONENTS = (
+    sorted(preference.LOSSES),
+    sorted(group.LOSSES),
+    [*sorted(opponent.LOSSES), "xpo/ipo"],
+)
 NAMES = PAIRS + GROUPS + OPPONENTS  # what stands after a slash tells cases of one loss apart
 SETTINGS = {name: {"beta": 0.5} for name in PAIRS} | {
     "s_sppo": {"beta": 0.5, "repulsion_weight": 2.0, "log_z_coef": 0.6},
@@ -17,13 +22,29 @@ SETTINGS = {name: {"beta": 0.5} for name in PAIRS} | {
     "exo_pair": {"beta": 0.5, "label_smoothing": 0.1},
     "simpo": {"beta": 0.5, "simpo_gamma": 0.3},
     "inpo": {"eta": 0.5, "tau": 0.125},
-    "sspo": {"sspo_gate": "arctan_log", "sspo_temperature_pos": 2.0, "sspo_temperature_neg": 3.0, "beta": 0.1},
-    "sapo": {"sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0, "beta": 0.1, "loss_agg_mode": "token-mean"},
+    "sspo": {
+        "sspo_gate": "arctan_log",
+        "sspo_temperature_pos": 2.0,
+        "sspo_temperature_neg": 3.0,
+        "beta": 0.1,
+    },
+    "sapo": {
+        "sapo_temperature_pos": 2.0,
+        "sapo_temperature_neg": 3.0,
+        "beta": 0.1,
+        "loss_agg_mode": "token-mean",
+    },
     "gspo": {"epsilon": 0.1, "epsilon_high": 0.15, "beta": 0.1},
     "gspo_token": {"epsilon": 0.1, "epsilon_high": 0.15, "beta": 0.1},
     "gmpo": {"epsilon": 0.3, "epsilon_high": 0.2, "beta": 0.1},
     "grpo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1},
-    "dr_grpo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1, "max_completion_length": 8},
+    "dr_grpo": {
+        "epsilon": 0.2,
+        "epsilon_high": 0.3,
+        "delta": 1.6,
+        "beta": 0.1,
+        "max_completion_length": 8,
+    },
     "bnpo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1},
     "dapo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1},
     "cispo": {"epsilon_high": 1.5, "beta": 0.1, "loss_agg_mode": "seq-mean-token-sum"},

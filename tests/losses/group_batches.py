@@ -3,11 +3,14 @@
 import numpy as np
 from pair_batches import build
 
-LENGTH = np.array([[5, 2, 3], [1, 4, 0], [3, 3, 5], [0, 0, 0]])  # [B,K]; one response without tokens, one padding row
+LENGTH = np.array(
+    [[5, 2, 3], [1, 4, 0], [3, 3, 5], [0, 0, 0]]
+)  # [B,K]; one response without tokens, one padding row
 
 
 def at_random(seed=0, scale=0.4):
-    """Three real groups of three, of different lengths, and a padding row; ratios on both sides of every clip."""
+    """Three real groups of three, of different lengths, and a padding row; ratios on both sides of
+    every clip."""
     rng = np.random.default_rng(seed)
     b, k, t = 4, 3, 5
     logp = -rng.uniform(0.2, 3.0, (b, k, t))
@@ -27,7 +30,8 @@ def on_policy(seed=1):
 
 
 def full(u, advantage):
-    """One group with u [<=3,<=5] at its tokens, in the shape of `at_random`, so that nothing is compiled again.
+    """One group with u [<=3,<=5] at its tokens, in the shape of `at_random`, so that nothing is
+    compiled again.
 
     Responses not given have no tokens: they count as responses, 3 in all.
     """
@@ -38,7 +42,9 @@ def full(u, advantage):
     logp = -1.0 - np.random.default_rng(7).uniform(size=wide.shape)
     worth = np.zeros((4, 3))
     worth[0, : len(advantage)] = advantage
-    return build(logp, given, old=logp - wide, ref=logp, advantage=worth, weight=np.array([1, 0, 0, 0]))
+    return build(
+        logp, given, old=logp - wide, ref=logp, advantage=worth, weight=np.array([1, 0, 0, 0])
+    )
 
 
 def by_hand():
@@ -63,6 +69,9 @@ def degenerate():
     yield "huge advantage", build(t, ones, advantage=1e6 * sign)
     for far in (-1e4, -100.0, -25.0, 25.0, 100.0, 1e4):
         yield f"log-ratio {far}", build(t, ones, old=t - far, ref=t - far, advantage=sign)
-        yield f"one token at {far}", build(t, ones, old=np.where(np.arange(5) == 2, t - far, t), advantage=sign)
+        yield (
+            f"one token at {far}",
+            build(t, ones, old=np.where(np.arange(5) == 2, t - far, t), advantage=sign),
+        )
     yield "certain tokens", build(0 * t, ones, advantage=sign)
     yield "impossible tokens", build(t - 1e4, ones, ref=t, old=t, advantage=sign)

@@ -6,7 +6,8 @@ from pair_batches import LENGTH, build  # noqa: F401
 
 
 def at_random(seed=3):
-    """Random rows of which the policy wins the first, the opponent the second, and nobody the third."""
+    """Random rows of which the policy wins the first, the opponent the second, and nobody the
+    third."""
     policy, batch = pair_batches.at_random(seed)
     return policy, batch._replace(p_win=np.array([0.8, 0.3, 0.5, 0.5], np.float32))
 
@@ -16,7 +17,10 @@ def degenerate():
     ones, t = np.ones((4, 2, 5)), np.full((4, 2, 5), -1.0)
     yield "all masked", build(t, 0 * ones)
     yield "padding only", build(t, 0 * ones, weight=np.zeros(4))
-    yield "one response without tokens", build(t, ones * np.array([1, 0])[None, :, None], p_win=np.full(4, 0.9))
+    yield (
+        "one response without tokens",
+        build(t, ones * np.array([1, 0])[None, :, None], p_win=np.full(4, 0.9)),
+    )
     for p in (0.0, 0.5, 1.0):
         yield f"p = {p}", build(t, ones, p_win=np.full(4, p))
         for far in (-1e4, 1e4):

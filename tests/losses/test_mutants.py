@@ -1,4 +1,5 @@
-"""The list of breaks that `make mutate` makes is whole: each still applies, and no loss or gate is without one."""
+"""The list of breaks that `make mutate` makes is whole: each still applies, and no loss or gate is
+without one."""
 
 from pathlib import Path
 
@@ -46,4 +47,6 @@ def test_a_mutant_whose_text_is_gone_or_stands_twice_is_an_error():
     for source in ("def f():\n    return b\n", "def f():\n    return a + a\n", "a = 1\n"):
         with pytest.raises(ValueError, match="need 1"):
             mutate.broken(source, mutate.Mutant("x.py", *row))
-    assert mutate.broken("a = 1\ndef f():\n    return a\n", mutate.Mutant("x.py", *row)).endswith("return b\n")
+    assert mutate.broken("a = 1\ndef f():\n    return a\n", mutate.Mutant("x.py", *row)).endswith(
+        "return b\n"
+    )

@@ -1,4 +1,5 @@
-"""Nash-MD and XPO: by pencil, against a loop from the equation, and under the input that breaks losses."""
+"""Nash-MD and XPO: by pencil, against a loop from the equation, and under the input that breaks
+losses."""
 
 import functools
 import inspect
@@ -21,19 +22,23 @@ from ssppo_jax.types import Policy
 NASH_MD = ("nash_md", {"beta": 0.5, "mixture_coef": 0.25})
 XPO = ("xpo", {"beta": 0.5, "alpha": 0.3})
 XPO_IPO = ("xpo", {"loss_type": "ipo", "beta": 0.5, "alpha": 0.3, "mixture_coef": 0.75})
-CASES = pytest.mark.parametrize(("name", "hyper"), [NASH_MD, XPO, XPO_IPO], ids=["nash_md", "xpo", "xpo-ipo"])
+CASES = pytest.mark.parametrize(
+    ("name", "hyper"), [NASH_MD, XPO, XPO_IPO], ids=["nash_md", "xpo", "xpo-ipo"]
+)
 
 
 def by_hand():
     """y of two tokens with r = 0.75, y' of one with r = -1; sums of log-probs -3 and -4."""
-    return build([[[-1.0, -2.0], [-4.0, 0.0]]], [[[1, 1], [1, 0]]], ref=[[[-1.5, -2.25], [-3.0, 0.0]]])
+    return build(
+        [[[-1.0, -2.0], [-4.0, 0.0]]], [[[1, 1], [1, 0]]], ref=[[[-1.5, -2.25], [-3.0, 0.0]]]
+    )
 
 
 def won_by(policy, batch, p_win):
     return policy, batch._replace(p_win=np.full(len(batch.p_win), p_win, np.float32))
 
 
-# ---- by pencil -------------------------------------------------------------------------------------------------------
+# ---- by pencil -----------------------------------------------------------------------------------
 
 # log-ratios of y: (.5, .25); D = r - r' = 1.75, beta D = .875, -log s(.875) = .3484446
 KL = 0.5 * (0.5 * -1 + 0.25 * -2)
@@ -66,13 +71,15 @@ def test_metrics_equal_their_pencil_values():
     for p_win, winner, loser in ((0.9, 0.375, -0.5), (0.2, -0.5, 0.375), (0.5, -0.0625, -0.0625)):
         for name in LOSSES:
             _, metrics = LOSSES[name](*won_by(*by_hand(), p_win), beta=0.5)
-            got = {key: float(m.result()) for key, m in metrics.items() if not key.startswith("term/")}
+            got = {
+                key: float(m.result()) for key, m in metrics.items() if not key.startswith("term/")
+            }
             assert got == pytest.approx(
                 {
-                    "reward/winner": winner,
-                    "reward/loser": loser,
-                    "reward/margin": winner - loser,
-                    "reward/accuracy": float(winner > loser),
+                    "rewards/chosen": winner,
+                    "rewards/rejected": loser,
+                    "rewards/margins": winner - loser,
+                    "rewards/accuracies": float(winner > loser),
                     "opponent/p_win": p_win,
                     "opponent/ties": float(p_win == 0.5),
                     "kl/ref_k1": 0.75,
@@ -82,11 +89,11 @@ def test_metrics_equal_their_pencil_values():
 
 def test_accuracy_is_of_the_rows_that_somebody_won():
     _, metrics = LOSSES["xpo"](*labelled())
-    assert float(metrics["reward/accuracy"].weight) == 2
+    assert float(metrics["rewards/accuracies"].weight) == 2
     assert float(metrics["opponent/ties"].result()) == pytest.approx(1 / 3)
 
 
-# ---- a float64 loop written from the equations, with its derivative --------------------------------------------------
+# ---- a float64 loop written from the equations, with its derivative ------------------------------
 
 
 def sigmoid(x):
@@ -96,7 +103,9 @@ def sigmoid(x):
 def token_lists(policy, batch, b):
     """(log pi, log pi_ref) of the policy's sample and of the opponent's, padding gone."""
     n = [int(x) for x in np.sum(batch.mask[b], axis=-1)]
-    return [[[float(v) for v in x[b, k, : n[k]]] for x in (policy.logp, batch.ref_logp)] for k in (0, 1)]
+    return [
+        [[float(v) for v in x[b, k, : n[k]]] for x in (policy.logp, batch.ref_logp)] for k in (0, 1)
+    ]
 
 
 def ref_nash_md(rows, p_win, beta, mixture_coef):
@@ -113,7 +122,13 @@ def ref_nash_md(rows, p_win, beta, mixture_coef):
 def ref_xpo(rows, p_win, beta, alpha, loss_type="sigmoid", mixture_coef=1.0):
     r = [sum(p - q for p, q in zip(*row, strict=True)) for row in rows]
     lengths, total, slope = [len(row[0]) for row in rows], 0.0, [0.0, 0.0]
-    orders = {(0, 1): 1.0} if p_win > 0.5 else {(1, 0): 1.0} if p_win < 0.5 else {(0, 1): 0.5, (1, 0): 0.5}
+    orders = (
+        {(0, 1): 1.0}
+        if p_win > 0.5
+        else {(1, 0): 1.0}
+        if p_win < 0.5
+        else {(0, 1): 0.5, (1, 0): 0.5}
+    )
     for (w, l), share in orders.items():
         d = r[w] - r[l]
         if loss_type == "sigmoid":
@@ -131,7 +146,10 @@ def ref_xpo(rows, p_win, beta, alpha, loss_type="sigmoid", mixture_coef=1.0):
 def test_loss_and_gradient_equal_a_float64_loop_of_the_equation(name, hyper):
     policy, batch = labelled()
     mean, _, gradient = run(name, policy, batch, **hyper)
-    found = [globals()[f"ref_{name}"](token_lists(policy, batch, b), float(batch.p_win[b]), **hyper) for b in range(3)]
+    found = [
+        globals()[f"ref_{name}"](token_lists(policy, batch, b), float(batch.p_win[b]), **hyper)
+        for b in range(3)
+    ]
     assert float(mean.weight) == 3
     assert float(mean.total) == pytest.approx(sum(total for total, *_ in found), rel=3e-6)
     expected = np.zeros(policy.logp.shape)
@@ -144,7 +162,8 @@ def test_loss_and_gradient_equal_a_float64_loop_of_the_equation(name, hyper):
 
 @CASES
 def test_gradient_agrees_with_finite_differences(name, hyper):
-    """For Nash-MD with the log-ratio moved out by hand, since differences would see through the stopped gradient."""
+    """For Nash-MD with the log-ratio moved out by hand, since differences would see through the
+    stopped gradient."""
     policy, batch = labelled()
     with jax.enable_x64(True):
         logp = jnp.asarray(policy.logp, jnp.float64)
@@ -158,10 +177,12 @@ def test_gradient_agrees_with_finite_differences(name, hyper):
             return jnp.sum(jnp.where(batch.mask > 0, weight * x, 0.0)[:, 0]) / 3
 
         check_grads(frozen, (logp,), order=1, modes=["rev"], rtol=1e-5, atol=1e-6)
-        np.testing.assert_allclose(jax.grad(loss)(logp), jax.grad(frozen)(logp), rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(
+            jax.grad(loss)(logp), jax.grad(frozen)(logp), rtol=1e-6, atol=1e-9
+        )
 
 
-# ---- properties and identities ---------------------------------------------------------------------------------------
+# ---- properties and identities -------------------------------------------------------------------
 
 
 def test_nash_md_has_no_gradient_at_a_tie_with_the_reference():
@@ -182,7 +203,8 @@ def test_nash_md_moves_the_policys_sample_only():
 
 @functools.cache
 def sorted_pairs():
-    """The rows of `labelled` that somebody won: as they are, and with the winner at 0 for a pair loss."""
+    """The rows of `labelled` that somebody won: as they are, and with the winner at 0 for a pair
+    loss."""
     policy, batch = labelled()
     part = lambda tree: type(tree)(*(x[:2] for x in tree))  # noqa: E731
     policy, batch = part(policy), part(batch)
@@ -197,7 +219,8 @@ def sorted_pairs():
     [("sigmoid", "dpo", {}), ("ipo", "ipo", {"ipo_length_normalize": False})],
 )
 def test_xpo_without_exploration_is_online_dpo_on_the_sorted_pair(loss_type, pair_loss, hyper):
-    """Identity 26: XPO at alpha = 0 is DPO (or IPO on sums) whose winner is the one the oracle preferred."""
+    """Identity 26: XPO at alpha = 0 is DPO (or IPO on sums) whose winner is the one the oracle
+    preferred."""
     rows, pairs, turn = sorted_pairs()
     mean, metrics, gradient = run("xpo", *rows, loss_type=loss_type, beta=0.5, alpha=0.0)
     pair_mean, pair_metrics, pair_gradient = run(pair_loss, *pairs, beta=0.5, **hyper)
@@ -205,7 +228,9 @@ def test_xpo_without_exploration_is_online_dpo_on_the_sorted_pair(loss_type, pai
     np.testing.assert_allclose(turn(gradient.logp), pair_gradient.logp, rtol=1e-6, atol=1e-7)
     for key in ("winner", "loser", "margin", "accuracy"):
         key = f"reward/{key}"
-        assert float(metrics[key].result()) == pytest.approx(float(pair_metrics[key].result()), abs=1e-6)
+        assert float(metrics[key].result()) == pytest.approx(
+            float(pair_metrics[key].result()), abs=1e-6
+        )
 
 
 def test_at_a_tie_xpo_favours_neither_response():
@@ -214,7 +239,9 @@ def test_at_a_tie_xpo_favours_neither_response():
     swap = lambda x: x[:, ::-1]  # noqa: E731
     swapped = batch._replace(mask=swap(batch.mask), ref_logp=swap(batch.ref_logp))
     one = value("xpo", policy, batch, alpha=0.0)
-    assert value("xpo", Policy(*(swap(x) for x in policy)), swapped, alpha=0.0) == pytest.approx(one, rel=1e-6)
+    assert value("xpo", Policy(*(swap(x) for x in policy)), swapped, alpha=0.0) == pytest.approx(
+        one, rel=1e-6
+    )
     _, _, gradient = run("xpo", policy, batch._replace(ref_logp=policy.logp), alpha=0.0)
     np.testing.assert_allclose(gradient.logp, 0, atol=1e-7)
 
@@ -231,15 +258,19 @@ def test_exploration_lowers_the_log_prob_of_the_opponents_sample_alone():
 @CASES
 def test_the_mixture_is_the_samplers_business(name, hyper):
     policy, batch = labelled()
-    values = {value(name, policy, batch, **(hyper | {"mixture_coef": coef})) for coef in (0.0, 0.3, 1.0)}
+    values = {
+        value(name, policy, batch, **(hyper | {"mixture_coef": coef})) for coef in (0.0, 0.3, 1.0)
+    }
     assert len(values) == 1
 
 
-# ---- keywords --------------------------------------------------------------------------------------------------------
+# ---- keywords ------------------------------------------------------------------------------------
 
 
 def test_the_sampler_finds_the_mixture_among_the_keywords():
-    assert all("mixture_coef" in inspect.signature(function).parameters for function in LOSSES.values())
+    assert all(
+        "mixture_coef" in inspect.signature(function).parameters for function in LOSSES.values()
+    )
 
 
 @pytest.mark.parametrize("name", sorted(LOSSES))

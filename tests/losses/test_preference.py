@@ -11,11 +11,17 @@ from running import run, value
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.preference import LOSSES
 
-# ---- by pencil -------------------------------------------------------------------------------------------------------
+# ---- by pencil -----------------------------------------------------------------------------------
 
-GOLDEN = [  # r_w = .75, r_l = -1, z = .875, P = .8/.3, P^c = .7/.4, p_win = .9, cos = .96; decimals by calculator
+# r_w = .75, r_l = -1, z = .875, P = .8/.3, P^c = .7/.4, p_win = .9, cos = .96; decimals by
+# calculator
+GOLDEN = [
     ("s_sppo", {"beta": 0.5, "repulsion_weight": 2.0}, (0.35**2 + 0.8**2) / 2 + 1.92),
-    ("s_sppo", {"beta": 0.5, "repulsion_weight": 2.0, "pair_reduction": "sum"}, 0.35**2 + 0.8**2 + 1.92),
+    (
+        "s_sppo",
+        {"beta": 0.5, "repulsion_weight": 2.0, "pair_reduction": "sum"},
+        0.35**2 + 0.8**2 + 1.92,
+    ),
     ("s_sppo", {"beta": 0.5, "repulsion_weight": 0.0, "log_z_coef": 0.6}, (0.55**2 + 0.6**2) / 2),
     ("sppo", {"beta": 0.5}, (0.15**2 + 0.6**2) / 2),
     ("sppo", {"beta": 0.5, "log_z_coef": 0.6}, (0.35**2 + 0.4**2) / 2),
@@ -49,7 +55,7 @@ def test_loss_equals_its_pencil_value(name, hyper, expected):
     assert value(name, *by_hand(), **hyper) == pytest.approx(expected, rel=2e-6)
 
 
-# ---- a float64 loop written from the equations, with its derivative --------------------------------------------------
+# ---- a float64 loop written from the equations, with its derivative ------------------------------
 
 
 def sigmoid(x):
@@ -130,7 +136,9 @@ def ref_kto_pair(row, beta):
 def ref_exo_pair(row, beta, label_smoothing):
     q = sigmoid(beta * (row.r[0] - row.r[1]))
     surprise = [math.log(q / (1 - label_smoothing)), math.log((1 - q) / label_smoothing)]
-    return of_margin(q * surprise[0] + (1 - q) * surprise[1], beta * q * (1 - q) * (surprise[0] - surprise[1]))
+    return of_margin(
+        q * surprise[0] + (1 - q) * surprise[1], beta * q * (1 - q) * (surprise[0] - surprise[1])
+    )
 
 
 def ref_nca_pair(row, beta):
@@ -168,7 +176,9 @@ def test_loss_and_gradient_equal_a_float64_loop_of_the_equation(name):
     rows = [globals()[f"ref_{name}"](Row(policy, batch, b), **SETTINGS[name]) for b in range(3)]
     assert float(mean.weight) == 3
     assert float(mean.total) == pytest.approx(sum(v for v, _ in rows), rel=3e-6)
-    expected = np.zeros(policy.logp.shape)  # each token of y has the same slope, dL/dr_y, and padding has none
+    expected = np.zeros(
+        policy.logp.shape
+    )  # each token of y has the same slope, dL/dr_y, and padding has none
     for b, (_, slope) in enumerate(rows):
         expected[b] = batch.mask[b] * np.asarray(slope)[:, None]
     np.testing.assert_allclose(gradient.logp, expected, rtol=2e-5, atol=1e-6)
@@ -176,7 +186,7 @@ def test_loss_and_gradient_equal_a_float64_loop_of_the_equation(name):
         assert not np.any(gradient.hidden)
 
 
-# ---- properties ------------------------------------------------------------------------------------------------------
+# ---- properties ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -189,7 +199,11 @@ def test_a_group_of_three_is_refused_with_a_remedy(name):
 @pytest.mark.parametrize(
     ("name", "hyper"),
     [(name, {"beta": bad}) for name in PAIRS if name != "inpo" for bad in (0.0, -1.0, math.nan)]
-    + [("dpo", {"label_smoothing": 0.5}), ("dpo", {"label_smoothing": -0.1}), ("robust", {"label_smoothing": 0.5})]
+    + [
+        ("dpo", {"label_smoothing": 0.5}),
+        ("dpo", {"label_smoothing": -0.1}),
+        ("robust", {"label_smoothing": 0.5}),
+    ]
     + [("exo_pair", {"label_smoothing": 0.0}), ("s_sppo", {"pair_reduction": "average"})]
     + [("inpo", {"eta": 0.0}), ("inpo", {"tau": 1.0}), ("inpo", {"tau": -0.1})],
 )
@@ -201,7 +215,8 @@ def test_impossible_hyper_parameters_are_refused_by_name(name, hyper):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_the_logged_reward_is_the_implicit_one(name):
-    """By pencil: beta r; over tokens where the loss normalises; without a reference where it has none."""
+    """By pencil: beta r; over tokens where the loss normalises; without a reference where it has
+    none."""
     hyper = {"eta": 0.5, "tau": 0.125} if name == "inpo" else {"beta": 0.5}
     _, metrics = LOSSES[name](*by_hand(), **hyper)
     winner, loser = {
@@ -210,23 +225,40 @@ def test_the_logged_reward_is_the_implicit_one(name):
         "orpo": (0.5 * -1.5, 0.5 * -3),
         "inpo": (0.5 * (0.25 * 0.75 + 0.75 * 0.5), 0.5 * (0.25 * -1 + 0.75 * 0.5)),
     }.get(name, (0.5 * 0.75, -0.5))
-    logged = {key.removeprefix("reward/"): float(m.result()) for key, m in metrics.items() if key.startswith("reward/")}
-    assert logged == pytest.approx({"winner": winner, "loser": loser, "margin": winner - loser, "accuracy": 1.0})
+    logged = {
+        key.removeprefix("rewards/"): float(m.result())
+        for key, m in metrics.items()
+        if key.startswith("rewards/")
+    }
+    assert logged == pytest.approx(
+        {"winner": winner, "loser": loser, "margin": winner - loser, "accuracy": 1.0}
+    )
 
 
 def test_accuracy_counts_the_pairs_whose_winner_leads():
     policy, batch = build(
-        [[[-1.0], [-2.0]], [[-2.0], [-1.0]], [[-1.0], [-1.0]]], np.ones((3, 2, 1)), ref=np.full((3, 2, 1), -1.5)
+        [[[-1.0], [-2.0]], [[-2.0], [-1.0]], [[-1.0], [-1.0]]],
+        np.ones((3, 2, 1)),
+        ref=np.full((3, 2, 1), -1.5),
     )
     for name in ("s_sppo", "dpo", "simpo"):
         _, metrics = LOSSES[name](policy, batch)
-        assert float(metrics["reward/accuracy"].result()) == pytest.approx(1 / 3), name
+        assert float(metrics["rewards/accuracies"].result()) == pytest.approx(1 / 3), name
 
 
 def test_s_sppo_logs_the_target_before_and_after_the_gate():
     policy, batch = by_hand()
     _, metrics = LOSSES["s_sppo"](policy, batch._replace(similarity=np.array([0.4], np.float32)))
-    keys = ["raw_winner", "raw_loser", "raw_margin", "calibrated_winner", "calibrated_loser", "calibrated_margin"]
-    assert [float(metrics[f"target/{k}"].result()) for k in keys] == pytest.approx([0.8, 0.3, 0.5, 0.7, 0.4, 0.3])
+    keys = [
+        "raw_winner",
+        "raw_loser",
+        "raw_margin",
+        "calibrated_winner",
+        "calibrated_loser",
+        "calibrated_margin",
+    ]
+    assert [float(metrics[f"target/{k}"].result()) for k in keys] == pytest.approx(
+        [0.8, 0.3, 0.5, 0.7, 0.4, 0.3]
+    )
     assert float(metrics["similarity/hidden"].result()) == pytest.approx(0.96)
     assert float(metrics["similarity/semantic"].result()) == pytest.approx(0.4)

@@ -30,14 +30,21 @@ def test_gate_equals_its_formula(name):
     u = np.array([-3.0, -0.8, -0.2, 0.0, 0.1, 0.7, 1.5])
     for tau in taus(name):
         expected = [math.log(exact(name, x, tau)) for x in u]
-        np.testing.assert_allclose(gate(name, u.astype(np.float32), tau).log_f, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(
+            gate(name, u.astype(np.float32), tau).log_f, expected, rtol=1e-5, atol=1e-6
+        )
 
 
 def test_gates_equal_their_pencil_values():
     """r = 1.5, temperature 2 (x = 1), and u = 1/2, temperature 2 for gates of the log-ratio."""
     r = np.array([math.log(1.5)], np.float32)
     found = {name: float(np.exp(gate(name, r, 2.0).log_f[0])) for name in [*POSITIVE, "sigmoid"]}
-    expected = {"sigmoid": 1.4621172, "sigmoid_norm": 1.4621172, "arctan": 1.3926991, "softsign": 1.3535534}
+    expected = {
+        "sigmoid": 1.4621172,
+        "sigmoid_norm": 1.4621172,
+        "arctan": 1.3926991,
+        "softsign": 1.3535534,
+    }
     assert found == pytest.approx(expected | {"erf": 1.4278122}, rel=1e-6)
     half = np.array([0.5], np.float32)
     assert gate("arctan_log", half, 2.0).log_f[0] == pytest.approx(math.pi / 8, rel=1e-6)
@@ -48,11 +55,14 @@ def test_gates_equal_their_pencil_values():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_slope_is_the_derivative_of_the_gate_and_one_at_most(name):
-    """f'(r) for gates of the ratio; d log f/du for gates of the log-ratio; df/du for the affine one."""
+    """f'(r) for gates of the ratio; d log f/du for gates of the log-ratio; df/du for the affine
+    one."""
     with jax.enable_x64(True):
         u = jnp.array([-4.0, -0.6, -0.11, 0.0, 0.13, 0.5, 1.7])
         for tau in taus(name):
-            per_log = jax.vmap(jax.grad(lambda x, t=tau: RATIO_GATES[name](x, jnp.full((), t)).log_f))(u)
+            per_log = jax.vmap(
+                jax.grad(lambda x, t=tau: RATIO_GATES[name](x, jnp.full((), t)).log_f)
+            )(u)
             log_f, slope = gate(name, u, tau)
             if name == "arctan_log_affine":
                 per_log = per_log * jnp.exp(log_f)
@@ -65,7 +75,8 @@ def test_slope_is_the_derivative_of_the_gate_and_one_at_most(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_gate_has_slope_one_on_policy_and_all_but_sigmoid_pass_through_one(name):
-    """Identity 13: f'(1) = 1 and f(1) = 1 at every temperature; raw sigmoid has f(1) = 2/temperature."""
+    """Identity 13: f'(1) = 1 and f(1) = 1 at every temperature; raw sigmoid has f(1) =
+    2/temperature."""
     for tau in taus(name):
         log_f, slope = gate(name, np.zeros(1, np.float32), tau)
         assert float(slope[0]) == 1.0
@@ -79,12 +90,15 @@ def test_normalised_gates_are_positive_down_to_ratio_zero(name):
         log_f = gate(name, np.array([-20.0, -1e4], np.float32), tau).log_f
         assert np.all(np.isfinite(log_f)) and np.all(log_f < 0)
     expected = math.log(1 - 2 / 3 * math.tanh(1.5))
-    assert gate("sigmoid_norm", np.array([-20.0], np.float32), 3.0).log_f[0] == pytest.approx(expected, rel=1e-5)
+    assert gate("sigmoid_norm", np.array([-20.0], np.float32), 3.0).log_f[0] == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["arctan_log", "arctan", "sigmoid_norm"])
 def test_gate_tends_to_the_ratio_quadratically_as_the_temperature_falls(name):
-    """Identity 15, per token: f -> r with an error of order temperature^2 (x4 when the temperature doubles)."""
+    """Identity 15, per token: f -> r with an error of order temperature^2 (x4 when the temperature
+    doubles)."""
     with jax.enable_x64(True):
         u = jnp.array([-0.5, 0.3, 0.8])
         small, twice = (gate(name, u, tau).log_f - u for tau in (0.01, 0.02))
@@ -95,7 +109,9 @@ def test_gate_tends_to_the_ratio_quadratically_as_the_temperature_falls(name):
 def test_raw_sigmoid_diverges_as_the_temperature_falls():
     """Identity 15, the exception: f -> 2/temperature."""
     for tau in (1e-3, 1e-4):
-        assert math.exp(gate("sigmoid", np.array([0.5], np.float32), tau).log_f[0]) == pytest.approx(2 / tau, rel=1e-3)
+        assert math.exp(
+            gate("sigmoid", np.array([0.5], np.float32), tau).log_f[0]
+        ) == pytest.approx(2 / tau, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in ("identity", "sigmoid")])
@@ -108,13 +124,16 @@ def test_a_hot_gate_lets_nothing_through(name):
 
 
 def test_arctan_log_is_symmetric_and_bounded_whatever_the_ratio():
-    """Identity 18: w(u) = w(-u), w(0) = 1, w(1/tau) = 1/2, |log f| < pi/(2 tau) even at |u| = 20 and beyond."""
+    """Identity 18: w(u) = w(-u), w(0) = 1, w(1/tau) = 1/2, |log f| < pi/(2 tau) even at |u| = 20
+    and beyond."""
     u = np.array([-1e30, -20.0, -1 / 3, 0.0, 1 / 3, 20.0, 1e30], np.float32)
     log_f, slope = gate("arctan_log", u, 3.0)
     np.testing.assert_array_equal(slope, slope[::-1])
     np.testing.assert_array_equal(log_f, -log_f[::-1])
     np.testing.assert_allclose(slope[2:5], [0.5, 1.0, 0.5], rtol=1e-6)
-    assert np.all(np.abs(log_f) <= np.float32(math.pi / 6)) and np.all(np.abs(log_f[1:-1]) < math.pi / 6)
+    assert np.all(np.abs(log_f) <= np.float32(math.pi / 6)) and np.all(
+        np.abs(log_f[1:-1]) < math.pi / 6
+    )
 
 
 def test_hard_clip_is_the_limit_of_arctan_log_at_its_temperature():
@@ -135,9 +154,12 @@ def test_extreme_ratios_have_finite_values_and_gradients(name):
 
 
 def test_a_temperature_that_rounds_f_to_zero_keeps_it_positive():
-    """Exact arithmetic has f > 0; float32 has f = 0 at r = 0 below about 0.001, whose log would be -inf."""
+    """Exact arithmetic has f > 0; float32 has f = 0 at r = 0 below about 0.001, whose log would be
+    -inf."""
     for name in POSITIVE:
-        value, slope = jax.value_and_grad(lambda u, n=name: RATIO_GATES[n](u, np.float32(1e-5)).log_f)(np.float32(-20))
+        value, slope = jax.value_and_grad(
+            lambda u, n=name: RATIO_GATES[n](u, np.float32(1e-5)).log_f
+        )(np.float32(-20))
         assert np.isfinite(value) and np.isfinite(slope)
 
 
@@ -152,7 +174,9 @@ def test_jit_and_sharding_over_tokens_change_nothing(name):
     mesh = jax.make_mesh((4,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     split = jax.device_put(u, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data")))
     for given in (u, split):
-        for a, b in zip(jax.jit(lambda x: gate(name, x, 2.0))(given), gate(name, u, 2.0), strict=True):
+        for a, b in zip(
+            jax.jit(lambda x: gate(name, x, 2.0))(given), gate(name, u, 2.0), strict=True
+        ):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 

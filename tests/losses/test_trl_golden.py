@@ -1,4 +1,5 @@
-"""Losses and advantages agree with TRL 1.16 on random input, value and gradient (tests/golden/make_trl.py)."""
+"""Losses and advantages agree with TRL 1.16 on random input, value and gradient
+(tests/golden/make_trl.py)."""
 
 import json
 import pathlib
@@ -12,7 +13,18 @@ from ssppo_jax.losses.advantages import ADVANTAGES, soft_overlong
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden" / "trl.npz"))
 CASES = {case["case"]: case["hyper"] for case in json.loads(str(GOLDEN["cases"]))}
-PAIRS = ["dpo", "ipo", "hinge", "robust", "exo_pair", "nca_pair", "bco_pair", "sppo_hard", "apo_zero", "apo_down"]
+PAIRS = [
+    "dpo",
+    "ipo",
+    "hinge",
+    "robust",
+    "exo_pair",
+    "nca_pair",
+    "bco_pair",
+    "sppo_hard",
+    "apo_zero",
+    "apo_down",
+]
 PAIRS += ["kto_pair", "simpo", "orpo"]
 GROUPS = ["grpo", "dr_grpo", "bnpo", "dapo", "cispo", "sapo", "gspo", "gmpo"]
 ADVANTAGE = {  # TRL's: ours
@@ -25,7 +37,9 @@ ADVANTAGE = {  # TRL's: ours
 
 def agrees(case, policy, batch):
     name = case.partition("/")[0]
-    assert_agrees(name, policy, batch, CASES[case], GOLDEN[f"{case}/loss"], GOLDEN[f"{case}/gradient"])
+    assert_agrees(
+        name, policy, batch, CASES[case], GOLDEN[f"{case}/loss"], GOLDEN[f"{case}/gradient"]
+    )
 
 
 def test_every_loss_trl_has_is_compared():
@@ -47,7 +61,9 @@ def test_the_random_inputs_reach_both_sides_of_the_clips():
     """Otherwise agreement would say little."""
     ratio = np.exp(GOLDEN["group/logp"] - GOLDEN["group/old"])[GOLDEN["group/mask"] > 0]
     assert (
-        np.mean(ratio < 0.8) > 0.1 and np.mean(ratio > 1.5) > 0.03 and np.ptp(np.sign(GOLDEN["group/advantage"])) == 2
+        np.mean(ratio < 0.8) > 0.1
+        and np.mean(ratio > 1.5) > 0.03
+        and np.ptp(np.sign(GOLDEN["group/advantage"])) == 2
     )
 
 

@@ -1,4 +1,5 @@
-"""Nash-MD, XPO and their opponent agree with TRL 0.19, which still has them (tests/golden/make_trl_online.py)."""
+"""Nash-MD, XPO and their opponent agree with TRL 0.19, which still has them
+(tests/golden/make_trl_online.py)."""
 
 import json
 import pathlib
@@ -28,7 +29,9 @@ def test_loss_agrees_with_trl(case):
     mean = lambda logp: function(Policy(logp, policy.hidden), batch, **hyper)[0].result()  # noqa: E731
     value, gradient = jax.jit(jax.value_and_grad(mean))(policy.logp)
     np.testing.assert_allclose(value, GOLDEN[f"{case}/loss"], rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(gradient, GOLDEN[f"{case}/gradient"] * batch.mask, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        gradient, GOLDEN[f"{case}/gradient"] * batch.mask, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("coef", [0.25, 0.5])

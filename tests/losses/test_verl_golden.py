@@ -1,4 +1,5 @@
-"""Group losses and advantages agree with verl 0.9 on random input, value and gradient (tests/golden/make_verl.py)."""
+"""Group losses and advantages agree with verl 0.9 on random input, value and gradient
+(tests/golden/make_verl.py)."""
 
 import json
 import pathlib
@@ -22,11 +23,15 @@ def test_every_group_loss_but_sspo_is_compared():
 
 @pytest.mark.parametrize("case", CASES)
 def test_group_loss_agrees_with_verl(case):
-    policy, batch = build(GOLDEN["logp"], GOLDEN["mask"], old=GOLDEN["old"], advantage=GOLDEN["advantage"])
+    policy, batch = build(
+        GOLDEN["logp"], GOLDEN["mask"], old=GOLDEN["old"], advantage=GOLDEN["advantage"]
+    )
     loss, gradient = GOLDEN[f"{case}/loss"], GOLDEN[f"{case}/gradient"]
     assert_agrees(case.partition("/")[0], policy, batch, CASES[case], loss, gradient)
 
 
 @pytest.mark.parametrize("name", sorted(ADVANTAGES))
 def test_advantage_agrees_with_verl(name):
-    np.testing.assert_allclose(ADVANTAGES[name](GOLDEN["reward"]), GOLDEN[f"advantages/{name}"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        ADVANTAGES[name](GOLDEN["reward"]), GOLDEN[f"advantages/{name}"], rtol=1e-5, atol=1e-6
+    )

@@ -6,11 +6,18 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import Arch, LinearScaling, Llama3Scaling, tiny_arch
 from ssppo_jax.models.hf_config import arch_from_hf, arch_to_hf
 
-LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 VARIANTS = [
     tiny_arch(),
     tiny_arch(tie_embeddings=False, num_kv_heads=4, eos_ids=(2, 7)),
-    tiny_arch(rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5, bos_id=None, eos_ids=()),
+    tiny_arch(
+        rope_scaling=Llama3Scaling(8.0, 1.0, 4.0, 8192), rope_theta=5e5, bos_id=None, eos_ids=()
+    ),
     tiny_arch(rope_scaling=LinearScaling(4.0)),
     tiny_arch(num_labels=1),
     tiny_arch(model_type="qwen2", num_labels=3, tie_embeddings=False),
@@ -19,8 +26,16 @@ VARIANTS = [
     tiny_arch(model_type="qwen2"),
     tiny_arch(model_type="qwen2", sliding_window=16, sliding_layers=(1,)),
     tiny_arch(model_type="qwen3", head_dim=32),
-    tiny_arch(model_type="gemma2", sliding_window=16, sliding_layers=(0,), query_pre_attn_scalar=144, attn_softcap=5.0),
-    tiny_arch(model_type="gemma2", query_pre_attn_scalar=256, attn_softcap=50.0, final_softcap=30.0),
+    tiny_arch(
+        model_type="gemma2",
+        sliding_window=16,
+        sliding_layers=(0,),
+        query_pre_attn_scalar=144,
+        attn_softcap=5.0,
+    ),
+    tiny_arch(
+        model_type="gemma2", query_pre_attn_scalar=256, attn_softcap=50.0, final_softcap=30.0
+    ),
     tiny_arch(
         model_type="gemma3_text",
         sliding_window=16,
@@ -60,27 +75,56 @@ def test_omitted_fields_mean_what_transformers_means():
     bare = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 32}
     bare["intermediate_size"] = 8
     llama = arch_from_hf(bare | {"model_type": "llama"})
-    assert (llama.num_kv_heads, llama.head_dim, llama.max_positions, llama.rope_theta) == (32, 2, 2048, 10000.0)
-    assert (llama.bos_id, llama.eos_ids, llama.norm_eps, llama.tie_embeddings) == (1, (2,), 1e-6, False)
+    assert (llama.num_kv_heads, llama.head_dim, llama.max_positions, llama.rope_theta) == (
+        32,
+        2,
+        2048,
+        10000.0,
+    )
+    assert (llama.bos_id, llama.eos_ids, llama.norm_eps, llama.tie_embeddings) == (
+        1,
+        (2,),
+        1e-6,
+        False,
+    )
     qwen = arch_from_hf(bare | {"model_type": "qwen2"})
-    assert (qwen.num_kv_heads, qwen.bos_id, qwen.eos_ids, qwen.family.qkv_bias) == (32, None, (), True)
+    assert (qwen.num_kv_heads, qwen.bos_id, qwen.eos_ids, qwen.family.qkv_bias) == (
+        32,
+        None,
+        (),
+        True,
+    )
     mistral = arch_from_hf(bare | {"model_type": "mistral"})
     assert (mistral.num_kv_heads, mistral.sliding_window, mistral.sliding_layers) == (8, 4096, (0,))
-    assert arch_from_hf(bare | {"model_type": "mistral", "sliding_window": None}).sliding_layers == ()
+    assert (
+        arch_from_hf(bare | {"model_type": "mistral", "sliding_window": None}).sliding_layers == ()
+    )
     assert arch_from_hf(bare | {"model_type": "qwen3"}).head_dim == 128
     layers = bare | {"num_hidden_layers": 7}
     gemma = arch_from_hf(layers | {"model_type": "gemma2"})
-    assert (gemma.num_kv_heads, gemma.head_dim, gemma.tie_embeddings, gemma.bos_id, gemma.eos_ids) == (
-        4,
+    assert (
+        gemma.num_kv_heads,
+        gemma.head_dim,
+        gemma.tie_embeddings,
+        gemma.bos_id,
+        gemma.eos_ids,
+    ) == (4, 256, True, 2, (1,))
+    assert (gemma.attn_softcap, gemma.final_softcap, gemma.query_pre_attn_scalar) == (
+        50.0,
+        30.0,
         256,
-        True,
-        2,
-        (1,),
     )
-    assert (gemma.attn_softcap, gemma.final_softcap, gemma.query_pre_attn_scalar) == (50.0, 30.0, 256)
-    assert (gemma.sliding_window, gemma.sliding_layers, gemma.max_positions) == (4096, (0, 2, 4, 6), 8192)
+    assert (gemma.sliding_window, gemma.sliding_layers, gemma.max_positions) == (
+        4096,
+        (0, 2, 4, 6),
+        8192,
+    )
     gemma = arch_from_hf(layers | {"model_type": "gemma3_text"})
-    assert (gemma.sliding_layers, gemma.rope_theta, gemma.local_rope_theta) == ((0, 1, 2, 3, 4, 6), 1e6, 1e4)
+    assert (gemma.sliding_layers, gemma.rope_theta, gemma.local_rope_theta) == (
+        (0, 1, 2, 3, 4, 6),
+        1e6,
+        1e4,
+    )
     assert (gemma.attn_softcap, gemma.final_softcap, gemma.max_positions) == (None, None, 131072)
 
 
@@ -104,20 +148,35 @@ def test_gemma3_rope_is_read_in_both_spellings():
         ),
         ({"model_type": "gemma3"}, "of gemma3, the text models: gemma3_text"),
         ({"hidden_act": "gelu"}, "activation 'gelu'"),
-        ({"model_type": "gemma2", "hidden_activation": "silu"}, "activation 'silu' is not supported for gemma2"),
+        (
+            {"model_type": "gemma2", "hidden_activation": "silu"},
+            "activation 'silu' is not supported for gemma2",
+        ),
         ({"use_bidirectional_attention": True, "model_type": "gemma3_text"}, "causal attention"),
-        ({"rope_parameters": {"sliding_attention": {"rope_type": "yarn"}}, "model_type": "gemma3_text"}, "sliding_att"),
+        (
+            {
+                "rope_parameters": {"sliding_attention": {"rope_type": "yarn"}},
+                "model_type": "gemma3_text",
+            },
+            "sliding_att",
+        ),
         ({"logits_scaling": 8.0}, "'logits_scaling' .* not known for llama"),
         ({"attn_logit_softcapping": 50.0}, "'attn_logit_softcapping' .* not known for llama"),
         ({"pretraining_tp": 2}, "'pretraining_tp'"),
         ({"rope_scaling": {"type": "linear"}}, "linear lacks factor"),
-        ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "names 1 layers, num_hidden_layers says 2"),
+        (
+            {"model_type": "qwen3", "layer_types": ["full_attention"]},
+            "names 1 layers, num_hidden_layers says 2",
+        ),
         ({"attention_bias": True}, "attention_bias"),
         ({"mlp_bias": True}, "mlp_bias"),
         ({"attention_dropout": 0.1}, "attention_dropout 0.1"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
         ({"rope_parameters": {"partial_rotary_factor": 0.25}}, "partial_rotary_factor 0.25"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn' is not supported; supported: none"),
+        (
+            {"rope_scaling": {"type": "yarn", "factor": 4.0}},
+            "'yarn' is not supported; supported: none",
+        ),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 4.0}}, "lacks low_freq_factor"),
         ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per layer type"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
@@ -138,12 +197,20 @@ def test_a_field_that_would_change_the_numbers_is_refused_by_name(changes, named
 
 def test_every_unsupported_field_is_reported_at_once():
     with pytest.raises(ConfigError) as error:
-        arch_from_hf(config(hidden_act="relu", mlp_bias=True, rope_scaling={"rope_type": "dynamic"}))
+        arch_from_hf(
+            config(hidden_act="relu", mlp_bias=True, rope_scaling={"rope_type": "dynamic"})
+        )
     assert len(str(error.value).splitlines()) == 3
 
 
 def test_what_changes_no_number_is_accepted():
-    idle = {"torch_dtype": "bfloat16", "use_cache": False, "pretraining_tp": 1, "rope_interleaved": False, "x": None}
+    idle = {
+        "torch_dtype": "bfloat16",
+        "use_cache": False,
+        "pretraining_tp": 1,
+        "rope_interleaved": False,
+        "x": None,
+    }
     assert arch_from_hf(config(**idle)) == tiny_arch()
 
 
@@ -153,8 +220,13 @@ def test_the_layers_a_window_binds_are_those_transformers_gives_it():
     assert arch_from_hf(qwen).sliding_window is None
     assert arch_from_hf(qwen | {"use_sliding_window": True}).sliding_layers == (1,)
     types = ["sliding_attention", "full_attention"]
-    assert arch_from_hf(qwen | {"use_sliding_window": True, "layer_types": types}).sliding_layers == (0,)
-    assert arch_from_hf(qwen | {"use_sliding_window": True, "max_window_layers": 2}).sliding_window is None
+    assert arch_from_hf(
+        qwen | {"use_sliding_window": True, "layer_types": types}
+    ).sliding_layers == (0,)
+    assert (
+        arch_from_hf(qwen | {"use_sliding_window": True, "max_window_layers": 2}).sliding_window
+        is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -167,8 +239,14 @@ def test_the_layers_a_window_binds_are_those_transformers_gives_it():
         ({"sliding_window": 4, "sliding_layers": (0,)}, "windows in none layers"),
         ({"sliding_window": 4}, "one without the other"),
         ({"model_type": "qwen2", "sliding_window": 4, "sliding_layers": (1, 0)}, "must ascend"),
-        ({"model_type": "qwen2", "sliding_window": 4, "sliding_layers": (2,)}, "within the 2 layers"),
-        ({"model_type": "mistral", "sliding_window": 4, "sliding_layers": (1,)}, "windows in all layers"),
+        (
+            {"model_type": "qwen2", "sliding_window": 4, "sliding_layers": (2,)},
+            "within the 2 layers",
+        ),
+        (
+            {"model_type": "mistral", "sliding_window": 4, "sliding_layers": (1,)},
+            "windows in all layers",
+        ),
     ],
 )
 def test_an_arch_is_checked_wherever_it_is_made(changes, named):

@@ -1,4 +1,5 @@
-"""PairRM's ranker equals llm-blender's own on torch, over rows long enough to leave the exact buckets."""
+"""PairRM's ranker equals llm-blender's own on torch, over rows long enough to leave the exact
+buckets."""
 
 import dataclasses
 import json
@@ -16,7 +17,9 @@ from ssppo_jax.weights.table import EncoderError
 with np.load(pathlib.Path(__file__).parents[1] / "golden/pairrm.npz", allow_pickle=False) as file:
     GOLDEN = dict(file)
 CONFIG = json.loads(str(GOLDEN["config"]))
-TENSORS = {key.removeprefix("tensor/"): value for key, value in GOLDEN.items() if key.startswith("tensor/")}
+TENSORS = {
+    key.removeprefix("tensor/"): value for key, value in GOLDEN.items() if key.startswith("tensor/")
+}
 IDS, LENGTHS = GOLDEN["ids"], GOLDEN["lengths"]
 
 
@@ -29,7 +32,9 @@ def write(folder, config=None, tensors=None):
 @pytest.fixture
 def ranker(tmp_path):
     loaded = load_ranker(write(tmp_path))
-    return jax.jit(lambda tokens, length: loaded.ranker.apply({"params": loaded.params}, tokens, length))
+    return jax.jit(
+        lambda tokens, length: loaded.ranker.apply({"params": loaded.params}, tokens, length)
+    )
 
 
 def test_logits_over_600_tokens_padded_and_not_equal_llm_blender(ranker):
@@ -57,11 +62,18 @@ def test_exchanging_the_candidates_markers_turns_the_logit_about_only_in_part(ra
 def test_buckets_are_exact_when_near_logarithmic_when_far_and_odd():
     bucket = relative_buckets(600, 32, 96) - 32
     near = np.abs(np.subtract.outer(np.arange(600), np.arange(600))) <= 16
-    np.testing.assert_array_equal(bucket[near], np.subtract.outer(np.arange(600), np.arange(600))[near])
+    np.testing.assert_array_equal(
+        bucket[near], np.subtract.outer(np.arange(600), np.arange(600))[near]
+    )
     inside = np.abs(bucket) < 31
     np.testing.assert_array_equal(bucket[inside], -bucket.T[inside])
     row = bucket[:, 0]
-    assert (np.diff(row) >= 0).all() and row.max() == 31 and bucket.min() == -32 and np.argmax(row == 31) < 96
+    assert (
+        (np.diff(row) >= 0).all()
+        and row.max() == 31
+        and bucket.min() == -32
+        and np.argmax(row == 31) < 96
+    )
 
 
 @pytest.mark.parametrize(
@@ -81,7 +93,10 @@ def test_a_setting_that_is_not_implemented_is_named(changes, named, tmp_path):
 
 
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
-    extra = {"head_layer.9.weight": np.zeros(2, np.float32), "head_layer.4.bias": np.zeros(3, np.float32)}
+    extra = {
+        "head_layer.9.weight": np.zeros(2, np.float32),
+        "head_layer.4.bias": np.zeros(3, np.float32),
+    }
     with pytest.raises(EncoderError, match=r"unknown head_layer.9.weight"):
         load_ranker(write(tmp_path, tensors=extra))
     with pytest.raises(EncoderError, match=r"head_layer.4.bias has shape \(3,\)"):
@@ -90,5 +105,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
 
 def test_the_reach_is_that_of_the_positions_unless_it_is_given(tmp_path):
     arch = read_arch(write(tmp_path))
-    assert arch.reach == 96 and read_arch(write(tmp_path, {"max_relative_positions": 48})).reach == 48
+    assert (
+        arch.reach == 96 and read_arch(write(tmp_path, {"max_relative_positions": 48})).reach == 48
+    )
     assert dataclasses.replace(arch) == arch and arch.tasks == 2

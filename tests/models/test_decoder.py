@@ -1,4 +1,5 @@
-"""The decoder is each family: equal to an independent float64 implementation without shared prompts and caches."""
+"""The decoder is each family: equal to an independent float64 implementation without shared prompts
+and caches."""
 
 import functools
 
@@ -16,12 +17,16 @@ from ssppo_jax.weights import hf, names
 LENGTHS, P, K, T = (6, 1, 4), 6, 2, 5
 
 
-# ---- every family from its equations, one ordinary causal sequence at a time -----------------------------------------
+# ---- every family from its equations, one ordinary causal sequence at a time ---------------------
 
 
 def numpy_decoder(tree, arch, tokens):
-    """tokens [S] -> logits [S,V] and the states after each block and after the final norm, all float64."""
-    p, gemma = jax.tree.map(lambda x: np.asarray(x, np.float64), tree), arch.model_type.startswith("gemma")
+    """tokens [S] -> logits [S,V] and the states after each block and after the final norm, all
+    float64."""
+    p, gemma = (
+        jax.tree.map(lambda x: np.asarray(x, np.float64), tree),
+        arch.model_type.startswith("gemma"),
+    )
     x = p["embed"]["embedding"][tokens] * (np.sqrt(arch.hidden_size) if gemma else 1.0)
     states = []
     for n in range(arch.num_layers):
@@ -29,7 +34,9 @@ def numpy_decoder(tree, arch, tokens):
         y = numpy_attention(layer["attn"], arch, n, numpy_norm(x, layer["attn_norm"], arch))
         x = x + (numpy_norm(y, layer["attn_post_norm"], arch) if gemma else y)
         y, mlp = numpy_norm(x, layer["mlp_norm"], arch), layer["mlp"]
-        y = ((gelu if gemma else silu)(y @ mlp["gate"]["kernel"]) * (y @ mlp["up"]["kernel"])) @ mlp["down"]["kernel"]
+        y = (
+            (gelu if gemma else silu)(y @ mlp["gate"]["kernel"]) * (y @ mlp["up"]["kernel"])
+        ) @ mlp["down"]["kernel"]
         x = x + (numpy_norm(y, layer["mlp_post_norm"], arch) if gemma else y)
         states.append(x)
     x = numpy_norm(x, p["norm"], arch)
@@ -56,7 +63,9 @@ def numpy_norm(x, params, arch):
 
 def numpy_attention(attn, arch, layer, x):
     def project(name):
-        y = np.stack([x @ attn[name]["kernel"][:, h] for h in range(attn[name]["kernel"].shape[1])])  # [heads,S,E]
+        y = np.stack(
+            [x @ attn[name]["kernel"][:, h] for h in range(attn[name]["kernel"].shape[1])]
+        )  # [heads,S,E]
         y = y + attn[name]["bias"][:, None] if "bias" in attn[name] else y
         return numpy_norm(y, attn[f"{name}_norm"], arch) if f"{name}_norm" in attn else y
 
@@ -67,7 +76,9 @@ def numpy_attention(attn, arch, layer, x):
     out = np.zeros_like(x)
     for h in range(arch.num_heads):
         g = h // (arch.num_heads // arch.num_kv_heads)
-        score = capped(q[h] @ k[g].T / np.sqrt(arch.query_pre_attn_scalar or arch.head_dim), arch.attn_softcap)
+        score = capped(
+            q[h] @ k[g].T / np.sqrt(arch.query_pre_attn_scalar or arch.head_dim), arch.attn_softcap
+        )
         score[unseen] = -np.inf
         weight = np.exp(score - score.max(-1, keepdims=True))
         out += weight / weight.sum(-1, keepdims=True) @ v[g] @ attn["o"]["kernel"][h]
@@ -81,7 +92,9 @@ def numpy_rope(x, arch, layer):  # [heads,S,E]: element i turns with element i +
     frequency = np.array([scaled(theta ** (-2 * i / arch.head_dim), scaling) for i in range(half)])
     angle = np.arange(x.shape[1])[:, None] * frequency
     a, b = x[..., :half], x[..., half:]
-    return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1)
+    return np.concatenate(
+        [a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)], -1
+    )
 
 
 def scaled(frequency, s):
@@ -95,11 +108,13 @@ def scaled(frequency, s):
         return frequency
     if wavelength > s.original_max_positions / s.low_freq_factor:
         return frequency / s.factor
-    smooth = (s.original_max_positions / wavelength - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor)
+    smooth = (s.original_max_positions / wavelength - s.low_freq_factor) / (
+        s.high_freq_factor - s.low_freq_factor
+    )
     return (1 - smooth) * frequency / s.factor + smooth * frequency
 
 
-# ---- the decoder -----------------------------------------------------------------------------------------------------
+# ---- the decoder ---------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +146,9 @@ def test_completions_on_a_shared_prompt_equal_ordinary_causal_sequences(name, pr
             np.testing.assert_allclose(out.prompt[b, :n], states[-1][:n], atol=1e-5)
             np.testing.assert_allclose(out.completion[b, k], states[-1][n:], atol=1e-5)
             np.testing.assert_allclose(out.tap[b, k], states[0][n:], atol=1e-5)
-            spoken = capped(np.asarray(out.completion[b, k], np.float64) @ kernel, arch.final_softcap)
+            spoken = capped(
+                np.asarray(out.completion[b, k], np.float64) @ kernel, arch.final_softcap
+            )
             np.testing.assert_allclose(spoken, logits[n:], atol=1e-4)
 
 
@@ -149,11 +166,20 @@ def test_decoding_through_the_cache_equals_the_whole_forward(name, prompts, comp
     prefill = jit(lambda: decoder.apply(params, prompts.tokens, prompts.length, return_kv=True))()
     n, b, g, _, e = prefill.kv.k.shape
     shape = (n, b, K, g, T, e)
-    own = KV(np.full(shape, 1e6, np.float32), np.full(shape, 1e6, np.float32))  # what is not filled is not seen
+    own = KV(
+        np.full(shape, 1e6, np.float32), np.full(shape, 1e6, np.float32)
+    )  # what is not filled is not seen
 
     @jit
     def step(own, filled, token):
-        out = decoder.apply(params, None, prompts.length, token, Cache(prefill.kv, own, filled, filled), return_kv=True)
+        out = decoder.apply(
+            params,
+            None,
+            prompts.length,
+            token,
+            Cache(prefill.kv, own, filled, filled),
+            return_kv=True,
+        )
         put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=filled, axis=4)
         return jax.tree.map(put, own, out.kv), out.completion[:, :, 0]
 
@@ -182,16 +208,19 @@ def test_later_tokens_and_sibling_completions_change_nothing(prompts, completion
     assert (np.abs(a.completion[:, 0, 3:] - b.completion[:, 0, 3:]).max(-1) > 1e-3).all()
 
 
-# ---- how it is computed ----------------------------------------------------------------------------------------------
+# ---- how it is computed --------------------------------------------------------------------------
 
 
 def gradient_of(**settings):
-    """(params, prompts, completion) -> value and gradient of a sum that weighs every state differently."""
+    """(params, prompts, completion) -> value and gradient of a sum that weighs every state
+    differently."""
     decoder = Decoder(ARCHES["tied"], **settings)
     weight = np.random.default_rng(2).standard_normal((len(LENGTHS), K, T, 32)).astype(np.float32)
 
     def value(params, tokens, length, completion):
-        return jnp.sum(decoder.apply({"params": params}, tokens, length, completion).completion * weight)
+        return jnp.sum(
+            decoder.apply({"params": params}, tokens, length, completion).completion * weight
+        )
 
     return jax.value_and_grad(value)
 
@@ -202,13 +231,18 @@ def test_remat_and_unroll_change_neither_values_nor_gradients(prompts, completio
     (value, gradient), *others = (jit(gradient_of(**s))(*args) for s in settings)
     for other_value, other in others:
         np.testing.assert_allclose(other_value, value, rtol=1e-5)
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()), other, gradient)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max()),
+            other,
+            gradient,
+        )
 
 
 def test_each_remat_policy_recomputes_more_than_the_one_before(prompts, completion):
     args = (PARAMS["tied"], prompts.tokens, prompts.length, completion)
     products = [
-        count(jax.make_jaxpr(gradient_of(remat=r))(*args).jaxpr, "dot_general") for r in ("none", "dots", "full")
+        count(jax.make_jaxpr(gradient_of(remat=r))(*args).jaxpr, "dot_general")
+        for r in ("none", "dots", "full")
     ]
     assert products[0] < products[1] < products[2]
 
@@ -223,7 +257,9 @@ def test_products_that_are_offloaded_are_those_that_dots_keeps(prompts, completi
 def count(jaxpr, primitive):
     """Occurrences of a primitive in a jaxpr and everything inside it."""
     inner = [sub for eqn in jaxpr.eqns for sub in core.jaxprs_in_params(eqn.params)]
-    return sum(eqn.primitive.name == primitive for eqn in jaxpr.eqns) + sum(count(sub, primitive) for sub in inner)
+    return sum(eqn.primitive.name == primitive for eqn in jaxpr.eqns) + sum(
+        count(sub, primitive) for sub in inner
+    )
 
 
 @pytest.mark.parametrize("name", ARCHES)

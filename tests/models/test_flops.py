@@ -1,4 +1,5 @@
-"""The count of operations against the products that the traced model really contains, and against loops over tokens."""
+"""The count of operations against the products that the traced model really contains, and against
+loops over tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,9 @@ from ssppo_jax.runs.throughput import chip_of
 
 ARCHS = [
     tiny_arch(),
-    tiny_arch(num_layers=5, num_heads=4, num_kv_heads=1, head_dim=16, mlp_dim=48, tie_embeddings=False),
+    tiny_arch(
+        num_layers=5, num_heads=4, num_kv_heads=1, head_dim=16, mlp_dim=48, tie_embeddings=False
+    ),
     tiny_arch(model_type="qwen3", num_layers=3),
 ]
 
@@ -26,7 +29,11 @@ def products(jaxpr) -> int:
         if eqn.primitive.name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
             shape = eqn.invars[0].aval.shape
-            total += 2 * int(np.prod(eqn.outvars[0].aval.shape)) * int(np.prod([shape[i] for i in contract]))
+            total += (
+                2
+                * int(np.prod(eqn.outvars[0].aval.shape))
+                * int(np.prod([shape[i] for i in contract]))
+            )
         times = eqn.params["length"] if eqn.primitive.name == "scan" else 1
         for inner in jaxprs_in_params(eqn.params):
             total += times * products(inner)
@@ -39,7 +46,9 @@ def traced(arch, b, p, k, t, transform=lambda f: f):
 
     def score(params, prompt, completion):
         out = decoder.apply({"params": params}, prompt, jnp.full((b,), p), completion)
-        return token_logprobs(out.completion, output_kernel(params, arch), completion, chunk=arch.vocab_size).logp.sum()
+        return token_logprobs(
+            out.completion, output_kernel(params, arch), completion, chunk=arch.vocab_size
+        ).logp.sum()
 
     ids = jax.ShapeDtypeStruct((b, p), jnp.int32), jax.ShapeDtypeStruct((b, k, t), jnp.int32)
     return products(jax.make_jaxpr(transform(score))(shapes, *ids).jaxpr)
@@ -49,7 +58,9 @@ def traced(arch, b, p, k, t, transform=lambda f: f):
 def test_a_forward_pass_counts_the_products_of_the_traced_model(arch):
     b, p, k, t = 2, 12, 3, 5
     found = flops.forward(arch, np.full(b, p), np.full((b, k), t))
-    computed = 4 * b * (p * p + k * (t * p + t * t)) * arch.num_layers * arch.num_heads * arch.head_dim  # no mask
+    computed = (
+        4 * b * (p * p + k * (t * p + t * t)) * arch.num_layers * arch.num_heads * arch.head_dim
+    )  # no mask
     seen = flops.attention(arch, np.zeros(b), np.full(b, p)) + flops.attention(
         arch, np.full((b, k), p), np.full((b, k), t)
     )
@@ -62,7 +73,9 @@ def test_a_training_step_is_three_forward_passes_but_for_the_first_and_the_recom
     found = flops.train_step(arch, np.full(b, p), np.full((b, k), t))
     traced_step = traced(arch, b, p, k, t, jax.grad)
     again = flops.head(arch, b * k * t)  # the chunked log-probs compute their logits a second time
-    unmasked = 4 * b * (p * p + k * (t * p + t * t)) * arch.num_layers * arch.num_heads * arch.head_dim
+    unmasked = (
+        4 * b * (p * p + k * (t * p + t * t)) * arch.num_layers * arch.num_heads * arch.head_dim
+    )
     seen = flops.attention(arch, np.zeros(b), np.full(b, p)) + flops.attention(
         arch, np.full((b, k), p), np.full((b, k), t)
     )
@@ -72,7 +85,10 @@ def test_a_training_step_is_three_forward_passes_but_for_the_first_and_the_recom
 def test_frozen_matrices_cost_two_forward_passes():
     arch, prompt, own = ARCHS[0], np.array([7, 3]), np.array([[4, 2], [1, 6]])
     dense = flops.dense(arch, prompt.sum() + own.sum()) + flops.head(arch, own.sum())
-    full, adapters = flops.train_step(arch, prompt, own), flops.train_step(arch, prompt, own, adapters=True)
+    full, adapters = (
+        flops.train_step(arch, prompt, own),
+        flops.train_step(arch, prompt, own, adapters=True),
+    )
     assert full - adapters == dense
 
 
@@ -81,7 +97,9 @@ def test_keys_seen_are_counted_as_a_loop_over_tokens_counts_them(window):
     rng = np.random.default_rng(0)
     past, length = rng.integers(0, 9, (4, 3)), rng.integers(0, 9, (4, 3))
     want = sum(
-        min(i + 1, window or 10**9) for p, n in zip(past.ravel(), length.ravel(), strict=True) for i in range(p, p + n)
+        min(i + 1, window or 10**9)
+        for p, n in zip(past.ravel(), length.ravel(), strict=True)
+        for i in range(p, p + n)
     )
     assert flops._pairs(past, length, window) == want
 
@@ -95,11 +113,8 @@ def test_a_sliding_window_binds_its_own_layers_alone():
 
 
 def test_chips_are_known_by_what_jax_calls_them():
-    assert [chip_of(kind).name for kind in ("TPU v5 lite", "TPU v5p", "TPU v5", "TPU v6 lite", "NVIDIA H200")] == [
-        "v5e",
-        "v5p",
-        "v5p",
-        "v6e",
-        "h200",
-    ]
+    assert [
+        chip_of(kind).name
+        for kind in ("TPU v5 lite", "TPU v5p", "TPU v5", "TPU v6 lite", "NVIDIA H200")
+    ] == ["v5e", "v5p", "v5p", "v6e", "h200"]
     assert chip_of("cpu") is None

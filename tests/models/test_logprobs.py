@@ -1,4 +1,5 @@
-"""Token log-probs in chunks of the vocabulary: the numbers of log-softmax, without ever holding whole logits."""
+"""Token log-probs in chunks of the vocabulary: the numbers of log-softmax, without ever holding
+whole logits."""
 
 import functools
 import math
@@ -19,7 +20,11 @@ B, K, T, D, V = 2, 3, 7, 8, 24  # not a multiple of some of the chunks below: th
 def case():
     rng = np.random.default_rng(0)
     hidden = rng.standard_normal((B, K, T, D)).astype(np.float32)
-    return hidden, rng.standard_normal((D, V)).astype(np.float32), rng.integers(0, V, (B, K, T)).astype(np.int32)
+    return (
+        hidden,
+        rng.standard_normal((D, V)).astype(np.float32),
+        rng.integers(0, V, (B, K, T)).astype(np.int32),
+    )
 
 
 def numpy_logprobs(hidden, kernel):
@@ -46,7 +51,9 @@ CHUNKS = [(1, 1), (3, 1), (7, 1), (24, 1), (100, 1), (7, 2), (9, 3), (1, 4)]
 def test_logp_and_entropy_equal_numpy_for_every_chunk(case, how):
     (_, out), _ = value_and_gradient(*how)(*case)
     whole = numpy_logprobs(*case[:2])
-    np.testing.assert_allclose(out.logp, np.take_along_axis(whole, case[2][..., None], -1)[..., 0], atol=1e-5)
+    np.testing.assert_allclose(
+        out.logp, np.take_along_axis(whole, case[2][..., None], -1)[..., 0], atol=1e-5
+    )
     np.testing.assert_allclose(out.entropy, -(np.exp(whole) * whole).sum(-1), atol=1e-5)
 
 
@@ -55,7 +62,9 @@ def test_chunked_gradients_are_those_of_log_softmax(case, how):
     weight = np.random.default_rng(1).standard_normal((B, K, T)).astype(np.float32)
 
     def plain(hidden, kernel, targets):
-        logp = jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), targets[..., None], -1)[..., 0]
+        logp = jnp.take_along_axis(jax.nn.log_softmax(hidden @ kernel), targets[..., None], -1)[
+            ..., 0
+        ]
         return jnp.sum(logp * weight)
 
     _, chunked = value_and_gradient(*how)(*case)
@@ -69,14 +78,20 @@ def test_a_soft_cap_bounds_the_logits_and_bends_their_gradient(case):
 
     def plain(hidden, kernel):
         logits = 1.5 * jnp.tanh(hidden @ kernel / 1.5)
-        return jnp.sum(jnp.sin(jnp.take_along_axis(jax.nn.log_softmax(logits), case[2][..., None], -1)))
+        return jnp.sum(
+            jnp.sin(jnp.take_along_axis(jax.nn.log_softmax(logits), case[2][..., None], -1))
+        )
 
-    for a, b in zip(*(jit(jax.value_and_grad(f, argnums=(0, 1)))(*case[:2]) for f in (chunked, plain)), strict=True):
+    for a, b in zip(
+        *(jit(jax.value_and_grad(f, argnums=(0, 1)))(*case[:2]) for f in (chunked, plain)),
+        strict=True,
+    ):
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-5), a, b)
 
 
 def test_the_gradient_is_the_closed_form(case):
-    """d logp[target] / d hidden = kernel[:, target] - sum_v p_v kernel[:, v]; padded chunk slots add nothing."""
+    """d logp[target] / d hidden = kernel[:, target] - sum_v p_v kernel[:, v]; padded chunk slots
+    add nothing."""
     hidden, kernel, targets = case
     weight = np.random.default_rng(1).standard_normal((B, K, T))
     gap = weight[..., None] * (np.eye(V)[targets] - np.exp(numpy_logprobs(hidden, kernel)))
@@ -113,11 +128,17 @@ def test_entropy_carries_no_gradient(case):
 
 
 def test_bfloat16_states_give_float32_sums(case):
-    hidden, kernel, targets = jnp.asarray(case[0], jnp.bfloat16), jnp.asarray(case[1], jnp.bfloat16), case[2]
+    hidden, kernel, targets = (
+        jnp.asarray(case[0], jnp.bfloat16),
+        jnp.asarray(case[1], jnp.bfloat16),
+        case[2],
+    )
     out = jit(lambda h: token_logprobs(h, case[1], targets, chunk=3, entropy=True))(hidden)
     assert out.logp.dtype == out.entropy.dtype == logits_of(hidden, kernel).dtype == jnp.float32
     whole = numpy_logprobs(np.asarray(hidden, np.float32), np.asarray(kernel, np.float32))
-    np.testing.assert_allclose(out.logp, np.take_along_axis(whole, targets[..., None], -1)[..., 0], atol=1e-5)
+    np.testing.assert_allclose(
+        out.logp, np.take_along_axis(whole, targets[..., None], -1)[..., 0], atol=1e-5
+    )
 
 
 def test_large_logits_stay_finite(case):

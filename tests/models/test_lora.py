@@ -42,7 +42,8 @@ def test_a_model_with_adapters_is_the_model_with_them_merged(name):
 
 
 def test_every_target_adds_its_own_share():
-    """Each projection alone changes the model, and merging agrees for each: none is left out or applied twice."""
+    """Each projection alone changes the model, and merging agrees for each: none is left out or
+    applied twice."""
     for target in ("attn/q", "attn/k", "attn/v", "attn/o", "mlp/gate", "mlp/up", "mlp/down"):
         lora = dataclasses.replace(LORA, targets=target)
         adapters = adapters_of("qwen3", lora)
@@ -55,9 +56,15 @@ def test_every_target_adds_its_own_share():
 
 def test_fresh_adapters_change_nothing_and_a_is_pefts():
     fresh = split(init_params(Decoder(ARCHES["tied"], lora=LORA), jax.random.key(3)))[1]
-    np.testing.assert_array_equal(logp("tied", join(PARAMS["tied"], fresh), LORA), logp("tied", PARAMS["tied"]))
+    np.testing.assert_array_equal(
+        logp("tied", join(PARAMS["tied"], fresh), LORA), logp("tied", PARAMS["tied"])
+    )
     a = np.asarray(fresh["layers"]["mlp"]["down"]["lora_a"])  # inside 64
-    assert np.abs(a).max() <= 64**-0.5 and np.abs(a).max() > 0.9 * 64**-0.5 and a.std() > 0.5 * 64**-0.5
+    assert (
+        np.abs(a).max() <= 64**-0.5
+        and np.abs(a).max() > 0.9 * 64**-0.5
+        and a.std() > 0.5 * 64**-0.5
+    )
     assert not np.array_equal(a[0], a[1])
     assert all(not np.any(leaf) for path, leaf in hf.flatten(fresh) if path.endswith("lora_b"))
 
@@ -77,13 +84,20 @@ def test_parting_and_joining_lose_nothing_and_copy_nothing():
     own, adapters = split(whole)
     assert dict(hf.flatten(own)).keys() == dict(hf.flatten(PARAMS["qwen2"])).keys()
     again = dict(hf.flatten(join(own, adapters)))
-    assert all(again[path] is leaf for path, leaf in hf.flatten(whole)) and len(again) == len(dict(hf.flatten(whole)))
+    assert all(again[path] is leaf for path, leaf in hf.flatten(whole)) and len(again) == len(
+        dict(hf.flatten(whole))
+    )
     assert split(own) == (own, {}) and join(None, own) is own
 
 
 def batch():
     empty = {name: np.zeros(MASK.shape, np.float32) for name in Batch._fields}
-    fields = {"prompt": PROMPTS.tokens, "prompt_length": PROMPTS.length, "completion": TOKENS, "mask": MASK}
+    fields = {
+        "prompt": PROMPTS.tokens,
+        "prompt_length": PROMPTS.length,
+        "completion": TOKENS,
+        "mask": MASK,
+    }
     made = Batch(**(empty | fields | {"weight": np.ones(2, np.float32)}))
     return jax.tree.map(lambda x: jnp.asarray(x)[None], made)
 
@@ -117,7 +131,10 @@ def test_a_step_trains_the_adapters_alone_with_the_gradient_of_the_whole():
     gradient = split(jit(jax.grad(value))(join(PARAMS["tied"], adapters)))[1]
     np.testing.assert_allclose(metrics["grad_norm"].result(), optax.tree.norm(gradient), rtol=1e-4)
     trained, _ = stepped(LORA, adapters, steps=20)
-    before, after = (np.sum(logp("tied", join(PARAMS["tied"], a), LORA) * MASK) for a in (adapters, trained.params))
+    before, after = (
+        np.sum(logp("tied", join(PARAMS["tied"], a), LORA) * MASK)
+        for a in (adapters, trained.params)
+    )
     assert after > before + 5
 
 
@@ -134,7 +151,11 @@ def test_dropout_is_for_training_and_anew_in_every_step():
 
 
 def test_dropout_differs_from_step_to_step_and_between_micro_batches():
-    lora, adapters, key = dataclasses.replace(LORA, dropout=0.5), adapters_of("tied"), jax.random.key(5)
+    lora, adapters, key = (
+        dataclasses.replace(LORA, dropout=0.5),
+        adapters_of("tied"),
+        jax.random.key(5),
+    )
     apply = make_apply(Decoder(ARCHES["tied"], lora=lora), logprob_chunk=4)
     still = optax.sgd(0.0)
     step = jit(make_train_step(apply, loss, lambda policy, batch: {}, still, dropout_key=key))
@@ -143,17 +164,28 @@ def test_dropout_differs_from_step_to_step_and_between_micro_batches():
         state, metrics = step(state, batch(), PARAMS["tied"])
         found.append(float(metrics["loss"].result()))
     assert len(set(found)) == 3
-    twice = jax.tree.map(lambda x: jnp.concatenate([x, x]), batch())  # the same micro-batch at places 0 and 1
-    both = step(TrainState(adapters, still.init(adapters), jnp.int32(0)), twice, PARAMS["tied"])[1]["loss"].result()
+    twice = jax.tree.map(
+        lambda x: jnp.concatenate([x, x]), batch()
+    )  # the same micro-batch at places 0 and 1
+    both = step(TrainState(adapters, still.init(adapters), jnp.int32(0)), twice, PARAMS["tied"])[1][
+        "loss"
+    ].result()
     np.testing.assert_allclose(both, (found[0] + found[1]) / 2, rtol=1e-5)
 
 
 def test_dropout_keeps_the_mean_of_what_an_adapter_adds():
     lora = dataclasses.replace(LORA, dropout=0.5)
-    small = join(PARAMS["tied"], jax.tree.map(lambda x: 0.2 * x, adapters_of("tied")))  # where the model is near linear
+    small = join(
+        PARAMS["tied"], jax.tree.map(lambda x: 0.2 * x, adapters_of("tied"))
+    )  # where the model is near linear
     apply = make_apply(Decoder(ARCHES["tied"], lora=lora), logprob_chunk=4)
-    many = jit(jax.vmap(lambda key: apply(small, *PROMPTS[:2], TOKENS, MASK, dropout_key=key)[0].logp))
-    whole, dropped = np.asarray(logp("tied", small, lora)), np.asarray(many(jax.random.split(jax.random.key(0), 128)))
+    many = jit(
+        jax.vmap(lambda key: apply(small, *PROMPTS[:2], TOKENS, MASK, dropout_key=key)[0].logp)
+    )
+    whole, dropped = (
+        np.asarray(logp("tied", small, lora)),
+        np.asarray(many(jax.random.split(jax.random.key(0), 128))),
+    )
     added = np.abs(whole - logp("tied", PARAMS["tied"])).mean()
     assert np.abs(np.mean(dropped, 0) - whole).mean() < 0.2 * added < np.abs(dropped - whole).mean()
 

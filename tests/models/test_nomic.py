@@ -1,4 +1,5 @@
-"""Nomic BERT against transformers on torch (`tests/golden/make_nomic.py`), from both notations of its config."""
+"""Nomic BERT against transformers on torch (`tests/golden/make_nomic.py`), from both notations of
+its config."""
 
 import json
 import pathlib
@@ -40,7 +41,11 @@ PUBLISHED = {  # of nomic-ai/nomic-embed-text-v1.5, with this model's sizes
 
 
 def folder_of(tmp_path, config):
-    tensors = {name.removeprefix("tensor/"): GOLDEN[name] for name in GOLDEN.files if name.startswith("tensor/")}
+    tensors = {
+        name.removeprefix("tensor/"): GOLDEN[name]
+        for name in GOLDEN.files
+        if name.startswith("tensor/")
+    }
     (tmp_path / "modules.json").write_text('[{"type": "x.Pooling", "path": ""}]')
     (tmp_path / "config.json").write_text(json.dumps(config | {"pooling_mode": "mean"}))
     save_file(tensors, tmp_path / "model.safetensors")
@@ -51,9 +56,13 @@ def folder_of(tmp_path, config):
 def test_sentence_vectors_equal_transformers(config, tmp_path):
     loaded = load_encoder(str(folder_of(tmp_path, config)))
     assert loaded.ignored == () and loaded.encoder.arch.positions == 640
-    found = jax.jit(loaded.encoder.apply)({"params": loaded.params}, GOLDEN["ids"], GOLDEN["lengths"])
+    found = jax.jit(loaded.encoder.apply)(
+        {"params": loaded.params}, GOLDEN["ids"], GOLDEN["lengths"]
+    )
     np.testing.assert_allclose(found, GOLDEN["mean"], atol=2e-4, rtol=0)
-    alone = jax.jit(loaded.encoder.apply)({"params": loaded.params}, GOLDEN["ids"][2:, :450], GOLDEN["lengths"][2:])
+    alone = jax.jit(loaded.encoder.apply)(
+        {"params": loaded.params}, GOLDEN["ids"][2:, :450], GOLDEN["lengths"][2:]
+    )
     np.testing.assert_allclose(alone[0], GOLDEN["mean"][2], atol=2e-4, rtol=0)
 
 
@@ -65,7 +74,10 @@ def test_sentence_vectors_equal_transformers(config, tmp_path):
         ({"rotary_emb_fraction": 0.5}, "rotary_emb_fraction is 0.5"),
         ({"rotary_scaling_factor": 2}, "rotary_scaling_factor is 2"),
         ({"rotary_emb_base": None}, "no 'rotary_emb_base'"),
-        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1000.0}}, "rope_type 'dynamic'"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1000.0}},
+            "rope_type 'dynamic'",
+        ),
     ],
 )
 def test_what_is_not_implemented_is_refused(change, message, tmp_path):
@@ -75,7 +87,11 @@ def test_what_is_not_implemented_is_refused(change, message, tmp_path):
 
 def test_a_missing_gate_is_named(tmp_path):
     folder = folder_of(tmp_path, CONFIG)
-    tensors = {name.removeprefix("tensor/"): GOLDEN[name] for name in GOLDEN.files if name.startswith("tensor/")}
+    tensors = {
+        name.removeprefix("tensor/"): GOLDEN[name]
+        for name in GOLDEN.files
+        if name.startswith("tensor/")
+    }
     del tensors["encoder.layers.1.mlp.fc12.weight"]
     save_file(tensors, folder / "model.safetensors")
     with pytest.raises(EncoderError, match=r"missing encoder\.layers\.1\.mlp\.fc12\.weight"):

@@ -1,4 +1,5 @@
-"""What a loss sees: log-probs of each token by the state before it, and one vector per completion."""
+"""What a loss sees: log-probs of each token by the state before it, and one vector per
+completion."""
 
 import functools
 
@@ -16,14 +17,21 @@ from ssppo_jax.models.policy import make_apply, pool
 PROMPTS = make_prompts((6, 1, 4), 6)
 LENGTH = np.array([[5, 2], [1, 4], [3, 5]])
 MASK = mask_of(LENGTH, 5)
-TOKENS = np.where(MASK > 0, np.random.default_rng(1).integers(1, V, MASK.shape), PAD).astype(np.int32)
+TOKENS = np.where(MASK > 0, np.random.default_rng(1).integers(1, V, MASK.shape), PAD).astype(
+    np.int32
+)
 
 
 @functools.cache
 def alone(name, b, k):
-    """States of one completion after its prompt as one sequence without padding: after the norm, and of each block."""
+    """States of one completion after its prompt as one sequence without padding: after the norm,
+    and of each block."""
     decoder, n = Decoder(ARCHES[name]), LENGTH[b, k]
-    args = (PROMPTS.tokens[b : b + 1, : PROMPTS.length[b]], PROMPTS.length[b : b + 1], TOKENS[b : b + 1, k : k + 1, :n])
+    args = (
+        PROMPTS.tokens[b : b + 1, : PROMPTS.length[b]],
+        PROMPTS.length[b : b + 1],
+        TOKENS[b : b + 1, k : k + 1, :n],
+    )
     outs = [
         jit(functools.partial(decoder.apply, tap_layer=i))({"params": PARAMS[name]}, *args)
         for i in range(decoder.arch.num_layers)
@@ -36,7 +44,10 @@ def alone(name, b, k):
 def test_each_token_is_scored_by_the_state_before_it(name):
     """The first one by the prompt's last state; where logits have a soft cap, through it."""
     policy = scorer(name)(PROMPTS, TOKENS, MASK)
-    kernel, cap = np.asarray(output_kernel(PARAMS[name], ARCHES[name]), np.float64), ARCHES[name].final_softcap
+    kernel, cap = (
+        np.asarray(output_kernel(PARAMS[name], ARCHES[name]), np.float64),
+        ARCHES[name].final_softcap,
+    )
     for b, k in ((0, 0), (1, 1), (2, 0)):
         prompt, own, _ = alone(name, b, k)
         logits = np.concatenate([prompt[-1:], own[:-1]]) @ kernel
@@ -50,11 +61,16 @@ SETTINGS = [
     ({}, lambda own, taps: own[-1]),
     ({"repulsion_pooling": "mean_response"}, lambda own, taps: own.mean(0)),
     ({"repulsion_layer": "final_pre_norm"}, lambda own, taps: taps[1][-1]),
-    ({"repulsion_layer": "0", "repulsion_pooling": "mean_response"}, lambda own, taps: taps[0].mean(0)),
+    (
+        {"repulsion_layer": "0", "repulsion_pooling": "mean_response"},
+        lambda own, taps: taps[0].mean(0),
+    ),
 ]
 
 
-@pytest.mark.parametrize("settings, want", SETTINGS, ids=lambda x: str(x) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    "settings, want", SETTINGS, ids=lambda x: str(x) if isinstance(x, dict) else ""
+)
 def test_hidden_is_the_configured_state_of_the_completion(settings, want):
     hidden = scorer(**settings)(PROMPTS, TOKENS, MASK).hidden
     assert hidden.dtype == np.float32
@@ -63,21 +79,33 @@ def test_hidden_is_the_configured_state_of_the_completion(settings, want):
         np.testing.assert_allclose(hidden[b, k], want(own, taps), atol=2e-5)
 
 
-@pytest.mark.parametrize("settings, want", SETTINGS, ids=lambda x: str(x) if isinstance(x, dict) else "")
+@pytest.mark.parametrize(
+    "settings, want", SETTINGS, ids=lambda x: str(x) if isinstance(x, dict) else ""
+)
 def test_tokens_in_padding_change_nothing_that_counts(settings, want):
     poisoned_prompts = make_prompts(PROMPTS.length, 6, fill=V - 1)
     poisoned = np.where(MASK > 0, TOKENS, V - 2).astype(np.int32)
-    clean, other = scorer(**settings)(PROMPTS, TOKENS, MASK), scorer(**settings)(poisoned_prompts, poisoned, MASK)
-    np.testing.assert_array_equal(np.where(MASK > 0, clean.logp, 0), np.where(MASK > 0, other.logp, 0))
+    clean, other = (
+        scorer(**settings)(PROMPTS, TOKENS, MASK),
+        scorer(**settings)(poisoned_prompts, poisoned, MASK),
+    )
+    np.testing.assert_array_equal(
+        np.where(MASK > 0, clean.logp, 0), np.where(MASK > 0, other.logp, 0)
+    )
     np.testing.assert_array_equal(clean.hidden, other.hidden)
 
 
 def test_more_padding_changes_nothing_that_counts():
     wide = make_prompts(PROMPTS.length, 11)
     extra = np.full((3, 2, 4), PAD, np.int32)
-    tokens, mask = np.concatenate([TOKENS, extra], 2), np.concatenate([MASK, np.zeros_like(extra, np.float32)], 2)
+    tokens, mask = (
+        np.concatenate([TOKENS, extra], 2),
+        np.concatenate([MASK, np.zeros_like(extra, np.float32)], 2),
+    )
     clean, other = scorer()(PROMPTS, TOKENS, MASK), scorer()(wide, tokens, mask)
-    np.testing.assert_allclose(np.where(MASK > 0, other.logp[..., :5] - clean.logp, 0), 0, atol=1e-5)
+    np.testing.assert_allclose(
+        np.where(MASK > 0, other.logp[..., :5] - clean.logp, 0), 0, atol=1e-5
+    )
     np.testing.assert_allclose(clean.hidden, other.hidden, atol=1e-5)
 
 
@@ -86,7 +114,9 @@ def test_pooling_reads_masked_tokens_only(pooling):
     states = np.arange(24, dtype=np.float32).reshape(1, 3, 4, 2)
     mask = mask_of(np.array([[3, 4, 0]]), 4)
     poisoned = np.where(mask[..., None] > 0, states, np.nan)
-    got = np.asarray(pool(jnp.asarray(poisoned if pooling == "mean_response" else states), mask, pooling))
+    got = np.asarray(
+        pool(jnp.asarray(poisoned if pooling == "mean_response" else states), mask, pooling)
+    )
     want = {"last_token": [[4, 5], [14, 15]], "mean_response": [[2, 3], [11, 12]]}[pooling]
     np.testing.assert_array_equal(got[0, :2], want)
     assert np.isfinite(got).all()  # a completion without tokens has some finite vector
@@ -122,9 +152,13 @@ def test_the_repulsion_gradient_is_the_slope_of_the_cosine():
     value = repulsion_gradient()
     _, gradient = value(PARAMS["tied"], TOKENS)
     step = 1e-3
-    up, down = (jax.tree.map(lambda p, d, s=s: p + s * d, PARAMS["tied"], direction) for s in (step, -step))
+    up, down = (
+        jax.tree.map(lambda p, d, s=s: p + s * d, PARAMS["tied"], direction) for s in (step, -step)
+    )
     slope = (value(up, TOKENS)[0] - value(down, TOKENS)[0]) / (2 * step)
-    inner = sum(jax.tree.leaves(jax.tree.map(lambda g, d: float(np.sum(g * d)), gradient, direction)))
+    inner = sum(
+        jax.tree.leaves(jax.tree.map(lambda g, d: float(np.sum(g * d)), gradient, direction))
+    )
     np.testing.assert_allclose(slope, inner, rtol=1e-2)
 
 

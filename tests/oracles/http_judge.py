@@ -11,22 +11,33 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 def reply(text, tokens=None):
     """A chat completion; `tokens` are the entries of logprobs.content."""
     logprobs = None if tokens is None else {"content": tokens}
-    return json.dumps({"choices": [{"message": {"role": "assistant", "content": text}, "logprobs": logprobs}]}).encode()
+    return json.dumps(
+        {"choices": [{"message": {"role": "assistant", "content": text}, "logprobs": logprobs}]}
+    ).encode()
 
 
 def token(text, **logprobs):
     """One entry of logprobs.content with its alternatives."""
-    return {"token": text, "logprob": 0.0, "top_logprobs": [{"token": t, "logprob": p} for t, p in logprobs.items()]}
+    return {
+        "token": text,
+        "logprob": 0.0,
+        "top_logprobs": [{"token": t, "logprob": p} for t, p in logprobs.items()],
+    }
 
 
 def shown(body):
     """The two texts a request shows, in order; both styles."""
     asked = body["messages"][-1]["content"]
-    return tuple(re.findall(r"<output>\n(.*?)\n</output>|answer \w\]|assistant \w\]\n(.*?)\n\[End", asked, re.DOTALL))
+    return tuple(
+        re.findall(
+            r"<output>\n(.*?)\n</output>|answer \w\]|assistant \w\]\n(.*?)\n\[End", asked, re.DOTALL
+        )
+    )
 
 
 class Server:
-    """`behave(body, n) -> (status, bytes, headers)` answers request number n; or raises Hang(seconds) or Cut(bytes)."""
+    """`behave(body, n) -> (status, bytes, headers)` answers request number n; or raises
+    Hang(seconds) or Cut(bytes)."""
 
     def __init__(self, behave):
         self.behave, self.lock = behave, threading.Lock()

@@ -83,7 +83,9 @@ def test_the_answer_is_found(style, text, answer):
     assert answer_of(text, style) == answer
 
 
-@pytest.mark.parametrize("piece", ["\\boxed{", "<answer>", "1,", "1", "-", "#### ", "answer is ", "{", "1,000"])
+@pytest.mark.parametrize(
+    "piece", ["\\boxed{", "<answer>", "1,", "1", "-", "#### ", "answer is ", "{", "1,000"]
+)
 def test_a_response_that_repeats_itself_is_read_quickly(piece):
     start = time.process_time()
     for style in STYLES:

@@ -1,4 +1,5 @@
-"""Code against unit tests: what is right passes, and what is harmful is contained and scores 0 with its reason."""
+"""Code against unit tests: what is right passes, and what is harmful is contained and scores 0 with
+its reason."""
 
 import os
 import signal
@@ -26,11 +27,17 @@ def run(source, *tests, **limits):
     return run_tests(source, list(tests) or ["pass"], LIMITS._replace(**limits))
 
 
-# ---- right and wrong -------------------------------------------------------------------------------------------------
+# ---- right and wrong -----------------------------------------------------------------------------
 
 
 def test_each_test_passes_or_fails_on_its_own():
-    got = run(ADD, "assert add(1, 2) == 3", "assert add(1, 2) == 4, 'no'", "x = add(2, 2)", "assert x == 4")
+    got = run(
+        ADD,
+        "assert add(1, 2) == 3",
+        "assert add(1, 2) == 4, 'no'",
+        "x = add(2, 2)",
+        "assert x == 4",
+    )
     assert (got.outcome, got.passed, got.reason) == ("failed", 3, "AssertionError: no")
     assert run(ADD, "assert add(1, 2) == 3") == ("passed", 1, "")
 
@@ -51,7 +58,8 @@ def test_code_that_does_not_run_passes_nothing(source, reason):
 
 
 @pytest.mark.parametrize(
-    "source", ["import os; os._exit(0)", "import ctypes; ctypes.string_at(0)", "import os; os.abort()"]
+    "source",
+    ["import os; os._exit(0)", "import ctypes; ctypes.string_at(0)", "import os; os.abort()"],
 )
 def test_a_process_that_ends_early_has_not_passed(source):
     got = run(ADD, source, "pass")
@@ -59,7 +67,9 @@ def test_a_process_that_ends_early_has_not_passed(source):
 
 
 def test_results_that_the_code_writes_itself_do_not_count():
-    forged = "import os, json\nos.write(3, (json.dumps({'test': ''}) + chr(10)).encode())\nos._exit(0)"
+    forged = (
+        "import os, json\nos.write(3, (json.dumps({'test': ''}) + chr(10)).encode())\nos._exit(0)"
+    )
     assert run(forged, "assert False") == ("crash", 0, "ended with 0 after 0 of 1 tests")
 
 
@@ -77,7 +87,12 @@ async def go():
     await asyncio.sleep(0)
     return 7
 """
-    got = run(source, "assert out == [6]", "assert asyncio.run(go()) == 7", "assert open('notes.txt').read() == 'x'")
+    got = run(
+        source,
+        "assert out == [6]",
+        "assert asyncio.run(go()) == 7",
+        "assert open('notes.txt').read() == 'x'",
+    )
     assert got == ("passed", 3, "")
 
 
@@ -87,10 +102,12 @@ def test_threads_left_behind_do_not_keep_it():
     assert run(source, "pass").outcome == "passed" and time.monotonic() - start < 4
 
 
-# ---- contained -------------------------------------------------------------------------------------------------------
+# ---- contained -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("source", ["while True: pass", "import time; time.sleep(60)", "import time\ntime.sleep(60)"])
+@pytest.mark.parametrize(
+    "source", ["while True: pass", "import time; time.sleep(60)", "import time\ntime.sleep(60)"]
+)
 def test_what_does_not_end_is_ended(source):
     start = time.monotonic()
     got = run(source, seconds=1.0)
@@ -100,10 +117,14 @@ def test_what_does_not_end_is_ended(source):
 FORKS = {
     "fork": "import os\nwhile True: os.fork()",
     "subprocess": "import subprocess\nsubprocess.run(['/bin/true'])",
-    "multiprocessing": "import multiprocessing as m\nm.get_context('fork').Process(target=print).start()",
+    "multiprocessing": (
+        "import multiprocessing as m\nm.get_context('fork').Process(target=print).start()"
+    ),
     "posix_spawn": "import os\nos.posix_spawn('/bin/true', ['true'], {})",
     "exec": "import os\nos.execv('/bin/true', ['true'])",
-    "system call": "import ctypes\nraise PermissionError if ctypes.CDLL(None).syscall(57) < 0 else SystemExit",
+    "system call": (
+        "import ctypes\nraise PermissionError if ctypes.CDLL(None).syscall(57) < 0 else SystemExit"
+    ),
 }
 
 
@@ -114,7 +135,13 @@ def test_no_process_can_be_started(how):
 
 
 @pytest.mark.parametrize(
-    "source", ["x = bytearray(1 << 33)", "x = [0]\nwhile True: x = x * 2", "x = 'a' * (1 << 40)", "x = 10 ** (10 ** 9)"]
+    "source",
+    [
+        "x = bytearray(1 << 33)",
+        "x = [0]\nwhile True: x = x * 2",
+        "x = 'a' * (1 << 40)",
+        "x = 10 ** (10 ** 9)",
+    ],
 )
 def test_huge_allocations_end_as_memory_or_time(source):
     got = run(source, seconds=4.0)
@@ -122,7 +149,10 @@ def test_huge_allocations_end_as_memory_or_time(source):
 
 
 def test_thread_bombs_end():
-    source = "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,), daemon=True).start()"
+    source = (
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,),"
+        " daemon=True).start()"
+    )
     assert run(source, seconds=2.0).outcome in ("failed", "memory", "time")
 
 
@@ -131,7 +161,11 @@ def test_nothing_is_written_outside_its_folder(where, tmp_path, monkeypatch):
     monkeypatch.setattr(sandbox.tempfile, "tempdir", str(tmp_path / "code"))
     (tmp_path / "code").mkdir()
     name = f"ssppo-escape-{os.getpid()}"
-    target = {"elsewhere": tmp_path / name, "parent": tmp_path / "code" / name, "home": Path.home() / name}[where]
+    target = {
+        "elsewhere": tmp_path / name,
+        "parent": tmp_path / "code" / name,
+        "home": Path.home() / name,
+    }[where]
     try:
         got = run(f"open({f'../{name}' if where == 'parent' else str(target)!r}, 'w').write('x')")
         assert got.outcome == "failed" and "PermissionError" in got.reason and not target.exists()
@@ -180,7 +214,11 @@ def test_floods_of_output_are_cut_off(stream):
 
 def test_floods_into_the_folder_are_cut_off_and_removed():
     one = run("f = open('big', 'wb')\nwhile True: f.write(b'x' * 65536); f.flush()")
-    assert one.outcome in ("disk", "failed", "crash")  # its own limit on one file, or ours on the folder
+    assert one.outcome in (
+        "disk",
+        "failed",
+        "crash",
+    )  # its own limit on one file, or ours on the folder
     many = run("i = 0\nwhile True:\n    i += 1\n    open(str(i), 'wb').write(b'x' * 1000000)")
     assert many.outcome == "disk"
 
@@ -189,7 +227,10 @@ def test_it_cannot_signal_the_run_nor_read_its_environment(monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "canary-token")
     victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(30)"])
     try:
-        for call in (f"os.kill({victim.pid}, 9)", f"signal.pidfd_send_signal(os.pidfd_open({victim.pid}), 9)"):
+        for call in (
+            f"os.kill({victim.pid}, 9)",
+            f"signal.pidfd_send_signal(os.pidfd_open({victim.pid}), 9)",
+        ):
             assert "PermissionError" in run(f"import os, signal\n{call}").reason
         assert victim.poll() is None
     finally:
@@ -215,14 +256,20 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 def test_where_it_cannot_be_contained_nothing_is_run(monkeypatch, tmp_path):
     broken = tmp_path / "sandbox_main.py"
     text = sandbox.FILE.read_text()
-    broken.write_text(text.replace("version = libc.syscall(_CREATE, None", "version = -libc.syscall(_CREATE, None"))
+    broken.write_text(
+        text.replace(
+            "version = libc.syscall(_CREATE, None", "version = -libc.syscall(_CREATE, None"
+        )
+    )
     monkeypatch.setattr(sandbox, "FILE", broken)
-    with pytest.raises(ConfigError, match=r"cannot contain .*Landlock is not available.*oracle.sandbox=limits"):
+    with pytest.raises(
+        ConfigError, match=r"cannot contain .*Landlock is not available.*oracle.sandbox=limits"
+    ):
         run("pass")
     assert run(ADD, "assert add(1, 1) == 2", strict=False).outcome == "passed"
 
 
-# ---- the oracle ------------------------------------------------------------------------------------------------------
+# ---- the oracle ----------------------------------------------------------------------------------
 
 
 def prompt(tests, i=0):
@@ -236,11 +283,15 @@ def test_rewards_and_what_became_of_each_response():
         "while True: pass",
     )
     tests = ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]
-    verdict = code(timeout=1.0)([prompt(tests), prompt(tests[0], 1)], [[good, bad, loop], ["", bad, good]])
+    verdict = code(timeout=1.0)(
+        [prompt(tests), prompt(tests[0], 1)], [[good, bad, loop], ["", bad, good]]
+    )
     np.testing.assert_array_equal(verdict.reward, [[1, 0, 0], [0, 1, 1]])
     np.testing.assert_array_equal(verdict.parts["tests"], [[1, 0.5, 0], [0, 1, 1]])
     outcomes = ("no_code", *sandbox.OUTCOMES)
-    names = [[next(n for n in outcomes if verdict.parts[n][b, k]) for k in range(3)] for b in (0, 1)]
+    names = [
+        [next(n for n in outcomes if verdict.parts[n][b, k]) for k in range(3)] for b in (0, 1)
+    ]
     assert names == [["passed", "failed", "time"], ["no_code", "passed", "passed"]]
     np.testing.assert_array_equal(sum(verdict.parts[n] for n in outcomes), np.ones((2, 3)))
     share = code(timeout=1.0, partial=True)([prompt(tests)], [[good, bad, loop]])

@@ -62,7 +62,10 @@ def ask(*members, **settings):
 def test_rewards_are_summed_with_their_weights_and_stay_visible():
     verdict = ask({"oracle": "length", "weight": 0.5, "scale": 2}, {"oracle": "vowel", "weight": 3})
     np.testing.assert_allclose(verdict.reward, LENGTH + 3 * VOWEL)
-    assert set(verdict.parts) == {"length", "vowel", "vowel/seen"} and verdict.failed == (None, None)
+    assert set(verdict.parts) == {"length", "vowel", "vowel/seen"} and verdict.failed == (
+        None,
+        None,
+    )
     np.testing.assert_array_equal(verdict.parts["length"], 2 * LENGTH)
     np.testing.assert_array_equal(verdict.parts["vowel/seen"], 1 - VOWEL)
 
@@ -71,11 +74,17 @@ def test_behind_a_gate_members_count_only_for_what_it_accepts():
     gated = ask({"oracle": "vowel", "weight": 10, "at_least": 1}, {"oracle": "length"})
     np.testing.assert_allclose(gated.reward, np.where(VOWEL == 1, 10 + LENGTH, 0))
     after = ask({"oracle": "length"}, {"oracle": "vowel", "weight": 10, "at_least": 1})
-    np.testing.assert_allclose(after.reward, LENGTH + 10 * VOWEL)  # a gate at the end closes nothing
+    np.testing.assert_allclose(
+        after.reward, LENGTH + 10 * VOWEL
+    )  # a gate at the end closes nothing
     twice = ask(
-        {"oracle": "length", "at_least": 2}, {"oracle": "vowel", "at_least": 1}, {"oracle": "sick", "weight": 7}
+        {"oracle": "length", "at_least": 2},
+        {"oracle": "vowel", "at_least": 1},
+        {"oracle": "sick", "weight": 7},
     )
-    np.testing.assert_allclose(twice.reward[0], [1, 2, 3])  # "a" fails the first gate, the others the second
+    np.testing.assert_allclose(
+        twice.reward[0], [1, 2, 3]
+    )  # "a" fails the first gate, the others the second
 
 
 def test_preferences_are_averaged_and_rewards_join_them_through_bradley_terry():
@@ -95,9 +104,13 @@ def test_a_member_decides_alone_where_it_is_sure():
 
 
 def test_a_gate_or_margin_that_would_do_nothing_is_refused():
-    with pytest.raises(ConfigError, match="margin of length is of preferences, and all members give rewards"):
+    with pytest.raises(
+        ConfigError, match="margin of length is of preferences, and all members give rewards"
+    ):
         ask({"oracle": "length", "margin": 0.1}, {"oracle": "vowel"})
-    with pytest.raises(ConfigError, match="at_least of length is of rewards, and a member gives preferences"):
+    with pytest.raises(
+        ConfigError, match="at_least of length is of rewards, and a member gives preferences"
+    ):
         ask({"oracle": "length", "at_least": 1}, {"oracle": "weak"})
 
 
@@ -124,7 +137,11 @@ def test_checks_and_portions_are_those_of_the_members(monkeypatch):
     monkeypatch.setitem(oracles.ORACLES, "picky", picky)
     made = combine(members='[{"oracle": "length"}, {"oracle": "picky"}]')
     made.place("mesh")
-    assert placed == ["mesh"] and made.on_device and not combine(members='[{"oracle": "length"}]').on_device
+    assert (
+        placed == ["mesh"]
+        and made.on_device
+        and not combine(members='[{"oracle": "length"}]').on_device
+    )
     assert made.at_once == 3 and not hasattr(combine(members='[{"oracle": "length"}]'), "at_once")
     with pytest.raises(DataError, match="no answer"):
         made.check(PROMPTS)

@@ -1,4 +1,5 @@
-"""A judge behind HTTP, against a real local server: both orders, and every way a server can fail."""
+"""A judge behind HTTP, against a real local server: both orders, and every way a server can
+fail."""
 
 import itertools
 import math
@@ -15,7 +16,10 @@ from ssppo_jax.oracles.protocol import checked, consult, drop_failed
 from ssppo_jax.types import Prompt
 
 CANARY = "sk-canary-7f3a"
-PROMPTS = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i} with {{first}} in it"},)) for i in range(2)]
+PROMPTS = [
+    Prompt(f"p{i}", ({"role": "user", "content": f"question {i} with {{first}} in it"},))
+    for i in range(2)
+]
 RESPONSES = [["rock", "paper", "scissors"], ["a", "bb", "a"]]
 BEATS = {("rock", "scissors"), ("paper", "rock"), ("scissors", "paper")}
 
@@ -27,7 +31,11 @@ def ok(text, tokens=None):
 def fair(body, _):
     """Rock, paper, scissors; else the longer text; m is the first."""
     first, second = (a or b for a, b in shown(body))
-    return ok("m" if (first, second) in BEATS or (len(first) > len(second) and (second, first) not in BEATS) else "M")
+    return ok(
+        "m"
+        if (first, second) in BEATS or (len(first) > len(second) and (second, first) not in BEATS)
+        else "M"
+    )
 
 
 @pytest.fixture
@@ -35,7 +43,12 @@ def make(tmp_path):
     """oracle(url, **settings) that keeps its replies in the test's folder and waits for nothing."""
 
     def made(url, **settings):
-        given = {"model": "j", "replies": str(tmp_path / "replies.jsonl"), "retry_delay": 0.0, "timeout": 5.0}
+        given = {
+            "model": "j",
+            "replies": str(tmp_path / "replies.jsonl"),
+            "retry_delay": 0.0,
+            "timeout": 5.0,
+        }
         return judge(base_url=url, **(given | settings))
 
     return made
@@ -45,7 +58,7 @@ def ask(oracle, n=2):
     return checked(oracle(PROMPTS[:n], RESPONSES[:n]), (n, 3))
 
 
-# ---- verdicts --------------------------------------------------------------------------------------------------------
+# ---- verdicts ------------------------------------------------------------------------------------
 
 
 def test_a_judge_that_always_favours_the_first_place_says_one_half_and_is_found_out(make):
@@ -82,14 +95,25 @@ def test_token_probabilities_are_used_where_they_are_offered(style, make):
 
 def test_without_token_probabilities_the_words_count_and_a_tie_is_one_half():
     style = STYLES["mt_bench"]
-    assert [probability(style, f"[[B]] at first, but [[{v}]]", None) for v in "ABC"] == [1.0, 0.0, 0.5]
+    assert [probability(style, f"[[B]] at first, but [[{v}]]", None) for v in "ABC"] == [
+        1.0,
+        0.0,
+        0.5,
+    ]
     assert probability(style, "A is better", None) is None and probability(style, "", None) is None
     short = STYLES["alpaca_eval"]
-    assert [probability(short, text, []) for text in ("m", "M", "**M**", " m.\n")] == [1.0, 0.0, 0.0, 1.0]
+    assert [probability(short, text, []) for text in ("m", "M", "**M**", " m.\n")] == [
+        1.0,
+        0.0,
+        0.0,
+        1.0,
+    ]
     assert probability(short, "model m", []) is None
     tied = [token("C", A=math.log(0.1), B=math.log(0.3), C=math.log(0.6))]
     assert probability(style, "[[C]]", tied) == pytest.approx(0.4)
-    assert probability(style, "[[A]]", [token("[[A]]", A=0.0)]) == 1.0  # no token is the verdict alone: the words
+    assert (
+        probability(style, "[[A]]", [token("[[A]]", A=0.0)]) == 1.0
+    )  # no token is the verdict alone: the words
 
 
 def test_texts_are_shown_as_they_are_and_in_both_orders(make):
@@ -97,7 +121,9 @@ def test_texts_are_shown_as_they_are_and_in_both_orders(make):
         ask(make(url, logprobs=False), n=1)
     seen = {tuple(a or b for a, b in shown(body)) for body in server.bodies}
     assert seen == set(itertools.permutations(RESPONSES[0], 2))
-    assert all("question 0 with {first} in it" in body["messages"][1]["content"] for body in server.bodies)
+    assert all(
+        "question 0 with {first} in it" in body["messages"][1]["content"] for body in server.bodies
+    )
     assert not any("logprobs" in body for body in server.bodies)
 
 
@@ -111,7 +137,7 @@ def test_several_turns_are_shown_with_their_roles():
     assert "User: hi\n\nAssistant: yes?\n\nUser: go" in asked
 
 
-# ---- a server that fails ---------------------------------------------------------------------------------------------
+# ---- a server that fails -------------------------------------------------------------------------
 
 
 def fails(how):
@@ -163,7 +189,10 @@ def test_what_fails_for_good_is_a_counted_drop_and_never_a_number(how, make):
     assert verdict.failed[0] is None and np.isnan(verdict.preference[1]).all()
     kept = drop_failed(verdict, max_failed_fraction=0.5)
     assert kept.rows.tolist() == [0] and sum(kept.reasons.values()) == 1
-    with pytest.raises(GateError, match=r"failed on 1 of 2 prompts .* more than the allowed max_failed_fraction = 0.1"):
+    with pytest.raises(
+        GateError,
+        match=r"failed on 1 of 2 prompts .* more than the allowed max_failed_fraction = 0.1",
+    ):
         drop_failed(verdict, max_failed_fraction=0.1)
 
 
@@ -186,7 +215,9 @@ def test_nobody_there_ends_soon_and_says_so(make):
     verdict = oracle(many(9), [["a", "b"]] * 9)
     assert all(failed is not None for failed in verdict.failed)
     reasons = [failed.reason for failed in verdict.failed]
-    assert "ConnectionError" in reasons[0] and reasons[-1].startswith("not asked: 10 requests in a row had failed")
+    assert "ConnectionError" in reasons[0] and reasons[-1].startswith(
+        "not asked: 10 requests in a row had failed"
+    )
 
 
 def test_failures_with_answers_between_them_are_no_break(make):
@@ -210,12 +241,18 @@ def test_after_a_break_one_request_finds_out_whether_the_endpoint_is_back(make):
         assert not any(oracle(many(9), [["a", "b"]] * 9).failed)
 
 
-@pytest.mark.parametrize(("status", "content"), [(401, b'{"error": {"message": "bad key"}}'), (404, b"no model j")])
-def test_a_refused_key_or_an_unknown_model_ends_at_once_without_showing_the_key(status, content, make, monkeypatch):
+@pytest.mark.parametrize(
+    ("status", "content"), [(401, b'{"error": {"message": "bad key"}}'), (404, b"no model j")]
+)
+def test_a_refused_key_or_an_unknown_model_ends_at_once_without_showing_the_key(
+    status, content, make, monkeypatch
+):
     monkeypatch.setenv("JUDGE_KEY", CANARY)
     with serving(lambda body, n: (status, content, {})) as (server, url):
         oracle = make(url, api_key_env="JUDGE_KEY", concurrency=1)
-        with pytest.raises(ConfigError, match=f"says {status} .*(bad key|no model j).*JUDGE_KEY") as error:
+        with pytest.raises(
+            ConfigError, match=f"says {status} .*(bad key|no model j).*JUDGE_KEY"
+        ) as error:
             ask(oracle)
     assert len(server.bodies) <= 2 and CANARY not in str(error.value)
 
@@ -223,10 +260,13 @@ def test_a_refused_key_or_an_unknown_model_ends_at_once_without_showing_the_key(
 def test_a_request_the_server_will_not_take_is_not_repeated(make):
     with serving(lambda body, n: (400, b'{"error": "context too long"}', {})) as (server, url):
         verdict = ask(make(url), n=1)
-    assert "refused the request (400): context too long" in verdict.failed[0].reason and len(server.bodies) == 6
+    assert (
+        "refused the request (400): context too long" in verdict.failed[0].reason
+        and len(server.bodies) == 6
+    )
 
 
-# ---- what it costs and what it keeps ---------------------------------------------------------------------------------
+# ---- what it costs and what it keeps -------------------------------------------------------------
 
 
 def test_nothing_is_asked_twice_not_even_by_another_run_after_a_failure(make):
@@ -238,7 +278,9 @@ def test_nothing_is_asked_twice_not_even_by_another_run_after_a_failure(make):
     with serving(behave) as (server, url):
         first = ask(make(url, attempts=1))
         assert first.failed[0] is not None and first.failed[1] is None
-        assert len(server.bodies) == 6 + 3  # "a", "bb", "a": only (a, bb), (bb, a) and (a, a) differ
+        assert (
+            len(server.bodies) == 6 + 3
+        )  # "a", "bb", "a": only (a, bb), (bb, a) and (a, a) differ
         broken = False
         second = ask(make(url, attempts=1))
         assert second.failed == (None, None) and len(server.bodies) == 9 + 2

@@ -21,7 +21,9 @@ def test_temperature_zero_is_a_hard_step_with_ties_at_one_half():
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-320, 1e-9, 0.3, 1e300])
 def test_every_temperature_and_score_gives_a_preference(temperature):
-    scores = np.array([[0.0, 1e300, -1e300], [700.0, -700.0, 1e-8], [3.0, 3.0, 3.0], [-0.1, 0.0, 0.2]])
+    scores = np.array(
+        [[0.0, 1e300, -1e300], [700.0, -700.0, 1e-8], [3.0, 3.0, 3.0], [-0.1, 0.0, 0.2]]
+    )
     p = bradley_terry(scores, temperature=temperature)
     assert checked(Verdict(p, None, (None,) * 4), (4, 3)).failed == (None,) * 4
 

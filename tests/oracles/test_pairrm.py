@@ -19,7 +19,10 @@ from ssppo_jax.weights.ranker import load_ranker
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/pairrm.npz"
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefghij"]
-PROMPTS = [Prompt("p0", ({"role": "user", "content": "a b c"},)), Prompt("p1", ({"role": "user", "content": "d"},))]
+PROMPTS = [
+    Prompt("p0", ({"role": "user", "content": "a b c"},)),
+    Prompt("p1", ({"role": "user", "content": "d"},)),
+]
 RESPONSES = [["a a", "b c d e f g", ""], ["j", "i h", "j"]]
 
 
@@ -28,10 +31,14 @@ def folder(tmp_path_factory):
     """The golden model with a word-level tokenizer of its own."""
     out = tmp_path_factory.mktemp("pairrm")
     with np.load(GOLDEN, allow_pickle=False) as file:
-        tensors = {key.removeprefix("tensor/"): x for key, x in file.items() if key.startswith("tensor/")}
+        tensors = {
+            key.removeprefix("tensor/"): x for key, x in file.items() if key.startswith("tensor/")
+        }
         config = json.loads(str(file["config"]))
     save_file(tensors, out / "model.safetensors")
-    vocab = {word: i for i, word in enumerate(WORDS)} | dict(zip(MARKERS, (60, 61, 62), strict=True))
+    vocab = {word: i for i, word in enumerate(WORDS)} | dict(
+        zip(MARKERS, (60, 61, 62), strict=True)
+    )
     vocab |= {f"x{i}": i for i in range(len(WORDS), 60)}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -59,11 +66,17 @@ def test_preferences_come_from_both_orders_of_every_pair(folder):
 
     def logit(b, i, j):
         ids = np.array([ids_of(PROMPTS[b].text, RESPONSES[b][i], RESPONSES[b][j])], np.int32)
-        return float(loaded.ranker.apply({"params": loaded.params}, ids, np.array([ids.shape[1]], np.int32))[0])
+        return float(
+            loaded.ranker.apply({"params": loaded.params}, ids, np.array([ids.shape[1]], np.int32))[
+                0
+            ]
+        )
 
     for b, (i, j) in itertools.product(range(2), itertools.permutations(range(3), 2)):
         one, two = logit(b, i, j), logit(b, j, i)
-        np.testing.assert_allclose(verdict.preference[b, i, j], 1 / (1 + np.exp((two - one) / 2)), atol=1e-5)
+        np.testing.assert_allclose(
+            verdict.preference[b, i, j], 1 / (1 + np.exp((two - one) / 2)), atol=1e-5
+        )
         want = 1 / (1 + np.exp(-one)) + 1 / (1 + np.exp(-two)) - 1
         np.testing.assert_allclose(verdict.parts["asymmetry"][b, i, j], want, atol=1e-5)
     assert verdict.preference[1, 0, 2] == 0.5 and np.abs(verdict.parts["asymmetry"]).max() > 0.01
@@ -83,7 +96,10 @@ def test_nothing_is_cut_what_is_too_long_fails_its_prompt(folder, monkeypatch):
     long_source = Prompt("p", ({"role": "user", "content": "a b c d e f"},))
     long_response = [["a", "b " * 10, "c"], ["a", "b", "c"]]
     verdict = ask([PROMPTS[0], long_source], [long_response[0], long_response[1]])
-    assert "response is longer" in verdict.failed[0].reason and "max_source_length = 8" in verdict.failed[1].reason
+    assert (
+        "response is longer" in verdict.failed[0].reason
+        and "max_source_length = 8" in verdict.failed[1].reason
+    )
     assert np.isnan(verdict.preference).all()
     verdict = ask([PROMPTS[0], long_source, PROMPTS[1]], [["a", "b", "c"]] * 3)
     assert [f is None for f in verdict.failed] == [True, False, True]
@@ -97,8 +113,12 @@ def test_a_text_that_holds_a_marker_fails(folder):
 
 
 def test_the_prompt_is_put_into_its_template(folder):
-    plain = pairrm(source=str(folder))([Prompt("p", ({"role": "user", "content": "a d b"},))], [["c", "e f"]])
-    wrapped = pairrm(source=str(folder), source_template="a {prompt} b")([PROMPTS[1]], [["c", "e f"]])
+    plain = pairrm(source=str(folder))(
+        [Prompt("p", ({"role": "user", "content": "a d b"},))], [["c", "e f"]]
+    )
+    wrapped = pairrm(source=str(folder), source_template="a {prompt} b")(
+        [PROMPTS[1]], [["c", "e f"]]
+    )
     np.testing.assert_array_equal(plain.preference, wrapped.preference)
 
 

@@ -30,7 +30,11 @@ def spoiled(i, j, value):
 def test_a_sound_verdict_passes_unchanged():
     verdict = protocol.checked(preferences(GOOD, GOOD.T), (2, 3))
     np.testing.assert_array_equal(verdict.preference, np.stack([GOOD, GOOD.T]))
-    assert verdict.preference.dtype == np.float32 and verdict.failed == (None, None) and verdict.reward is None
+    assert (
+        verdict.preference.dtype == np.float32
+        and verdict.failed == (None, None)
+        and verdict.reward is None
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,14 +50,22 @@ def test_a_sound_verdict_passes_unchanged():
 )
 def test_what_is_not_a_preference_becomes_failed_and_nan(bad, reason):
     verdict = protocol.checked(preferences(GOOD, bad, GOOD))
-    assert verdict.failed[0] is None and verdict.failed[2] is None and reason in verdict.failed[1].reason
+    assert (
+        verdict.failed[0] is None
+        and verdict.failed[2] is None
+        and reason in verdict.failed[1].reason
+    )
     assert np.isnan(verdict.preference[1]).all()
     np.testing.assert_array_equal(verdict.preference[[0, 2]], np.stack([GOOD, GOOD]))
 
 
 def test_the_oracles_own_failure_keeps_its_reason_whatever_the_numbers_say():
-    verdict = protocol.checked(preferences(GOOD, GOOD * np.nan, failed=(Failed("too long"), Failed("refused"))))
-    assert [f.reason for f in verdict.failed] == ["too long", "refused"] and np.isnan(verdict.preference).all()
+    verdict = protocol.checked(
+        preferences(GOOD, GOOD * np.nan, failed=(Failed("too long"), Failed("refused")))
+    )
+    assert [f.reason for f in verdict.failed] == ["too long", "refused"] and np.isnan(
+        verdict.preference
+    ).all()
 
 
 def test_a_reward_must_be_finite():
@@ -84,7 +96,9 @@ def test_failed_prompts_are_dropped_whole_and_counted():
     failed = (None, Failed("slow"), None, Failed("odd"), Failed("slow"))
     verdict = preferences(GOOD, GOOD, GOOD.T, GOOD, GOOD, failed=failed)
     kept = protocol.drop_failed(verdict, max_failed_fraction=0.6)
-    assert kept.rows.tolist() == [0, 2] and kept.dropped == 3 and kept.reasons == {"slow": 2, "odd": 1}
+    assert (
+        kept.rows.tolist() == [0, 2] and kept.dropped == 3 and kept.reasons == {"slow": 2, "odd": 1}
+    )
     np.testing.assert_array_equal(kept.verdict.preference, np.stack([GOOD, GOOD.T]))
     assert kept.verdict.failed == (None, None) and kept.verdict.reward is None
 
@@ -104,7 +118,12 @@ def test_exactly_the_allowed_fraction_is_allowed():
 
 
 def test_no_failures_never_abort():
-    assert protocol.drop_failed(Verdict(None, np.zeros((2, 2)), (None, None)), max_failed_fraction=0.0).dropped == 0
+    assert (
+        protocol.drop_failed(
+            Verdict(None, np.zeros((2, 2)), (None, None)), max_failed_fraction=0.0
+        ).dropped
+        == 0
+    )
 
 
 class Clock:
@@ -202,7 +221,9 @@ def test_asymmetry_statistics_by_hand():
 
 def test_asymmetry_statistics_survive_failed_and_constant_pairs():
     asymmetry = np.full((2, 2, 2), np.nan)
-    assert protocol.asymmetry_stats(asymmetry, np.ones((2, 2))) == dict(mean=0, mean_abs=0, length_correlation=0)
+    assert protocol.asymmetry_stats(asymmetry, np.ones((2, 2))) == dict(
+        mean=0, mean_abs=0, length_correlation=0
+    )
     asymmetry[0] = 0.3
     stats = protocol.asymmetry_stats(asymmetry, np.ones((2, 2)))
     assert stats["mean"] == pytest.approx(0.3) and stats["length_correlation"] == 0
@@ -223,7 +244,11 @@ class Counting:
         for p, group in zip(prompts, responses, strict=True):
             n = np.array([len(text) for text in group])
             gap = (n[:, None] - n[None]) / 3.0
-            rows.append(Failed("refused") if p.text in self.fail else (1 / (1 + np.exp(-gap))).astype(np.float32))
+            rows.append(
+                Failed("refused")
+                if p.text in self.fail
+                else (1 / (1 + np.exp(-gap))).astype(np.float32)
+            )
         return protocol.verdict_of_rows(rows, len(responses[0]), pairwise=True)
 
 
@@ -231,7 +256,9 @@ RESPONSES = [["a", "bbb"], ["cc", ""], ["d\u2028d", "\ud800 e"]]
 
 
 def ask(oracle, path, identity="length", n=3):
-    return protocol.consult(oracle, prompts(n), RESPONSES[:n], journal=protocol.Journal(path), identity=identity)
+    return protocol.consult(
+        oracle, prompts(n), RESPONSES[:n], journal=protocol.Journal(path), identity=identity
+    )
 
 
 def test_a_judgement_is_never_asked_for_twice_and_comes_back_bit_for_bit(tmp_path):
@@ -255,7 +282,9 @@ def test_another_oracle_prompt_response_order_or_meta_is_another_judgement():
     base = protocol.journal_key(name, prompt, ["a", "b"])
     turns = ({"role": "system", "content": "be brief"}, *prompt.messages)
     others = [
-        protocol.journal_key(protocol.oracle_identity("sentiment", {"temperature": 0.5}), prompt, ["a", "b"]),
+        protocol.journal_key(
+            protocol.oracle_identity("sentiment", {"temperature": 0.5}), prompt, ["a", "b"]
+        ),
         protocol.journal_key(name, prompts(2)[1], ["a", "b"]),
         protocol.journal_key(name, prompt, ["b", "a"]),
         protocol.journal_key(name, prompt, ["a", "b "]),
@@ -267,7 +296,9 @@ def test_another_oracle_prompt_response_order_or_meta_is_another_judgement():
 
 
 def test_keyword_order_does_not_change_the_oracle():
-    assert protocol.oracle_identity("x", {"a": 1, "b": 2}) == protocol.oracle_identity("x", {"b": 2, "a": 1})
+    assert protocol.oracle_identity("x", {"a": 1, "b": 2}) == protocol.oracle_identity(
+        "x", {"b": 2, "a": 1}
+    )
 
 
 def test_a_torn_last_line_is_dropped_and_only_its_prompt_is_asked_again(tmp_path):
@@ -282,7 +313,9 @@ def test_a_torn_last_line_is_dropped_and_only_its_prompt_is_asked_again(tmp_path
     assert journal.torn == 0 and len(journal) == 3
 
 
-@pytest.mark.parametrize("line", ["not json", "[1]", '{"key": "k"}', '{"key": "k", "value": 3}', ""])
+@pytest.mark.parametrize(
+    "line", ["not json", "[1]", '{"key": "k"}', '{"key": "k", "value": 3}', ""]
+)
 def test_a_bad_line_in_the_middle_is_named(tmp_path, line):
     path = tmp_path / "journal.jsonl"
     ask(Counting(), path)
@@ -304,14 +337,18 @@ def test_failures_are_reported_but_asked_again_by_the_next_run(tmp_path):
 def test_equal_prompts_in_one_batch_are_asked_once(tmp_path):
     oracle, journal = Counting(), protocol.Journal(tmp_path / "j")
     twins = [prompts(1)[0], prompts(2)[1], prompts(1)[0]]
-    verdict = protocol.consult(oracle, twins, [["a", "bb"], ["c", "d"], ["a", "bb"]], journal=journal)
+    verdict = protocol.consult(
+        oracle, twins, [["a", "bb"], ["c", "d"], ["a", "bb"]], journal=journal
+    )
     assert oracle.asked == ["question 0", "question 1"]
     np.testing.assert_array_equal(verdict.preference[0], verdict.preference[2])
 
 
 def test_rewards_are_journalled_too(tmp_path):
     def judge(prompts, responses):
-        return Verdict(None, np.array([[0.1, len(group[1])] for group in responses], np.float32), (None,) * 3)
+        return Verdict(
+            None, np.array([[0.1, len(group[1])] for group in responses], np.float32), (None,) * 3
+        )
 
     first = ask(judge, tmp_path / "j")
     again = ask(None, tmp_path / "j")  # would fail if it were called

@@ -1,4 +1,5 @@
-"""Reward models: transformers' scores, in the model's own chat template, cut over a mesh, nothing shortened."""
+"""Reward models: transformers' scores, in the model's own chat template, cut over a mesh, nothing
+shortened."""
 
 import dataclasses
 import json
@@ -21,7 +22,9 @@ from ssppo_jax.oracles.reward_model import reward_model, scores
 from ssppo_jax.types import Prompt
 from ssppo_jax.weights import hf, names, tiny
 
-with np.load(pathlib.Path(__file__).parents[1] / "golden/reward_models.npz", allow_pickle=False) as file:
+with np.load(
+    pathlib.Path(__file__).parents[1] / "golden/reward_models.npz", allow_pickle=False
+) as file:
     GOLDEN = dict(file)
 IDS, LENGTHS = GOLDEN["ids"], GOLDEN["lengths"]
 PROMPTS = [Prompt(f"p{i}", ({"role": "user", "content": f"question {i}"},)) for i in range(3)]
@@ -32,7 +35,9 @@ RESPONSES = [["yes", "no, never", ""], ["a" * 30, "b", "c"], ["x", "y", "z"]]
 def test_scores_over_600_tokens_padded_and_not_equal_transformers(case, tmp_path):
     arch = arch_from_hf(json.loads(str(GOLDEN[f"{case}/config"])))
     mark = f"{case}/tensor/"
-    tensors = {key.removeprefix(mark): value for key, value in GOLDEN.items() if key.startswith(mark)}
+    tensors = {
+        key.removeprefix(mark): value for key, value in GOLDEN.items() if key.startswith(mark)
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     params = hf.load_params(tmp_path, arch)
     assert arch.num_labels == 1 and "head" not in params
@@ -40,7 +45,10 @@ def test_scores_over_600_tokens_padded_and_not_equal_transformers(case, tmp_path
     np.testing.assert_allclose(got, GOLDEN[f"{case}/scores"], rtol=0, atol=2e-4)
     folder = hf.save_params(params, arch, tmp_path / "out")
     assert hf.read_arch(folder) == arch
-    assert all((load_file(folder / "model.safetensors")[key] == value).all() for key, value in tensors.items())
+    assert all(
+        (load_file(folder / "model.safetensors")[key] == value).all()
+        for key, value in tensors.items()
+    )
 
 
 def write(folder, **changes):
@@ -48,9 +56,16 @@ def write(folder, **changes):
     arch = tiny_arch(vocab_size=len(tokenizer), num_labels=1, **changes)
     rng, tree = np.random.default_rng(0), {}
     for leaf in names.leaves(arch):
-        hf.insert(tree, leaf.path, rng.standard_normal(names.shape(leaf, arch)).astype(np.float32) * 0.3)
+        hf.insert(
+            tree, leaf.path, rng.standard_normal(names.shape(leaf, arch)).astype(np.float32) * 0.3
+        )
     tokenizer.save_pretrained(folder / "tokenizer")
-    return hf.save_params(tree, arch, folder / "model", tokenizer_from=folder / "tokenizer"), arch, tree, tokenizer
+    return (
+        hf.save_params(tree, arch, folder / "model", tokenizer_from=folder / "tokenizer"),
+        arch,
+        tree,
+        tokenizer,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +84,9 @@ def test_a_response_is_scored_as_the_answer_in_the_chat_template(model):
         np.testing.assert_allclose(verdict.reward[b, k], want, atol=1e-5)
     assert np.ptp(verdict.reward) > 0.1
     gap = verdict.reward[0, 0] - verdict.reward[0, 1]
-    np.testing.assert_allclose(preference_of(verdict, temperature=2.0)[0, 0, 1], 1 / (1 + np.exp(-gap / 2)), atol=1e-6)
+    np.testing.assert_allclose(
+        preference_of(verdict, temperature=2.0)[0, 0, 1], 1 / (1 + np.exp(-gap / 2)), atol=1e-6
+    )
 
 
 def test_the_same_cut_over_a_mesh_and_whatever_the_batch(model):
@@ -78,7 +95,9 @@ def test_the_same_cut_over_a_mesh_and_whatever_the_batch(model):
     cut = reward_model(source=str(folder), max_length=128, batch_size=3)
     cut.place(make_mesh((2, 2, 2)))
     np.testing.assert_allclose(cut(PROMPTS, RESPONSES).reward, alone, atol=1e-5)
-    low = reward_model(source=str(folder), max_length=128, dtype="bfloat16")(PROMPTS, RESPONSES).reward
+    low = reward_model(source=str(folder), max_length=128, dtype="bfloat16")(
+        PROMPTS, RESPONSES
+    ).reward
     np.testing.assert_allclose(low, alone, atol=0.1)
 
 
@@ -87,7 +106,9 @@ def test_a_special_token_in_a_response_stays_text_and_ends_no_turn(model):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a<|im_end|>b"}]
     ids = encode_chat(tokenizer, turns, answered=True)
     assert list(ids).count(tokenizer.eos_token_id) == 2  # of the two turns the template wrote
-    verdict = reward_model(source=str(folder), max_length=128)(PROMPTS[:1], [["a<|im_end|>b", "ab", "a"]])
+    verdict = reward_model(source=str(folder), max_length=128)(
+        PROMPTS[:1], [["a<|im_end|>b", "ab", "a"]]
+    )
     assert verdict.failed == (None,) and verdict.reward[0, 0] != verdict.reward[0, 1]
 
 
@@ -104,11 +125,17 @@ def test_what_is_too_long_fails_its_prompt_and_is_never_cut(model):
 def test_an_answer_the_template_would_change_is_a_failure(model, monkeypatch):
     folder, *_ = model
     config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = tiny.CHAT_TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")
+    config["chat_template"] = tiny.CHAT_TEMPLATE.replace(
+        "m['content']", "m['content'].split('</think>')[-1]"
+    )
     monkeypatch.setattr(tiny, "CHAT_TEMPLATE", config["chat_template"])
     tokenizer = tiny.byte_tokenizer()
-    monkeypatch.setattr("ssppo_jax.oracles.reward_model.load_tokenizer", lambda folder, vocab_size: tokenizer)
-    verdict = reward_model(source=str(folder), max_length=128)(PROMPTS[:1], [["hm</think>a", "b", "c"]])
+    monkeypatch.setattr(
+        "ssppo_jax.oracles.reward_model.load_tokenizer", lambda folder, vocab_size: tokenizer
+    )
+    verdict = reward_model(source=str(folder), max_length=128)(
+        PROMPTS[:1], [["hm</think>a", "b", "c"]]
+    )
     assert "changes or drops the assistant turn" in verdict.failed[0].reason
 
 

@@ -1,4 +1,5 @@
-"""Verifiable rewards agree with the libraries they stand on, and nothing a model writes can hang or crash them."""
+"""Verifiable rewards agree with the libraries they stand on, and nothing a model writes can hang or
+crash them."""
 
 import json
 import pickle
@@ -28,15 +29,40 @@ def question(answer, name="q"):
 
 def grade(oracle, gold, *texts):
     verdict = checked(oracle([question(gold)], [list(texts)]))
-    return verdict.reward[0].tolist(), {name: part[0].tolist() for name, part in verdict.parts.items()}
+    return verdict.reward[0].tolist(), {
+        name: part[0].tolist() for name, part in verdict.parts.items()
+    }
 
 
 # ---- reasoning-gym
 
 TASKS = (
-    *("chain_sum", "basic_arithmetic", "gsm_symbolic", "gcd", "lcm", "prime_factorization", "simple_equations"),
-    *("number_sorting", "letter_counting", "spell_backward", "calendar_arithmetic", "countdown", "leg_counting"),
-    *("fraction_simplification", "base_conversion", "arc_1d", "rearc", "mini_sudoku", "string_insertion", "n_queens"),
+    *(
+        "chain_sum",
+        "basic_arithmetic",
+        "gsm_symbolic",
+        "gcd",
+        "lcm",
+        "prime_factorization",
+        "simple_equations",
+    ),
+    *(
+        "number_sorting",
+        "letter_counting",
+        "spell_backward",
+        "calendar_arithmetic",
+        "countdown",
+        "leg_counting",
+    ),
+    *(
+        "fraction_simplification",
+        "base_conversion",
+        "arc_1d",
+        "rearc",
+        "mini_sudoku",
+        "string_insertion",
+        "n_queens",
+    ),
     *("polynomial_multiplication", "time_intervals", "word_ladder"),
 )
 
@@ -51,8 +77,12 @@ def test_scores_are_the_tasks_own(raw_scores, task):
     made = library().create_dataset(task, seed=0, size=2)
     prompts = SOURCES["reasoning_gym"](task=task, size=2)
     answers = [[p.meta["answer"], p.meta["answer"] + "1", "12"] for p in prompts]
-    verdict = checked(raw_scores(prompts, [[f"<answer>{a}</answer>" for a in group] for group in answers]))
-    own = np.array([[made.score_answer(a, made[b]) for a in group] for b, group in enumerate(answers)])
+    verdict = checked(
+        raw_scores(prompts, [[f"<answer>{a}</answer>" for a in group] for group in answers])
+    )
+    own = np.array(
+        [[made.score_answer(a, made[b]) for a in group] for b, group in enumerate(answers)]
+    )
     np.testing.assert_array_equal(verdict.reward, own.astype(np.float32))
     np.testing.assert_array_equal(verdict.parts["accuracy"], own >= 1)
     assert (own[:, 0] == 1).all() and not verdict.parts["unreadable"].any()
@@ -65,12 +95,16 @@ def test_the_right_number_is_worth_one_wherever_it_ends_the_response():
     np.testing.assert_array_equal(verdict.reward, [[1, 1, 0, 0, 0]])
     np.testing.assert_array_equal(verdict.parts["extracted"], [[1, 1, 1, 0, 0]])
     np.testing.assert_array_equal(verdict.parts["format"], [[1, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(ORACLES["reasoning_gym"]()([SUMS[0]], [[""]]).parts["extracted"], [[0]])
+    np.testing.assert_array_equal(
+        ORACLES["reasoning_gym"]()([SUMS[0]], [[""]]).parts["extracted"], [[0]]
+    )
 
 
 def test_the_format_is_worth_its_weight_and_accuracy_stays_apart():
     gold = SUMS[0].meta["answer"]
-    verdict = ORACLES["reasoning_gym"](format_weight=0.25)([SUMS[0]], [[gold, f"It is {gold}", "77777", "x"]])
+    verdict = ORACLES["reasoning_gym"](format_weight=0.25)(
+        [SUMS[0]], [[gold, f"It is {gold}", "77777", "x"]]
+    )
     np.testing.assert_allclose(verdict.reward, [[1.25, 1.0, 0.25, 0.0]])
     np.testing.assert_array_equal(verdict.parts["accuracy"], [[1, 1, 0, 0]])
 
@@ -86,13 +120,19 @@ def test_partial_credit_counts_only_when_it_is_asked_for():
 
 
 def test_an_answer_the_task_cannot_parse_is_wrong_and_counted():
-    prompt = SOURCES["reasoning_gym"](task="prime_factorization", size=1)[0]  # it calls int() on every factor
-    verdict = checked(ORACLES["reasoning_gym"](answer_style="whole")([prompt], [["two", prompt.meta["answer"]]]))
+    prompt = SOURCES["reasoning_gym"](task="prime_factorization", size=1)[
+        0
+    ]  # it calls int() on every factor
+    verdict = checked(
+        ORACLES["reasoning_gym"](answer_style="whole")([prompt], [["two", prompt.meta["answer"]]])
+    )
     np.testing.assert_array_equal(verdict.reward, [[0, 1]])
     np.testing.assert_array_equal(verdict.parts["unreadable"], [[1, 0]])
 
 
-@pytest.mark.parametrize("ask", [lambda oracle, p: oracle([p], [["4"]]), lambda oracle, p: check_prompts(oracle, [p])])
+@pytest.mark.parametrize(
+    "ask", [lambda oracle, p: oracle([p], [["4"]]), lambda oracle, p: check_prompts(oracle, [p])]
+)
 def test_a_prompt_of_another_source_is_refused_with_the_remedy(ask):
     with pytest.raises(ConfigError, match="prompt 'q' comes from another source"):
         ask(ORACLES["reasoning_gym"](), question("4"))
@@ -125,7 +165,9 @@ def stranger(task, *texts, timeout=3.0):
     prompt = SOURCES["reasoning_gym"](task=task, size=1)[0]
     oracle = ORACLES["reasoning_gym"](answer_style="whole", timeout=timeout)
     verdict = checked(oracle([prompt], [[*texts, prompt.meta["answer"]]]))
-    assert verdict.reward[0].tolist() == [0.0] * len(texts) + [1.0]  # and the right answer after them still counts
+    assert verdict.reward[0].tolist() == [0.0] * len(texts) + [
+        1.0
+    ]  # and the right answer after them still counts
     return verdict.parts["unreadable"][0, :-1].tolist()
 
 
@@ -156,9 +198,9 @@ def test_what_an_answer_raises_does_not_cost_a_new_process():
     worker = Worker(3.0)
     entry = library().create_dataset("string_insertion", seed=0, size=1)[0]
     for answer, why in (("[exit()]", "SystemExit"), ("[__import__('os')._exit(0)]", "killed")):
-        assert worker.ask("task", name="string_insertion", settings="{}", entry=entry, answer=answer) == {
-            "unreadable": why
-        }
+        assert worker.ask(
+            "task", name="string_insertion", settings="{}", entry=entry, answer=answer
+        ) == {"unreadable": why}
     worker.close()
 
 
@@ -178,7 +220,9 @@ def test_an_expression_too_large_is_killed_in_time(bomb):
 def test_memory_is_limited():
     prompt = SOURCES["reasoning_gym"](task="string_insertion", size=1)[0]
     limit = "__import__('resource').getrlimit(__import__('resource').RLIMIT_AS)[0]"
-    tell = f"[{prompt.meta['answer']!r} if {limit} == 4 * 2**30 else '']"  # worth 0.1 where memory is limited
+    tell = (  # worth 0.1 where memory is limited
+        f"[{prompt.meta['answer']!r} if {limit} == 4 * 2**30 else '']"
+    )
     oracle = ORACLES["reasoning_gym"](answer_style="whole", exact=False)
     assert oracle([prompt], [[tell]]).reward[0, 0] == np.float32(0.1)
 
@@ -195,7 +239,9 @@ def test_the_process_ends_by_itself_when_its_run_was_killed():
 def test_a_library_that_is_missing_is_named_with_the_command_that_brings_it(monkeypatch, tmp_path):
     (tmp_path / "math_verify.py").write_text("raise ImportError('No module named math_verify')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"No module named math_verify; pip install .*math-verify"):
+    with pytest.raises(
+        ConfigError, match=r"No module named math_verify; pip install .*math-verify"
+    ):
         ORACLES["math_verify"]()([question("4")], [["4"]])
 
 
@@ -231,7 +277,15 @@ def test_a_bomb_ends_at_the_deadline_and_the_next_answer_is_judged(mathematician
 
 
 def test_rubbish_is_wrong_and_no_failure(mathematician):
-    reward, _ = grade(mathematician, "5", r"\boxed{\frac{}{}}", r"\boxed{$$}", "\0", "\ud800 5", '{"equal": true}\n')
+    reward, _ = grade(
+        mathematician,
+        "5",
+        r"\boxed{\frac{}{}}",
+        r"\boxed{$$}",
+        "\0",
+        "\ud800 5",
+        '{"equal": true}\n',
+    )
     assert reward == [0.0, 0.0, 0.0, 1.0, 0.0]
 
 
@@ -253,7 +307,11 @@ def test_parts_survive_the_journal_and_the_dropping_of_failures(mathematician, t
         return mathematician(prompts[1:2], texts[1:2])  # only the failure is asked again
 
     again = consult(never, prompts, texts, journal=Journal(tmp_path / "j"), identity="m")
-    assert fresh.parts.keys() == again.parts.keys() == {"accuracy", "format", "extracted", "unreadable"}
+    assert (
+        fresh.parts.keys()
+        == again.parts.keys()
+        == {"accuracy", "format", "extracted", "unreadable"}
+    )
     for name in fresh.parts:
         np.testing.assert_array_equal(fresh.parts[name], again.parts[name])
     kept = drop_failed(again, max_failed_fraction=0.5)
@@ -263,24 +321,34 @@ def test_parts_survive_the_journal_and_the_dropping_of_failures(mathematician, t
 def test_a_part_that_is_not_finite_fails_its_prompt():
     verdict = ORACLES["reasoning_gym"]()(SUMS[:2], [["1", "2"], ["1", "2"]])
     verdict.parts["format"][1, 0] = np.inf
-    assert [f and f.reason for f in checked(verdict).failed] == [None, "part format of the reward is not finite"]
+    assert [f and f.reason for f in checked(verdict).failed] == [
+        None,
+        "part format of the reward is not finite",
+    ]
 
 
-def test_a_batch_that_failed_whole_neither_ends_the_run_nor_takes_the_others_parts(mathematician, tmp_path):
+def test_a_batch_that_failed_whole_neither_ends_the_run_nor_takes_the_others_parts(
+    mathematician, tmp_path
+):
     journal = Journal(tmp_path / "j")
     good, bad = (
-        consult(mathematician, [question(gold)], [["5", "6"]], journal=journal, identity="m") for gold in ("5", " ")
+        consult(mathematician, [question(gold)], [["5", "6"]], journal=journal, identity="m")
+        for gold in ("5", " ")
     )
     for verdicts in ((good, bad), (bad, good)):
         whole = concatenated(verdicts)
         kept = drop_failed(whole, max_failed_fraction=0.5)
         np.testing.assert_array_equal(kept.verdict.parts["accuracy"], [[1, 0]])
         assert whole.parts.keys() == good.parts.keys()
-        assert [np.isnan(x).all() for x in whole.parts["format"]] == [f is not None for f in whole.failed]
+        assert [np.isnan(x).all() for x in whole.parts["format"]] == [
+            f is not None for f in whole.failed
+        ]
     assert concatenated([bad, bad]).parts is None
 
 
-def test_a_journal_without_the_parts_of_now_is_refused_and_named_as_the_cause(mathematician, tmp_path):
+def test_a_journal_without_the_parts_of_now_is_refused_and_named_as_the_cause(
+    mathematician, tmp_path
+):
     path = tmp_path / "j"
     consult(mathematician, [question("5")], [["5"]], journal=Journal(path), identity="m")
     line = json.loads(path.read_text())
@@ -289,4 +357,6 @@ def test_a_journal_without_the_parts_of_now_is_refused_and_named_as_the_cause(ma
     alone = consult(mathematician, [question("5")], [["5"]], journal=old, identity="m")
     assert alone.parts is None and alone.reward[0, 0] == 1
     with pytest.raises(UserError, match=r"parts accuracy.*Move that file away"):
-        consult(mathematician, [question("6"), question("5")], [["6"], ["5"]], journal=old, identity="m")
+        consult(
+            mathematician, [question("6"), question("5")], [["6"], ["5"]], journal=old, identity="m"
+        )

@@ -44,13 +44,20 @@ def test_loops_multiply_channels_count_once_and_an_all_reduce_passes_twice():
 
 def test_a_compiled_scan_over_gathered_weights_counts_every_layer():
     mesh, layers, d = make_mesh((1, 8, 1)), 6, 32
-    weights = jax.ShapeDtypeStruct((layers, d, d), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp", None)))
+    weights = jax.ShapeDtypeStruct(
+        (layers, d, d), jnp.float32, sharding=NamedSharding(mesh, P(None, "fsdp", None))
+    )
     x = jax.ShapeDtypeStruct((16, d), jnp.float32, sharding=NamedSharding(mesh, P("fsdp", None)))
 
     def run(weights, x):
         def body(x, w):
             w = jax.lax.with_sharding_constraint(w, NamedSharding(mesh, P(None, None)))
-            return jax.lax.with_sharding_constraint(jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp", None))), None
+            return (
+                jax.lax.with_sharding_constraint(
+                    jnp.tanh(x @ w), NamedSharding(mesh, P("fsdp", None))
+                ),
+                None,
+            )
 
         return jax.lax.scan(body, x, weights)[0]
 

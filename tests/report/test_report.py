@@ -21,7 +21,9 @@ def jsonl(path, rows, tail=""):
 
 
 def record(phase, step, iteration, time, values, **wall):
-    return dict(phase=phase, step=step, iteration=iteration, values=values, wall={"time": time, **wall})
+    return dict(
+        phase=phase, step=step, iteration=iteration, values=values, wall={"time": time, **wall}
+    )
 
 
 def evaluation(iteration, time):
@@ -35,16 +37,32 @@ def training(step, iteration, time, **more):
 
 
 def detailed(step, iteration, time):
-    values = {"term/regression": 9.0 / step, "term/repulsion": 0.8, "grad_norm": 2.0, "length_p50": 30.0}
-    values |= {"grad_norm/repulsion": 0.1, "kl/pi_t": 0.1 * step, "entropy": 2.0, "odd": step, "$x_1$": 2, HOSTILE: 1.5}
+    values = {
+        "term/regression": 9.0 / step,
+        "term/repulsion": 0.8,
+        "grad_norm": 2.0,
+        "length_p50": 30.0,
+    }
+    values |= {
+        "grad_norm/repulsion": 0.1,
+        "kl/pi_t": 0.1 * step,
+        "entropy": 2.0,
+        "odd": step,
+        "$x_1$": 2,
+        HOSTILE: 1.5,
+    }
     return training(step, iteration, time, **values)
 
 
 def pair(similarity, margin, iteration=1):
     ends = lambda m: [0.5 + m / 2, 0.5 - m / 2]  # noqa: E731
     gated = ends(margin * (1 - similarity))
-    texts = dict(prompt_id="a", prompt="p", winner="w", loser="l", p_win=0.5 + margin / 2, tied=False)
-    return dict(iteration=iteration, similarity=similarity, win_rate=ends(margin), target=gated, **texts)
+    texts = dict(
+        prompt_id="a", prompt="p", winner="w", loser="l", p_win=0.5 + margin / 2, tied=False
+    )
+    return dict(
+        iteration=iteration, similarity=similarity, win_rate=ends(margin), target=gated, **texts
+    )
 
 
 @pytest.fixture
@@ -52,21 +70,36 @@ def workdir(tmp_path):
     """A run's texts and settings, without anything to plot."""
     stages = [("start", 0.1), ("iter_2", 0.3), ("iter_10", 0.4), ("final", 0.8)]
     texts = [
-        dict(stage=stage, prompt_id=i, prompt=f"prompt {i} {HOSTILE}", response=f"{stage} reply {i}", score=score)
+        dict(
+            stage=stage,
+            prompt_id=i,
+            prompt=f"prompt {i} {HOSTILE}",
+            response=f"{stage} reply {i}",
+            score=score,
+        )
         for i in range(3)
         for stage, score in stages
     ]
     jsonl(tmp_path / "samples.jsonl", texts)
     config = {"seed": 7, "loss.name": "s_sppo", "loss.beta": 0.001}
-    (tmp_path / "config.json").write_text(json.dumps(dict(config=config, command=f"train {HOSTILE}", jax="9.9.9")))
-    (tmp_path / "result.json").write_text(json.dumps(dict(win_rate=0.6125, low=0.57, high=0.65, prompts=96)))
+    (tmp_path / "config.json").write_text(
+        json.dumps(dict(config=config, command=f"train {HOSTILE}", jax="9.9.9"))
+    )
+    (tmp_path / "result.json").write_text(
+        json.dumps(dict(win_rate=0.6125, low=0.57, high=0.65, prompts=96))
+    )
     return tmp_path
 
 
 @pytest.fixture
 def drawn(workdir):
     """A run with something to plot, which takes time."""
-    metrics = [evaluation(0, 100.0), training(1, 1, 103.0), training(2, 1, 104.5), evaluation(1, 106.5)]
+    metrics = [
+        evaluation(0, 100.0),
+        training(1, 1, 103.0),
+        training(2, 1, 104.5),
+        evaluation(1, 106.5),
+    ]
     jsonl(workdir / "metrics.jsonl", metrics)
     jsonl(workdir / "pairs.jsonl", [pair(0.1, 0.4), pair(0.5, 0.6), pair(0.95, 0.8)])
     return workdir
@@ -92,29 +125,62 @@ class Page(html.parser.HTMLParser):
 
 
 def test_a_whole_run_shows_every_plot_and_has_nothing_to_complain_of(drawn):
-    jsonl(drawn / "metrics.jsonl", [evaluation(0, 1.0), detailed(1, 1, 3.0), detailed(2, 1, 4.5), evaluation(1, 5.0)])
+    jsonl(
+        drawn / "metrics.jsonl",
+        [evaluation(0, 1.0), detailed(1, 1, 3.0), detailed(2, 1, 4.5), evaluation(1, 5.0)],
+    )
     path = report.build_report(drawn)
     assert path == drawn / "report.html" and not (drawn / "report.html.tmp").exists()
     page = Page(path)
-    wanted = ["loss", "term/regression", "term/repulsion", "grad_norm", "grad_norm/repulsion", "kl/pi_t", "entropy"]
-    wanted += ["win rate over iterations with its 95% interval", "win-rate margin against similarity, raw and gated"]
+    wanted = [
+        "loss",
+        "term/regression",
+        "term/repulsion",
+        "grad_norm",
+        "grad_norm/repulsion",
+        "kl/pi_t",
+        "entropy",
+    ]
+    wanted += [
+        "win rate over iterations with its 95% interval",
+        "win-rate margin against similarity, raw and gated",
+    ]
     wanted += ["length_p50", "odd", "$x_1$", HOSTILE, "seconds by phase and iteration"]
     assert sorted(page.labels()) == sorted(wanted)
     assert "Incomplete records" not in page.text
     assert '"command"' not in page.text  # it is no part of the configuration
     assert "$x_1$" in page.words  # not set as mathematics
-    for piece in ("0.613", "0.570 to 0.650", "96", '"loss.beta": 0.001', '"seed": 7', "jax", "9.9.9"):
+    for piece in (
+        "0.613",
+        "0.570 to 0.650",
+        "96",
+        '"loss.beta": 0.001',
+        '"seed": 7',
+        "jax",
+        "9.9.9",
+    ):
         assert piece in page.text, piece
 
 
 def test_nothing_is_loaded_from_anywhere_and_nothing_runs(drawn):
     jsonl(drawn / "metrics.jsonl", [evaluation(0, 1.0), detailed(1, 1, 3.0)])
     page = Page(report.build_report(drawn))
-    assert {tag for tag, _ in page.tags} & {"script", "img", "iframe", "link", "object", "embed", "form"} == set()
+    assert {tag for tag, _ in page.tags} & {
+        "script",
+        "img",
+        "iframe",
+        "link",
+        "object",
+        "embed",
+        "form",
+    } == set()
     for tag, attrs in page.tags:
         for name, value in attrs.items():
             assert not name.startswith("on"), (tag, name)
-            assert name not in ("href", "xlink:href", "src") or value.startswith(("#", "data:")), (tag, value)
+            assert name not in ("href", "xlink:href", "src") or value.startswith(("#", "data:")), (
+                tag,
+                value,
+            )
     assert "url(http" not in (drawn / "report.html").read_text() and "@import" not in page.text
 
 
@@ -140,7 +206,9 @@ def test_samples_stand_side_by_side_with_the_last_stage(workdir):
     text = Page(report.build_report(workdir)).text
     assert "iter_10 reply 0" in text and "iter_2 reply" not in text
     stages = ["final", "iter_10", "iter_9", "start"]
-    assert sorted(stages, key=report_texts.stage_order) == stages[::-1]  # by number: as text, iter_9 would be the later
+    assert (
+        sorted(stages, key=report_texts.stage_order) == stages[::-1]
+    )  # by number: as text, iter_9 would be the later
 
 
 def test_an_empty_folder_gives_a_page_that_names_every_missing_file(tmp_path):
@@ -171,7 +239,12 @@ def test_bad_lines_are_counted_by_number(drawn):
 
 
 def test_an_unusable_pair_is_told_and_left_out(workdir):
-    bad = [{}, pair(float("nan"), 0.5), pair(0.5, 0.5) | {"target": [0.5]}, pair(0.5, 0.5) | {"win_rate": ["a", 1]}]
+    bad = [
+        {},
+        pair(float("nan"), 0.5),
+        pair(0.5, 0.5) | {"target": [0.5]},
+        pair(0.5, 0.5) | {"win_rate": ["a", 1]},
+    ]
     jsonl(workdir / "pairs.jsonl", [pair(0.2, 0.5), *bad])
     text = Page(report.build_report(workdir)).text
     assert "4 pairs lack a finite similarity" in text and "1 selected pairs" in text
@@ -180,9 +253,23 @@ def test_an_unusable_pair_is_told_and_left_out(workdir):
 def test_malformed_files_never_stop_the_report(workdir):
     (workdir / "config.json").write_text('{"a": ')
     (workdir / "result.json").write_text('["no", "dict"]')
-    jsonl(workdir / "samples.jsonl", [{}, {"stage": None, "prompt_id": [1], "prompt": 3, "response": "\ud800"}])
-    odd = dict(phase=["x"], step="one", iteration=float("nan"), time="noon", seconds=1, loss=10**400, flag=True)
-    jsonl(workdir / "metrics.jsonl", [odd, {"values": 3, "wall": [], "nonfinite": 1}, {}, evaluation(0, 1.0)])
+    jsonl(
+        workdir / "samples.jsonl",
+        [{}, {"stage": None, "prompt_id": [1], "prompt": 3, "response": "\ud800"}],
+    )
+    odd = dict(
+        phase=["x"],
+        step="one",
+        iteration=float("nan"),
+        time="noon",
+        seconds=1,
+        loss=10**400,
+        flag=True,
+    )
+    jsonl(
+        workdir / "metrics.jsonl",
+        [odd, {"values": 3, "wall": [], "nonfinite": 1}, {}, evaluation(0, 1.0)],
+    )
     page = Page(report.build_report(workdir))
     assert "config.json is not valid JSON" in page.text
     assert "win rate over iterations with its 95% interval" in page.labels()
@@ -194,7 +281,9 @@ def test_margins_above_ninety_percent_similarity_are_stated(drawn):
 
 
 def test_numbers_that_are_not_finite_are_counted_in_the_plot(workdir):
-    lost = record("train", 2, 1, 0.0, {"loss": None}) | {"nonfinite": ["loss"]}  # as the log writes NaN
+    lost = record("train", 2, 1, 0.0, {"loss": None}) | {
+        "nonfinite": ["loss"]
+    }  # as the log writes NaN
     flat = dict(phase="train", step=3, iteration=1, loss=float("inf"))
     jsonl(workdir / "metrics.jsonl", [training(1, 1, 0.0), lost, flat])
     assert "loss  (2 non-finite)" in Page(report.build_report(workdir)).words
@@ -216,8 +305,8 @@ def test_metric_lines_are_series_by_phase_over_steps_or_iterations():
 @pytest.mark.parametrize(
     ("key", "title"),
     [
-        ("eur", "Gates, clips and importance weights"),
-        ("clip/fraction", "Gates, clips and importance weights"),
+        ("effective_update_ratio", "Gates, clips and importance weights"),
+        ("clip_ratio/region_mean", "Gates, clips and importance weights"),
         ("sequence_weight/max", "Gates, clips and importance weights"),
         ("sequence_ratio/mean", "Gates, clips and importance weights"),
         ("ratio/max", "Gates, clips and importance weights"),
@@ -245,7 +334,10 @@ def test_each_metric_finds_its_section(key, title):
     """Keys are those of the train phase unless another stands before them."""
     phase, colon, rest = key.partition(": ")
     phase, key = (phase, rest) if colon else ("train", key)
-    assert next((topic.title for topic in report_curves.TOPICS if topic.claims(phase, key)), None) == title
+    assert (
+        next((topic.title for topic in report_curves.TOPICS if topic.claims(phase, key)), None)
+        == title
+    )
 
 
 def test_phase_seconds_come_from_the_record_or_from_the_clock():
@@ -253,11 +345,16 @@ def test_phase_seconds_come_from_the_record_or_from_the_clock():
         dict(phase="generate", iteration=1, time=10.0, seconds=4.0),
         dict(phase="train", iteration=1, time=12.0),
         dict(phase="train", iteration=1, time=15.0),
-        dict(phase="train", iteration=2, time=5.0),  # the clock went back: a restart on another machine
+        dict(
+            phase="train", iteration=2, time=5.0
+        ),  # the clock went back: a restart on another machine
         dict(phase="generate", iteration=2, time=50.0, seconds=6.0),
         dict(phase="train", iteration=2, time=51.5),
     ]
-    assert run_record.phase_seconds(metrics) == {"generate": {1: 4.0, 2: 6.0}, "train": {1: 5.0, 2: 1.5}}
+    assert run_record.phase_seconds(metrics) == {
+        "generate": {1: 4.0, 2: 6.0},
+        "train": {1: 5.0, 2: 1.5},
+    }
 
 
 def test_many_pairs_embed_a_bitmap_and_stay_small(workdir):
@@ -268,10 +365,17 @@ def test_many_pairs_embed_a_bitmap_and_stay_small(workdir):
 
 
 def test_a_long_run_of_samples_is_cut_with_a_count(workdir):
-    texts = [dict(stage="start", prompt_id=i, prompt=f"prompt {i}", response="r", score=0.0) for i in range(205)]
+    texts = [
+        dict(stage="start", prompt_id=i, prompt=f"prompt {i}", response="r", score=0.0)
+        for i in range(205)
+    ]
     jsonl(workdir / "samples.jsonl", texts)
     text = Page(report.build_report(workdir)).text
-    assert "prompt 199" in text and "prompt 200" not in text and "5 more prompts are in samples.jsonl" in text
+    assert (
+        "prompt 199" in text
+        and "prompt 200" not in text
+        and "5 more prompts are in samples.jsonl" in text
+    )
 
 
 def test_the_same_folder_gives_the_same_page(drawn):
@@ -292,12 +396,18 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
 def test_a_bare_configuration_is_shown_and_the_missing_command_is_told(workdir):
     (workdir / "config.json").write_text('{"seed": 7}')
     text = Page(report.build_report(workdir)).text
-    assert '"seed": 7' in text and "Not recorded (config.json)." in text and "the run recorded none" in text
+    assert (
+        '"seed": 7' in text
+        and "Not recorded (config.json)." in text
+        and "the run recorded none" in text
+    )
 
 
 def test_every_sample_of_a_prompt_is_paired_with_one_of_the_other_stage(workdir):
     stages = [(stage, i) for stage in ("start", "final") for i in range(3)]
-    texts = [dict(stage=stage, prompt_id="a", prompt="p", response=f"{stage} {i}") for stage, i in stages]
+    texts = [
+        dict(stage=stage, prompt_id="a", prompt="p", response=f"{stage} {i}") for stage, i in stages
+    ]
     jsonl(workdir / "samples.jsonl", texts[:-1])
     words = Page(report.build_report(workdir)).words
     wanted = re.compile(r"(start|final) \d|not recorded")
@@ -308,17 +418,30 @@ def test_every_sample_of_a_prompt_is_paired_with_one_of_the_other_stage(workdir)
 
 def test_steps_and_iterations_are_those_trained(drawn):
     words = Page(report.build_report(drawn)).words
-    assert words[words.index("optimizer steps") + 1] == "2" and words[words.index("iterations") + 1] == "1"
+    assert (
+        words[words.index("optimizer steps") + 1] == "2"
+        and words[words.index("iterations") + 1] == "1"
+    )
 
 
-# ---- runs on rewards -------------------------------------------------------------------------------------------------
+# ---- runs on rewards -----------------------------------------------------------------------------
 
 
 def group(iteration, rewards, answer="42", **more):
     responses = [f"response {iteration} of reward {r}" for r in rewards]
     worth = [r - sum(rewards) / len(rewards) for r in rewards]
-    base = dict(iteration=iteration, prompt_id="a", prompt=f"sum {iteration}", answer=answer, responses=responses)
-    return base | dict(reward=rewards, advantage=worth, length=[7 + i for i in range(len(rewards))]) | more
+    base = dict(
+        iteration=iteration,
+        prompt_id="a",
+        prompt=f"sum {iteration}",
+        answer=answer,
+        responses=responses,
+    )
+    return (
+        base
+        | dict(reward=rewards, advantage=worth, length=[7 + i for i in range(len(rewards))])
+        | more
+    )
 
 
 @pytest.fixture
@@ -326,15 +449,43 @@ def rewarded(workdir):
     """A run of groups: held-out rewards from iteration 0 on, gates, and no pairs."""
 
     def scores(iteration, accuracy):
-        values = dict(reward=2 * accuracy, reward_low=2 * accuracy - 0.1, reward_high=2 * accuracy + 0.1, prompts=64.0)
-        values |= dict(accuracy=accuracy, accuracy_low=accuracy - 0.05, accuracy_high=accuracy + 0.05)
-        return record("evaluate", 2 * iteration, iteration, iteration, {"win_rate": 0.5, **values, "entropy": 1.0})
+        values = dict(
+            reward=2 * accuracy,
+            reward_low=2 * accuracy - 0.1,
+            reward_high=2 * accuracy + 0.1,
+            prompts=64.0,
+        )
+        values |= dict(
+            accuracy=accuracy, accuracy_low=accuracy - 0.05, accuracy_high=accuracy + 0.05
+        )
+        return record(
+            "evaluate",
+            2 * iteration,
+            iteration,
+            iteration,
+            {"win_rate": 0.5, **values, "entropy": 1.0},
+        )
 
     judged = record("judge", 0, 0, 0.1, {"reward/std": 0.4, "advantage/abs": 0.3, "other": 1.0})
-    train = training(1, 0, 0.2, eur=0.9, **{"clip/fraction": 0.1, "sequence_ratio/max": 1.2})
+    train = training(
+        1,
+        0,
+        0.2,
+        effective_update_ratio=0.9,
+        **{"clip_ratio/region_mean": 0.1, "sequence_ratio/max": 1.2},
+    )
     jsonl(workdir / "metrics.jsonl", [scores(0, 0.25), judged, train, scores(2, 0.5)])
-    jsonl(workdir / "groups.jsonl", [group(0, [0.0, 0.0]), group(0, [0.25, 1.0, 0.0, 0.5]), group(1, [1.0, 0.5])])
-    result = dict(win_rate=0.61, accuracy=0.5, accuracy_start=0.25, accuracy_gain_low=0.125, accuracy_gain_high=0.375)
+    jsonl(
+        workdir / "groups.jsonl",
+        [group(0, [0.0, 0.0]), group(0, [0.25, 1.0, 0.0, 0.5]), group(1, [1.0, 0.5])],
+    )
+    result = dict(
+        win_rate=0.61,
+        accuracy=0.5,
+        accuracy_start=0.25,
+        accuracy_gain_low=0.125,
+        accuracy_gain_high=0.375,
+    )
     (workdir / "result.json").write_text(json.dumps(result | dict(reward=1.0, reward_start=0.5)))
     return workdir
 
@@ -342,8 +493,16 @@ def rewarded(workdir):
 def test_a_run_on_rewards_shows_its_own_sections_and_has_nothing_to_complain_of(rewarded):
     page = Page(report.build_report(rewarded))
     assert "Incomplete records" not in page.text and "pairs" not in page.text
-    wanted = ["reward over iterations with its 95% interval", "accuracy over iterations with its 95% interval"]
-    wanted += ["group rewards over iterations and their spread", "judge: reward/std", "judge: advantage/abs", "eur"]
+    wanted = [
+        "reward over iterations with its 95% interval",
+        "accuracy over iterations with its 95% interval",
+    ]
+    wanted += [
+        "group rewards over iterations and their spread",
+        "judge: reward/std",
+        "judge: advantage/abs",
+        "effective_update_ratio",
+    ]
     assert set(wanted) <= set(page.labels())
     drawn = {"evaluate: accuracy", "evaluate: reward_low", "evaluate: win_rate"}
     assert drawn & set(page.labels()) == {"evaluate: win_rate"}  # which has no interval here
@@ -353,26 +512,37 @@ def test_a_run_on_rewards_shows_its_own_sections_and_has_nothing_to_complain_of(
 
 def test_final_rewards_stand_with_where_they_started(rewarded):
     words = Page(report.build_report(rewarded)).words
-    tiles = ["final accuracy (start)", "0.500 (0.250)", "accuracy gained, 95% interval", "0.125 to 0.375"]
+    tiles = [
+        "final accuracy (start)",
+        "0.500 (0.250)",
+        "accuracy gained, 95% interval",
+        "0.125 to 0.375",
+    ]
     assert words[(i := words.index(tiles[0])) : i + 4] == tiles
     assert words[words.index("final reward (start)") + 1] == "1.000 (0.500)"
     assert words[words.index("groups trained on") + 1] == "3"
 
 
 def test_groups_of_the_first_and_last_iteration_show_responses_from_best_to_worst(rewarded):
-    more = [group(0, [0.0, 1.0], prompt=f"extra {i}") for i in range(5)] + [group(2, [0.5, 0.5], answer=None)]
+    more = [group(0, [0.0, 1.0], prompt=f"extra {i}") for i in range(5)] + [
+        group(2, [0.5, 0.5], answer=None)
+    ]
     with open(rewarded / "groups.jsonl", "a") as file:
         file.writelines(json.dumps(row) + "\n" for row in more)
     words = Page(report.build_report(rewarded)).words
     rewards = [re.fullmatch(r"response (\d) of reward (.*)", word) for word in words]
     assert [(m[1], m[2]) for m in rewards if m] == [
-        *(("0", r) for r in ("1.0", "0.5", "0.25", "0.0")),  # the first group, of equal rewards, gives way
+        *(
+            ("0", r) for r in ("1.0", "0.5", "0.25", "0.0")
+        ),  # the first group, of equal rewards, gives way
         *(("0", r) for r in ("1.0", "0.0", "1.0", "0.0")),
         *(("2", r) for r in ("0.5", "0.5")),
     ]
     best = words.index("response 0 of reward 1.0")
     assert words[best - 3 : best] == ["reward 1.000", " ", "advantage +0.562, 8 tokens"]
-    assert words.count("answer: 42") == 3 and "answer: None" not in words  # three of seven groups, and one without
+    assert (
+        words.count("answer: 42") == 3 and "answer: None" not in words
+    )  # three of seven groups, and one without
 
 
 def test_of_a_large_group_the_best_and_the_worst_are_open_and_the_rest_folded(rewarded):
@@ -393,26 +563,49 @@ def test_group_rewards_are_drawn_as_mean_best_and_worst_of_each_iteration(monkey
         "best of K": [0.5, 1.0],
         "worst of K": [0.0, 0.0],
     }
-    assert [text.get_text() for text in spread.get_legend().get_texts()] == ["iteration 0", "iteration 2"]
+    assert [text.get_text() for text in spread.get_legend().get_texts()] == [
+        "iteration 0",
+        "iteration 2",
+    ]
 
 
 def test_unusable_groups_are_told_and_left_out(rewarded):
-    odd = [{}, group(0, [1.0, float("nan")]), group(0, [1.0]) | {"responses": []}, group(None, [1.0]), group(0, [True])]
+    odd = [
+        {},
+        group(0, [1.0, float("nan")]),
+        group(0, [1.0]) | {"responses": []},
+        group(None, [1.0]),
+        group(0, [True]),
+    ]
     odd.append(group(0, [1.0, 1e300]))
     with open(rewarded / "groups.jsonl", "a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in [*odd, group(0, [1.0, 0.0], advantage="none", length=[3])])
+        file.writelines(
+            json.dumps(row) + "\n"
+            for row in [*odd, group(0, [1.0, 0.0], advantage="none", length=[3])]
+        )
         file.write('{"iteration": 0, "promp')
     text = Page(report.build_report(rewarded)).text
-    assert "groups.jsonl: 6 groups lack an iteration or a finite reward for every response; left out." in text
-    assert "groups.jsonl: the last line is torn" in text and "4 groups, 1 of them with equal rewards" in text
+    assert (
+        "groups.jsonl: 6 groups lack an iteration or a finite reward for every response; left out."
+        in text
+    )
+    assert (
+        "groups.jsonl: the last line is torn" in text
+        and "4 groups, 1 of them with equal rewards" in text
+    )
     jsonl(rewarded / "groups.jsonl", odd)
     assert "No groups were recorded." in Page(report.build_report(rewarded)).words
 
 
 def test_hostile_groups_and_opponents_are_shown_as_text(rewarded):
-    hostile = group(0, [1.0, 0.0], prompt=HOSTILE, answer=HOSTILE, responses=[HOSTILE, {"a": HOSTILE}])
+    hostile = group(
+        0, [1.0, 0.0], prompt=HOSTILE, answer=HOSTILE, responses=[HOSTILE, {"a": HOSTILE}]
+    )
     jsonl(rewarded / "groups.jsonl", [hostile])
-    rows = [dict(iteration=HOSTILE, prompt=HOSTILE, policy=HOSTILE, opponent=HOSTILE, p_win="x"), {}]
+    rows = [
+        dict(iteration=HOSTILE, prompt=HOSTILE, policy=HOSTILE, opponent=HOSTILE, p_win="x"),
+        {},
+    ]
     jsonl(rewarded / "opponents.jsonl", rows)
     path = report.build_report(rewarded)
     assert "<script" not in path.read_text() and "<img" not in path.read_text()
@@ -435,7 +628,14 @@ def test_a_run_against_an_opponent_shows_both_and_how_often_it_wins(rewarded):
 
 
 def test_held_out_quantities_are_those_with_an_interval_and_the_win_rate_comes_last():
-    full = dict(win_rate=0.6, win_rate_low=0.5, win_rate_high=0.7, accuracy=0.3, accuracy_low=None, accuracy_high=0.4)
+    full = dict(
+        win_rate=0.6,
+        win_rate_low=0.5,
+        win_rate_high=0.7,
+        accuracy=0.3,
+        accuracy_low=None,
+        accuracy_high=0.4,
+    )
     metrics = [dict(phase="evaluate", iteration=2, reward=1.0, reward_low=0.5, **full)]
     metrics += [
         dict(phase="evaluate", iteration=4, accuracy="x"),

@@ -1,4 +1,5 @@
-"""Rewards of K responses become advantages; what teaches nothing is known; length is paid for at the end only."""
+"""Rewards of K responses become advantages; what teaches nothing is known; length is paid for at
+the end only."""
 
 import numpy as np
 import pytest
@@ -12,10 +13,12 @@ LENGTH = np.array([[10, 6, 8, 3], [10, 10, 1, 1], [2, 9, 10, 7]])
 
 def test_advantages_are_those_of_the_named_function_on_the_oracles_rewards():
     groups, stats = make_groups(REWARD, LENGTH, ADVANTAGES["grpo"], max_length=10)
-    np.testing.assert_allclose(groups.advantage[0], (REWARD[0] - 0.5) / (np.std(REWARD[0], ddof=1) + 1e-4), rtol=1e-6)
+    np.testing.assert_allclose(
+        groups.advantage[0], (REWARD[0] - 0.5) / (np.std(REWARD[0], ddof=1) + 1e-4), rtol=1e-6
+    )
     np.testing.assert_array_equal(groups.advantage[1], 0.0)
     np.testing.assert_array_equal(groups.reward, REWARD)
-    assert float(stats["reward/zero_spread"].result()) == pytest.approx(1 / 3)
+    assert float(stats["frac_reward_zero_std"].result()) == pytest.approx(1 / 3)
     assert float(stats["reward/best_of_k"].result()) == pytest.approx(2.5 / 3)
     assert float(stats["reward/mean"].result()) == pytest.approx(5 / 12)
 
@@ -32,8 +35,12 @@ def test_the_length_reward_by_hand():
         overlong_penalty_factor=2.0,
     )
     np.testing.assert_allclose(groups.reward, REWARD + penalty, rtol=1e-6)
-    np.testing.assert_allclose(groups.advantage, groups.reward - groups.reward.mean(1, keepdims=True), atol=1e-6)
-    assert float(stats["reward/mean"].result()) == pytest.approx(5 / 12)  # what the oracle said stays visible
+    np.testing.assert_allclose(
+        groups.advantage, groups.reward - groups.reward.mean(1, keepdims=True), atol=1e-6
+    )
+    assert float(stats["reward/mean"].result()) == pytest.approx(
+        5 / 12
+    )  # what the oracle said stays visible
 
 
 def test_groups_of_one_reward_teach_nothing():

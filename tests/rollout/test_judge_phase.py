@@ -1,4 +1,5 @@
-"""Judging portion by portion: what a verdict's parts say, and what an oracle says of its own portions."""
+"""Judging portion by portion: what a verdict's parts say, and what an oracle says of its own
+portions."""
 
 import threading
 
@@ -8,7 +9,7 @@ import pytest
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import UserError
 from ssppo_jax.oracles.protocol import Journal, consult
-from ssppo_jax.rollout.judge import Ahead, concatenated, judge, part_stats
+from ssppo_jax.rollout.judge import PrefetchJudge, concatenated, judge, part_stats
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 HALF = np.full((2, 2, 2), 0.5, np.float32)
@@ -36,7 +37,9 @@ def test_how_much_a_judge_favours_the_first_place_is_logged():
 
 
 def test_a_rewards_parts_are_logged_as_their_means():
-    verdict = Verdict(None, np.ones((2, 2)), (None, None), {"format": np.array([[0.0, 1.0], [0.5, 1.0]])})
+    verdict = Verdict(
+        None, np.ones((2, 2)), (None, None), {"format": np.array([[0.0, 1.0], [0.5, 1.0]])}
+    )
     assert part_stats(verdict, [["a", "b"]] * 2) == {"reward/format": 0.625}
 
 
@@ -76,7 +79,12 @@ class Slow:
     """Rewards nothing, remembers who it was asked about, and waits to be let go."""
 
     def __init__(self, on_device=False):
-        self.asked, self.entered, self.go, self.at_once = [], threading.Event(), threading.Event(), 1
+        self.asked, self.entered, self.go, self.at_once = (
+            [],
+            threading.Event(),
+            threading.Event(),
+            1,
+        )
         self.on_device = on_device
 
     def __call__(self, asked, responses):
@@ -89,7 +97,7 @@ class Slow:
 def test_what_is_judged_ahead_is_found_in_the_journal(tmp_path):
     oracle, journal, texts = Slow(), Journal(tmp_path / "journal.jsonl"), [["a", "b"]] * 4
     oracle.go.set()
-    with Ahead(oracle, journal=journal, identity="x") as ahead:
+    with PrefetchJudge(oracle, journal=journal, identity="x") as ahead:
         ahead.add(encoded(2), texts[:2])
         ahead.pool.submit(lambda: None).result()  # both were judged
         assert oracle.asked == ["p0", "p1"]
@@ -99,7 +107,7 @@ def test_what_is_judged_ahead_is_found_in_the_journal(tmp_path):
 
 def test_leaving_ends_with_the_call_under_way_and_the_rest_is_judged_afterwards(tmp_path):
     oracle, journal, texts = Slow(), Journal(tmp_path / "journal.jsonl"), [["a", "b"]] * 4
-    with Ahead(oracle, journal=journal, identity="x") as ahead:
+    with PrefetchJudge(oracle, journal=journal, identity="x") as ahead:
         ahead.add(encoded(4), texts)
         assert oracle.entered.wait(10)
         threading.Timer(0.2, oracle.go.set).start()
@@ -110,7 +118,7 @@ def test_leaving_ends_with_the_call_under_way_and_the_rest_is_judged_afterwards(
 
 def test_an_oracle_on_the_runs_own_devices_is_not_asked_ahead(tmp_path):
     oracle = Slow(on_device=True)
-    with Ahead(oracle, journal=Journal(tmp_path / "journal.jsonl"), identity="x") as ahead:
+    with PrefetchJudge(oracle, journal=Journal(tmp_path / "journal.jsonl"), identity="x") as ahead:
         ahead.add(encoded(1), [["a", "b"]])
     assert oracle.asked == []
 
@@ -120,7 +128,7 @@ def test_what_fails_ahead_fails_again_where_it_is_noticed(tmp_path):
         raise UserError("no such model")
 
     journal = Journal(tmp_path / "journal.jsonl")
-    with Ahead(broken, journal=journal, identity="x") as ahead:
+    with PrefetchJudge(broken, journal=journal, identity="x") as ahead:
         ahead.add(encoded(1), [["a", "b"]])
     with pytest.raises(UserError, match="no such model"):
         judge(broken, encoded(1), [["a", "b"]], journal=journal, identity="x")

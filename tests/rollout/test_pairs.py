@@ -9,7 +9,7 @@ import pytest
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.gates import GATES, calibrate, power
 from ssppo_jax.rollout.pairs import (
-    SEMANTIC_GATES,
+    GATE_LEVELS,
     WIN_RATE_ESTIMATORS,
     make_pairs,
     mean_win_rate,
@@ -38,7 +38,7 @@ THREE = np.array([[[0.5, 0.9, 0.6], [0.1, 0.5, 0.3], [0.4, 0.7, 0.5]]], np.float
 ALIKE = np.array([[[1.0, 0.2, 0.8], [0.2, 1.0, 0.4], [0.8, 0.4, 1.0]]], np.float32)
 
 
-# ---- by pencil -------------------------------------------------------------------------------------------------------
+# ---- by pencil -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -46,10 +46,18 @@ ALIKE = np.array([[[1.0, 0.2, 0.8], [0.2, 1.0, 0.4], [0.8, 0.4, 1.0]]], np.float
     [  # winner 0, loser 1, S_wl = 0.2; means of the others' similarity: 0.5 and 0.3
         ({}, [2.0 / 3, 0.3], [0.5 + 0.8 / 6, 0.5 - 0.8 * 0.2]),
         ({"include_self": False}, [0.75, 0.2], [0.7, 0.5 - 0.8 * 0.3]),
-        ({"semantic_gate": "none"}, [2.0 / 3, 0.3], [2.0 / 3, 0.3]),
-        ({"semantic_gate": "group_mean"}, [2.0 / 3, 0.3], [0.5 + 0.5 / 6, 0.5 - 0.7 * 0.2]),
-        ({"semantic_gate": "pairwise"}, [2.0 / 3, 0.3], [(0.5 + 0.82 + 0.52) / 3, (0.18 + 0.5 + 0.38) / 3]),
-        ({"semantic_gate": "pairwise", "include_self": False}, [0.75, 0.2], [(0.82 + 0.52) / 2, (0.18 + 0.38) / 2]),
+        ({"gate_level": "none"}, [2.0 / 3, 0.3], [2.0 / 3, 0.3]),
+        ({"gate_level": "group_mean"}, [2.0 / 3, 0.3], [0.5 + 0.5 / 6, 0.5 - 0.7 * 0.2]),
+        (
+            {"gate_level": "pairwise"},
+            [2.0 / 3, 0.3],
+            [(0.5 + 0.82 + 0.52) / 3, (0.18 + 0.5 + 0.38) / 3],
+        ),
+        (
+            {"gate_level": "pairwise", "include_self": False},
+            [0.75, 0.2],
+            [(0.82 + 0.52) / 2, (0.18 + 0.38) / 2],
+        ),
         ({"win_rate_estimator": "hard"}, [2.5 / 3, 0.5 / 3], [0.5 + 0.8 / 3, 0.5 - 0.8 / 3]),
     ],
 )
@@ -68,7 +76,9 @@ def test_p_win_is_the_ungated_comparison_of_winner_and_loser():
 
 def test_statistics_are_means_over_groups():
     even = np.full((1, 3, 3), 0.5, np.float32)
-    _, stats = make_pairs(np.concatenate([THREE, even]), np.concatenate([ALIKE, ALIKE]), drop_tied=True)
+    _, stats = make_pairs(
+        np.concatenate([THREE, even]), np.concatenate([ALIKE, ALIKE]), drop_tied=True
+    )
     values = {key: float(mean.result()) for key, mean in stats.items()}
     raw = 2.0 / 3 - 0.3
     assert values == pytest.approx(
@@ -84,11 +94,11 @@ def test_statistics_are_means_over_groups():
 
 
 @pytest.mark.parametrize("name", sorted(WIN_RATE_ESTIMATORS))
-@pytest.mark.parametrize("semantic_gate", SEMANTIC_GATES)
-def test_pairs_equal_a_loop_written_from_the_equations(name, semantic_gate):
+@pytest.mark.parametrize("gate_level", GATE_LEVELS)
+def test_pairs_equal_a_loop_written_from_the_equations(name, gate_level):
     b, k = 4, 5
     preference, similarity = random_preference(b, k), random_similarity(b, k)
-    pairs, _ = make_pairs(preference, similarity, win_rate_estimator=name, semantic_gate=semantic_gate)
+    pairs, _ = make_pairs(preference, similarity, win_rate_estimator=name, gate_level=gate_level)
     for row in range(b):
         p, s = preference[row].astype(float), similarity[row].astype(float)
         logit = np.log(p / (1 - p))
@@ -96,7 +106,9 @@ def test_pairs_equal_a_loop_written_from_the_equations(name, semantic_gate):
         if name == "score_bt":
             p = np.array([[sigmoid(score[i] - score[j]) for j in range(k)] for i in range(k)])
         if name == "hard":
-            p = np.array([[0.5 if i == j else float(p[i, j] > 0.5) for j in range(k)] for i in range(k)])
+            p = np.array(
+                [[0.5 if i == j else float(p[i, j] > 0.5) for j in range(k)] for i in range(k)]
+            )
             score = p.sum(axis=1)
         w, l = int(np.argmax(score)), int(np.argmin(score))
         assert (pairs.winner[row], pairs.loser[row]) == (w, l)
@@ -108,12 +120,12 @@ def test_pairs_equal_a_loop_written_from_the_equations(name, semantic_gate):
                 "pair": 0.5 + (1 - s[w, l]) * (rate - 0.5),
                 "group_mean": 0.5 + (1 - others) * (rate - 0.5),
                 "pairwise": sum(0.5 + (1 - s[i, j]) * (p[i, j] - 0.5) for j in range(k)) / k,
-            }[semantic_gate]
+            }[gate_level]
             assert pairs.win_rate[row, slot] == pytest.approx(rate, rel=2e-6)
             assert pairs.target[row, slot] == pytest.approx(target, rel=2e-6)
 
 
-# ---- identities (ALGORITHMS, section 7) ------------------------------------------------------------------------------
+# ---- identities (ALGORITHMS, section 7) ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(WIN_RATE_ESTIMATORS))
@@ -134,15 +146,18 @@ def test_win_rates_sum_to_half_the_group_and_stay_off_the_ends(name, include_sel
 def test_five_samples_and_certain_verdicts_reach_the_papers_range():
     """Identity 1 at K = 5: win rates 0.9 and 0.1, hence targets of +-400 at beta = 1e-3."""
     order = np.arange(5)
-    certain = np.where(order[:, None] < order, 1.0, np.where(order[:, None] > order, 0.0, 0.5))[None]
-    pairs, _ = make_pairs(certain, None, semantic_gate="none")
+    certain = np.where(order[:, None] < order, 1.0, np.where(order[:, None] > order, 0.0, 0.5))[
+        None
+    ]
+    pairs, _ = make_pairs(certain, None, gate_level="none")
     assert (pairs.winner[0], pairs.loser[0]) == (0, 4)
     np.testing.assert_allclose((pairs.target - 0.5) / 1e-3, [[400, -400]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("gate", sorted(GATES))
 def test_pairwise_gating_keeps_the_sum_and_group_mean_does_not(gate):
-    """Identity 2: gating each P_ij by a symmetric S keeps P_ij + P_ji = 1, so the averages still sum to K/2."""
+    """Identity 2: gating each P_ij by a symmetric S keeps P_ij + P_ji = 1, so the averages still
+    sum to K/2."""
     b, k = 5, 4
     preference, similarity = random_preference(b, k).astype(float), random_similarity(b, k)
     gated = calibrate(preference, GATES[gate](similarity))
@@ -153,7 +168,7 @@ def test_pairwise_gating_keeps_the_sum_and_group_mean_does_not(gate):
         "group_mean": calibrate(mean_win_rate(preference), GATES[gate](others)),
     }
     for mode, target in targets.items():
-        pairs, _ = make_pairs(preference, similarity, GATES[gate], semantic_gate=mode)
+        pairs, _ = make_pairs(preference, similarity, GATES[gate], gate_level=mode)
         chosen = np.stack([target[range(b), pairs.winner], target[range(b), pairs.loser]], axis=1)
         np.testing.assert_allclose(pairs.target, chosen, rtol=1e-6)
     np.testing.assert_allclose(targets["pairwise"].sum(axis=1), k / 2, rtol=1e-6)
@@ -165,12 +180,12 @@ def test_pairwise_gating_keeps_the_sum_and_group_mean_does_not(gate):
 def test_no_similarity_leaves_the_win_rates_and_full_similarity_makes_ties(mode):
     """Identity 3 on the data side: S = 0 gives the SPPO targets bit for bit, S = 1 gives 1/2."""
     preference = random_preference(6, 4)
-    free, _ = make_pairs(preference, np.zeros((6, 4, 4), np.float32), semantic_gate=mode)
+    free, _ = make_pairs(preference, np.zeros((6, 4, 4), np.float32), gate_level=mode)
     np.testing.assert_array_equal(free.target, free.win_rate)
-    negative, _ = make_pairs(preference, np.full((6, 4, 4), -0.4, np.float32), semantic_gate=mode)
+    negative, _ = make_pairs(preference, np.full((6, 4, 4), -0.4, np.float32), gate_level=mode)
     np.testing.assert_array_equal(negative.target, free.win_rate)
     assert not negative.similarity.any()
-    full, _ = make_pairs(preference, np.ones((6, 4, 4), np.float32), semantic_gate=mode)
+    full, _ = make_pairs(preference, np.ones((6, 4, 4), np.float32), gate_level=mode)
     np.testing.assert_array_equal(full.target, 0.5)
 
 
@@ -189,7 +204,7 @@ def test_pair_gating_shrinks_and_never_flips(gate):
 def test_two_samples_average_the_verdict_with_a_half():
     """Identity 12: K = 2 gives P_w = (1/2 + P_wl)/2 and P_l = 1 - P_w."""
     preference = random_preference(8, 2)
-    pairs, _ = make_pairs(preference, None, semantic_gate="none")
+    pairs, _ = make_pairs(preference, None, gate_level="none")
     np.testing.assert_allclose(pairs.win_rate[:, 0], (0.5 + pairs.p_win) / 2, rtol=1e-6)
     np.testing.assert_allclose(pairs.win_rate.sum(axis=1), 1, rtol=1e-6)
     np.testing.assert_allclose(pairs.p_win, preference.max(axis=(1, 2)), rtol=1e-6)
@@ -202,13 +217,21 @@ def test_aggregated_scores_double_a_transitive_score():
     np.testing.assert_allclose(score_bt(sigmoid(difference)), sigmoid(2 * difference), rtol=1e-9)
 
 
-# ---- selection and ties ----------------------------------------------------------------------------------------------
+# ---- selection and ties --------------------------------------------------------------------------
 
 
 def test_selection_is_by_mean_score_and_an_inverted_pair_is_counted():
-    """The papers rank by mean score and train on win rates: one certain win outweighs two narrow losses."""
-    p = np.array([[0.5, 0.999999, 0.3, 0.3], [1e-6, 0.5, 0.95, 0.95], [0.7, 0.05, 0.5, 0.5], [0.7, 0.05, 0.5, 0.5]])
-    pairs, stats = make_pairs(np.stack([p, random_preference(1, 4)[0]]), None, semantic_gate="none")
+    """The papers rank by mean score and train on win rates: one certain win outweighs two narrow
+    losses."""
+    p = np.array(
+        [
+            [0.5, 0.999999, 0.3, 0.3],
+            [1e-6, 0.5, 0.95, 0.95],
+            [0.7, 0.05, 0.5, 0.5],
+            [0.7, 0.05, 0.5, 0.5],
+        ]
+    )
+    pairs, stats = make_pairs(np.stack([p, random_preference(1, 4)[0]]), None, gate_level="none")
     assert (pairs.winner[0], pairs.loser[0]) == (0, 1)
     np.testing.assert_allclose(pairs.win_rate[0], [0.525, 0.6], rtol=1e-5)
     assert float(stats["pairs/inverted"].result()) == 0.5
@@ -238,13 +261,14 @@ def test_winner_and_loser_always_differ():
 
 
 def test_a_cycle_is_a_tie_and_stays_intransitive():
-    """Rock, paper, scissors: equal mean scores and win rates of 1/2, whatever the strength of the comparisons."""
+    """Rock, paper, scissors: equal mean scores and win rates of 1/2, whatever the strength of the
+    comparisons."""
     cycle = np.array([[[0.5, 0.8, 0.2], [0.2, 0.5, 0.8], [0.8, 0.2, 0.5]]], np.float32)
-    pairs, stats = make_pairs(cycle, None, semantic_gate="none")
+    pairs, stats = make_pairs(cycle, None, gate_level="none")
     assert pairs.tied[0] and pairs.keep[0] and float(stats["pairs/tied"].result()) == 1
     np.testing.assert_allclose(pairs.target, 0.5, rtol=1e-6)
     np.testing.assert_allclose(pairs.p_win, 0.8, rtol=1e-6)
-    dropped, _ = make_pairs(cycle, None, semantic_gate="none", drop_tied=True)
+    dropped, _ = make_pairs(cycle, None, gate_level="none", drop_tied=True)
     assert dropped.tied[0] and not dropped.keep[0]
 
 
@@ -262,7 +286,7 @@ def test_certain_verdicts_give_finite_scores():
     certain = np.array([[[0.5, 1.0], [0.0, 0.5]]])
     assert np.all(np.isfinite(scores(certain)))
     for name in WIN_RATE_ESTIMATORS:
-        pairs, _ = make_pairs(certain, None, win_rate_estimator=name, semantic_gate="none")
+        pairs, _ = make_pairs(certain, None, win_rate_estimator=name, gate_level="none")
         assert np.all(np.isfinite(pairs.target)) and pairs.winner[0] == 0
 
 
@@ -278,20 +302,22 @@ def test_no_groups_left_is_no_error():
 
 def test_results_are_frozen_and_float32():
     pairs, _ = make_pairs(THREE.astype(np.float64), ALIKE)
-    assert {getattr(pairs, f).dtype for f in ("win_rate", "target", "p_win", "similarity")} == {np.dtype(np.float32)}
+    assert {getattr(pairs, f).dtype for f in ("win_rate", "target", "p_win", "similarity")} == {
+        np.dtype(np.float32)
+    }
     with pytest.raises(dataclasses.FrozenInstanceError):
         pairs.winner = 0
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"win_rate_estimator": "pairwse"}, "did you mean 'pairwise'"),
-        ({"semantic_gate": "groupmean"}, "did you mean 'group_mean'"),
-        ({"semantic_gate": "mean of all"}, "use one of pair, group_mean, pairwise, none"),
+        ({"gate_level": "groupmean"}, "did you mean 'group_mean'"),
+        ({"gate_level": "mean of all"}, "use one of pair, group_mean, pairwise, none"),
     ],
 )
 def test_unknown_names_are_refused_with_the_nearest(options, message):

@@ -1,4 +1,5 @@
-"""Sentence similarity: the embedder's batching and counting, the tables by pencil, MiniLM against its golden file."""
+"""Sentence similarity: the embedder's batching and counting, the tables by pencil, MiniLM against
+its golden file."""
 
 import pathlib
 
@@ -37,10 +38,14 @@ def word_tokenizer():
 
 @pytest.fixture(scope="module")
 def params():
-    made = jax.jit(ENCODER.init)(jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones(1, jnp.int32))["params"]
+    made = jax.jit(ENCODER.init)(
+        jax.random.key(0), jnp.zeros((1, 4), jnp.int32), jnp.ones(1, jnp.int32)
+    )["params"]
     leaves, tree = jax.tree.flatten(made)
     rng = np.random.default_rng(1)
-    return jax.tree.unflatten(tree, [x + 0.5 * rng.normal(size=x.shape).astype(np.float32) for x in leaves])
+    return jax.tree.unflatten(
+        tree, [x + 0.5 * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+    )
 
 
 def encode(params, tokens, length):  # one function for all tests, so that they share compilations
@@ -48,7 +53,9 @@ def encode(params, tokens, length):  # one function for all tests, so that they 
 
 
 def embedder(params, tokenizer=None, apply=encode, **options):
-    return SentenceEmbedder(apply, params, tokenizer or word_tokenizer(), **({"max_length": 32} | options))
+    return SentenceEmbedder(
+        apply, params, tokenizer or word_tokenizer(), **({"max_length": 32} | options)
+    )
 
 
 def words(count, start=0):
@@ -63,7 +70,9 @@ def test_a_text_embeds_alone_as_in_any_batch(params):
     alone = np.concatenate([made.embed([text]) for text in texts])
     np.testing.assert_allclose(alone, together, atol=1e-5)
     shuffled = [9, 2, 13, 5, 0]
-    np.testing.assert_allclose(made.embed([texts[i] for i in shuffled]), together[shuffled], atol=1e-5)
+    np.testing.assert_allclose(
+        made.embed([texts[i] for i in shuffled]), together[shuffled], atol=1e-5
+    )
     assert np.abs(together[0] - together[1]).max() > 0.01
 
 
@@ -116,7 +125,9 @@ def test_the_tokenizers_own_padding_and_limit_are_overridden(params):
     loud.enable_padding(length=40)
     loud.enable_truncation(5)
     text = words(20)
-    np.testing.assert_array_equal(embedder(params, loud).embed([text]), embedder(params).embed([text]))
+    np.testing.assert_array_equal(
+        embedder(params, loud).embed([text]), embedder(params).embed([text])
+    )
 
 
 def test_empty_and_blank_responses_are_equal_to_each_other_and_counted(params):
@@ -148,7 +159,8 @@ def test_embedding_makes_no_implicit_transfer(params):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"max_length": 2}, "max_length=2"), ({"batch_size": 0}, "batch_size=0")]
+    ("options", "message"),
+    [({"max_length": 2}, "max_length=2"), ({"batch_size": 0}, "batch_size=0")],
 )
 def test_impossible_options_are_refused(params, options, message):
     with pytest.raises(ConfigError, match=message):
@@ -186,8 +198,12 @@ def test_relu_cosine_makes_opposed_texts_unrelated_and_cosine_keeps_them():
 
     groups = [["up", "down", "slope"]]
     expected = np.array([[1, -1, 0.8], [-1, 1, -0.8], [0.8, -0.8, 1]])[None]
-    np.testing.assert_allclose(score_similarity(["p"], groups, embed, similarity="cosine"), expected, atol=1e-6)
-    np.testing.assert_allclose(score_similarity(["p"], groups, embed), np.maximum(expected, 0), atol=1e-6)
+    np.testing.assert_allclose(
+        score_similarity(["p"], groups, embed, similarity="cosine"), expected, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        score_similarity(["p"], groups, embed), np.maximum(expected, 0), atol=1e-6
+    )
 
 
 def test_token_jaccard_by_pencil_needs_no_encoder():
@@ -197,7 +213,9 @@ def test_token_jaccard_by_pencil_needs_no_encoder():
     expected = [[[1, third, 0], [third, 1, 0], [0, 0, 1]], [[1, 1, 0], [1, 1, 0], [0, 0, 1]]]
     np.testing.assert_allclose(got, expected, atol=1e-7)
     assert {"token_jaccard"} == WITHOUT_ENCODER <= set(SIMILARITIES)
-    np.testing.assert_array_equal(score_similarity(["p"], [["", ""]], None, similarity="token_jaccard"), 1)
+    np.testing.assert_array_equal(
+        score_similarity(["p"], [["", ""]], None, similarity="token_jaccard"), 1
+    )
 
 
 def test_embed_text_and_prefix_decide_what_the_encoder_sees():
@@ -249,7 +267,9 @@ def test_minilm_equals_sentence_transformers():
     assert made.counts == EmbedCounts(texts=24, truncated=2, empty=2)
     np.testing.assert_allclose(similarity_matrix(vectors[None])[0], cosines, atol=1e-4)
     np.testing.assert_allclose(vectors, embeddings, atol=1e-4)
-    assert cosines.min() < 0.1 and np.sort(np.unique(cosines))[-30] < 0.999  # the golden file tells texts apart
+    assert (
+        cosines.min() < 0.1 and np.sort(np.unique(cosines))[-30] < 0.999
+    )  # the golden file tells texts apart
 
 
 def test_a_folders_limit_and_tokenizer_are_checked_before_use(params, tmp_path, monkeypatch):
@@ -264,4 +284,6 @@ def test_a_folders_limit_and_tokenizer_are_checked_before_use(params, tmp_path, 
         SentenceEmbedder.load("folder", max_length=64)
     word_tokenizer().save(str(tmp_path / "tokenizer.json"))
     made = SentenceEmbedder.load("folder", max_length=32, batch_size=8)
-    np.testing.assert_allclose(made.embed([words(5)]), embedder(params, batch_size=8).embed([words(5)]), atol=1e-6)
+    np.testing.assert_allclose(
+        made.embed([words(5)]), embedder(params, batch_size=8).embed([words(5)]), atol=1e-6
+    )

@@ -33,7 +33,9 @@ def rollout():
         advantage=floats(M, 2),
         weight=np.ones(M, np.float32),
     )
-    return Rollout(batch, [{"iteration": 2, "prompt": "é"}], {"score": {"a": 0.1}}, {"score": {"seconds": 2.0}})
+    return Rollout(
+        batch, [{"iteration": 2, "prompt": "é"}], {"score": {"a": 0.1}}, {"score": {"seconds": 2.0}}
+    )
 
 
 def test_a_rollout_read_back_is_the_one_written(rollout, tmp_path):
@@ -43,7 +45,11 @@ def test_a_rollout_read_back_is_the_one_written(rollout, tmp_path):
     for name, value in rollout.batch._asdict().items():
         np.testing.assert_array_equal(getattr(again.batch, name), value)
         assert getattr(again.batch, name).dtype == value.dtype
-    assert (again.records, again.metrics, again.wall) == (rollout.records, rollout.metrics, rollout.wall)
+    assert (again.records, again.metrics, again.wall) == (
+        rollout.records,
+        rollout.metrics,
+        rollout.wall,
+    )
 
 
 def test_another_iterations_rollout_is_not_taken_for_this_one(rollout, tmp_path):
@@ -52,7 +58,9 @@ def test_another_iterations_rollout_is_not_taken_for_this_one(rollout, tmp_path)
     assert load_rollout(tmp_path / "missing.npz", IDENTITY) is None
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:3000] + b"\0" + b[3001:]])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b[:3000] + b"\0" + b[3001:]]
+)
 def test_a_damaged_rollout_is_named_and_never_used(rollout, tmp_path, damage):
     path = tmp_path / "r.npz"
     save_rollout(path, rollout, IDENTITY)

@@ -17,7 +17,12 @@ def test_a_new_folder_records_config_command_and_versions(tmp_path, config):
     record = json.loads((tmp_path / "run/config.json").read_text())
     assert record["config"]["loss.beta"] == config.loss.beta
     assert record["config"]["data.prompt_buckets"] == [64, 128, 256, 512]
-    assert record["version"] == "1.2.3" and record["command"] and record["jax"] and "cpu" in record["devices"]
+    assert (
+        record["version"] == "1.2.3"
+        and record["command"]
+        and record["jax"]
+        and "cpu" in record["devices"]
+    )
 
 
 def test_the_same_config_may_continue_and_its_record_stays(tmp_path, config):
@@ -62,7 +67,11 @@ def test_records_of_an_iteration_replace_its_own_and_later_ones_and_a_torn_line(
         file.write('{"iteration": 0, "v": "to')
     run_folder.append_records(path, [{"iteration": 1, "v": "é"}, {"iteration": 1, "v": "b"}], 1)
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    assert rows == [{"iteration": 0, "v": "old"}, {"iteration": 1, "v": "é"}, {"iteration": 1, "v": "b"}]
+    assert rows == [
+        {"iteration": 0, "v": "old"},
+        {"iteration": 1, "v": "é"},
+        {"iteration": 1, "v": "b"},
+    ]
 
 
 def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path, monkeypatch):

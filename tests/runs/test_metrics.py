@@ -10,7 +10,14 @@ import pytest
 
 from ssppo_jax.errors import ConfigError, DataError, UserError
 from ssppo_jax.runs import metrics
-from ssppo_jax.runs.metrics import Lagged, MetricLog, finalize, length_percentiles, read_metrics, sample_stats
+from ssppo_jax.runs.metrics import (
+    Lagged,
+    MetricLog,
+    finalize,
+    length_percentiles,
+    read_metrics,
+    sample_stats,
+)
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Max, Mean, Min, Samples
 
 
@@ -21,27 +28,52 @@ def write_steps(folder, steps, cut=None):
         if cut is not None:
             log.truncate(cut)
         for step in steps:
-            log.write(step=step, iteration=0, phase="train", values={"loss": step / 3}, wall={"tokens_per_second": 9.0})
+            log.write(
+                step=step,
+                iteration=0,
+                phase="train",
+                values={"loss": step / 3},
+                wall={"tokens_per_second": 9.0},
+            )
             offsets[step] = log.offset()
     return offsets
 
 
 def without_wall(folder):
-    return [{k: v for k, v in r.items() if k != "wall"} for r in read_metrics(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in r.items() if k != "wall"} for r in read_metrics(folder / "metrics.jsonl")
+    ]
 
 
 def test_a_line_holds_everything_and_floats_survive_exactly(tmp_path):
     with MetricLog(tmp_path, tensorboard="off") as log:
-        log.write(step=np.int64(7), iteration=2, phase="train", values={"loss": np.float32(0.1)}, wall={"rate": 3.5})
+        log.write(
+            step=np.int64(7),
+            iteration=2,
+            phase="train",
+            values={"loss": np.float32(0.1)},
+            wall={"rate": 3.5},
+        )
     (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
     record = json.loads(line)
     assert record.pop("wall").keys() == {"time", "rate"}
-    assert record == {"step": 7, "iteration": 2, "phase": "train", "values": {"loss": float(np.float32(0.1))}}
+    assert record == {
+        "step": 7,
+        "iteration": 2,
+        "phase": "train",
+        "values": {"loss": float(np.float32(0.1))},
+    }
 
 
 def test_non_finite_values_become_null_and_are_named(tmp_path):
     with MetricLog(tmp_path, tensorboard="off") as log:
-        log.write(step=1, iteration=0, phase="train", values={"a": np.nan, "b": 1.0, "c": -np.inf}, wall={"r": np.inf})
+        log.write(
+            step=1,
+            iteration=0,
+            phase="train",
+            values={"a": np.nan, "b": 1.0, "c": -np.inf},
+            wall={"r": np.inf},
+        )
     text = (tmp_path / "metrics.jsonl").read_text()
     record = json.loads(text, parse_constant=lambda word: pytest.fail(f"{word} is not JSON"))
     assert record["values"] == {"a": None, "b": 1.0, "c": None}
@@ -74,7 +106,10 @@ def test_truncating_to_zero_starts_over(tmp_path):
 @pytest.mark.parametrize("wrong", [1, 100, -1])
 def test_a_log_of_another_run_is_not_cut(tmp_path, wrong):
     offsets = write_steps(tmp_path, [1, 2])
-    with MetricLog(tmp_path, tensorboard="off") as log, pytest.raises(UserError, match="does not belong"):
+    with (
+        MetricLog(tmp_path, tensorboard="off") as log,
+        pytest.raises(UserError, match="does not belong"),
+    ):
         log.truncate(offsets[2] + wrong)
     assert len(without_wall(tmp_path)) == 2
 
@@ -91,7 +126,8 @@ def test_a_torn_last_line_is_left_out_but_another_bad_line_is_an_error(tmp_path,
 
 
 class FakeWriter:
-    """Stands in for tensorboard.summary.Writer: what is in the folder is what was written since it was opened."""
+    """Stands in for tensorboard.summary.Writer: what is in the folder is what was written since it
+    was opened."""
 
     boards = []  # noqa: RUF012
 
@@ -109,7 +145,9 @@ class FakeWriter:
 @pytest.fixture
 def boards(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", types.SimpleNamespace(Writer=FakeWriter))
+    monkeypatch.setitem(
+        sys.modules, "tensorboard.summary", types.SimpleNamespace(Writer=FakeWriter)
+    )
     monkeypatch.setattr(FakeWriter, "boards", [])
     return FakeWriter.boards
 
@@ -117,7 +155,13 @@ def boards(monkeypatch):
 def test_the_tensorboard_mirror_equals_the_log_after_a_resume(tmp_path, boards):
     stale = tmp_path / "tensorboard" / "events.old"
     with MetricLog(tmp_path) as log:
-        log.write(step=1, iteration=0, phase="train", values={"loss": 1.0, "bad": np.nan}, wall={"rate": 5.0})
+        log.write(
+            step=1,
+            iteration=0,
+            phase="train",
+            values={"loss": 1.0, "bad": np.nan},
+            wall={"rate": 5.0},
+        )
         offset = log.offset()
         log.write(step=2, iteration=0, phase="train", values={"loss": 2.0})
     stale.parent.mkdir()
@@ -128,7 +172,11 @@ def test_the_tensorboard_mirror_equals_the_log_after_a_resume(tmp_path, boards):
         log.write(step=3, iteration=0, phase="held_out", values={"win_rate": 0.5})
     first, second = boards
     assert first.scalars == [("train/loss", 1.0, 1), ("train/rate", 5.0, 1), ("train/loss", 2.0, 2)]
-    assert second.scalars == [*first.scalars[:2], ("train/loss", 4.0, 2), ("held_out/win_rate", 0.5, 3)]
+    assert second.scalars == [
+        *first.scalars[:2],
+        ("train/loss", 4.0, 2),
+        ("held_out/win_rate", 0.5, 3),
+    ]
     assert second.folder == str(tmp_path / "tensorboard") and first.closed and second.closed
     assert not stale.exists()
 
@@ -165,7 +213,9 @@ def tree(scale=1.0):
 
 def test_finalized_metrics_equal_their_own_results():
     found = finalize(tree())
-    assert found == pytest.approx({name: float(metric.result()) for name, metric in tree().items()}, rel=1e-7)
+    assert found == pytest.approx(
+        {name: float(metric.result()) for name, metric in tree().items()}, rel=1e-7
+    )
     assert all(type(value) is float for value in found.values())
 
 
@@ -199,7 +249,9 @@ def samples(rows, finish=None, pad=0, extra=0):
     width = max(len(r) for group in rows for r in group) + extra
     tokens = np.array([[r + [pad] * (width - len(r)) for r in group] for group in rows], np.int32)
     length = np.array([[len(r) for r in group] for group in rows], np.int32)
-    finish = np.full(length.shape, FINISH_EOS, np.int8) if finish is None else np.array(finish, np.int8)
+    finish = (
+        np.full(length.shape, FINISH_EOS, np.int8) if finish is None else np.array(finish, np.int8)
+    )
     zeros = np.zeros(tokens.shape, np.float32)
     return Samples(tokens, length, zeros, zeros, finish)
 
@@ -258,4 +310,10 @@ def test_eos_rate_counts_sampled_ends():
 
 def test_length_percentiles_by_pencil():
     found = length_percentiles(np.arange(11).reshape(1, 11) * 10)
-    assert found == {"length_p10": 10, "length_p50": 50, "length_p90": 90, "length_mean": 50, "length_max": 100}
+    assert found == {
+        "length_p10": 10,
+        "length_p50": 50,
+        "length_p90": 90,
+        "length_mean": 50,
+        "length_max": 100,
+    }

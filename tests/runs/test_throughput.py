@@ -19,7 +19,11 @@ def rollout(prompt_length, own):
     b, k, t = len(prompt_length), len(own[0]), 8
     fields = dict.fromkeys(Batch._fields, np.zeros(b))
     mask = (np.arange(t) < np.array(own)[..., None]).astype(np.float32)
-    fields |= {"prompt_length": np.array(prompt_length), "mask": mask, "completion": np.zeros((b, k, t), int)}
+    fields |= {
+        "prompt_length": np.array(prompt_length),
+        "mask": mask,
+        "completion": np.zeros((b, k, t), int),
+    }
     return Batch(**fields)
 
 
@@ -31,7 +35,8 @@ def test_padding_is_what_is_computed_and_is_no_token():
     assert work.slots == 2 * (4 + 16) + 2 * (12 + 16)
     assert work.padding_share == pytest.approx(1 - 44 / 96)
     each = [
-        flops.train_step(ARCH, np.array([p]), np.array([own])) for p, own in ((3, [8, 2]), (10, [8, 8]), (4, [1, 0]))
+        flops.train_step(ARCH, np.array([p]), np.array([own]))
+        for p, own in ((3, [8, 2]), (10, [8, 8]), (4, [1, 0]))
     ]
     assert work.flops == pytest.approx(sum(each))
 
@@ -48,8 +53,14 @@ def test_utilisation_is_given_where_the_peak_is_known(monkeypatch):
     assert pace.pace_of(work, 2.0)["mfu"] == pytest.approx(3e12 / (4 * 197e12))
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the kernel's account is Linux's")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").is_file(), reason="the kernel's account is Linux's"
+)
 def test_the_peak_of_this_process_is_the_kernels():
     np.ones(2**25)  # so that it is not the start's
-    said = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    said = next(
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM")
+    )
     assert memory_peaks()["host_peak_gib"] == pytest.approx(int(said.split()[1]) / 2**20, rel=0.02)

@@ -1,4 +1,5 @@
-"""Choosing a token: the right support, the right frequencies, the right log-probs, keys addressed by purpose."""
+"""Choosing a token: the right support, the right frequencies, the right log-probs, keys addressed
+by purpose."""
 
 import jax
 import numpy as np
@@ -24,7 +25,9 @@ def numpy_support(logits, *, top_k=0, min_p=0.0, top_p=1.0):
         keep &= softmax(logits) >= min_p * softmax(logits).max()
     if top_p < 1.0:
         p = softmax(np.where(keep, logits, -np.inf))
-        keep &= [p[p > x].sum() < top_p for x in p]  # the more likely ones together do not yet reach top_p
+        keep &= [
+            p[p > x].sum() < top_p for x in p
+        ]  # the more likely ones together do not yet reach top_p
     return keep
 
 
@@ -66,7 +69,9 @@ def draws(params):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"temperature": 0.7}, {"temperature": 2.0, "top_p": 0.8}, {"top_k": 3, "min_p": 0.2}], ids=str
+    "settings",
+    [{}, {"temperature": 0.7}, {"temperature": 2.0, "top_p": 0.8}, {"top_k": 3, "min_p": 0.2}],
+    ids=str,
 )
 def test_frequencies_and_log_probs_follow_the_distribution_sampled_from(settings):
     params = SamplingParams(**settings)
@@ -80,19 +85,29 @@ def test_frequencies_and_log_probs_follow_the_distribution_sampled_from(settings
     chi_square = ((seen[support] - expected) ** 2 / expected).sum()
     assert chi_square < 26  # 99.9% quantile for 8 degrees of freedom; the draws are fixed
     np.testing.assert_allclose(sampling_logp, np.log(p[token]), atol=1e-5)
-    np.testing.assert_allclose(logp, np.log(softmax(LOGITS)[token]), atol=1e-5)  # raw whatever the settings
+    np.testing.assert_allclose(
+        logp, np.log(softmax(LOGITS)[token]), atol=1e-5
+    )  # raw whatever the settings
 
 
 @pytest.mark.parametrize("size", [1, 17, 100])
 def test_a_token_of_weight_zero_is_never_drawn_even_at_the_edges_of_rounding(size):
-    """Uniforms one float around every boundary of the running sum, where parallel sums are not monotone."""
+    """Uniforms one float around every boundary of the running sum, where parallel sums are not
+    monotone."""
     rng = np.random.default_rng(0)
-    weights = np.where(rng.uniform(size=(50, size)) < 0.2, rng.uniform(size=(50, size)), 0).astype(np.float32)
+    weights = np.where(rng.uniform(size=(50, size)) < 0.2, rng.uniform(size=(50, size)), 0).astype(
+        np.float32
+    )
     weights[:, size // 2] = 1.0
     total = np.cumsum(weights.astype(np.float64), -1)
     edge = (total / total[:, -1:]).astype(np.float32)
     inverse = jit(lambda u: invert(np.broadcast_to(weights[:, None], (50, size, size)), u)[0])
-    for uniform in (edge, np.nextafter(edge, np.float32(0)), np.nextafter(edge, np.float32(2)), 0 * edge):
+    for uniform in (
+        edge,
+        np.nextafter(edge, np.float32(0)),
+        np.nextafter(edge, np.float32(2)),
+        0 * edge,
+    ):
         token = np.asarray(inverse(np.clip(uniform, 0, 1 - 2**-24)))
         assert (np.take_along_axis(weights, token, 1) > 0).all()
 
@@ -118,4 +133,6 @@ def test_keys_are_the_stated_fold_ins():
         want = jax.random.fold_in(jax.random.fold_in(KEY, address[b]), k)
         np.testing.assert_array_equal(keys[b, k], jax.random.key_data(want))
     assert len(np.unique(keys.reshape(6, -1), axis=0)) == 6
-    np.testing.assert_array_equal(jax.random.key_data(row_keys(KEY, address, 2, first=1)), keys[:, 1:])
+    np.testing.assert_array_equal(
+        jax.random.key_data(row_keys(KEY, address, 2, first=1)), keys[:, 1:]
+    )

@@ -1,11 +1,25 @@
-"""Sampling from a geometric mixture of policies: what is drawn, what is recorded, and from which random stream."""
+"""Sampling from a geometric mixture of policies: what is drawn, what is recorded, and from which
+random stream."""
 
 import functools
 
 import jax
 import numpy as np
 import pytest
-from tiny import ARCHES, EOS, PAD, PARAMS, V, generator, jit, make_prompts, mask_of, random_params, rows, scorer
+from tiny import (
+    ARCHES,
+    EOS,
+    PAD,
+    PARAMS,
+    V,
+    generator,
+    jit,
+    make_prompts,
+    mask_of,
+    random_params,
+    rows,
+    scorer,
+)
 
 from ssppo_jax.models.decoder import Decoder, output_kernel
 from ssppo_jax.sampling.choose import SamplingParams, mixture, restrict
@@ -64,7 +78,8 @@ def at(log_probs, tokens):
 
 
 def restricted(log_probs):
-    """SHAPED by hand: temperature, then the 30 likeliest, then the fewest of them that reach 0.9."""
+    """SHAPED by hand: temperature, then the 30 likeliest, then the fewest of them that reach
+    0.9."""
     out = np.full_like(log_probs, -np.inf)
     for index in np.ndindex(log_probs.shape[:-1]):
         row = log_probs[index] / SHAPED.temperature
@@ -75,12 +90,15 @@ def restricted(log_probs):
     return out
 
 
-# ---- the ends of the mixture -----------------------------------------------------------------------------------------
+# ---- the ends of the mixture ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", [RAW, SHAPED, GREEDY], ids=["raw", "shaped", "greedy"])
 def test_weight_one_for_the_first_policy_samples_from_it_alone(sampling):
-    got, alone = mixed((1.0, 0.0), sampling)((FIRST, SECOND), PROMPTS, KEY), generator(3, sampling)(PROMPTS, KEY)
+    got, alone = (
+        mixed((1.0, 0.0), sampling)((FIRST, SECOND), PROMPTS, KEY),
+        generator(3, sampling)(PROMPTS, KEY),
+    )
     for field in ("tokens", "length", "finish"):
         np.testing.assert_array_equal(getattr(got, field), getattr(alone, field))
     np.testing.assert_allclose(got.logp, alone.logp, atol=1e-5)
@@ -98,18 +116,27 @@ def test_weight_one_for_the_second_draws_its_tokens_and_records_the_firsts_log_p
     np.testing.assert_allclose(
         got.logp[mask], scorer()(PROMPTS, got.tokens, mask_of(got.length, T)).logp[mask], atol=1e-5
     )
-    assert (np.abs(got.logp - alone.logp)[mask] > 0.1).mean() > 0.5  # the two are different policies
+    assert (
+        np.abs(got.logp - alone.logp)[mask] > 0.1
+    ).mean() > 0.5  # the two are different policies
 
 
 def test_a_mixture_of_a_policy_with_itself_is_the_policy():
-    got, alone = mixed((0.3, 0.7), RAW)((FIRST, FIRST), PROMPTS, KEY), generator(3, RAW)(PROMPTS, KEY)
+    got, alone = (
+        mixed((0.3, 0.7), RAW)((FIRST, FIRST), PROMPTS, KEY),
+        generator(3, RAW)(PROMPTS, KEY),
+    )
     np.testing.assert_array_equal(got.tokens, alone.tokens)
     np.testing.assert_allclose(got.sampling_logp, alone.logp, atol=1e-5)
 
 
-# ---- between them ----------------------------------------------------------------------------------------------------
+# ---- between them --------------------------------------------------------------------------------
 
-MIXTURES = {(0.5, 0.5): (FIRST, SECOND), (0.75, 0.25): (FIRST, SECOND), (0.2, 0.5, 0.3): (FIRST, SECOND, THIRD)}
+MIXTURES = {
+    (0.5, 0.5): (FIRST, SECOND),
+    (0.75, 0.25): (FIRST, SECOND),
+    (0.2, 0.5, 0.3): (FIRST, SECOND, THIRD),
+}
 
 
 @pytest.mark.parametrize("sampling", [RAW, SHAPED], ids=["raw", "shaped"])
@@ -122,15 +149,20 @@ def test_log_probs_as_sampled_are_those_of_the_renormalised_geometric_mixture(we
     want = restricted(want) if sampling is SHAPED else want
     mask = mask_of(samples.length, T) > 0
     assert mask.sum() > 30 and len(np.unique(samples.length)) > 2
-    np.testing.assert_allclose(samples.sampling_logp[mask], at(want, samples.tokens)[mask], atol=2e-5)
+    np.testing.assert_allclose(
+        samples.sampling_logp[mask], at(want, samples.tokens)[mask], atol=2e-5
+    )
     assert not samples.sampling_logp[~mask].any() and not samples.logp[~mask].any()
 
 
 def test_the_token_at_the_threshold_of_top_k_is_kept():
-    """A mixture computed twice and rounded differently falls below its own k-th value, for 1 token in 100."""
+    """A mixture computed twice and rounded differently falls below its own k-th value, for 1 token
+    in 100."""
     rng, params = np.random.default_rng(0), SamplingParams(top_k=5)
     logits = rng.normal(size=(2, 4096, 1, 32)).astype(np.float32)
-    restricted_mixture = jit(lambda *x: restrict(mixture([3.0 * y + y * y for y in x], (0.7, 0.3)), params))
+    restricted_mixture = jit(
+        lambda *x: restrict(mixture([3.0 * y + y * y for y in x], (0.7, 0.3)), params)
+    )
     np.testing.assert_array_equal(np.isfinite(restricted_mixture(*logits)).sum(-1), 5)
 
 
@@ -147,7 +179,9 @@ def test_greedy_takes_the_likeliest_token_of_the_mixture():
     one, two = (teacher()(params, samples.tokens) for params in (FIRST, SECOND))
     mask = mask_of(samples.length, T) > 0
     np.testing.assert_array_equal((one + two).argmax(-1)[mask], samples.tokens[mask])
-    assert min((x.argmax(-1) != samples.tokens)[mask].mean() for x in (one, two)) > 0.1  # of neither alone
+    assert (
+        min((x.argmax(-1) != samples.tokens)[mask].mean() for x in (one, two)) > 0.1
+    )  # of neither alone
 
 
 def test_tokens_are_drawn_as_often_as_the_mixture_says():
@@ -155,7 +189,9 @@ def test_tokens_are_drawn_as_often_as_the_mixture_says():
     sampling = SamplingParams(max_new_tokens=1)
     tokens = mixed((1 - coef, coef), sampling, n)((FIRST, SECOND), rows(PROMPTS, [0]), KEY).tokens
     often = np.bincount(tokens.ravel(), minlength=V) / n
-    one, two = (teacher()(params, np.zeros((4, 1, 1), np.int32))[0, 0, 0] for params in (FIRST, SECOND))
+    one, two = (
+        teacher()(params, np.zeros((4, 1, 1), np.int32))[0, 0, 0] for params in (FIRST, SECOND)
+    )
 
     def chi_square(log_probs):
         p = np.exp(normalised(log_probs))
@@ -175,11 +211,12 @@ def test_a_row_of_a_mixture_alone_in_another_bucket_equals_the_row_in_the_batch(
         np.testing.assert_allclose(alone.sampling_logp[0], batch.sampling_logp[b], atol=1e-5)
 
 
-# ---- random addresses ------------------------------------------------------------------------------------------------
+# ---- random addresses ----------------------------------------------------------------------------
 
 
 def test_the_sample_after_the_policys_is_where_an_opponent_is_drawn():
-    """`first_sample` moves the address and nothing else, so an opponent that is the policy is its next sample."""
+    """`first_sample` moves the address and nothing else, so an opponent that is the policy is its
+    next sample."""
     three = generator(3, SHAPED)(PROMPTS, KEY)
     moved = mixed((1.0,), SHAPED, 2, first_sample=1)(FIRST, PROMPTS, KEY)
     np.testing.assert_array_equal(moved.tokens, three.tokens[:, 1:])
@@ -188,7 +225,7 @@ def test_the_sample_after_the_policys_is_where_an_opponent_is_drawn():
     assert (three.tokens[:, 0] != three.tokens[:, 1]).any(-1).all()
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
+# ---- refusals ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("weights", [(), (0.5,), (0.5, 0.6), (1.5, -0.5), (float("nan"), 1.0)])

@@ -29,15 +29,22 @@ SETTINGS = {
 @functools.cache
 def made(refill, mesh=(), stops=tuple(range(0, 256, 12)), **settings):
     runtime = build_runtime(configure(**SETTINGS | dict(mesh) | settings, sampling__refill=refill))
-    runtime = dataclasses.replace(runtime, eos=stops)  # one token in twelve ends a response: long tails
-    return runtime, runtime.make_sampler(num_samples=2, sampling=sampling_params(runtime.config)), runtime.load_params()
+    runtime = dataclasses.replace(
+        runtime, eos=stops
+    )  # one token in twelve ends a response: long tails
+    return (
+        runtime,
+        runtime.make_sampler(num_samples=2, sampling=sampling_params(runtime.config)),
+        runtime.load_params(),
+    )
 
 
 def prompts(count):
     rng = np.random.default_rng(0)
     lengths = rng.integers(3, 60, count)
     return [
-        EncodedPrompt(Prompt(str(i), ()), rng.integers(3, 250, n).astype(np.int32), i) for i, n in enumerate(lengths)
+        EncodedPrompt(Prompt(str(i), ()), rng.integers(3, 250, n).astype(np.int32), i)
+        for i, n in enumerate(lengths)
     ]
 
 
@@ -67,7 +74,9 @@ def test_nobody_waits_for_the_filler_rows_of_a_batch():
 
 
 def test_rows_are_refilled_in_parts_that_the_mesh_divides():
-    np.testing.assert_array_equal(sample(0.01).samples.tokens, sample(0.01, mesh=DATA).samples.tokens)
+    np.testing.assert_array_equal(
+        sample(0.01).samples.tokens, sample(0.01, mesh=DATA).samples.tokens
+    )
     assert [refill_rows(made(refill)[0]) for refill in (0.01, 0.25, 0.5, 1.0)] == [4, 4, 8, 16]
     assert [refill_rows(made(refill, DATA)[0]) for refill in (0.01, 0.5, 1.0)] == [8, 8, 16]
 
@@ -103,15 +112,25 @@ def test_a_line_of_any_length_compiles_nothing_new():
     runtime, sampler, params = made(0.01)
     for count in (45, 5, 3, 33):
         sample_prompts(runtime, sampler, params, prompts(count), jax.random.key(2))
-    assert [step._cache_size() for step in (sampler.start, sampler.run, sampler.refill)] == [1, 1, 1]
+    assert [step._cache_size() for step in (sampler.start, sampler.run, sampler.refill)] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_filler_rows_of_a_refill_touch_no_slot():
     runtime, sampler, params = made(0.01)
     encoded, key = prompts(20), jax.random.key(1)
-    first, more = (pad_batch(encoded, np.arange(*rows), len(range(*rows)), 256) for rows in ((16,), (16, 20)))
+    first, more = (
+        pad_batch(encoded, np.arange(*rows), len(range(*rows)), 256) for rows in ((16,), (16, 20))
+    )
     real = put_rows(runtime.mesh, first.real)
-    start = functools.partial(sampler.start, params, put_rows(runtime.mesh, first.prompts), key, real)
+    start = functools.partial(
+        sampler.start, params, put_rows(runtime.mesh, first.prompts), key, real
+    )
     before = jax.device_get(start())
-    after = sampler.refill(params, start(), put_rows(runtime.mesh, more.prompts), key, np.full(4, 16, np.int32))
+    after = sampler.refill(
+        params, start(), put_rows(runtime.mesh, more.prompts), key, np.full(4, 16, np.int32)
+    )
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(after), before)

@@ -1,4 +1,5 @@
-"""Sampling: recorded log-probs are the trainer's, a row is alone in the world, and rows stop where they should."""
+"""Sampling: recorded log-probs are the trainer's, a row is alone in the world, and rows stop where
+they should."""
 
 import jax
 import numpy as np
@@ -21,7 +22,8 @@ PROMPTS = make_prompts(LENGTHS, P)
 
 
 def same_rows(a, b, *, atol=1e-5):
-    """Two `Samples` of the same rows: tokens, lengths and finish exactly, log-probs within float32 rounding."""
+    """Two `Samples` of the same rows: tokens, lengths and finish exactly, log-probs within float32
+    rounding."""
     for field in ("tokens", "length", "finish"):
         np.testing.assert_array_equal(getattr(a, field), getattr(b, field))
     for field in ("logp", "sampling_logp"):
@@ -32,7 +34,7 @@ def some(samples, b=slice(None), k=slice(None)):
     return type(samples)(*(x[b, k] for x in samples))
 
 
-# ---- the flagship: sampler and trainer agree -------------------------------------------------------------------------
+# ---- the flagship: sampler and trainer agree -----------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -66,21 +68,35 @@ def test_the_sampled_rows_compared_are_of_many_lengths():
 def test_sampling_log_probs_are_those_of_the_restricted_distribution():
     samples = generator(3, SHAPED)(PROMPTS, KEY)
     apply = Decoder(ARCHES["tied"]).apply
-    forward = jit(lambda *args: apply({"params": PARAMS["tied"]}, *args))(*PROMPTS[:2], samples.tokens)
+    forward = jit(lambda *args: apply({"params": PARAMS["tied"]}, *args))(
+        *PROMPTS[:2], samples.tokens
+    )
     last = np.stack([forward.prompt[b, n - 1] for b, n in enumerate(LENGTHS)])
-    before = np.concatenate([np.broadcast_to(last[:, None, None], (4, 3, 1, 32)), forward.completion[:, :, :-1]], 2)
-    logits = before.astype(np.float64) @ np.asarray(output_kernel(PARAMS["tied"], ARCHES["tied"]), np.float64) / 1.5
+    before = np.concatenate(
+        [np.broadcast_to(last[:, None, None], (4, 3, 1, 32)), forward.completion[:, :, :-1]], 2
+    )
+    logits = (
+        before.astype(np.float64)
+        @ np.asarray(output_kernel(PARAMS["tied"], ARCHES["tied"]), np.float64)
+        / 1.5
+    )
     for b, k in np.ndindex(4, 3):
         for t in range(samples.length[b, k]):
             row = np.sort(logits[b, k, t])[::-1][:30]  # temperature, then top-k
             p = np.exp(row - row[0]) / np.exp(row - row[0]).sum()
-            size = np.searchsorted(np.cumsum(p), 0.9) + 1  # then top-p: the first that reaches it is in
-            want = logits[b, k, t, samples.tokens[b, k, t]] - row[0] - np.log(np.exp(row[:size] - row[0]).sum())
+            size = (
+                np.searchsorted(np.cumsum(p), 0.9) + 1
+            )  # then top-p: the first that reaches it is in
+            want = (
+                logits[b, k, t, samples.tokens[b, k, t]]
+                - row[0]
+                - np.log(np.exp(row[:size] - row[0]).sum())
+            )
             np.testing.assert_allclose(samples.sampling_logp[b, k, t], want, atol=1e-5)
     assert (samples.sampling_logp > samples.logp)[samples.logp < 0].mean() > 0.5
 
 
-# ---- a row does not know its neighbours ------------------------------------------------------------------------------
+# ---- a row does not know its neighbours ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampling", [SHAPED, GREEDY], ids=["shaped", "greedy"])
@@ -99,7 +115,9 @@ def test_permuting_prompts_permutes_samples():
 
 def test_other_neighbours_change_nothing():
     prompts = make_prompts(LENGTHS, P, seed=5, first_address=90)
-    mixed = type(PROMPTS)(*(np.concatenate([a[:1], b[1:]]) for a, b in zip(PROMPTS, prompts, strict=True)))
+    mixed = type(PROMPTS)(
+        *(np.concatenate([a[:1], b[1:]]) for a, b in zip(PROMPTS, prompts, strict=True))
+    )
     batch, other = generator(3, SHAPED)(PROMPTS, KEY), generator(3, SHAPED)(mixed, KEY)
     same_rows(some(batch, slice(1)), some(other, slice(1)))
     assert (batch.tokens[1:] != other.tokens[1:]).any((1, 2)).all()
@@ -127,7 +145,8 @@ def test_the_same_prompt_at_two_addresses_is_sampled_independently():
 
 
 def test_every_token_of_a_row_is_drawn_anew():
-    """At a temperature that makes all tokens alike, a row that used one random number throughout would repeat it."""
+    """At a temperature that makes all tokens alike, a row that used one random number throughout
+    would repeat it."""
     samples = generator(3, SamplingParams(temperature=1e4, max_new_tokens=T))(PROMPTS, KEY)
     first, second = samples.tokens[..., :-1], samples.tokens[..., 1:]
     both = mask_of(samples.length, T)[..., 1:] > 0
@@ -140,7 +159,7 @@ def test_greedy_samples_of_one_prompt_are_equal_and_ignore_the_key():
     np.testing.assert_array_equal(a.tokens, np.repeat(a.tokens[:, :1], 3, 1))
 
 
-# ---- the end of a row ------------------------------------------------------------------------------------------------
+# ---- the end of a row ----------------------------------------------------------------------------
 
 
 def test_what_lies_behind_a_rows_length_is_padding_and_only_that():
@@ -152,7 +171,9 @@ def test_what_lies_behind_a_rows_length_is_padding_and_only_that():
     stop = np.isin(samples.tokens, EOS) & mask
     last = np.arange(T) == samples.length[..., None] - 1
     assert not (stop & ~last).any()
-    np.testing.assert_array_equal(samples.finish, np.where((stop & last).any(-1), FINISH_EOS, FINISH_LENGTH))
+    np.testing.assert_array_equal(
+        samples.finish, np.where((stop & last).any(-1), FINISH_EOS, FINISH_LENGTH)
+    )
     assert (samples.length[samples.finish == FINISH_LENGTH] == T).all()
 
 
@@ -161,7 +182,8 @@ STOPS, ODD_PAD = (20, 30), 31
 
 
 def counting_params():
-    """A model that says i+1 after token i: blocks add nothing, the head is the embedding moved by one."""
+    """A model that says i+1 after token i: blocks add nothing, the head is the embedding moved by
+    one."""
     shapes = jax.eval_shape(lambda: init_params(Decoder(COUNTING), KEY))
     params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), shapes)
     params["embed"]["embedding"] = np.eye(32, dtype=np.float32)
@@ -171,7 +193,8 @@ def counting_params():
 
 
 class Counter:
-    """Counts the steps a compiled loop really takes: it is called whenever logits are about to be sampled from."""
+    """Counts the steps a compiled loop really takes: it is called whenever logits are about to be
+    sampled from."""
 
     def __init__(self):
         self.steps = 0
@@ -187,11 +210,14 @@ class Counter:
 
 @pytest.fixture(scope="module")
 def count_on():
-    """count_on(last tokens of the prompts) -> Samples of the counting model, and the steps that were computed."""
+    """count_on(last tokens of the prompts) -> Samples of the counting model, and the steps that
+    were computed."""
     counter, params = Counter(), counting_params()
     decoder = Decoder(COUNTING, constrain=counter)
     sampling = SamplingParams(temperature=0.0, max_new_tokens=6)
-    generate = jit(make_generate(decoder, num_samples=2, eos_ids=STOPS, pad_id=ODD_PAD, sampling=sampling))
+    generate = jit(
+        make_generate(decoder, num_samples=2, eos_ids=STOPS, pad_id=ODD_PAD, sampling=sampling)
+    )
 
     def run(prompt_tokens):
         counter.steps = 0
@@ -229,11 +255,15 @@ def test_an_eos_in_the_prompt_stops_nothing(count_on):
     samples, _ = count_on([[20, 3], [5, 20], [30, 30]])
     np.testing.assert_array_equal(samples.tokens[0, 0], [4, 5, 6, 7, 8, 9])
     np.testing.assert_array_equal(samples.tokens[1, 0], [21, 22, 23, 24, 25, 26])
-    np.testing.assert_array_equal(samples.tokens[2, 0], [31, 0, 1, 2, 3, 4])  # 31 is the pad id, and was sampled
+    np.testing.assert_array_equal(
+        samples.tokens[2, 0], [31, 0, 1, 2, 3, 4]
+    )  # 31 is the pad id, and was sampled
     np.testing.assert_array_equal(samples.length, np.full((3, 2), 6))
 
 
 def test_one_token_is_the_shortest_completion():
     samples = generator(2, SamplingParams(max_new_tokens=1))(PROMPTS, KEY)
     assert samples.tokens.shape == (4, 2, 1) and (samples.length == 1).all()
-    np.testing.assert_array_equal(samples.finish == FINISH_EOS, np.isin(samples.tokens[..., 0], EOS))
+    np.testing.assert_array_equal(
+        samples.finish == FINISH_EOS, np.isin(samples.tokens[..., 0], EOS)
+    )

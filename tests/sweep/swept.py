@@ -14,7 +14,8 @@ def get_config():
 
 
 def write_swept(folder, body, more=""):
-    """A swept file: the body of sweep(add), and what else the file says (SEEDS, METRICS); returns its path."""
+    """A swept file: the body of sweep(add), and what else the file says (SEEDS, METRICS); returns
+    its path."""
     path = folder / "grid.py"
     indented = "\n".join("    " + line for line in body.splitlines())
     path.write_text(f"{BASE}{more}\ndef sweep(add):\n{indented}\n")
@@ -22,7 +23,8 @@ def write_swept(folder, body, more=""):
 
 
 def log(folder, phase, **series):
-    """Add records to a metrics.jsonl: each keyword a name and its values over steps and iterations 0, 1, ..."""
+    """Add records to a metrics.jsonl: each keyword a name and its values over steps and iterations
+    0, 1, ..."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "metrics.jsonl", "a") as file:
         for i, values in enumerate(zip(*series.values(), strict=True)):

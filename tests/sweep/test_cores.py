@@ -21,17 +21,21 @@ def test_every_part_has_a_core_and_every_core_has_work(have, parts, shares):
 
 
 def test_what_runs_inside_uses_its_share_and_sums_as_if_it_had_every_core(monkeypatch):
-    """XLA's pool has NPROC threads whatever the affinity: so runs side by side give the same numbers."""
+    """XLA's pool has NPROC threads whatever the affinity: so runs side by side give the same
+    numbers."""
     monkeypatch.setenv("XLA_FLAGS", "")
     monkeypatch.setenv("NPROC", "3")  # kept: it is the user's
     before = cores.available()
     code = (
-        "import os, jax; (jax.numpy.ones((300, 300)) @ jax.numpy.ones((300, 300))).block_until_ready()\n"
-        "names = [open(f'/proc/self/task/{t}/comm').read().strip() for t in os.listdir('/proc/self/task')]\n"
-        "print(sorted(os.sched_getaffinity(0)), names.count('tf_XLAEigen'))"
+        "import os, jax; (jax.numpy.ones((300, 300)) @ jax.numpy.ones((300,"
+        " 300))).block_until_ready()\nnames = [open(f'/proc/self/task/{t}/comm').read().strip() for"
+        " t in os.listdir('/proc/self/task')]\nprint(sorted(os.sched_getaffinity(0)),"
+        " names.count('tf_XLAEigen'))"
     )
     with cores.held_to(before[:1]) as environment:
-        out = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True).stdout
+        out = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        ).stdout
     assert out == f"{before[:1]} 3\n"
     assert cores.available() == before
     monkeypatch.delenv("NPROC")

@@ -17,7 +17,9 @@ from ssppo_jax.sweep.measure import HOW, Measure, measure_run, parse, read_cours
     ],
 )
 def test_a_measure_is_a_phase_a_name_and_how(text, measure):
-    assert parse(text) == measure and str(measure) == text and measure.source == text.partition(":")[0]
+    assert (
+        parse(text) == measure and str(measure) == text and measure.source == text.partition(":")[0]
+    )
 
 
 @pytest.mark.parametrize(
@@ -46,7 +48,9 @@ def test_every_how_makes_its_own_number_of_a_course(tmp_path):
 def test_a_course_runs_over_steps_in_training_and_over_iterations_elsewhere(tmp_path):
     log(tmp_path, "train", reward=[1.0, 2.0])
     log(tmp_path, "judge", reward=[3.0, 4.0])
-    courses, logged = read_courses(tmp_path / "metrics.jsonl", ["train/reward", "judge/reward", "score/reward"])
+    courses, logged = read_courses(
+        tmp_path / "metrics.jsonl", ["train/reward", "judge/reward", "score/reward"]
+    )
     assert {name: (c.x.tolist(), c.y.tolist()) for name, c in courses.items()} == {
         "train/reward": ([0, 10], [1, 2]),
         "judge/reward": ([0, 1], [3, 4]),
@@ -65,7 +69,11 @@ def test_a_value_that_was_not_finite_is_never_averaged_away(tmp_path):
 
 def test_what_a_run_did_not_log_is_none_with_the_reason_and_the_nearest_name(tmp_path):
     log(tmp_path, "evaluate", accuracy=[0.5])
-    wanted = [Measure("evaluate", "acuracy"), Measure("evaluate", "accuracy", "gain"), Measure("train", "accuracy")]
+    wanted = [
+        Measure("evaluate", "acuracy"),
+        Measure("evaluate", "accuracy", "gain"),
+        Measure("train", "accuracy"),
+    ]
     wanted.append(Measure("train", "acuracy"))
     measured = measure_run(tmp_path, wanted)
     assert set(measured.values.values()) == {None}
@@ -81,7 +89,10 @@ def test_a_log_that_is_missing_or_damaged_is_a_reason_not_an_error(tmp_path):
     log(tmp_path, "train", loss=[1.0])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write("oops\n{}\n")
-    assert "metrics.jsonl:2: not a JSON record" in measure_run(tmp_path, [measure]).missing["train/loss"]
+    assert (
+        "metrics.jsonl:2: not a JSON record"
+        in measure_run(tmp_path, [measure]).missing["train/loss"]
+    )
     with pytest.raises(DataError):
         read_courses(tmp_path / "metrics.jsonl", ["train/loss"])
 
@@ -90,4 +101,6 @@ def test_a_torn_last_line_is_left_out(tmp_path):
     log(tmp_path, "train", loss=[1.0, 2.0])
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"phase": "tra')
-    np.testing.assert_array_equal(read_courses(tmp_path / "metrics.jsonl", ["train/loss"])[0]["train/loss"].y, [1, 2])
+    np.testing.assert_array_equal(
+        read_courses(tmp_path / "metrics.jsonl", ["train/loss"])[0]["train/loss"].y, [1, 2]
+    )

@@ -1,4 +1,5 @@
-"""Sweeps drive a stand-in for the trainer: a script that takes the same command line and ends as it is told to."""
+"""Sweeps drive a stand-in for the trainer: a script that takes the same command line and ends as it
+is told to."""
 
 import json
 import os
@@ -91,8 +92,13 @@ def attempts(folder):
     return len((folder / "runs").read_text())
 
 
-def test_every_point_runs_once_per_seed_and_the_table_has_mean_and_standard_error(tmp_path, swept, trainer, capsys):
-    spec, out = swept("for beta in (0.1, 0.2):\n    add({'loss.beta': beta})", "SEEDS = (0, 1, 3)"), tmp_path / "out"
+def test_every_point_runs_once_per_seed_and_the_table_has_mean_and_standard_error(
+    tmp_path, swept, trainer, capsys
+):
+    spec, out = (
+        swept("for beta in (0.1, 0.2):\n    add({'loss.beta': beta})", "SEEDS = (0, 1, 3)"),
+        tmp_path / "out",
+    )
     assert sweep.sweep(spec, out, {}) == 0
     names = [f"loss.beta={b},seed={s}" for b in (0.1, 0.2) for s in (0, 1, 3)]
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == sorted(names)
@@ -113,14 +119,26 @@ def test_every_point_runs_once_per_seed_and_the_table_has_mean_and_standard_erro
         assert (out / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_failing_run_is_recorded_with_its_last_line_and_the_others_still_run(tmp_path, swept, trainer):
-    spec, out = swept("for beta in (13.0, 9.0, 11.0, 0.1):\n    add({'loss.beta': beta})"), tmp_path / "out"
+def test_a_failing_run_is_recorded_with_its_last_line_and_the_others_still_run(
+    tmp_path, swept, trainer
+):
+    spec, out = (
+        swept("for beta in (13.0, 9.0, 11.0, 0.1):\n    add({'loss.beta': beta})"),
+        tmp_path / "out",
+    )
     assert sweep.sweep(spec, out, {}) == 1
     runs = {run["point"]["loss.beta"]: run for run in record(out)["runs"]}
-    assert [runs[b]["status"] for b in (13.0, 9.0, 11.0, 0.1)] == ["failed", "failed", "failed", "done"]
+    assert [runs[b]["status"] for b in (13.0, 9.0, 11.0, 0.1)] == [
+        "failed",
+        "failed",
+        "failed",
+        "done",
+    ]
     assert runs[13.0]["reason"] == "exit 70: error: beta is unlucky"
     assert runs[9.0]["reason"] == "SIGKILL: working"
-    assert runs[11.0]["reason"] == "exit 0: working"  # no result.json: not done, whatever the exit code says
+    assert (
+        runs[11.0]["reason"] == "exit 0: working"
+    )  # no result.json: not done, whatever the exit code says
     text = (out / "sweep.md").read_text()
     assert "| 13.0 | failed | 0 | 1 |  |" in text and "| 0.1 | 0.600 (one seed) | 1 |  |  |" in text
     assert "- loss.beta=13.0,seed=0: exit 70: error: beta is unlucky" in text
@@ -130,12 +148,16 @@ def test_the_same_command_keeps_finished_runs_and_tries_failed_ones_again(tmp_pa
     spec, out = swept("for beta in (13.0, 0.1):\n    add({'loss.beta': beta})"), tmp_path / "out"
     assert sweep.sweep(spec, out, {}) == 1
     assert sweep.sweep(spec, out, {}) == 1
-    assert attempts(out / "loss.beta=0.1,seed=0") == 1 and attempts(out / "loss.beta=13.0,seed=0") == 2
+    assert (
+        attempts(out / "loss.beta=0.1,seed=0") == 1 and attempts(out / "loss.beta=13.0,seed=0") == 2
+    )
     log = (out / "loss.beta=13.0,seed=0/output.log").read_text()
     assert log.count("unlucky") == 2  # the log of the first attempt is kept
 
 
-def test_the_reason_of_a_failure_is_never_an_earlier_attempts(tmp_path, swept, trainer, monkeypatch):
+def test_the_reason_of_a_failure_is_never_an_earlier_attempts(
+    tmp_path, swept, trainer, monkeypatch
+):
     spec, out = swept("add({'loss.beta': 13.0})"), tmp_path / "out"
     sweep.sweep(spec, out, {})
     monkeypatch.setattr(grid, "TRAIN", (sys.executable, "-S", "-E", "-c", "raise SystemExit(3)"))
@@ -165,8 +187,13 @@ def when_ready(files, *actions):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stop_reaches_the_run_lets_it_save_and_the_same_command_goes_on(tmp_path, swept, trainer, number, capsys):
-    spec, out = swept("for beta in (0.1, 7.0, 0.2):\n    add({'loss.beta': beta})"), tmp_path / "out"
+def test_a_stop_reaches_the_run_lets_it_save_and_the_same_command_goes_on(
+    tmp_path, swept, trainer, number, capsys
+):
+    spec, out = (
+        swept("for beta in (0.1, 7.0, 0.2):\n    add({'loss.beta': beta})"),
+        tmp_path / "out",
+    )
     at_work = out / "loss.beta=7.0,seed=0"
     thread = when_ready([at_work / "ready"], lambda: os.kill(os.getpid(), number))
     start = time.perf_counter()
@@ -208,10 +235,17 @@ def test_a_second_ctrl_c_ends_the_run_at_once(tmp_path, swept, trainer):
 
 def test_runs_at_a_time_end_in_the_table_that_one_after_the_other_gives(tmp_path, swept, trainer):
     spec = swept("for beta in (0.1, 13.0, 0.2):\n    add({'loss.beta': beta})", "SEEDS = (0, 1)")
-    assert sweep.sweep(spec, tmp_path / "one", {}) == sweep.sweep(spec, tmp_path / "many", {}, jobs=4) == 1
+    assert (
+        sweep.sweep(spec, tmp_path / "one", {})
+        == sweep.sweep(spec, tmp_path / "many", {}, jobs=4)
+        == 1
+    )
     assert (tmp_path / "one/sweep.md").read_text() == (tmp_path / "many/sweep.md").read_text()
     one, many = (
-        [{k: v for k, v in run.items() if k not in ("folder", "command", "seconds")} for run in record(out)["runs"]]
+        [
+            {k: v for k, v in run.items() if k not in ("folder", "command", "seconds")}
+            for run in record(out)["runs"]
+        ]
         for out in (tmp_path / "one", tmp_path / "many")
     )
     assert one == many
@@ -235,24 +269,37 @@ def test_on_an_accelerator_jobs_keep_all_cores_and_are_told_to_share_its_memory(
     spec, out = swept("add({'loss.beta': 6.0})", "SEEDS = (0, 1)"), tmp_path / "out"
     assert sweep.sweep(spec, out, {}, jobs=2) == 0
     everything = [None, sorted(os.sched_getaffinity(0))]
-    assert [json.loads((out / f"loss.beta=6.0,seed={s}/cores").read_text()) for s in (0, 1)] == [everything] * 2
+    assert [json.loads((out / f"loss.beta=6.0,seed={s}/cores").read_text()) for s in (0, 1)] == [
+        everything
+    ] * 2
     assert "2 runs share the gpu" in (err := capsys.readouterr().err) and "MEM_FRACTION=0.45" in err
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_reaches_every_run_at_work_and_starts_no_other(tmp_path, swept, trainer, number):
-    spec, out = swept("for beta in (7.0, 0.1):\n    add({'loss.beta': beta})", "SEEDS = (0, 1)"), tmp_path / "out"
+    spec, out = (
+        swept("for beta in (7.0, 0.1):\n    add({'loss.beta': beta})", "SEEDS = (0, 1)"),
+        tmp_path / "out",
+    )
     folders = [out / f"loss.beta=7.0,seed={s}" for s in (0, 1)]
     thread = when_ready([f / "ready" for f in folders], lambda: os.kill(os.getpid(), number))
     assert sweep.sweep(spec, out, {}, jobs=2) == 75
     thread.join()
     assert all((f / "saved").is_file() for f in folders)
-    assert [run["status"] for run in record(out)["runs"]] == ["stopped", "done", "stopped", "pending"]
+    assert [run["status"] for run in record(out)["runs"]] == [
+        "stopped",
+        "done",
+        "stopped",
+        "pending",
+    ]
     assert sweep.sweep(spec, out, {}, jobs=2) == 0
 
 
 def test_a_run_that_was_stopped_on_its_own_stops_those_beside_it(tmp_path, swept, trainer):
-    spec, out = swept("for beta in (5.0, 12.0, 0.1):\n    add({'loss.beta': beta})"), tmp_path / "out"
+    spec, out = (
+        swept("for beta in (5.0, 12.0, 0.1):\n    add({'loss.beta': beta})"),
+        tmp_path / "out",
+    )
     start = time.perf_counter()
     assert sweep.sweep(spec, out, {}, jobs=2) == 75
     assert time.perf_counter() - start < 15  # beta 5 works for 20 s, and dies of being told to stop
@@ -274,13 +321,25 @@ def test_two_sweeps_in_one_folder_the_second_refuses(tmp_path, swept, trainer):
 
 
 def test_a_dry_run_lists_commands_and_touches_neither_disk_nor_device(tmp_path, swept):
-    """In its own process: an accelerator belongs to one process, and a sweep that took it would starve its runs."""
-    spec, out = swept("for beta in (0.1, 0.2):\n    add({'loss.beta': beta})", "SEEDS = (0, 1)"), tmp_path / "a b"
+    """In its own process: an accelerator belongs to one process, and a sweep that took it would
+    starve its runs."""
+    spec, out = (
+        swept("for beta in (0.1, 0.2):\n    add({'loss.beta': beta})", "SEEDS = (0, 1)"),
+        tmp_path / "a b",
+    )
     code = (
         "import sys; from ssppo_jax.__main__ import main; from jax._src import xla_bridge\n"
         "status = main(sys.argv[1:]); sys.exit(99 if xla_bridge._backends else status)"
     )
-    command = [sys.executable, "-c", code, "sweep", "--dry-run", f"--config={spec}", f"--workdir={out}"]
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "sweep",
+        "--dry-run",
+        f"--config={spec}",
+        f"--workdir={out}",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()

@@ -19,7 +19,9 @@ def finished(tmp_path):
     """A finished run with its log: a grid point, a seed, and series by phase."""
 
     def make(point, seed, label="", metrics=WIN_RATE, **phases):
-        run = grid.Run(point, label, seed, tmp_path / f"{label or grid.key_text(point)},seed={seed}", [])
+        run = grid.Run(
+            point, label, seed, tmp_path / f"{label or grid.key_text(point)},seed={seed}", []
+        )
         for phase, series in phases.items():
             log(run.folder, phase, **series)
         (run.folder / "result.json").write_text(json.dumps({"prompts": 8}))
@@ -42,7 +44,9 @@ def beta(value):
     return {"loss.beta": value}
 
 
-def test_the_summary_counts_what_is_missing_and_plots_are_drawn_even_of_failures(tmp_path, finished):
+def test_the_summary_counts_what_is_missing_and_plots_are_drawn_even_of_failures(
+    tmp_path, finished
+):
     runs = [
         finished(beta(1), 0, evaluate={"win_rate": [0.5, 0.6]}),
         ended(beta(1), 1, "failed"),
@@ -60,7 +64,12 @@ def test_the_summary_counts_what_is_missing_and_plots_are_drawn_even_of_failures
         "| 2 | failed | 0 | 1 |  |",
         "| 3 | not run | 0 |  | 2 |",
     ]
-    assert lines[5:] == ["", "Failed runs:", "- loss.beta=1,seed=1: why | so", "- loss.beta=2,seed=0: why | so"]
+    assert lines[5:] == [
+        "",
+        "Failed runs:",
+        "- loss.beta=1,seed=1: why | so",
+        "- loss.beta=2,seed=0: why | so",
+    ]
     for plot in (sweep_plots.plot_points, sweep_plots.plot_courses):
         plot(found, tmp_path / "p.png")
         assert (tmp_path / "p.png").stat().st_size > 5000
@@ -68,15 +77,40 @@ def test_the_summary_counts_what_is_missing_and_plots_are_drawn_even_of_failures
 
 
 def test_every_metric_is_a_column_and_one_that_was_not_logged_is_named_under_the_table(finished):
-    metrics = ("evaluate/accuracy:gain", "train/lr", "train/eur:mean")
+    metrics = ("evaluate/accuracy:gain", "train/lr", "train/effective_update_ratio:mean")
     runs = [
-        finished(beta(1), s, metrics=metrics, evaluate={"accuracy": [0.1, 0.3 + s / 10]}, train={"lr": [2e-5]})
+        finished(
+            beta(1),
+            s,
+            metrics=metrics,
+            evaluate={"accuracy": [0.1, 0.3 + s / 10]},
+            train={"lr": [2e-5]},
+        )
         for s in (0, 1)
     ]
-    runs.append(finished(beta(2), 0, metrics=metrics, evaluate={"accuracy": [0.1, None]}, train={"eur": [0.5, 1.0]}))
-    runs.append(finished(beta(2), 1, metrics=metrics, evaluate={"accuracy": [0.1, 1234.1]}, train={"eur": [1, 2]}))
+    runs.append(
+        finished(
+            beta(2),
+            0,
+            metrics=metrics,
+            evaluate={"accuracy": [0.1, None]},
+            train={"effective_update_ratio": [0.5, 1.0]},
+        )
+    )
+    runs.append(
+        finished(
+            beta(2),
+            1,
+            metrics=metrics,
+            evaluate={"accuracy": [0.1, 1234.1]},
+            train={"effective_update_ratio": [1, 2]},
+        )
+    )
     assert sweep_table.table(grid.Grid(runs, measures(metrics))).splitlines() == [
-        "| loss.beta | evaluate/accuracy:gain | train/lr | train/eur:mean | n | failed | unfinished |",
+        (
+            "| loss.beta | evaluate/accuracy:gain | train/lr | train/effective_update_ratio:mean | n | failed |"
+            " unfinished |"
+        ),
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| 1 | 0.250 ± 0.050 | 2e-05 ± 0 | - | 2 |  |  |",
         "| 2 | 1.23e+03 (1 of 2) | - | 1.125 ± 0.375 | 2 |  |  |",
@@ -84,13 +118,18 @@ def test_every_metric_is_a_column_and_one_that_was_not_logged_is_named_under_the
         "Values missing:",
         "- evaluate/accuracy:gain: not finite (1 of 4 finished runs: loss.beta=2,seed=0)",
         "- train/lr: not logged (2 of 4 finished runs: loss.beta=2,seed=0; loss.beta=2,seed=1)",
-        "- train/eur:mean: not logged (2 of 4 finished runs: loss.beta=1,seed=0; loss.beta=1,seed=1)",
+        (
+            "- train/effective_update_ratio:mean: not logged (2 of 4 finished runs: loss.beta=1,seed=0;"
+            " loss.beta=1,seed=1)"
+        ),
     ]
 
 
 def test_labels_stand_in_the_table_and_are_explained_under_it(finished):
     rate = {"win_rate": [0.5]}
-    runs = [finished(beta(1), s, "both", evaluate=rate) for s in (0, 1)] + [finished(beta(2), 0, evaluate=rate)]
+    runs = [finished(beta(1), s, "both", evaluate=rate) for s in (0, 1)] + [
+        finished(beta(2), 0, evaluate=rate)
+    ]
     assert sweep_table.table(grid.Grid(runs, measures(WIN_RATE))).splitlines() == [
         "| point | evaluate/win_rate | n | failed | unfinished |",
         "| --- | --- | --- | --- | --- |",
@@ -106,9 +145,13 @@ def test_the_record_keeps_every_runs_values(tmp_path, finished):
     runs = [finished(beta(1), s, evaluate={"win_rate": [0.5 + s / 10]}) for s in (0, 1)]
     sweep_table.write(grid.Grid(runs, measures(WIN_RATE)), tmp_path)
     record = json.loads((tmp_path / "sweep.json").read_text())
-    assert [run["values"] for run in record["runs"]] == [{"evaluate/win_rate": 0.5}, {"evaluate/win_rate": 0.6}]
+    assert [run["values"] for run in record["runs"]] == [
+        {"evaluate/win_rate": 0.5},
+        {"evaluate/win_rate": 0.6},
+    ]
     assert (
-        record["runs"][0]["result"] == {"prompts": 8} and record["table"][0]["metrics"]["evaluate/win_rate"]["n"] == 2
+        record["runs"][0]["result"] == {"prompts": 8}
+        and record["table"][0]["metrics"]["evaluate/win_rate"]["n"] == 2
     )
 
 

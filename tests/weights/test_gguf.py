@@ -21,7 +21,13 @@ def alphabet():
 
 
 def vocabulary():
-    return [*SPECIALS, *alphabet(), *(merge.replace(" ", "") for merge in MERGES), "<user>", "[PAD]"]
+    return [
+        *SPECIALS,
+        *alphabet(),
+        *(merge.replace(" ", "") for merge in MERGES),
+        "<user>",
+        "[PAD]",
+    ]
 
 
 def kinds():
@@ -66,7 +72,9 @@ def write_gguf(path, tree, arch, *, pre="smollm", drop=(), extra=None, **setting
         for n, row in enumerate(rows):
             value = names.to_hf(row, leaf, arch)
             if kind == "llama" and leaf.path.endswith(("q/kernel", "k/kernel")):
-                value = interleave(value, arch.num_heads if "/q/" in leaf.path else arch.num_kv_heads)
+                value = interleave(
+                    value, arch.num_heads if "/q/" in leaf.path else arch.num_kv_heads
+                )
             tensors[leaf.gguf.format(n=n)] = value
     for name, value in tensors.items():
         if name not in drop:
@@ -94,7 +102,9 @@ def test_conversion_gives_the_weights_and_the_arch_back(kind, tied, tmp_path, ma
 def test_unpermute_undoes_the_interleaving_by_head():
     rows = np.arange(2 * 6 * 3, dtype=np.float32).reshape(12, 3)
     mixed = interleave(rows, 2)
-    assert mixed[:6, 0].tolist() == [rows[i, 0] for i in (0, 3, 1, 4, 2, 5)]  # pairs (i, i + E/2) side by side
+    assert mixed[:6, 0].tolist() == [
+        rows[i, 0] for i in (0, 3, 1, 4, 2, 5)
+    ]  # pairs (i, i + E/2) side by side
     np.testing.assert_array_equal(unpermute(mixed, 2), rows)
 
 
@@ -114,7 +124,9 @@ def test_quantised_tensors_are_dequantised(tmp_path, make_tree):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gguf.GGUFWriter, "add_tensor", add)
         write_gguf(file, tree, arch)
-    loaded = hf.load_params(convert_gguf(file, tmp_path / "out"), arch)["layers"]["mlp"]["up"]["kernel"]
+    loaded = hf.load_params(convert_gguf(file, tmp_path / "out"), arch)["layers"]["mlp"]["up"][
+        "kernel"
+    ]
     error = np.abs(loaded[0].T - raw)
     assert 0 < error.max() < np.abs(raw).max() / 127
     np.testing.assert_array_equal(loaded[1], tree["layers"]["mlp"]["up"]["kernel"][1])
@@ -126,7 +138,9 @@ def folder_of(tmp_path, make_tree):
 
     def make(pre):
         arch = make_arch("qwen2" if pre == "qwen2" else "llama")
-        return convert_gguf(write_gguf(tmp_path / f"{pre}.gguf", make_tree(arch), arch, pre=pre), tmp_path / pre)
+        return convert_gguf(
+            write_gguf(tmp_path / f"{pre}.gguf", make_tree(arch), arch, pre=pre), tmp_path / pre
+        )
 
     return make
 
@@ -142,7 +156,9 @@ def test_the_tokenizer_round_trips_text_and_knows_its_special_tokens(pre, folder
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, 2)
     assert tokenizer.chat_template == TEMPLATE
     assert "[PAD]" not in tokenizer.get_vocab()  # a filler that no text may become
-    assert tokenizer.decode([0, 1, ids[0], 2], skip_special_tokens=True) == tokenizer.decode(ids[:1])
+    assert tokenizer.decode([0, 1, ids[0], 2], skip_special_tokens=True) == tokenizer.decode(
+        ids[:1]
+    )
     with pytest.raises(ConfigError, match=f"{len(tokenizer)} ids but the model only 99 embeddings"):
         load_tokenizer(tokenizer.name_or_path, vocab_size=99)
 
@@ -154,7 +170,8 @@ def test_digits_stand_alone_in_both_families(pre, folder_of):
 
 
 def test_qwen2_splits_where_its_regex_does_and_composes_accents(folder_of):
-    """Read with `tokenizers`: for qwen2 transformers would put its own pre-tokenizer in place of the file's."""
+    """Read with `tokenizers`: for qwen2 transformers would put its own pre-tokenizer in place of
+    the file's."""
     smollm, qwen = backend(folder_of("smollm")), backend(folder_of("qwen2"))
     assert qwen.encode("e\u0301").ids == qwen.encode("\u00e9").ids  # NFC
     assert smollm.encode("e\u0301").ids != smollm.encode("\u00e9").ids
@@ -171,7 +188,10 @@ def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
     arch = make_arch()
     folder = convert_gguf(write_gguf(tmp_path / "m.gguf", make_tree(arch), arch), tmp_path / "out")
     config = hf.read_json(folder / "tokenizer_config.json")
-    assert (config["chat_template"], config["tokenizer_class"]) == (TEMPLATE, "PreTrainedTokenizerFast")
+    assert (config["chat_template"], config["tokenizer_class"]) == (
+        TEMPLATE,
+        "PreTrainedTokenizerFast",
+    )
     assert (folder / "chat_template.jinja").read_text() == TEMPLATE
 
 
@@ -186,7 +206,9 @@ def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
         ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, r"unknown rope_freqs\.weight"),
     ],
 )
-def test_what_is_not_understood_is_refused_by_name_and_writes_nothing(arguments, named, tmp_path, make_tree):
+def test_what_is_not_understood_is_refused_by_name_and_writes_nothing(
+    arguments, named, tmp_path, make_tree
+):
     arch = make_arch()
     file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **arguments)
     with pytest.raises(ConfigError, match=named):

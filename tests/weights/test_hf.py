@@ -60,7 +60,8 @@ def test_import_then_export_writes_the_same_file(tiny_folder, tmp_path):
 
 
 def test_tensors_land_where_hugging_face_means_them(tmp_path):
-    """The (h, e) row of q_proj is head h's e-th query feature, and o_proj's columns are laid out alike."""
+    """The (h, e) row of q_proj is head h's e-th query feature, and o_proj's columns are laid out
+    alike."""
     arch = tiny_arch(num_layers=2, tie_embeddings=False)
     n, d, h, e = 1, 5, 3, 6
     tensors = {name: np.zeros(names.hf_shape(leaf, arch), np.float32) for leaf in names.leaves(arch) for name in
@@ -115,11 +116,15 @@ def test_what_is_loaded_into_a_mesh_is_what_is_loaded_on_the_host(kind, dtype, t
 
 def test_loading_holds_one_tensor_and_the_shards_of_this_process(tmp_path, make_tree, monkeypatch):
     """What NumPy and safetensors allocate at most, for a process that has one of 8 devices."""
-    arch = tiny_arch(num_layers=24, hidden_size=128, mlp_dim=512, vocab_size=1024, tie_embeddings=False)
+    arch = tiny_arch(
+        num_layers=24, hidden_size=128, mlp_dim=512, vocab_size=1024, tie_embeddings=False
+    )
     folder = hf.save_params(make_tree(arch), arch, tmp_path / "m")
     wanted = abstract(make_mesh((1, 8, 1)), to_shapes(hf.load_params(folder, arch), np.float32))
     mine = jax.devices()[3]
-    monkeypatch.setattr(hf.jax, "make_array_from_single_device_arrays", lambda shape, sharding, shards: shards[0])
+    monkeypatch.setattr(
+        hf.jax, "make_array_from_single_device_arrays", lambda shape, sharding, shards: shards[0]
+    )
     monkeypatch.setattr(
         NamedSharding,
         "addressable_devices_indices_map",
@@ -149,13 +154,23 @@ def test_missing_left_over_and_misshapen_tensors_are_all_listed(tiny_folder):
     edit(folder, change)
     with pytest.raises(ConfigError) as error:
         hf.load_params(folder, arch)
-    for named in ("missing model.layers.1.mlp.up_proj", "model.layers.2.mlp.up_proj", "(31,)", "v_proj.weight is I32"):
+    for named in (
+        "missing model.layers.1.mlp.up_proj",
+        "model.layers.2.mlp.up_proj",
+        "(31,)",
+        "v_proj.weight is I32",
+    ):
         assert named in str(error.value)
 
 
 def test_rotary_buffers_of_old_exports_are_ignored(tiny_folder):
     folder, arch, tree = tiny_folder
-    edit(folder, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}))
+    edit(
+        folder,
+        lambda t: t.update(
+            {"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(4, np.float32)}
+        ),
+    )
     assert_same(hf.load_params(folder, arch), tree)
 
 
@@ -171,14 +186,18 @@ def test_a_tied_head_stored_twice_must_equal_the_embedding(tiny_folder):
     tied = dataclasses.replace(arch, tie_embeddings=True)
     with pytest.raises(ConfigError, match="differs"):
         hf.load_params(folder, tied)
-    edit(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}))
+    edit(
+        folder,
+        lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"]}),
+    )
     loaded = hf.load_params(folder, tied)
     assert "head" not in loaded
     np.testing.assert_array_equal(loaded["embed"]["embedding"], tree["embed"]["embedding"])
 
 
 @pytest.mark.parametrize(
-    "name", ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "a\\b.safetensors", "x.bin"]
+    "name",
+    ["../model.safetensors", "/etc/passwd", "sub/x.safetensors", "a\\b.safetensors", "x.bin"],
 )
 def test_an_index_cannot_point_outside_its_folder(name, tmp_path):
     arch = tiny_arch()
@@ -189,7 +208,9 @@ def test_an_index_cannot_point_outside_its_folder(name, tmp_path):
 
 
 def test_an_index_of_absent_shards_and_a_broken_index_are_named(tmp_path):
-    (tmp_path / hf.INDEX).write_text(json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}}))
+    (tmp_path / hf.INDEX).write_text(
+        json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors"}})
+    )
     with pytest.raises(DataError, match="missing shards model-00001-of-00002"):
         hf.load_params(tmp_path, tiny_arch())
     for text in ("{", "[]", '{"weight_map": 3}', "\xff"):
@@ -220,9 +241,15 @@ HOSTILE = {
     "data beyond the file": header({"a": {**F32, "data_offsets": [0, 8]}}, b"\0" * 4),
     "offsets do not fit the shape": header({"a": {**F32, "data_offsets": [0, 400]}}, b"\0" * 400),
     "backward offsets": header({"a": {**F32, "data_offsets": [8, 0]}}, b"\0" * 8),
-    "overlap": header({"a": {**F32, "data_offsets": [0, 8]}, "b": {**F32, "data_offsets": [4, 12]}}, b"\0" * 12),
-    "size overflow": header({"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}}, b"\0" * 8),
-    "negative shape": header({"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"\0" * 8),
+    "overlap": header(
+        {"a": {**F32, "data_offsets": [0, 8]}, "b": {**F32, "data_offsets": [4, 12]}}, b"\0" * 12
+    ),
+    "size overflow": header(
+        {"a": {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}}, b"\0" * 8
+    ),
+    "negative shape": header(
+        {"a": {"dtype": "F32", "shape": [-2], "data_offsets": [0, 8]}}, b"\0" * 8
+    ),
     "a pickle": b"\x80\x04cos\nsystem\n(S'true'\ntR." + b"\0" * 16,
 }
 

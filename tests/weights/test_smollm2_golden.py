@@ -18,7 +18,10 @@ from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-ANSWERS = ("1. Stay hydrated: Drink plenty of water, especially during the heat.", "The capital of France is Paris.")
+ANSWERS = (
+    "1. Stay hydrated: Drink plenty of water, especially during the heat.",
+    "The capital of France is Paris.",
+)
 
 
 @pytest.fixture(scope="module")
@@ -49,11 +52,15 @@ def padded(rows, fill):
 @jax.jit
 def prompt_logp(params, hidden, targets):
     """[B,P,D], [B,P] -> log p(targets), [B,P]."""
-    return token_logprobs(hidden[:, None], params["embed"]["embedding"].T, targets[:, None], chunk=8192).logp[:, 0]
+    return token_logprobs(
+        hidden[:, None], params["embed"]["embedding"].T, targets[:, None], chunk=8192
+    ).logp[:, 0]
 
 
 @pytest.mark.model
-@pytest.mark.parametrize("which", [range(7), range(7, 8)], ids=["seven short prompts", "one over 512 tokens"])
+@pytest.mark.parametrize(
+    "which", [range(7), range(7, 8)], ids=["seven short prompts", "one over 512 tokens"]
+)
 def test_token_logprobs_equal_an_independent_float32_implementation(which, golden, model):
     decoder, params = model
     tokens, length = padded([golden[f"ids_{i}"] for i in which], fill=2)
@@ -66,27 +73,38 @@ def test_token_logprobs_equal_an_independent_float32_implementation(which, golde
 
 
 @pytest.mark.model
-def test_completions_that_share_a_prompt_score_as_the_independent_implementation_does(golden, model):
+def test_completions_that_share_a_prompt_score_as_the_independent_implementation_does(
+    golden, model
+):
     decoder, params = model
     prompt, length = padded([golden["ids_0"], golden["ids_1"]], fill=7)
     completion, size = padded([golden["greedy_0"], golden["greedy_1"]], fill=7)
-    out = jax.jit(lambda p, *x: decoder.apply({"params": p}, *x))(params, prompt, length, completion[:, None])
+    out = jax.jit(lambda p, *x: decoder.apply({"params": p}, *x))(
+        params, prompt, length, completion[:, None]
+    )
     last = jnp.take_along_axis(out.prompt, (length - 1)[:, None, None], axis=1)
     hidden = jnp.concatenate([last, out.completion[:, 0, :-1]], axis=1)
     logits = logits_of(hidden, output_kernel(params, decoder.arch))
-    logp = np.asarray(jnp.take_along_axis(jax.nn.log_softmax(logits), completion[..., None], axis=-1)[..., 0])
+    logp = np.asarray(
+        jnp.take_along_axis(jax.nn.log_softmax(logits), completion[..., None], axis=-1)[..., 0]
+    )
     for i in range(2):
-        np.testing.assert_allclose(logp[i, : size[i]], golden[f"greedy_logp_{i}"], rtol=0, atol=1e-3)
+        np.testing.assert_allclose(
+            logp[i, : size[i]], golden[f"greedy_logp_{i}"], rtol=0, atol=1e-3
+        )
         np.testing.assert_array_equal(logits[i, : size[i]].argmax(-1), golden[f"greedy_{i}"])
 
 
 @pytest.mark.model
 def test_sampler_and_trainer_agree_on_the_same_tokens_whatever_the_batch(golden, model):
-    """Sampled in one batch; scored together, and one prompt alone in a wider bucket, its samples swapped."""
+    """Responses in one batch; scored together, and one prompt alone in a wider bucket, its samples
+    swapped."""
     decoder, params = model
     prompt, length = padded([golden["ids_0"], golden["ids_1"], golden["ids_2"]], fill=2)
     sampling = SamplingParams(temperature=0.8, top_p=0.95, max_new_tokens=12)
-    generate = jax.jit(make_generate(decoder, num_samples=2, eos_ids=(2,), pad_id=2, sampling=sampling))
+    generate = jax.jit(
+        make_generate(decoder, num_samples=2, eos_ids=(2,), pad_id=2, sampling=sampling)
+    )
     prompts = Prompts(prompt, length, np.arange(3, dtype=np.uint32))
     samples = jax.device_get(generate(params, prompts, jax.random.key(0)))
     mask = (np.arange(12) < samples.length[..., None]).astype(np.float32)
@@ -103,7 +121,9 @@ def test_greedy_answers_are_the_reference_answers(golden, model, tokenizer):
     decoder, params = model
     prompt, length = padded([golden["ids_0"], golden["ids_1"]], fill=2)
     greedy = SamplingParams(temperature=0.0, max_new_tokens=48)
-    generate = jax.jit(make_generate(decoder, num_samples=1, eos_ids=(2,), pad_id=2, sampling=greedy))
+    generate = jax.jit(
+        make_generate(decoder, num_samples=1, eos_ids=(2,), pad_id=2, sampling=greedy)
+    )
     samples = jax.device_get(
         generate(params, Prompts(prompt, length, np.arange(2, dtype=np.uint32)), jax.random.key(0))
     )
@@ -127,5 +147,7 @@ def test_the_tokenizer_gives_the_stored_ids_back(golden, tokenizer):
 @pytest.mark.model
 def test_the_chat_template_writes_the_stored_texts(golden, tokenizer):
     for chat, text in zip(golden["chats"], golden["texts"], strict=True):
-        made = tokenizer.apply_chat_template(json.loads(str(chat)), tokenize=False, add_generation_prompt=True)
+        made = tokenizer.apply_chat_template(
+            json.loads(str(chat)), tokenize=False, add_generation_prompt=True
+        )
         assert made == text

@@ -44,13 +44,18 @@ def test_a_file_is_converted_once_and_again_when_its_bytes_change(file, fake_con
     assert resolve(str(file), cache) == first and len(fake_convert) == 1
     file.write_text("two")  # same size, same name
     second = resolve(str(file), cache)
-    assert second != first and (second / "config.json").read_text() == "two" and len(fake_convert) == 2
+    assert (
+        second != first and (second / "config.json").read_text() == "two" and len(fake_convert) == 2
+    )
 
 
 def test_concurrent_processes_convert_once(file, fake_convert, tmp_path):
     """Locks belong to open files, so threads contend for them exactly as processes do."""
     found = []
-    threads = [threading.Thread(target=lambda: found.append(resolve(str(file), tmp_path / "c"))) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: found.append(resolve(str(file), tmp_path / "c")))
+        for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -58,14 +63,18 @@ def test_concurrent_processes_convert_once(file, fake_convert, tmp_path):
     assert len(fake_convert) == 1 and len(found) == 4 and len(set(found)) == 1
 
 
-def test_what_an_interrupted_conversion_left_is_removed_and_never_used(file, fake_convert, tmp_path):
+def test_what_an_interrupted_conversion_left_is_removed_and_never_used(
+    file, fake_convert, tmp_path
+):
     cache = tmp_path / "cache"
     name = resolve(str(file), cache).name
     (cache / name).rename(cache / f".{name}.tmp-1234")
     (cache / ".other.tmp-1").mkdir()
     assert (resolve(str(file), cache) / "config.json").is_file()
     assert len(fake_convert) == 2
-    assert sorted(path.name for path in cache.iterdir()) == sorted([".other.tmp-1", name, f"{name}.lock"])
+    assert sorted(path.name for path in cache.iterdir()) == sorted(
+        [".other.tmp-1", name, f"{name}.lock"]
+    )
 
 
 def test_a_cache_that_cannot_be_written_names_the_variable(file, fake_convert, tmp_path):
@@ -115,7 +124,11 @@ def test_a_missing_wheel_says_what_to_type(monkeypatch):
 
 @pytest.mark.parametrize(
     ("given", "repo", "revision"),
-    [("org/model", "org/model", None), ("org/model@v1.0", "org/model", "v1.0"), ("a/b@refs/pr/1", "a/b", "refs/pr/1")],
+    [
+        ("org/model", "org/model", None),
+        ("org/model@v1.0", "org/model", "v1.0"),
+        ("a/b@refs/pr/1", "a/b", "refs/pr/1"),
+    ],
 )
 def test_a_repo_id_downloads_no_pickles(given, repo, revision, monkeypatch, tmp_path):
     import huggingface_hub
@@ -131,9 +144,27 @@ def test_a_repo_id_downloads_no_pickles(given, repo, revision, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     assert resolve(given) == tmp_path
     assert (asked["name"], asked["revision"]) == (repo, revision)
-    listing = ["model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "config.json"]
-    listing += ["tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja", "pytorch_model.bin", "m.pt"]
-    listing += ["consolidated.safetensors", "original/x.safetensors", "onnx/config.json", "modeling_x.py", "README.md"]
+    listing = [
+        "model.safetensors",
+        "model-00001-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "config.json",
+    ]
+    listing += [
+        "tokenizer.json",
+        "tokenizer.model",
+        "merges.txt",
+        "chat_template.jinja",
+        "pytorch_model.bin",
+        "m.pt",
+    ]
+    listing += [
+        "consolidated.safetensors",
+        "original/x.safetensors",
+        "onnx/config.json",
+        "modeling_x.py",
+        "README.md",
+    ]
     kept = huggingface_hub.utils.filter_repo_objects(
         listing, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
@@ -152,7 +183,9 @@ def test_a_repo_of_pickles_and_an_unreachable_one_are_explained(monkeypatch, tmp
         raise huggingface_hub.errors.OfflineModeIsEnabled("offline mode is enabled")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(ConfigError, match=r"could not be fetched.*network.*HF_TOKEN.*embedded:NAME"):
+    with pytest.raises(
+        ConfigError, match=r"could not be fetched.*network.*HF_TOKEN.*embedded:NAME"
+    ):
         resolve("org/model")
 
 
@@ -170,7 +203,9 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
 
 
 def test_code_in_a_model_folder_is_never_run(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "x", "auto_map": {"AutoTokenizer": ["evil.T", null]}}')
+    (tmp_path / "config.json").write_text(
+        '{"model_type": "x", "auto_map": {"AutoTokenizer": ["evil.T", null]}}'
+    )
     (tmp_path / "tokenizer_config.json").write_text(
         '{"tokenizer_class": "T", "auto_map": {"AutoTokenizer": ["evil.T", null]}}'
     )

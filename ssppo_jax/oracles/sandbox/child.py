@@ -1,11 +1,13 @@
-"""The process in which a response's code runs against its tests. `sandbox` runs it as a file; it imports no ssppo_jax.
+"""The process in which a response's code runs against its tests. `sandbox` runs it as a file; it
+imports no ssppo_jax.
 
-    stdin: one pickled request  ->  file descriptor 3: one JSON line for the code and one for each test
+    stdin: one pickled request  ->  file descriptor 3: one JSON line for the code and one for each
+      test
 
-Before any of it runs, this process gives up for good: starting processes, the network, signals to others, reading
-outside Python and the system's libraries, writing outside its folder, and more than its share of memory, processor
-time and file size. Landlock and seccomp, Linux's filters for files and system calls, enforce it; neither needs
-privileges, and nothing in the process can undo them.
+Before any of it runs, this process gives up for good: starting processes, the network, signals to
+others, reading outside Python and the system's libraries, writing outside its folder, and more than
+its share of memory, processor time and file size. Landlock and seccomp, Linux's filters for files
+and system calls, enforce it; neither needs privileges, and nothing in the process can undo them.
 """
 
 from __future__ import annotations
@@ -24,11 +26,16 @@ RESULTS = 3
 LONGEST_REASON = 200
 _NO_NEW_PRIVS, _SECCOMP, _FILTER = 38, 22, 2
 
-# ---- files: Landlock -------------------------------------------------------------------------------------------------
+# ---- files: Landlock -----------------------------------------------------------------------------
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the same on every architecture
 _READ = (1 << 0) | (1 << 2) | (1 << 3)  # execute (shared libraries), read files, list folders
-_RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by the kernel's Landlock version
+_RIGHTS = {
+    1: (1 << 13) - 1,
+    2: (1 << 14) - 1,
+    3: (1 << 15) - 1,
+    5: (1 << 16) - 1,
+}  # by the kernel's Landlock version
 READABLE = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/dev/null", "/dev/urandom", "/dev/zero")
 
 
@@ -64,7 +71,7 @@ def _allow(libc, ruleset: int, path: str, rights: int) -> None:
     os.close(at)
 
 
-# ---- system calls: seccomp -------------------------------------------------------------------------------------------
+# ---- system calls: seccomp -----------------------------------------------------------------------
 
 # name: (x86_64, aarch64); -1 where an architecture has none
 _REFUSED = {
@@ -140,8 +147,13 @@ _THREAD = 0x00010000  # CLONE_THREAD
 
 def _seccomp() -> None:
     if platform.machine() not in _MACHINES:
-        raise OSError(f"no system call filter for {platform.machine()}; there is one for {', '.join(_MACHINES)}")
-    program = b"".join(struct.pack("=HBBI", *step) for step in _program(*_MACHINES[platform.machine()]))
+        raise OSError(
+            f"no system call filter for {platform.machine()}; there is one for"
+            f" {', '.join(_MACHINES)}"
+        )
+    program = b"".join(
+        struct.pack("=HBBI", *step) for step in _program(*_MACHINES[platform.machine()])
+    )
     held = ctypes.create_string_buffer(program, len(program))
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(held))
     libc = ctypes.CDLL(None, use_errno=True)
@@ -150,22 +162,35 @@ def _seccomp() -> None:
 
 
 def _program(which: int, machine: int) -> list[tuple[int, int, int, int]]:
-    """(code, jump if true, jump if false, value) of the classic BPF filter over struct seccomp_data."""
+    """(code, jump if true, jump if false, value) of the classic BPF filter over struct
+    seccomp_data."""
     refused = (_RETURN, 0, 0, 0x00050000 | errno.EPERM)
-    number, low, high = (_LOAD, 0, 0, 0), lambda n: (_LOAD, 0, 0, 16 + 8 * n), lambda n: (_LOAD, 0, 0, 20 + 8 * n)
+    number, low, high = (
+        (_LOAD, 0, 0, 0),
+        lambda n: (_LOAD, 0, 0, 16 + 8 * n),
+        lambda n: (_LOAD, 0, 0, 20 + 8 * n),
+    )
     steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, machine), (_RETURN, 0, 0, _KILLED), number]
     if which == 0:  # the x32 calls of x86_64 have numbers of their own
         steps += [(_AT_LEAST, 0, 1, 0x40000000), refused]
     for numbers in _REFUSED.values():
         if numbers[which] >= 0:
             steps += [(_EQUAL, 0, 1, numbers[which]), refused]
-    # glibc falls back to clone, whose flags can be looked at: threads are allowed, processes are not
+    # glibc falls back to clone, whose flags can be looked at: threads are allowed, processes are
+    # not
     steps += [(_EQUAL, 0, 1, _CLONE3[which]), (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)]
     steps += [(_EQUAL, 0, 3, _CLONE[which]), low(0), (_ANY_BIT, 1, 0, _THREAD), refused, number]
     # a signal to oneself (abort) is allowed
     steps += [(_EQUAL, 0, 3, _TGKILL[which]), low(0), (_EQUAL, 1, 0, os.getpid()), refused, number]
     # limits may be read, not set
-    steps += [(_EQUAL, 0, 5, _PRLIMIT[which]), low(2), (_EQUAL, 0, 2, 0), high(2), (_EQUAL, 1, 0, 0), refused]
+    steps += [
+        (_EQUAL, 0, 5, _PRLIMIT[which]),
+        low(2),
+        (_EQUAL, 0, 2, 0),
+        high(2),
+        (_EQUAL, 1, 0, 0),
+        refused,
+    ]
     return [*steps, (_RETURN, 0, 0, _ALLOWED)]
 
 
@@ -175,7 +200,7 @@ def _prctl(libc, *values) -> None:
         raise OSError(ctypes.get_errno(), "prctl")
 
 
-# ---- limits ----------------------------------------------------------------------------------------------------------
+# ---- limits --------------------------------------------------------------------------------------
 
 
 def _limit(request: dict) -> None:
@@ -192,7 +217,7 @@ def _limit(request: dict) -> None:
         resource.setrlimit(what, (most, most))
 
 
-# ---- the code and its tests ------------------------------------------------------------------------------------------
+# ---- the code and its tests ----------------------------------------------------------------------
 
 
 def main() -> None:

@@ -1,14 +1,15 @@
-"""Running a response's code against unit tests where it can do no harm: a process of its own, killed as a group.
+"""Running a response's code against unit tests where it can do no harm: a process of its own,
+killed as a group.
 
-Threat model. The code is a model's: wrong, careless, or looking for the reward by odd means, and it may do anything
-Python can. Contained (`sandbox_main`): processes and fork bombs, the network, signals to other processes, reads outside
-Python's and the system's folders, writes outside its own folder, memory, processor and wall time, file sizes, floods of
-output. Its environment is empty: no keys to read.
+Threat model. The code is a model's: wrong, careless, or looking for the reward by odd means, and it
+may do anything Python can. Contained (`sandbox_main`): processes and fork bombs, the network,
+signals to other processes, reads outside Python's and the system's folders, writes outside its own
+folder, memory, processor and wall time, file sizes, floods of output. Its environment is empty: no
+keys to read.
 
-Not contained: the tests share the process with the code, so code that sets out to can make a failing test pass; what it
-may read (/etc, /usr, installed packages) it can read; a hole in the kernel is a hole here. Against people who attack
-you, put the run in a virtual machine.
-"""
+Not contained: the tests share the process with the code, so code that sets out to can make a
+failing test pass; what it may read (/etc, /usr, installed packages) it can read; a hole in the
+kernel is a hole here. Against people who attack you, put the run in a virtual machine."""
 
 from __future__ import annotations
 
@@ -39,7 +40,8 @@ class Limits(NamedTuple):
     seconds: float  # wall time of the code and all its tests
     memory_mb: int  # address space
     disk_mb: int  # in the folder, and of one file
-    strict: bool  # False: these limits and an empty environment, but no filters of files and system calls
+    # False: these limits and an empty environment, but no filters of files and system calls
+    strict: bool
 
 
 class Outcome(NamedTuple):
@@ -74,7 +76,10 @@ def run_tests(code: str, tests: list[str], limits: Limits) -> Outcome:
 def _start(folder: str, write: int) -> subprocess.Popen:
     clean = {"HOME": folder, "TMPDIR": folder, "LANG": "C.UTF-8", "PATH": "/usr/bin:/bin"}
     clean |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    launch = "import os, runpy, sys; os.dup2(int(sys.argv[2]), 3); runpy.run_path(sys.argv[1], run_name='__main__')"
+    launch = (
+        "import os, runpy, sys; os.dup2(int(sys.argv[2]), 3); runpy.run_path(sys.argv[1],"
+        " run_name='__main__')"
+    )
     return subprocess.Popen(
         [sys.executable, "-I", "-B", "-c", launch, str(FILE), str(write)],
         cwd=folder,
@@ -111,7 +116,11 @@ def _watch(child, results: int, request: bytes, folder: Path, limits: Limits) ->
                 return reported, ""
             if not piece:
                 ready.unregister(stream)
-            reported, printed = (reported + piece, printed) if stream == results else (reported, printed + len(piece))
+            reported, printed = (
+                (reported + piece, printed)
+                if stream == results
+                else (reported, printed + len(piece))
+            )
         if printed > MOST_OUTPUT or len(reported) > MOST_OUTPUT:
             return reported, "output"
 
@@ -151,8 +160,9 @@ def _outcome(lines: list[dict], limit: str, code: int, tests: int) -> Outcome:
     refused = next((line["sandbox"] for line in lines if "sandbox" in line), None)
     if refused is not None:
         raise ConfigError(
-            f"oracle code: this system cannot contain a model's code ({refused}). It takes Linux 5.13 or newer with "
-            "Landlock and seccomp. For code you trust: --config.oracle.sandbox=limits"
+            f"oracle code: this system cannot contain a model's code ({refused}). It takes Linux"
+            " 5.13 or newer with Landlock and seccomp. For code you trust:"
+            " --config.oracle.sandbox=limits"
         )
     done = [line["test"] for line in lines if "test" in line]
     passed = sum(reason == "" for reason in done)
@@ -164,5 +174,9 @@ def _outcome(lines: list[dict], limit: str, code: int, tests: int) -> Outcome:
         return Outcome("memory" if wrong.startswith("MemoryError") else "failed", passed, wrong)
     if len(done) < tests:
         over = code == -signal.SIGXCPU
-        return Outcome("time" if over else "crash", passed, f"ended with {code} after {len(done)} of {tests} tests")
+        return Outcome(
+            "time" if over else "crash",
+            passed,
+            f"ended with {code} after {len(done)} of {tests} tests",
+        )
     return Outcome("passed", passed, "")

@@ -1,4 +1,5 @@
-"""A process of its own for comparing answers, killed when one comparison takes too long. See `worker_main` for why."""
+"""A process of its own for comparing answers, killed when one comparison takes too long. See
+`worker_main` for why."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ FILE = Path(__file__).with_name("worker_main.py")
 
 
 class Worker:
-    """Asks the process, which is started at the first question and again after it had to be killed."""
+    """Asks the process, which is started at the first question and again after it had to be
+    killed."""
 
     def __init__(self, seconds: float):
         self.seconds = seconds  # that one comparison may take
@@ -27,7 +29,8 @@ class Worker:
         self._rest = b""
 
     def ask(self, kind: str, **values: Any) -> dict:
-        """The reply of `worker_main`; {"unreadable": "killed"} when none came in time or the answer ended it.
+        """The reply of `worker_main`; {"unreadable": "killed"} when none came in time or the answer
+        ended it.
 
         Raises:
             ConfigError: a library is missing. UserError: the process cannot even load.
@@ -37,7 +40,10 @@ class Worker:
         request = pickle.dumps((kind, 2 * self.seconds + 1, values))
         if not self._send(request) or self._line(LOADING) != b"begun":
             self.close()
-            raise UserError(f"the process that compares answers ended or hung while loading: {sys.executable} {FILE}")
+            raise UserError(
+                f"the process that compares answers ended or hung while loading: {sys.executable}"
+                f" {FILE}"
+            )
         line = self._line(self.seconds)
         if line is None:
             self.close()
@@ -51,7 +57,10 @@ class Worker:
         return reply
 
     def _start(self) -> None:
-        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # each would take of the memory allowed
+        threads = {
+            "OPENBLAS_NUM_THREADS": "1",
+            "OMP_NUM_THREADS": "1",
+        }  # each would take of the memory allowed
         self._rest = b""
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-B", str(FILE)],  # -P: its folder is no place to import from

@@ -1,16 +1,18 @@
-"""The process in which a model's answers are compared. `worker.Worker` runs it as a file; it imports no ssppo_jax.
+"""The process in which a model's answers are compared. `worker.Worker` runs it as a file; it
+imports no ssppo_jax.
 
-    one pickled request after another  ->  two lines for each: "begun" once all is loaded, then a JSON reply
+    one pickled request after another  ->  two lines for each: "begun" once all is loaded, then a
+    JSON reply
 
     {"score": x}         1 when right
     {"unreadable": why}  the checker raised on the answer
     {"error": why}       the question itself cannot be checked
     {"missing": why}     a library is not installed
 
-Several reasoning-gym tasks call `eval` on the answer, and sympy's parser does too: what a model writes is run as Python
-here. While an answer is compared, writing files, starting processes, signals and the network are refused and memory is
-limited. That guards a run against what a model happens to write; it is no sandbox against an attacker.
-"""
+Several reasoning-gym tasks call `eval` on the answer, and sympy's parser does too: what a model
+writes is run as Python here. While an answer is compared, writing files, starting processes,
+signals and the network are refused and memory is limited. That guards a run against what a model
+happens to write; it is no sandbox against an attacker."""
 
 from __future__ import annotations
 
@@ -28,8 +30,26 @@ MEMORY = 4 << 30  # bytes of address space
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 REFUSED = (  # beginnings of the names of Python's audit events
     *("subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "signal.", "resource."),
-    *("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "os.putenv", "os.truncate"),
-    *("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.ch", "os.utime"),
+    *(
+        "os.system",
+        "os.exec",
+        "os.spawn",
+        "os.posix_spawn",
+        "os.fork",
+        "os.kill",
+        "os.putenv",
+        "os.truncate",
+    ),
+    *(
+        "os.remove",
+        "os.rename",
+        "os.rmdir",
+        "os.mkdir",
+        "os.link",
+        "os.symlink",
+        "os.ch",
+        "os.utime",
+    ),
 )
 
 _comparing = False
@@ -43,7 +63,9 @@ def task(name: str, settings: str, entry: dict, answer: str) -> Callable[[], dic
 
 @functools.cache
 def _dataset(name: str, settings: str):
-    sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))  # imported where questions are made, not for scores
+    sys.modules.setdefault(
+        "pycosat", types.ModuleType("pycosat")
+    )  # imported where questions are made, not for scores
     import reasoning_gym
 
     return reasoning_gym.create_dataset(name, seed=0, size=1, **json.loads(settings))
@@ -72,7 +94,8 @@ KINDS = {"task": task, "mathematics": mathematics}
 
 
 def serve() -> None:
-    """Answers requests until there are no more. The streams are moved to where an answer can neither read nor print."""
+    """Answers requests until there are no more. The streams are moved to where an answer can
+    neither read nor print."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -96,7 +119,9 @@ def _answer(replies, kind: str, seconds: float, values: dict) -> None:
         _say(replies, "begun")
         return _say(replies, json.dumps({"missing": str(error)}))
     _say(replies, "begun")
-    signal.setitimer(signal.ITIMER_REAL, seconds)  # the end of this process should nobody be there to kill it
+    signal.setitimer(
+        signal.ITIMER_REAL, seconds
+    )  # the end of this process should nobody be there to kill it
     _say(replies, json.dumps(_guarded(compare)))
     signal.setitimer(signal.ITIMER_REAL, 0)
 
@@ -113,7 +138,9 @@ def _guarded(compare: Callable[[], dict]) -> dict:
 
 
 def _refuse(event: str, values: tuple) -> None:
-    if _comparing and (event.startswith(REFUSED) or (event == "open" and (values[2] or 0) & WRITING)):
+    if _comparing and (
+        event.startswith(REFUSED) or (event == "open" and (values[2] or 0) & WRITING)
+    ):
         raise PermissionError(event)
 
 

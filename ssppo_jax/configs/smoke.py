@@ -1,4 +1,5 @@
-"""Everything on, on a tiny random model: finishes in under a minute on a laptop. Learns nothing worth having."""
+"""Everything on, on a tiny random model: finishes in under a minute on a laptop. Learns nothing
+worth having."""
 
 from ssppo_jax.schema import base_config, select
 
@@ -17,7 +18,7 @@ def get_config():
     config.train.prompts_per_iteration = 16
     config.train.batch_size = 8
     config.train.micro_batches = 2
-    config.optim.learning_rate = 1e-3
+    config.optimizer.learning_rate = 1e-3
     config.eval.final_num_samples = 2
     config.checkpoint.every_steps = 1
     select(config, "loss", "s_sppo", beta=0.05)

@@ -1,9 +1,10 @@
-"""SmolLM2-135M-Instruct learns to answer sums of two digits by SSPO against an exact check, on two CPU cores.
+"""SmolLM2-135M-Instruct learns to answer sums of two digits by SSPO against an exact check, on two
+CPU cores.
 
-Off-policy, as SSPO is meant to be: every rollout of 32 prompts x 8 responses is learned in 4 minibatches of 8 prompts.
-The questions are all the sums and differences of two digits that reasoning-gym makes; a third of them is held out. The
-reward is 1 when the last number of the response is right and 0 otherwise. Evaluations sample at 0.7.
-"""
+Off-policy, as SSPO is meant to be: every rollout of 32 prompts x 8 responses is learned in 4
+minibatches of 8 prompts. The questions are all the sums and differences of two digits that
+reasoning-gym makes; a third of them is held out. The reward is 1 when the last number of the
+response is right and 0 otherwise. Evaluations sample at 0.7."""
 
 from ssppo_jax.schema import base_config, select
 
@@ -28,14 +29,14 @@ def get_config():
     config.sampling.batch_size = 32
     select(config, "oracle", "reasoning_gym", answer_style="final_number")
     select(config, "loss", "sspo")
-    select(config, "optim.transform", "adamw")
-    config.optim.learning_rate = 1e-5
-    config.optim.schedule = "constant"
-    config.optim.warmup_ratio = 0.0
+    select(config, "optimizer", "adamw")
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_ratio = 0.0
     config.train.iterations = 12
     config.train.prompts_per_iteration = 32
     config.train.batch_size = 8
-    config.train.initial_policy = "off"
+    config.train.reference_storage = "off"
     config.train.term_norms = False
     config.eval.every = 4
     config.eval.num_samples = 2

@@ -1,9 +1,10 @@
-"""SmolLM2-135M-Instruct aligns itself by self-play against a known oracle (VADER sentiment), on two CPU cores.
+"""SmolLM2-135M-Instruct aligns itself by self-play against a known oracle (VADER sentiment), on two
+CPU cores.
 
-S-SPPO as in the paper, scaled to a laptop: small portions, few updates each, AdamW instead of RMSProp, and beta = 0.05
-so that the regression target is within reach of a few updates. Training samples at temperature 1 as the paper does;
-evaluations sample at 0.7, where a model of this size writes fluently.
-"""
+S-SPPO as in the paper, scaled to a laptop: small portions, few updates each, AdamW instead of
+RMSProp, and beta = 0.05 so that the regression target is within reach of a few updates. Training
+samples at temperature 1 as the paper does; evaluations sample at 0.7, where a model of this size
+writes fluently."""
 
 from ssppo_jax.schema import base_config, select
 
@@ -19,11 +20,11 @@ def get_config():
     config.sampling.batch_size = 24
     select(config, "oracle", "sentiment", temperature=0.25)
     select(config, "loss", "s_sppo", beta=0.05, repulsion_weight=1.0)
-    select(config, "optim.transform", "adamw")
-    config.optim.learning_rate = 5e-5
-    config.optim.schedule = "constant"
-    config.optim.warmup_ratio = 0.0
-    config.optim.max_grad_norm = 0.0
+    select(config, "optimizer", "adamw")
+    config.optimizer.learning_rate = 5e-5
+    config.optimizer.schedule = "constant"
+    config.optimizer.warmup_ratio = 0.0
+    config.optimizer.max_grad_norm = 0.0
     config.train.iterations = 7
     config.train.prompts_per_iteration = 24
     config.train.batch_size = 8

@@ -1,12 +1,13 @@
 """SSPO on Qwen2.5-7B-Instruct and GSM8K, for 8 or more devices.
 
-Written down, not run at its full size. SSPO's own paper (arXiv 2602.19327) gives few settings; these follow the sibling
-paper on soft gates, which trains the same model: G = 8, AdamW at 1e-6 with linear decay, 512 new tokens, every rollout
-used twice (`train.epochs`). Reconstruction throughout: here the reward is the answer alone, by math-verify, and a
-rollout of 256 prompts is learned in 4 minibatches.
+Written down, not run at its full size. SSPO's own paper (arXiv 2602.19327) gives few settings;
+these follow the sibling paper on soft gates, which trains the same model: G = 8, AdamW at 1e-6 with
+linear decay, 512 new tokens, every rollout used twice (`train.epochs`). Reconstruction throughout:
+here the reward is the answer alone, by math-verify, and a rollout of 256 prompts is learned in 4
+minibatches.
 
-Prompts need `pip install 'ssppo_jax[hf]'`. Set data.source.revision to a commit for a run that is to be repeated.
-"""
+Prompts need `pip install 'ssppo_jax[hf]'`. Set data.source.revision to a commit for a run that is
+to be repeated."""
 
 from ssppo_jax.schema import base_config, select
 
@@ -15,7 +16,8 @@ def get_config():
     config = base_config()
     config.model.source = "Qwen/Qwen2.5-7B-Instruct"
     config.model.dtype = "bfloat16"
-    config.model.param_dtype = "float32"  # at a rate of 1e-6, updates of bfloat16 parameters would round to nothing
+    # at a rate of 1e-6, updates of bfloat16 parameters would round to nothing
+    config.model.param_dtype = "float32"
     config.model.remat = "full"
     config.model.attention_chunk = 128
     config.mesh.data = 1
@@ -33,16 +35,16 @@ def get_config():
 
     select(config, "oracle", "math_verify", answer_style="auto")
     select(config, "loss", "sspo")
-    select(config, "optim.transform", "adamw")
-    config.optim.learning_rate = 1e-6
-    config.optim.schedule = "linear"
-    config.optim.warmup_ratio = 0.0
+    select(config, "optimizer", "adamw")
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_ratio = 0.0
 
     config.train.iterations = 100
     config.train.prompts_per_iteration = 256
     config.train.batch_size = 64
     config.train.epochs = 2
-    config.train.initial_policy = "off"
+    config.train.reference_storage = "off"
     config.train.sampler_tolerance = 5.0  # as in llama3_8b_s_sppo.py
     config.eval.every = 10
     config.eval.num_samples = 1

@@ -1,0 +1,1 @@
+"""The configs that belong to the package: `--config=quickstart` names `quickstart.py` here."""
