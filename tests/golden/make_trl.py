@@ -141,7 +141,10 @@ def with_prompt(mask):
 
 def dpo_family(logp, ref, mask):
     """Batches are [winners, losers]."""
-    flat = lambda x: torch.cat([x[:, 0], x[:, 1]])
+
+    def flat(x):
+        return torch.cat([x[:, 0], x[:, 1]])
+
     ids = torch.ones(2 * PAIRS, T + 1, dtype=torch.long)
     inputs = {"completion_mask": with_prompt(flat(mask)), "input_ids": ids, "attention_mask": ids}
     for name, (loss_type, hyper) in DPO.items():
@@ -234,7 +237,10 @@ def without_reference(kind, name, hyper, logits, tokens, mask, **attributes):
 
 
 def group_family(logp, old, ref, mask, advantage):
-    flat = lambda x: x.reshape(GROUPS * K, *x.shape[2:])
+
+    def flat(x):
+        return x.reshape(GROUPS * K, *x.shape[2:])
+
     ids = torch.zeros(GROUPS * K, T, dtype=torch.long)
     inputs = {
         "prompt_ids": ids[:, :1],

@@ -37,7 +37,10 @@ def test_padding_may_hold_anything(name):
     clean = leaves(run(name, policy, batch, **SETTINGS[name]))
     token, row = batch.mask == 0, batch.weight == 0
     for poison in (1e6, np.inf, np.nan):
-        spoil = lambda x, where: np.where(where, np.float32(poison), x), B023
+
+        def spoil(x, where, value=poison):
+            return np.where(where, np.float32(value), x)
+
         dirty_policy = Policy(spoil(policy.logp, token), spoil(policy.hidden, row[:, None, None]))
         dirty = batch._replace(
             **{field: spoil(getattr(batch, field), token) for field in TOKENS},

@@ -139,7 +139,10 @@ def ref_sapo(y, sapo_temperature_pos, sapo_temperature_neg, sapo_gate="sigmoid")
 
 
 def ref_cispo(y, epsilon_high):
-    weight = lambda u: min(math.exp(u), epsilon_high) * y.A
+
+    def weight(u):
+        return min(math.exp(u), epsilon_high) * y.A
+
     return each(y, lambda u, logp: (weight(u) * logp, weight(u)))
 
 
