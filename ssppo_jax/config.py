@@ -1,10 +1,10 @@
-"""Configuration machinery: keys with a meaning and a rule, components by name, overrides, all
-errors at once.
+"""Provide the configuration machinery: keys, components by name, overrides, all errors at once.
 
 A run's keys are written once, as `Key(path, default, meaning, rule)`. A *component* is a plain
-function in a dict: its keyword-only defaults are its config defaults, read by `inspect`, so adding
-a function adds its keys. A keyword's rule stands in its annotation: `decay: Unit = 0.99`, or
-`Annotated[int, positive]`."""
+function in a dict. `inspect` reads its keyword-only defaults as config defaults, so adding a
+function adds its keys. A keyword's rule stands in its annotation: `decay: Unit = 0.99`, or
+`Annotated[int, positive]`.
+"""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ NonNegative = Annotated[float, non_negative]
 
 
 def keyword_defaults(function: Callable) -> dict[str, Any]:
-    """The keyword-only parameters of a function that have a default: its hyper-parameters."""
+    """Return a function's keyword-only parameters that have a default: its hyper-parameters."""
     parameters = inspect.signature(function).parameters.values()
     return {
         p.name: p.default
@@ -106,7 +106,7 @@ def keyword_rules(function: Callable) -> dict[str, Rule]:
 
 
 def keyword_meanings(function: Callable) -> dict[str, str]:
-    """`name: meaning` lines of the `Args:` section of a Google-style docstring."""
+    """Read the `name: meaning` lines of the `Args:` section of a Google-style docstring."""
     doc = inspect.getdoc(function) or ""
     section = re.split(r"\n(?=\S)", doc.partition("Args:\n")[2])[0]
     found, current = {}, None
@@ -121,7 +121,7 @@ def keyword_meanings(function: Callable) -> dict[str, str]:
 
 
 def component(table: Mapping[str, Callable], name: str, **overrides) -> ConfigDict:
-    """`name` plus the chosen function's keyword defaults, some of them overridden.
+    """Return a node with `name` and the function's keyword defaults, some of them overridden.
 
     Raises:
       ConfigError: no such name, or no such keyword; the nearest one is named.
@@ -142,8 +142,7 @@ def component(table: Mapping[str, Callable], name: str, **overrides) -> ConfigDi
 
 
 def call_kwargs(table: Mapping[str, Callable], node: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keyword arguments that a component node holds for its function, without the run's
-    keys beside them."""
+    """Return the keywords that a component node holds for its function."""
     return {name: node[name] for name in keyword_defaults(table[node["name"]])}
 
 
@@ -156,7 +155,7 @@ def bind(table: Mapping[str, Callable], node: Mapping[str, Any]) -> Callable:
 
 
 def build(keys: Iterable[Key], components: Iterable[Component]) -> ConfigDict:
-    """A locked config holding every key at its default."""
+    """Return a locked config with every key at its default."""
     config = ConfigDict()
     for c in components:
         _parent(config, c.path, create=True)[_leaf(c.path)] = component(c.table, c.default).unlock()
@@ -168,8 +167,7 @@ def build(keys: Iterable[Key], components: Iterable[Component]) -> ConfigDict:
 def choose(
     config: ConfigDict, path: str, table: Mapping[str, Callable], name: str, **overrides
 ) -> None:
-    """Put a component with its own defaults at `path`; the run's keys in that node stay as they
-    are."""
+    """Put a component with its own defaults at `path`; keep the run's keys in that node."""
     node, parent = component(table, name, **overrides), _parent(config, path)
     old = parent[_leaf(path)]
     replaced = {"name", *keyword_defaults(table[old.name])}
@@ -210,7 +208,7 @@ def _nearest(given: str, known: Iterable[str]) -> str:
 # ---- names of earlier releases; an empty one is gone ---------------------------------------------
 
 RENAMED = {
-    "optimizer": "optimizer",
+    "optim.transform": "optimizer",
     "optim": "optimizer",
     "pairs.semantic_gate": "pairs.gate_level",
     "model.repulsion_layer": "loss.repulsion_layer",
@@ -264,8 +262,7 @@ def load_module(spec: str) -> ModuleType:
 
 
 def _config_file(spec: str) -> str:
-    """Return the path of the file that a spec names: one of the package's, a path, or an importable
-    module."""
+    """Return the file that a spec names: one of the package's configs, a path, or a module."""
     given = spec.partition(":")[0]
     if given in config_names():
         return str(CONFIGS / f"{given}.py")
@@ -297,8 +294,7 @@ def _config_file(spec: str) -> str:
 
 
 def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
-    """function(*arguments), where an error of the config file becomes a message with the file's own
-    line."""
+    """Call function(*arguments); report an error of the config file with the file's own line."""
     try:
         return function(*arguments)
     except Exception as error:  # whatever a user's file can raise
@@ -328,15 +324,13 @@ def renamed(path: str) -> str | None:
 def _renamed_in(module: ModuleType, line: int | None) -> str:
     """Say what the keys of an earlier release are called that a line of a config file uses."""
     text = Path(module.__file__).read_text(encoding="utf-8").splitlines()[line - 1] if line else ""
-    found = [
-        (old, renamed(old))
-        for old in re.findall(r"[a-z_]+(?:\.[a-z_]+)+", text.replace("config.", ""))
-    ]
+    names = re.findall(r"[a-z_]+\.([a-z_]+(?:\.[a-z_]+)*)", text)  # behind the config's variable
+    found = [(old, renamed(old)) for old in names]
     return "".join(f"; {old} is now {new}" for old, new in found if new)
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
-    """{"a.b": value} of every leaf."""
+    """Return {"a.b": value} of every leaf."""
     flat = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
@@ -481,7 +475,7 @@ def rule_problems(
 
 
 def help_text(keys: Iterable[Key], components: Iterable[Component], config: ConfigDict) -> str:
-    """Every key with its meaning and its value in `config`."""
+    """Return every key with its meaning and its value in `config`."""
     flat, lines = flatten(config), []
     for key in keys:
         lines.append(f"  --config.{key.path}={_shown(flat[key.path])}\n        {key.meaning}")
@@ -505,7 +499,7 @@ def _shown(value: Any) -> str:
 
 
 def raise_problems(problems: list[str]) -> None:
-    """One error that lists every problem.
+    """Raise one error that lists every problem.
 
     Raises:
       ConfigError: when there is any.
@@ -518,12 +512,10 @@ def raise_problems(problems: list[str]) -> None:
 
 
 def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callable]:
-    """The merged module-level `table` dicts (e.g. "LOSSES") of all modules in a package; a module
-    may have none.
+    """Merge the module-level `table` dicts (e.g. "LOSSES") of all modules in a package.
 
     Raises:
-        UserError: two modules use one name: which of the two a configuration meant could not be
-          known.
+        UserError: two modules use one name, so a configuration would be ambiguous.
     """
     found: dict[str, Callable] = {}
     owner: dict[str, str] = {}
@@ -541,8 +533,7 @@ def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callab
 def constants(
     paths: Iterable[str], package: str, table: str, constant: str, default: Any
 ) -> dict[str, Any]:
-    """What the module of each table entry says in its module-level `constant`, by entry; else
-    `default`."""
+    """Return each table entry's module-level `constant`, or `default` where its module has none."""
     return {
         name: getattr(module, constant, default)
         for module in _modules(paths, package)

@@ -1,5 +1,4 @@
-"""One policy against another on held-out prompts, as the configured oracle sees them: win rate,
-rewards, intervals."""
+"""Compare two policies on held-out prompts as the configured oracle sees them."""
 
 from __future__ import annotations
 
@@ -59,7 +58,7 @@ def encode_split(runtime: Runtime) -> tuple[list[EncodedPrompt], list[EncodedPro
 
 
 class Change(NamedTuple):
-    """A reward, or a part of one, of two policies on the same prompts."""
+    """Hold a reward, or a part of one, of two policies on the same prompts."""
 
     candidate: Estimate
     baseline: Estimate
@@ -67,7 +66,7 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """What the oracle says of a candidate's and a baseline's responses to the same prompts."""
+    """Hold the oracle's view of two policies' responses to the same prompts."""
 
     win_rate: Estimate
     rewards: dict[
@@ -75,14 +74,14 @@ class Comparison(NamedTuple):
     ]  # "reward" and its named parts; empty when the oracle gives preferences
 
     def values(self) -> dict[str, float]:
-        """For the metric log: the win rate and the candidate's rewards, each with its interval."""
+        """Return the win rate and the candidate's rewards with intervals, for the log."""
         return logged(
             {"win_rate": self.win_rate}
             | {name: change.candidate for name, change in self.rewards.items()}
         )
 
     def result(self) -> dict[str, float]:
-        """For result.json: the same, and where the rewards started and how much they gained."""
+        """Return the same for result.json, with the rewards at the start and their gains."""
         rate = self.win_rate
         found = {"win_rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": rate.n}
         for name, (candidate, baseline, gain) in self.rewards.items():
@@ -104,7 +103,7 @@ class Comparison(NamedTuple):
 
 
 def logged(estimates: dict[str, Estimate]) -> dict[str, float]:
-    """Estimates over the same prompts for the metric log, each with its interval."""
+    """Flatten estimates over the same prompts for the metric log, each with its interval."""
     values: dict[str, float] = {}
     for name, e in estimates.items():
         values |= {
@@ -127,8 +126,10 @@ def compare(
     candidate: list[list[str]],  # B x K
     baseline: list[list[str]],  # B x K
 ) -> Comparison:
-    """P(candidate beats baseline) over the K x K pairs of each prompt, and mean rewards; all
-    intervals over prompts."""
+    """Estimate P(candidate beats baseline) over each prompt's K x K pairs, and mean rewards.
+
+    All intervals are over prompts.
+    """
     k = len(candidate[0])
     verdict = _judged(
         config, oracle, encoded, [a + b[:k] for a, b in zip(candidate, baseline, strict=True)]
@@ -149,8 +150,7 @@ def rewards(
     encoded: Sequence[EncodedPrompt],
     texts: list[list[str]],  # B x K
 ) -> dict[str, Estimate]:
-    """Mean reward of one policy's responses, and of its parts; empty when the oracle gives
-    preferences."""
+    """Estimate a policy's mean reward and its parts; nothing for preferences."""
     scores = _scores(_judged(config, oracle, encoded, texts))
     rng = np.random.default_rng(config.seed)
     return {
@@ -161,7 +161,7 @@ def rewards(
 def _judged(
     config: ConfigDict, oracle: Oracle, encoded: Sequence[EncodedPrompt], groups: list[list[str]]
 ) -> Verdict:
-    """The verdict on the held-out prompts the oracle could judge."""
+    """Return the verdict on the held-out prompts that the oracle could judge."""
     verdict = judge(oracle, encoded, groups, journal=None, identity="")
     kept = drop_failed(verdict, max_failed_fraction=config.oracle.max_failed_fraction)
     if kept.dropped:
@@ -186,8 +186,7 @@ def _change(
 
 
 class HeldOut:
-    """Samples held-out prompts from any parameters. Candidates and baselines draw from different
-    random streams."""
+    """Sample held-out prompts; candidates and baselines use different random streams."""
 
     def __init__(self, runtime: Runtime, encoded: list[EncodedPrompt]):
         self.runtime, self.encoded = runtime, encoded
@@ -216,7 +215,7 @@ class HeldOut:
         )
 
     def records(self, sampled: Responses, stage: str, iteration: int) -> list[dict]:
-        """Held-out texts for people to read: one line per prompt and sample."""
+        """Return held-out texts for people to read, one record per prompt and sample."""
         return [
             {
                 "iteration": iteration,
@@ -232,11 +231,11 @@ class HeldOut:
 
 
 def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path | None) -> dict:
-    """Load two policies, sample both on the held-out prompts, compare. Writes the result and all
-    texts to `output`.
+    """Load two policies, sample both on the held-out prompts and compare them.
 
     `candidate` and `baseline` are anything `model.source` may be: embedded:NAME, a folder, a repo
-    id, a .gguf file."""
+    id, a .gguf file. The result and all texts are written to `output`.
+    """
     runtime = build_runtime(config)
     _, encoded, account = encode_split(runtime)
     heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
@@ -279,7 +278,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
 
 
 class Estimate(NamedTuple):
-    """A mean over prompts and its 95% interval."""
+    """Hold a mean over prompts and its 95% interval."""
 
     mean: float
     low: float
@@ -340,7 +339,7 @@ def cross_win_probability(
     preference: np.ndarray,
     k: int,
 ) -> np.ndarray:  # [B] float64
-    """Mean of P over the K x K pairs of a candidate's and a baseline's response to the same prompt.
+    """Average P over the K x K pairs of two policies' responses to the same prompt, [B].
 
     Raises:
         UserError: the matrix is not [B,2k,2k].
@@ -358,8 +357,10 @@ log = logging.getLogger(__name__)
 
 
 def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
-    """`sampling.num_samples` responses to each text (or held-out prompt), with ids, raw log-probs
-    and finish reason."""
+    """Sample `sampling.num_samples` responses to each text or held-out prompt.
+
+    Each record has ids, raw log-probs and the finish reason.
+    """
     runtime = build_runtime(config)
     if texts:
         prompts = [

@@ -1,4 +1,4 @@
-"""Optimizers and schedules by name, on optax."""
+"""Provide optimizers and schedules by name, on optax."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ssppo_jax.types import PyTree
 
 
 def rmsprop(*, decay: Unit = 0.99, eps: Positive = 1e-8, momentum: NonNegative = 0.0):
-    """RMSProp with PyTorch's defaults, the optimizer of the official SPPO scripts (S-SPPO names
-    none: reconstruction).
+    """Make RMSProp with PyTorch's defaults, as SPPO's scripts use (S-SPPO names none:
+    reconstruction).
 
     Args:
       decay: decay of the running mean square (torch's alpha).
@@ -29,7 +29,7 @@ def rmsprop(*, decay: Unit = 0.99, eps: Positive = 1e-8, momentum: NonNegative =
 def adamw(
     *, b1: Unit = 0.9, b2: Unit = 0.999, eps: Positive = 1e-8, weight_decay: NonNegative = 0.0
 ):
-    """AdamW (Loshchilov & Hutter).
+    """Make AdamW (Loshchilov & Hutter, arXiv 1711.05101).
 
     Args:
       b1: decay of the gradient's running mean.
@@ -44,7 +44,8 @@ def adamw(
 
 
 def lion(*, b1: Unit = 0.9, b2: Unit = 0.99, weight_decay: NonNegative = 0.0):
-    """Lion (Chen et al. 2023): one moment, sign updates, half of Adam's state.
+    """Make Lion (Chen et al. 2023, arXiv 2302.06675): one moment, sign updates, half of Adam's
+    state.
 
     Args:
       b1: interpolation of the update.
@@ -58,7 +59,7 @@ def lion(*, b1: Unit = 0.9, b2: Unit = 0.99, weight_decay: NonNegative = 0.0):
 
 
 def sgd(*, momentum: NonNegative = 0.0):
-    """Plain gradient descent.
+    """Make plain gradient descent.
 
     Args:
       momentum: 0 for none.
@@ -75,10 +76,9 @@ SCHEDULES = ("linear", "cosine", "constant")
 def learning_rate(
     peak: float, *, schedule: str, warmup_ratio: float, total_steps: int
 ) -> optax.Schedule:
-    """Linear warm-up over `warmup_ratio * total_steps` steps, then linear or cosine decay to 0, or
-    constant.
+    """Warm up linearly over `warmup_ratio * total_steps` steps, then decay to 0 or stay constant.
 
-    The first step already has a non-zero rate: step s of w warm-up steps runs at peak * (s+1)/w.
+    Step s of w warm-up steps runs at peak * (s+1)/w, so the first step has a non-zero rate.
     """
     warmup = int(warmup_ratio * total_steps)
     rest = max(total_steps - warmup, 1)
@@ -119,11 +119,12 @@ def make_optimizer(
 def kept_in(
     transform: optax.GradientTransformation, dtype: jnp.dtype
 ) -> optax.GradientTransformation:
-    """`transform` with its state in `dtype` between steps and in float32 during one.
+    """Keep the state of `transform` in `dtype` between steps and in float32 during one.
 
     In bfloat16 a running mean stops where a step changes less than half a unit of its last place.
-    Towards 1, a mean square with decay 0.9 comes to 0.98, with 0.99 to 0.8, with 0.999 to 0.25:
-    AdamW's second moment is not for it."""
+    Towards 1, a mean square with decay 0.9 comes to 0.98, with 0.99 to 0.8, with 0.999 to 0.25.
+    AdamW's second moment is therefore not for bfloat16.
+    """
 
     def cast(tree: PyTree, to: jnp.dtype) -> PyTree:
         return jax.tree.map(
@@ -158,7 +159,7 @@ def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
 def make_run_optimizer(
     config: ConfigDict, steps_per_epoch: int
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The configured optimizer and its learning rate by step."""
+    """Make the configured optimizer and its learning rate by step."""
     rate = _learning_rate(config, steps_per_epoch)
     transform = bind(OPTIMIZERS, config.optimizer)()
     c = config.optimizer

@@ -1,5 +1,4 @@
-"""What a run is built from: mesh, model, tokenizer, parameters in their shardings, and the jitted
-sampler."""
+"""Build what a run needs from its config: mesh, model, tokenizer, parameters and jitted sampler."""
 
 from __future__ import annotations
 
@@ -37,7 +36,7 @@ ROLLOUT, EVALUATION, ADAPTERS, DROPOUT = range(
 
 @dataclasses.dataclass(frozen=True)
 class Runtime:
-    """A model on a mesh, with everything needed to sample from it and to score completions."""
+    """Hold a model on a mesh, with everything needed to sample from it and to score completions."""
 
     config: ConfigDict
     folder: Path  # of the initial policy
@@ -53,21 +52,21 @@ class Runtime:
 
     @functools.cached_property
     def abstract_params(self) -> PyTree:
-        """Shapes, dtypes and shardings of the parameters."""
+        """Return shapes, dtypes and shardings of the parameters."""
         shapes = jax.eval_shape(lambda: init_params(self.decoder, jax.random.key(0)))
         return abstract(self.mesh, shapes)
 
     def load_params(self, folder: Path | None = None) -> PyTree:
-        """Parameters of a model folder (the initial policy's by default), each leaf straight into
-        its sharding.
+        """Load a model folder's parameters (the initial policy's by default), each leaf into its
+        sharding.
 
-        With lora.rank, beside them adapters that do nothing yet.
+        With lora.rank, fresh adapters come with them; they change nothing yet.
         """
         own = hf.load_placed(folder or self.folder, self.arch, self.abstract_params)
         return own if self.decoder.lora is None else join(own, self.fresh_adapters())
 
     def fresh_adapters(self) -> PyTree:
-        """Adapters as they start, in their shardings: the same whenever they are made."""
+        """Return new adapters in their shardings: the same ones at every call."""
         return self._make_adapters(self.key(ADAPTERS))
 
     @functools.cached_property
@@ -77,8 +76,7 @@ class Runtime:
         return jax.jit(lambda key: split(init_params(self.decoder, key))[1], out_shardings=placed)
 
     def parted(self, params: PyTree) -> tuple[PyTree | None, PyTree]:
-        """(what is frozen, what is trained): with lora.rank the adapters alone are trained, else
-        everything."""
+        """Split parameters into (frozen, trained): with lora.rank only the adapters are trained."""
         return (None, params) if self.decoder.lora is None else split(params)
 
     def make_apply(self) -> Apply:
@@ -120,14 +118,14 @@ class Runtime:
         )
 
     def key(self, stream: int, index: int = 0):
-        """The random key of one purpose: fold_in(fold_in(key(seed), stream), index)."""
+        """Return the random key of one purpose: fold_in(fold_in(key(seed), stream), index)."""
         return jax.random.fold_in(
             jax.random.fold_in(jax.random.key(self.config.seed), stream), index
         )
 
 
 def build_runtime(config: ConfigDict) -> Runtime:
-    """Mesh, tokenizer and model of a checked config; no parameters are loaded yet.
+    """Build mesh, tokenizer and model of a checked config; load no parameters yet.
 
     Raises:
       ConfigError: a model that does not load.
@@ -149,11 +147,11 @@ def build_runtime(config: ConfigDict) -> Runtime:
 
 
 def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
-    """The configured model on a mesh.
+    """Make the configured model on a mesh.
 
     Raises:
-      ConfigError: adapters that fit none of its projections, or an attention kernel or a remat that
-        cannot run here.
+      ConfigError: adapters that fit no projection, or an attention kernel or remat that cannot run
+        here.
     """
     platform = mesh.devices.flat[0].platform
     problem = attention_problem(config, arch, platform)
@@ -179,7 +177,7 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
 
 
 def attention_problem(config: ConfigDict, arch: Arch, platform: str) -> str | None:
-    """Why the configured attention cannot run this model on such devices; None if it can."""
+    """Say why the configured attention cannot run this model on such devices; None if it can."""
     how = config.model.attention
     if how == "splash" and platform != "tpu":
         return (
@@ -206,7 +204,7 @@ def attention_problem(config: ConfigDict, arch: Arch, platform: str) -> str | No
 
 
 def lora_of(config: ConfigDict) -> Lora | None:
-    """The configured adapters; None at rank 0."""
+    """Return the configured adapters; None at rank 0."""
     c = config.lora
     return Lora(c.rank, float(c.alpha), float(c.dropout), c.targets) if c.rank else None
 
@@ -226,7 +224,7 @@ def _check_targets(decoder: Decoder) -> None:
 
 
 def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> SamplingParams:
-    """The config's sampling settings; evaluations change the temperature and nothing else."""
+    """Return the config's sampling settings; evaluations change only the temperature."""
     s = config.sampling
     return SamplingParams(
         temperature=s.temperature if temperature is None else temperature,
@@ -238,5 +236,5 @@ def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> 
 
 
 def load_prompts(config: ConfigDict) -> list[Prompt]:
-    """The prompts of the configured source."""
+    """Load the prompts of the configured source."""
     return bind(data.SOURCES, config.data.source)()

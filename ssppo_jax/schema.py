@@ -1,8 +1,8 @@
-"""Every key of a run: its default, its meaning, its rule; and the checks that need several keys at
-once.
+"""List every key of a run (default, meaning, rule) and check rules that span several keys.
 
-The defaults are the S-SPPO paper's where it states them (arXiv 2606.01561); configs/ changes what a
-model or a machine needs. `base_config()` is what every config file starts from."""
+The defaults are the S-SPPO paper's where it states them (arXiv 2606.01561). `base_config()` is the
+start of every config file.
+"""
 
 from __future__ import annotations
 
@@ -408,8 +408,9 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
 
 
 def base_config() -> ConfigDict:
-    """Every key at its default, locked: a typo in a config file raises and names the nearest
-    key."""
+    """Return every key at its default, locked: a typo in a config file raises and names the nearest
+    key.
+    """
     return cfg.build(KEYS, COMPONENTS)
 
 
@@ -426,8 +427,9 @@ def select(config: ConfigDict, path: str, name: str, **overrides) -> None:
 
 
 def _bring_companions(config: ConfigDict, before: Mapping[str, Any]) -> None:
-    """Set what the chosen loss needs elsewhere to be its published method; take back what the
-    former loss had set."""
+    """Set the keys that belong to the chosen loss's method; reset those that the former loss had
+    set.
+    """
     now, default, flat = (
         COMPANIONS.get(config.loss.name, {}),
         cfg.flatten(base_config()),
@@ -441,8 +443,7 @@ def _bring_companions(config: ConfigDict, before: Mapping[str, Any]) -> None:
 
 
 def method_notes(config: ConfigDict) -> list[str]:
-    """Say what the loss has brought with it, and where the configuration departs from the published
-    method."""
+    """Say which keys the loss has set, and which of them depart from the published method."""
     flat, name = cfg.flatten(config), config.loss.name
     wanted = COMPANIONS.get(name, {})
     kept = [f"{path}={value}" for path, value in wanted.items() if flat[path] == value]
@@ -456,7 +457,7 @@ def method_notes(config: ConfigDict) -> list[str]:
 
 
 def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> ConfigDict:
-    """Config file plus overrides, with `check` on so many devices when they are known.
+    """Load a config file with overrides and check it; batch and mesh too when `devices` is given.
 
     Raises:
       ConfigError: every problem with the file's own values and the overrides, at once.
@@ -469,8 +470,7 @@ def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> Co
 
 
 def check(config: ConfigDict, devices: int) -> None:
-    """Everything that can be known before a compile: ranges, component keywords, mesh and batch
-    arithmetic.
+    """Check everything that can be known before a compile: ranges, keywords, mesh and batch sizes.
 
     Raises:
       ConfigError: all problems at once.
@@ -479,7 +479,8 @@ def check(config: ConfigDict, devices: int) -> None:
 
 
 def _value_problems(config: ConfigDict) -> list[str]:
-    return cfg.rule_problems(config, KEYS, COMPONENTS) or _keyword_problems(config)
+    problems = cfg.rule_problems(config, KEYS, COMPONENTS)
+    return problems + _keyword_problems(config, problems)
 
 
 def _problems(config: ConfigDict, devices: int) -> list[str]:
@@ -506,9 +507,11 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
     return problems + _rows_problems(config) + _schedule_problems(config)
 
 
-def _keyword_problems(config: ConfigDict) -> list[str]:
-    """What loss, gate and advantage say of their keywords, asked with abstract arrays: nothing is
-    computed."""
+def _keyword_problems(config: ConfigDict, known: list[str]) -> list[str]:
+    """Ask loss, gate and advantage about their keywords with abstract arrays, computing nothing.
+
+    A component that breaks a rule already is not asked: its answer would be the same problem.
+    """
     row, pair, tokens = (
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1,), (1, 2), (1, 2, 1))
     )
@@ -522,6 +525,8 @@ def _keyword_problems(config: ConfigDict) -> list[str]:
     )
     problems = []
     for path, node, table, arrays in questions:
+        if any(problem.startswith(f"{path}.") for problem in known):
+            continue
         try:
             jax.eval_shape(cfg.bind(table, node), *arrays)
         except (ConfigError, ValueError) as error:
@@ -530,7 +535,7 @@ def _keyword_problems(config: ConfigDict) -> list[str]:
 
 
 def _rows_problems(config: ConfigDict) -> list[str]:
-    """What the kind of rows the loss learns from asks of other keys."""
+    """List what the loss's kind of rows asks of other keys."""
     kind, name, problems = ROWS[config.loss.name], config.loss.name, []
     if kind == "opponent":
         if config.sampling.num_samples != 2:
@@ -600,5 +605,5 @@ def _batch_problems(config: ConfigDict, ways: int) -> list[str]:
 
 
 def help_text(config: ConfigDict) -> str:
-    """Every key with its value in `config` and its meaning."""
+    """Return every key with its value in `config` and its meaning."""
     return cfg.help_text(KEYS, COMPONENTS, config)

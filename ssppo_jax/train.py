@@ -1,8 +1,9 @@
-"""The algorithm box: each iteration samples, judges, gates, pairs and scores under pi_t, then
-trains, then is saved.
+"""Train by self-play: the algorithm box.
 
-Killed anywhere, the same command continues from the last checkpoint and ends with the same
-parameters and log."""
+Each iteration samples, judges, gates, pairs and scores under pi_t, then trains, then is saved.
+After a kill at any point the same command continues from the last checkpoint. It ends with the same
+parameters and log as an uninterrupted run.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +58,7 @@ log = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Position:
-    """Where a run is: everything but the arrays that a resume needs to go on."""
+    """Hold where a run is: all that a resume needs except the arrays."""
 
     iteration: int = 0
     step_in_iteration: int = 0
@@ -97,7 +98,7 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
 
 
 def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
-    """Take the run's folder for this run; the result if it is finished."""
+    """Lock the run's folder and claim it; return the result if the run is finished."""
     stack.enter_context(RunLock(workdir))
     run_folder.claim(workdir, config, __version__)
     finished = workdir / "result.json"
@@ -105,7 +106,7 @@ def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
 
 
 class Trainer:
-    """One run's moving parts. `run` reads as the algorithm does."""
+    """Hold one run's parts; `run` reads as the algorithm does."""
 
     def __init__(self, runtime: Runtime, workdir: Path, metrics: MetricLog, stop: StopSignal):
         self.runtime, self.config = runtime, runtime.config
@@ -164,7 +165,7 @@ class Trainer:
     # ---- start -----------------------------------------------------------------------------------
 
     def _fingerprint(self) -> str:
-        """Of everything that decides which prompt is trained on when."""
+        """Digest everything that decides which prompt is trained on when."""
         c = self.config
         return data.fingerprint(
             [e.prompt for e in self.prompts],
@@ -190,7 +191,7 @@ class Trainer:
         )
 
     def _start(self) -> tuple[TrainState, Position]:
-        """The newest valid checkpoint of this run, or the initial policy."""
+        """Restore the newest valid checkpoint of this run, or load the initial policy."""
         runtime = self.runtime
         step = self.checkpoints.latest()
         if step is None:
@@ -214,12 +215,11 @@ class Trainer:
         return state, at
 
     def _policy(self, state: TrainState) -> PyTree:
-        """All parameters of pi_theta, those that are not trained included."""
+        """Return all parameters of pi_theta, frozen ones included."""
         return join(self.frozen, state.params)
 
     def _baseline(self, state: TrainState, at: Position) -> list[list[str]]:
-        """Responses of the initial policy to the held-out prompts, sampled once per run and kept on
-        disk."""
+        """Return the initial policy's held-out responses, sampled once per run and kept on disk."""
         path = self.workdir / "baseline.json"
         kept = hosts.on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
         if kept is not None:
@@ -234,8 +234,9 @@ class Trainer:
         return sampled.texts
 
     def _initial_policy(self) -> Callable[[], PyTree] | None:
-        """A loader of the initial policy, for KL and for `reference: initial`; None when it is
-        off."""
+        """Return a loader of the initial policy, for KL and `reference: initial`; None when it is
+        off.
+        """
         how = self.config.train.reference_storage
         if how == "device":
             kept = self._load_initial()
@@ -243,8 +244,10 @@ class Trainer:
         return self._load_initial if how == "disk" else None
 
     def _load_initial(self) -> PyTree:
-        """The initial policy; with adapters the frozen model and adapters that do nothing, so
-        nothing is loaded."""
+        """Load the initial policy.
+
+        With adapters it is the frozen model with fresh adapters, so nothing is read.
+        """
         if self.frozen is None:
             return self.runtime.load_params()
         return join(self.frozen, self.runtime.fresh_adapters())
@@ -252,8 +255,9 @@ class Trainer:
     # ---- phases ----------------------------------------------------------------------------------
 
     def _evaluate(self, params: PyTree, baseline: list[list[str]], at: Position) -> dict | None:
-        """The policy against the initial one on held-out prompts, at iteration boundaries where it
-        is due."""
+        """Compare the policy with the initial one on held-out prompts, at boundaries where that is
+        due.
+        """
         c, last = self.config, at.iteration == self.config.train.iterations
         if at == Position():
             return self._evaluate_start(baseline, at)
@@ -271,7 +275,7 @@ class Trainer:
         return found.result() | {"samples": k}
 
     def _evaluate_start(self, baseline: list[list[str]], at: Position) -> None:
-        """Where rewards start, for group losses."""
+        """Log the initial policy's rewards, for group losses."""
         if self.collect.rows == "group":
             found = rewards(self.config, self.oracle, self.heldout.encoded, baseline)
             if found:
@@ -285,8 +289,9 @@ class Trainer:
     def _rollout(
         self, params: PyTree, initial: Callable[[], PyTree] | None, at: Position
     ) -> Rollout:
-        """This iteration's rollout: from disk when this very rollout was made before, else sampled
-        and judged."""
+        """Return this iteration's rollout: from disk if this very rollout was made before, else a
+        new one.
+        """
         path = self.workdir / "rollouts" / f"iteration_{at.iteration:05d}.npz"
         identity = {
             "fingerprint": self.fingerprint,
@@ -314,7 +319,7 @@ class Trainer:
 
     @staticmethod
     def _kept_rollout(path: Path, identity: dict) -> Rollout | None:
-        """What process 0 finds, in all processes."""
+        """Return in all processes the rollout that process 0 finds on disk."""
         found = load_rollout(path, identity) if hosts.alone() else None
         if not hosts.alone() and hosts.on_first(lambda: load_rollout(path, identity) is not None):
             found = load_rollout(path, identity)
@@ -326,7 +331,7 @@ class Trainer:
         return found
 
     def _timed_train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
-        """`_train`, and a record of its pace and of the memory held so far."""
+        """Run `_train` and log its pace and the peak memory so far."""
         c, start = self.config, time.perf_counter()
         steps = _epoch_batches(c, at.iteration, len(rollout.batch.weight))
         work = work_of(
@@ -347,8 +352,9 @@ class Trainer:
     def _train(
         self, state: TrainState, rollout: Rollout, batches: list[np.ndarray], at: Position
     ) -> TrainState:
-        """One optimizer step per batch of this iteration; saves on the way when asked or told to
-        stop."""
+        """Take one optimizer step per batch of this iteration; save on the way when asked or told
+        to stop.
+        """
         c, first = self.config, at.step_in_iteration
         if c.optimizer.scope == "iteration" and first == 0:
             state = state._replace(
@@ -383,13 +389,13 @@ class Trainer:
         return state
 
     def _place(self, batch: Batch) -> Batch:
-        """[B,...] on the host -> [M,B/M,...] on the mesh, rows split over the batch axes."""
+        """Put [B,...] onto the mesh as [M,B/M,...], rows split over the batch axes."""
         micro = self.config.train.micro_batches
         cut = jax.tree.map(lambda x: x.reshape(micro, x.shape[0] // micro, *x.shape[1:]), batch)
         return put_rows(self.runtime.mesh, cut, axis=1)
 
     def _term_norms(self, params: PyTree, batch: Batch, index: int) -> dict[str, Mean]:
-        """Gradient norms of the loss terms, on the iteration's first micro-batch."""
+        """Return the gradient norms of the loss terms on the iteration's first micro-batch."""
         if index or not self.config.train.term_norms:
             return {}
         return self.term_norms(params, batch, self.frozen)
@@ -406,12 +412,15 @@ class Trainer:
         )
 
     def _steps_before(self, at: Position) -> int:
-        """Planned optimizer steps before an iteration: the x axis of phases that take none."""
+        """Return the planned optimizer steps before an iteration: the x axis of phases that take
+        none.
+        """
         return at.iteration * self.steps_per_epoch * self.config.train.epochs
 
     def _log_step(self, ready: tuple[int, dict] | None, at: Position) -> None:
-        """Write a finished step's metrics; a step that is not finite ends the run before anything
-        is saved."""
+        """Write a finished step's metrics; raise GateError if the step is not finite, before any
+        save.
+        """
         if ready is None:
             return
         step, values = ready
@@ -430,8 +439,9 @@ class Trainer:
         return stop or _is_due(c.every, at.iteration)
 
     def _save(self, state: TrainState, at: Position, metrics_offset: int) -> None:
-        """A checkpoint at `at`, unless the newest one is there already or nothing has been trained
-        yet."""
+        """Save a checkpoint at `at`, unless the newest one is there already or nothing has been
+        trained.
+        """
         if at in (self.saved, Position()):
             return
         meta = {
@@ -469,7 +479,7 @@ def _is_due(every: int, count: int) -> bool:
 
 
 def _epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.ndarray]:
-    """Row indices of every optimizer step of an iteration, shuffled by (seed, iteration, epoch)."""
+    """Return the row indices of every optimizer step, shuffled by (seed, iteration, epoch)."""
     size, steps = config.train.batch_size, []
     for epoch in range(config.train.epochs):
         order = np.random.default_rng([config.seed, iteration, epoch]).permutation(rows)

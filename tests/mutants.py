@@ -283,12 +283,6 @@ GROUP = [
     ),
     ("_finish", "batch.ref_logp - policy.logp", "batch.old_logp - policy.logp", "the KL to pi_old"),
     ("_finish", "beta >= 0", "beta == beta", "a negative beta is let through"),
-    (
-        "_finish",
-        "batch.advantage == 0",
-        "batch.advantage >= 0",
-        "loud groups are counted as silent",
-    ),
     ("_finish", "ratio(sequence)", "sequence", "the logged ratio is its log"),
     (
         "_responses",
@@ -382,10 +376,13 @@ GROUP = [
     ("sapo", "ratio(gated.log_f) * advantage", "gated.log_f * advantage", "log f for f"),
     ("sapo", "ratio(gated.log_f) * advantage", "ratio(u) * advantage", "the gate is ignored"),
     ("sapo", "weighted_mean(gated.slope", "weighted_mean(1 - gated.slope", "EUR upside down"),
-    ("sapo", ", loss_agg_mode=loss_agg_mode)", ")", "the aggregation is ignored"),
+    ("sapo", "loss_agg_mode=loss_agg_mode,", "", "the aggregation is ignored"),
     ("gspo", "sequence_mean(u", "sequence_sum(u", "1/L is dropped"),
     ("gspo", "advantage, low, high)", "advantage, high, low)", "epsilons swapped"),
     ("gspo", "_responses(batch)", "jnp.ones_like(s)", "clip fraction over empty responses"),
+    ("rloo", "sequence_sum(u", "sequence_mean(u", "GSPO's ratio"),
+    ("rloo", "batch.advantage, low, high)", "batch.advantage, high, low)", "epsilons swapped"),
+    ("rloo", "_responses(batch)", "jnp.ones_like(s)", "clip fraction over empty responses"),
     (
         "gspo_token",
         "jax.lax.stop_gradient(ratio(sequence_mean(u, batch.mask)))",
@@ -750,8 +747,8 @@ PAIRS = [
     ("make_pairs", "calibrate(matrix, gate(similarity))", "matrix", "pairwise: no gate"),
     (
         "make_pairs",
-        "similarity[rows, winner, loser][:, None] if",
-        "similarity[rows, winner] if",
+        "similarity[rows, winner, loser][:, None]",
+        "similarity[rows, winner]",
         "each its own factor",
     ),
     (
@@ -796,7 +793,7 @@ FILES = {
     "losses/ratio_gates.py": (RATIO_GATES, [LOSSES + "test_ratio_gates.py", *GROUP_TESTS]),
     "losses/gates.py": (GATES, [LOSSES + "test_gates.py"]),
     "losses/advantages.py": (ADVANTAGES, [LOSSES + "test_advantages.py"]),
-    "pairs.py": (PAIRS, ["tests/test_pairs.py"]),
+    "rollout/pairs.py": (PAIRS, ["tests/rollout/test_pairs.py"]),
     "losses/core.py": (
         CORE,
         [LOSSES + "test_core.py", EVERY, LOSSES + "test_preference.py", LOSSES + "test_group.py"],

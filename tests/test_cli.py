@@ -182,7 +182,7 @@ def test_a_config_that_cannot_run_exits_78_with_every_problem_and_nothing_starts
     for words in (
         "'train.epochs'?",
         "--config.seed=x",
-        "loss.beta=-1.0",
+        "loss keyword beta=-1.0",
         "sampling.batch_size=3",
         "train.batch_size=8",
     ):

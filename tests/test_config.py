@@ -229,7 +229,7 @@ def test_a_missing_file_names_what_is_there(tmp_path):
     with pytest.raises(ConfigError, match=r"no file .*smok\.py.*did you mean .*smoke\.py"):
         cfg.load_config(str(tmp_path / "smok.py"))
     with pytest.raises(ConfigError, match="found there: nothing"):
-        cfg.load_config(str(tmp_path / "nowhere" / "smoke.py"))
+        cfg.load_config(str(tmp_path / "nowhere" / "mine.py"))
     with pytest.raises(ConfigError, match=r"defines no get_config"):
         cfg.load_config(path)
 

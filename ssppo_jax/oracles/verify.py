@@ -8,7 +8,7 @@ was found that the checker could not read, or not compare in time). Such respons
 failures of the oracle. Prompts without what it takes (a task, or `meta["answer"]`) are refused
 before anything is sampled.
 
-Checkers run what a model writes (`worker_main` says how), so answers are compared in a process of
+Checkers run what a model writes (`worker_child` says how), so answers are compared in a process of
 their own."""
 
 from __future__ import annotations

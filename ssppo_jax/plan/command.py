@@ -1,4 +1,4 @@
-"""The plan command: loads the config for the slice, compiles, prints, writes plan.json."""
+"""Run the plan command: load the config for the slice, compile, print, write plan.json."""
 
 from __future__ import annotations
 
@@ -26,8 +26,10 @@ def plan_command(
     sweep: bool,
     output: Path | None,
 ) -> int:
-    """Print the plan of a config file on described devices; 0 if every step fits (of a sweep: if
-    any does), else 1."""
+    """Print the plan of a config on described devices.
+
+    Return 0 if every step fits (of a sweep: if any does), else 1.
+    """
     config = schema.load(path, overrides, len(devices))
     arch, chip = read_model(model or config.model.source), chip_of(devices[0].device_kind)
     print(f"{path} on {len(devices)} x {chip.name}: {model or config.model.source}, nothing is run")
@@ -52,7 +54,7 @@ def plan_command(
 def _sweep(
     path: str, overrides: dict[str, str], arch: Arch, devices: Sequence[jax.Device]
 ) -> list[tuple[dict[str, object], Plan]]:
-    """The train step under every variant of the config that can be."""
+    """Compile the train step under every possible variant of the config."""
     tried = []
     settings = variants(schema.load(path, overrides, len(devices)), arch, len(devices))
     with bar(len(settings), what="compile", unit="variants") as progress:

@@ -1,9 +1,9 @@
-"""Will it fit, and what binds it: a config's real steps compiled for a TPU slice that is only
-described.
+"""Compile a config's real steps for a TPU slice that is only described, and say whether they fit.
 
-The compiler says what memory a step needs and what it sends; operations are counted from the
-architecture (`flops`), and memory traffic is bounded from below by what has to be read at least. No
-step is run."""
+The compiler says what memory a step needs and what it sends. Operations are counted from the
+architecture (`flops`). Memory traffic is bounded from below by what has to be read at least. No
+step is run.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """One compiled step. Bytes and seconds are of one chip and one step."""
+    """Hold one compiled step. Bytes and seconds are of one chip and one step."""
 
     phase: str
     fits: bool
@@ -55,8 +55,8 @@ class Plan:
 
 
 def read_model(source: str) -> Arch:
-    """An architecture from a folder, a config.json by whatever name, or of a Hugging Face repo id
-    that one file.
+    """Read an architecture: a name of the package's, a folder, a config.json or a Hugging Face repo
+    id.
 
     Raises:
       ConfigError: none of these.
@@ -77,10 +77,11 @@ def read_model(source: str) -> Arch:
             hf.read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
         )
     except (OSError, ValueError) as error:
+        names = sorted(file.stem for file in own.parent.glob("*.json"))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"model {source!r}: its config.json could not be read ({reason}); give --model=FILE,"
-            f" or the name of one of the package's: {', '.join(sorted(f.stem for f in own.parent.glob('*.json')))}"
+            f" or the name of one of the package's: {', '.join(names)}"
         ) from None
 
 
@@ -173,8 +174,9 @@ KNOBS = {
 
 
 def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
-    """Bytes of one chip by what they are, counted from shapes: where to look when a step does not
-    fit."""
+    """Count the bytes of one chip by what they hold, from shapes: where to look when a step does
+    not fit.
+    """
     c, arch = runtime.config, runtime.arch
     data, fsdp, tensor = runtime.mesh.axis_sizes
     params = shard_bytes(runtime.abstract_params)
@@ -221,8 +223,7 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
 
 
 def _kept_products(remat: str) -> int:
-    """Arrays of a layer's width that the device keeps for each: its products, and what lies between
-    them."""
+    """Return the arrays of a layer's width that the device keeps for each product."""
     return {"none": 2, "dots": 1, "offload": 0}[remat]
 
 
@@ -243,11 +244,12 @@ def _refusal(error: str, held: dict[str, float]) -> str:
 
 
 def traffic(runtime: Runtime, planned: Planned) -> float:
-    """Bytes that one chip's memory moves at least, for one step.
+    """Return a lower bound of the bytes that one chip's memory moves in one step.
 
-    Weights pass once a pass over them (the parts of other chips are written when they come and
-    read), gradients and optimizer state are read and written once, keys and values are read once
-    for every token that looks at them."""
+    Weights are read once a pass; parts of other chips are written when they arrive and then read.
+    Gradients and optimizer state are read and written once. Keys and values are read once for every
+    token that attends to them.
+    """
     c, arch, mesh = runtime.config, runtime.arch, runtime.mesh
     data, fsdp, tensor = mesh.axis_sizes
     gathered = shard_bytes(runtime.abstract_params) * fsdp * (2 if fsdp > 1 else 1)
@@ -281,8 +283,9 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
 
 
 def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, object]]:
-    """Overrides to try: ways to cut the mesh, micro-batches, remat. Those that cannot be are left
-    out."""
+    """List the overrides to try: ways to cut the mesh, micro-batches, remat; impossible ones are
+    left out.
+    """
     found = []
     for tensor in (1, 2, 4, 8):
         if chips % tensor or arch.num_kv_heads % tensor or arch.mlp_dim % tensor:
@@ -298,8 +301,9 @@ def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, objec
 
 
 def rank(tried: Sequence[tuple[dict[str, object], Plan]]) -> list[tuple[dict[str, object], Plan]]:
-    """Those that fit by the tokens per second of their roofline, then the others by how far they
-    are from fitting."""
+    """Sort the fitting plans by tokens per second at the roofline, then the others by their peak
+    memory.
+    """
 
     def worth(pair):
         found = pair[1]

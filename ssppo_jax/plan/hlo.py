@@ -1,5 +1,4 @@
-"""What a compiled program sends between devices, read from its text: bytes by kind of collective,
-loops counted out."""
+"""Read from a compiled program's text what it sends between devices, by kind of collective."""
 
 from __future__ import annotations
 
@@ -31,12 +30,13 @@ _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
 def collective_bytes(text: str) -> dict[str, float]:
-    """Bytes that each device receives, by kind, of a module's optimised text.
+    """Return the bytes that each device receives, by kind, from a module's optimised text.
 
-    A loop is counted as often as the largest constant of its condition says, which is exact for
-    scans and the most a bounded while loop runs. An all-reduce passes its array twice. The copies
-    that the compiler makes of one collective to overlap it share a channel and count once, where
-    they run least often."""
+    A loop counts as often as the largest constant of its condition. That is exact for scans and an
+    upper bound for a bounded while loop. An all-reduce passes its array twice. Copies that the
+    compiler makes of one collective to overlap it share a channel and count once, where they run
+    least often.
+    """
     computations = _computations(text)
     entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
     once: dict[str, tuple[str, float]] = {}  # of each channel: its kind and the bytes of one pass
@@ -65,7 +65,7 @@ def collective_bytes(text: str) -> dict[str, float]:
 
 
 def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
-    """name -> (is it the entry, its lines)."""
+    """Map each computation's name to (whether it is the entry, its lines)."""
     found: dict[str, tuple[bool, list[str]]] = defaultdict(lambda: (False, []))
     lines: list[str] = []
     for line in text.splitlines():
@@ -85,7 +85,7 @@ def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str) -> i
 
 
 def _received(result: str, kind: str, *, started: bool) -> float:
-    """From the result's type; a started all-gather's is (what goes in, what comes out)."""
+    """Count bytes from the result's type; a started all-gather's result is (input, output)."""
     sizes = [BYTES[dtype] * _size(dims) for dtype, dims in _ARRAY.findall(result) if dtype in BYTES]
     if not sizes:
         return 0.0

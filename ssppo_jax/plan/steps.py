@@ -1,5 +1,6 @@
-"""The steps of a run as they would be compiled for it: the real functions, with abstract arrays in
-their shardings."""
+"""Make the steps of a run for compiling: the real functions with abstract arrays in their
+shardings.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ PHASES = ("generate", "score", "train")
 
 
 class Planned(NamedTuple):
-    """One phase's step and what it needs."""
+    """Hold one phase's step and what it needs."""
 
     phase: str
     step: Callable  # jitted
@@ -40,13 +41,12 @@ class Planned(NamedTuple):
 
 
 def plan_step(runtime: Runtime, phase: str) -> Planned:
-    """The step of "generate", "score" or "train", at the widest prompt bucket and full
-    responses."""
+    """Return the step of "generate", "score" or "train" at the widest bucket and full responses."""
     return {"generate": _generate, "score": _score, "train": _train}[phase](runtime)
 
 
 def rows_per_prompt(runtime: Runtime) -> int:
-    """Completions of one training row: the loss's kind of row decides."""
+    """Return the completions of one training row, by the loss's kind of row."""
     return runtime.config.sampling.num_samples if ROWS[runtime.config.loss.name] == "group" else 2
 
 
@@ -120,8 +120,9 @@ def _train(runtime: Runtime) -> Planned:
 
 
 def recomputed(arch: Arch, remat: str, prompt: np.ndarray, completion: np.ndarray) -> float:
-    """Operations done again for the backward pass: the logits always; with remat the layers, or
-    their attention."""
+    """Count the operations done again in the backward pass: logits always, layers or attention by
+    remat.
+    """
     again = flops.head(arch, completion.sum())
     if remat == "full":
         again += flops.forward(arch, prompt, completion) - flops.head(arch, completion.sum())
@@ -136,7 +137,7 @@ def _rows(runtime: Runtime, shape: tuple[int, ...], dtype, axis: int = 0) -> jax
 
 
 def shard_bytes(tree: PyTree) -> int:
-    """What one device holds of a tree of abstract arrays."""
+    """Return the bytes that one device holds of a tree of abstract arrays."""
     return sum(
         int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)

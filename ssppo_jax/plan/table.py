@@ -1,4 +1,4 @@
-"""A plan as text for people and as JSON."""
+"""Format a plan as text for people and as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssppo_jax.runs.throughput import Chip
 
 
 def describe(plan: Plan, chip: Chip) -> str:
-    """One phase in a few lines."""
+    """Describe one phase in a few lines."""
     held = ", ".join(f"{name} {_gib(size)}" for name, size in plan.memory.items())
     if plan.peak is None:
         return (
@@ -35,7 +35,7 @@ def describe(plan: Plan, chip: Chip) -> str:
 
 
 def ranking(tried: Sequence[tuple[dict[str, object], Plan]]) -> str:
-    """The settings of a sweep, best first, as a Markdown table."""
+    """Format the settings of a sweep, best first, as a Markdown table."""
     lines = [
         "| "
         + " | ".join((*tried[0][0], "peak GiB", "fits", "binds", "tokens/s at the roofline"))
@@ -57,7 +57,7 @@ def ranking(tried: Sequence[tuple[dict[str, object], Plan]]) -> str:
 
 
 def record(plan: Plan, overrides: dict[str, object] | None = None) -> dict:
-    """What goes into plan.json."""
+    """Return what goes into plan.json."""
     return (
         dataclasses.asdict(plan)
         | {"binds": plan.binds}

@@ -1,5 +1,6 @@
-"""TPU slices that are only described: their compiler runs on any Linux machine, so a step is
-planned without one."""
+"""Describe TPU slices, whose compiler runs on any Linux machine, so that steps are planned without
+one.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:8x8"
 
 
 def devices_of(topology: str) -> list[jax.Device]:
-    """The chips of a slice such as 'v5e:8x8' as devices that can be compiled for and nothing else.
+    """Return the chips of a slice such as 'v5e:8x8' as devices that can only be compiled for.
 
     Raises:
       ConfigError: another form, a slice the compiler does not know, or no TPU compiler here, with

@@ -1,5 +1,4 @@
-"""Collecting an iteration's rollout under pi_t: sample, judge, assemble the rows the loss learns
-from, score them."""
+"""Collect an iteration's rollout under pi_t: sample, judge, assemble rows, score them."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ RECORDS = {
 
 @dataclasses.dataclass
 class RolloutStats:
-    """What happened to the prompts of an iteration, over all rounds of sampling."""
+    """Count what happened to the prompts of an iteration, over all rounds of sampling."""
 
     samples: list[Samples] = dataclasses.field(default_factory=list)
     sampling_seconds: float = 0.0
@@ -55,7 +54,7 @@ class RolloutStats:
         self.sampling_seconds += sampled.wall["seconds"]
 
     def metrics(self) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
-        """Values of the phases generate and judge, and the wall values of generate."""
+        """Return the values of the phases generate and judge, and the wall values of generate."""
         samples = Samples(*(np.concatenate(field) for field in zip(*self.samples, strict=True)))
         tokens = int(samples.length.sum())
         generated = sample_stats(samples) | {
@@ -68,21 +67,22 @@ class RolloutStats:
         return generated, judged, {"seconds": seconds, "tokens_per_second": tokens / seconds}
 
     def left_out(self) -> dict[str, float]:
-        """Return what dynamic sampling left out: the share of groups of one reward, and the surplus."""
+        """Return the share of groups that dynamic sampling left out, and the surplus."""
         found = {"group/surplus": float(self.surplus)}
         return found | ({"frac_reward_zero_std": self.flat / self.judged} if self.judged else {})
 
 
 def sampling_rounds(config: ConfigDict) -> int:
-    """Return how many rounds of sampling an iteration may take: several only to replace groups that
-    were left out."""
+    """Return the most rounds of sampling in an iteration; only dynamic sampling takes several."""
     several = config.group.filter_groups and config.train.prompts_per_iteration
     return config.group.max_num_gen_batches if several else 1
 
 
 class Collector:
-    """Makes rollouts. Random keys are addressed by (iteration, round, prompt), so a repeated call
-    repeats itself."""
+    """Make rollouts.
+
+    Random keys are addressed by (iteration, round, prompt), so a repeated call repeats its result.
+    """
 
     def __init__(
         self,
@@ -118,8 +118,10 @@ class Collector:
             )
 
     def portion(self, iteration: int, sampling_round: int = 0) -> list[EncodedPrompt]:
-        """The prompts of one round of sampling: disjoint from those of other rounds within a pass
-        over the data."""
+        """Return the prompts of one round of sampling.
+
+        Rounds are disjoint within a pass over the data.
+        """
         rows = data.portion(
             iteration * self.rounds + sampling_round,
             len(self.prompts),
@@ -136,12 +138,11 @@ class Collector:
         iteration: int,
         stopped: Callable[[], bool] = lambda: False,
     ) -> Rollout:
-        """The rollout of an iteration.
+        """Make the rollout of an iteration.
 
         Raises:
-          GateError: too many prompts failed, or sampler and trainer disagree on the log-probs of
-            the same tokens.
-          Interrupted: `stopped()` became true; verdicts so far are in the journal.
+          GateError: too many prompts failed, or sampler and trainer disagree on the same tokens.
+          Interrupted: `stopped()` became true; the journal holds the verdicts so far.
         """
         start, counts = time.perf_counter(), RolloutStats()
         if self.rows == "opponent":
@@ -166,8 +167,9 @@ class Collector:
         )
 
     def _judged(self, params, initial, iteration: int, stopped, counts: RolloutStats) -> Judged:
-        """Prompts with their verdicts. With group.filter_groups, sampled round by round until
-        enough groups differ."""
+        """Sample and judge prompts; with group.filter_groups, round by round until enough groups
+        differ.
+        """
         parts: list[Judged] = []
         for sampling_round in range(self.rounds):
             encoded = self.portion(iteration, sampling_round)
@@ -189,7 +191,9 @@ class Collector:
         return judged.take(np.arange(wanted)) if counts.surplus else judged
 
     def _sample(self, params, initial, encoded, key, ready, *, stopped, what) -> Responses:
-        """K samples of the policy; for opponent rows one of the policy and one of its opponent."""
+        """Draw K samples of the policy; for opponent rows one of the policy and one of its
+        opponent.
+        """
         settings = {"stopped": stopped, "what": what}
         if self.rows != "opponent":
             return sample_prompts(
@@ -214,8 +218,9 @@ class Collector:
         return Responses(samples, texts, {}, {"seconds": seconds})
 
     def _kept(self, encoded, sampled: Responses, stopped, counts: RolloutStats) -> Judged:
-        """The prompts the oracle could judge and, with group.filter_groups, whose rewards
-        differ."""
+        """Return the prompts that the oracle judged and, with group.filter_groups, whose rewards
+        differ.
+        """
         verdict = judge(
             self.oracle,
             encoded,

@@ -1,8 +1,7 @@
-"""From K rewards to K advantages: length penalty, groups that teach nothing, statistics. NumPy, on
-the host.
+"""Turn K rewards into K advantages, on the host in NumPy.
 
-Rewards are those of one iteration, so an advantage that is scaled by the batch sees the whole of
-it."""
+Rewards are those of one iteration, so an advantage that is scaled by the batch sees all of them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Mean, Verdict
 
 @dataclasses.dataclass(frozen=True)
 class Groups:
-    """B groups of K responses."""
+    """Hold B groups of K responses."""
 
     reward: np.ndarray  # [B,K] float32, length penalty included
     advantage: np.ndarray  # [B,K] float32
@@ -31,7 +30,7 @@ class Groups:
 def group_rows(
     config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
 ) -> Rows:
-    """All K responses with their advantages (`groups.make_groups`)."""
+    """Make group rows: all K responses with their advantages (see `make_groups`)."""
     del embedder
     groups, stats = make_groups(
         reward_of(config, judged.verdict),
@@ -65,15 +64,17 @@ def group_rows(
 
 
 def overlong_buffer(config: ConfigDict) -> int:
-    """Return the tokens over which the length penalty grows; -1 stands for a fifth of the
-    completion slots."""
+    """Return the tokens over which the length penalty grows; -1 means a fifth of the completion
+    slots.
+    """
     given, slots = config.group.overlong_buffer_len, config.sampling.max_new_tokens
     return max(slots // 5, 1) if given < 0 else given
 
 
 def reward_of(config: ConfigDict, verdict: Verdict) -> np.ndarray:  # [B,K] float32
-    """The oracle's rewards, or, where it gave preferences, the win rate of each response in its
-    group."""
+    """Return the oracle's rewards; for an oracle of preferences, each response's win rate in its
+    group.
+    """
     if verdict.reward is not None:
         return verdict.reward
     return mean_win_rate(verdict.preference, include_self=config.pairs.include_self).astype(
@@ -82,11 +83,12 @@ def reward_of(config: ConfigDict, verdict: Verdict) -> np.ndarray:  # [B,K] floa
 
 
 def teaches(reward: np.ndarray) -> np.ndarray:  # [B,K] as the oracle gave it  # [B] bool
-    """Whether a group's rewards differ: the others have no advantage, and DAPO's dynamic sampling
-    leaves them out.
+    """Return whether the rewards of each group differ.
 
-    Asked of the oracle's reward, before any length penalty (arXiv 2503.14476 eq. 11 speaks of the
-    accuracy)."""
+    A group of equal rewards has no advantage, and DAPO's dynamic sampling leaves it out. The
+    oracle's reward decides, before any length penalty: arXiv 2503.14476 eq. 11 speaks of the
+    accuracy.
+    """
     return ~zero_std(reward)
 
 
@@ -122,7 +124,7 @@ def make_groups(
 
 
 def _stats(reward: np.ndarray, groups: Groups) -> dict[str, Mean]:
-    """The oracle's reward (mean, spread within a group, best of K) and what became of it."""
+    """Average the oracle's reward (mean, spread in a group, best of K) and the shaped one."""
     values = {
         "reward/mean": reward.mean(axis=1),
         "reward/std": reward.std(axis=1, ddof=1),

@@ -13,7 +13,7 @@ from ssppo_jax.rollout.similarity import SentenceEmbedder
 def opponent_rows(
     config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
 ) -> Rows:
-    """The policy's sample at 0 and its opponent's at 1, whoever wins."""
+    """Make opponent rows: the policy's sample at 0 and its opponent's at 1, whoever wins."""
     del embedder
     preference = preference_of(judged.verdict, temperature=config.oracle.reward_temperature)
     p_win = preference[:, 0, 1].astype(np.float32)

@@ -1,8 +1,8 @@
-"""From K judged responses to one training pair: win rates, winner and loser, semantic gate. NumPy,
-on the host.
+"""Turn K judged responses into one training pair, on the host in NumPy.
 
 A preference matrix holds P[i,j] = P(y_i > y_j) with P + P^T = 1. Arithmetic is float64, results are
-float32."""
+float32.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ GATE_LEVELS = ("pair", "group_mean", "pairwise", "none")
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-    """B selected pairs. In [B,2] fields the winner is at 0 and the loser at 1, as in a `Batch`."""
+    """Hold B selected pairs. In [B,2] fields the winner is at 0 and the loser at 1, as in a
+    `Batch`.
+    """
 
     winner: np.ndarray  # [B] int32, index into K
     loser: np.ndarray  # [B] int32, never equal to winner
@@ -51,7 +53,7 @@ class Pairs:
 def pair_rows(
     config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
 ) -> Rows:
-    """The best and the worst of K, with their gated win rates (`pairs.make_pairs`)."""
+    """Make pair rows: the best and worst of K with their gated win rates (see `make_pairs`)."""
     similarity, counts = _similarity(config, judged, embedder)
     pairs, stats = make_pairs(
         preference_of(judged.verdict, temperature=config.oracle.reward_temperature),
@@ -96,8 +98,9 @@ def pair_rows(
 def _similarity(
     config, judged: Judged, embedder: SentenceEmbedder | None
 ) -> tuple[np.ndarray, dict[str, float]]:
-    """[B,K,K] similarities, how alike two samples are on average, how many texts were read in part
-    or empty."""
+    """Return the similarities [B,K,K], their mean over two samples, and the counts of cut or empty
+    texts.
+    """
 
     def work(rows: np.ndarray) -> tuple[np.ndarray, EmbedCounts]:
         matrix = score_similarity(
@@ -119,35 +122,34 @@ def _similarity(
 
 
 def scores(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
-    """Mean score of each response -> [B,K]: the row mean of s_ij = logit P_ij, itself (s_ii = 0)
-    included.
+    """Return each response's mean score: the row mean of s_ij = logit P_ij, with s_ii = 0 included.
 
-    SPPO (arXiv 2405.00675) ranks by the mean of the oracle's scores; a preference matrix gives them
-    back by the logit, clipped at `SCORE_CLIP`."""
+    SPPO (arXiv 2405.00675) ranks by the mean of the oracle's scores. The logit gives them back from
+    a preference matrix, clipped at `SCORE_CLIP`.
+    """
     clipped = np.clip(preference, SCORE_CLIP, 1.0 - SCORE_CLIP)
     return np.mean(np.log(clipped) - np.log1p(-clipped), axis=-1)
 
 
 def pairwise(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
-    """The comparisons as judged (the papers of SPPO and S-SPPO): intransitive preferences stay
-    intransitive."""
+    """Return the comparisons as judged (SPPO's and S-SPPO's papers), intransitive ones included."""
     return preference
 
 
 def score_bt(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
-    """P_ij = sigmoid(score_i - score_j), score_i = 1/K sum_j (s_ij - s_ji): what SPPO's published
-    code computes.
+    """Return P_ij = sigmoid(score_i - score_j), score_i = 1/K sum_j (s_ij - s_ji), as SPPO's code
+    does.
 
-    Bradley-Terry, hence always transitive, and every P_ij depends on all K responses. Where s_ij =
-    a_i - a_j, the difference is 2 (a_i - a_j): twice as sharp as `pairwise`. s is the clipped logit
-    of P (see `scores`)."""
+    The result is Bradley-Terry, hence transitive, and every P_ij depends on all K responses. Where
+    s_ij = a_i - a_j, the difference is 2 (a_i - a_j): twice as sharp as `pairwise`. s is the
+    clipped logit of P (see `scores`).
+    """
     score = 2.0 * scores(preference)
     return 0.5 * (1.0 + np.tanh(0.5 * (score[:, :, None] - score[:, None, :])))
 
 
 def hard(preference: np.ndarray) -> np.ndarray:  # [B,K,K]
-    """Every comparison rounded to 1, 1/2 (exact tie) or 0: confidence is thrown away
-    (reconstruction)."""
+    """Round every comparison to 1, 1/2 (exact tie) or 0; drops confidence (reconstruction)."""
     return 0.5 * (1.0 + np.sign(preference - 0.5))
 
 
@@ -155,10 +157,11 @@ WIN_RATE_ESTIMATORS = {"pairwise": pairwise, "score_bt": score_bt, "hard": hard}
 
 
 def mean_win_rate(preference: np.ndarray, *, include_self: bool = True) -> np.ndarray:  # [B,K,K]
-    """P(y_i > pi_t) estimated over the K samples -> [B,K].
+    """Estimate P(y_i > pi_t) over the K samples, [B,K].
 
-    With the self pair, 1/K sum_j P_ij where P_ii = 1/2, as in both papers: within [1/(2K), 1 -
-    1/(2K)] and K/2 in sum. Without it, 1/(K-1) sum_{j != i} P_ij: unbiased, and again K/2 in sum.
+    With the self pair: 1/K sum_j P_ij with P_ii = 1/2, as in both papers. It lies in [1/(2K), 1 -
+    1/(2K)] and sums to K/2. Without it: 1/(K-1) sum_{j != i} P_ij, which is unbiased and sums to
+    K/2 too.
 
     Args:
       include_self: count the comparison of a response with itself (1/2), as the papers do
@@ -169,11 +172,11 @@ def mean_win_rate(preference: np.ndarray, *, include_self: bool = True) -> np.nd
 
 
 def select(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [B,K]
-    """Winner (highest score), loser (lowest) and tied -> [B] each. Among equals (within `TIE`) the
-    first index wins.
+    """Select winner (highest score) and loser (lowest), and say which groups are tied, [B] each.
 
-    Where all K are equal there is no preference: the group is tied, winner 0 and loser 1. Winner
-    and loser differ."""
+    Among equal scores (within `TIE`) the first index wins. Where all K are equal the group is tied,
+    with winner 0 and loser 1. Winner and loser always differ.
+    """
     top, bottom = score.max(axis=1, keepdims=True), score.min(axis=1, keepdims=True)
     tied = (top - bottom)[:, 0] <= 2.0 * TIE
     winner = np.where(tied, 0, np.argmax(score >= top - TIE, axis=1))
@@ -224,11 +227,8 @@ def make_pairs(
     elif gate_level == "none":
         target = rate
     else:
-        alike = (
-            similarity[rows, winner, loser][:, None]
-            if gate_level == "pair"
-            else off_diagonal_mean(similarity)
-        )
+        of_the_pair = similarity[rows, winner, loser][:, None]
+        alike = of_the_pair if gate_level == "pair" else off_diagonal_mean(similarity)
         target = calibrate(rate, gate(alike))
 
     def of_pair(x):
@@ -248,17 +248,18 @@ def make_pairs(
 
 
 def off_diagonal_mean(similarity: np.ndarray) -> np.ndarray:  # [B,K,K]
-    """1/(K-1) sum_{j != i} S_ij -> [B,K]."""
+    """Return 1/(K-1) sum_{j != i} S_ij, [B,K]."""
     off_diagonal = 1.0 - np.eye(similarity.shape[-1])
     return np.sum(similarity * off_diagonal, axis=-1) / (similarity.shape[-1] - 1)
 
 
 def _stats(pairs: Pairs) -> dict[str, Mean]:
-    """Margins before and after the gate, similarity, and the fractions that were tied, inverted and
+    """Average margins before and after the gate, similarity, and the shares tied, inverted and
     dropped.
 
-    Inverted: the winner by mean score has the lower win rate. Possible because the papers select by
-    one and train on the other."""
+    A pair is inverted if the winner by mean score has the lower win rate. That is possible because
+    the papers select by the score and train on the win rate.
+    """
     margin_raw = pairs.win_rate[:, 0] - pairs.win_rate[:, 1]
     values = {
         "pairs/margin_raw": margin_raw,
@@ -284,8 +285,9 @@ def _known(field: str, name: str, allowed: Iterable[str]) -> str:
 
 
 def _checked_preference(preference: np.ndarray) -> np.ndarray:
-    """The matrix in float64, exactly antisymmetric about 1/2, 1/2 on the diagonal. ValueError if it
-    cannot be."""
+    """Return the matrix in float64, exactly antisymmetric about 1/2. Raise ValueError if it cannot
+    be.
+    """
     p = np.asarray(preference, np.float64)
     if p.ndim != 3 or p.shape[1] != p.shape[2] or p.shape[1] < 2:
         raise ValueError(
@@ -310,8 +312,9 @@ def _checked_preference(preference: np.ndarray) -> np.ndarray:
 def _checked_similarity(
     similarity: np.ndarray | None, shape: tuple[int, ...], gate_level: str
 ) -> np.ndarray:
-    """max(0, S) in float64, or zeros where none is needed. ValueError if it is missing, misshapen
-    or asymmetric."""
+    """Return max(0, S) in float64, or zeros where no gate needs it. Raise ValueError for a bad
+    matrix.
+    """
     if similarity is None:
         if gate_level == "none":
             return np.zeros(shape)

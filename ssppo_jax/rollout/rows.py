@@ -1,8 +1,8 @@
-"""From judged samples to the rows a loss learns from: a selected pair, a whole group, or a policy
-and its opponent.
+"""Define judged samples and the training rows made of them.
 
-A loss's module says which it wants (`losses.ROWS`). Log-probs are not known yet: they are scored
-afterwards."""
+A row is a selected pair, a whole group, or a policy and its opponent. A loss's module says which
+one it wants (`losses.ROWS`). Rows hold no log-probs yet: scoring adds them.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssppo_jax.types import Batch, Samples, Verdict
 
 
 class Judged(NamedTuple):
-    """M prompts, K responses to each, and what the oracle says of them; none failed."""
+    """Hold M prompts, K responses to each, and the oracle's verdict; no prompt failed."""
 
     encoded: list[EncodedPrompt]
     samples: Samples  # NumPy, leading axis M
@@ -25,7 +25,7 @@ class Judged(NamedTuple):
     verdict: Verdict
 
     def take(self, rows: np.ndarray) -> Judged:
-        """Some of the prompts, in the order of `rows`."""
+        """Return some of the prompts, in the order of `rows`."""
         return Judged(
             [self.encoded[i] for i in rows],
             Samples(*(x[rows] for x in self.samples)),
@@ -35,7 +35,7 @@ class Judged(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """M training rows, as yet without log-probs."""
+    """Hold M training rows without log-probs."""
 
     batch: Batch  # NumPy
     sampler_logp: np.ndarray  # [M,K,T] float32, raw log-probs recorded while sampling
@@ -44,8 +44,7 @@ class Rows(NamedTuple):
 
 
 def batch_of(encoded: Sequence[EncodedPrompt], samples: Samples, **fields: np.ndarray) -> Batch:
-    """Prompts and completions as arrays; log-probs and fields that are not given hold what does not
-    count."""
+    """Pad prompts and completions into a batch; fields that are not given hold neutral values."""
     length = np.array([len(e.tokens) for e in encoded], np.int32)
     prompt = np.zeros((len(encoded), length.max(initial=1)), np.int32)
     for row, e in zip(prompt, encoded, strict=True):
@@ -75,5 +74,5 @@ def record_of(iteration: int, e: EncodedPrompt, **texts) -> dict:
 
 
 def mean_or_zero(x: np.ndarray) -> float:
-    """The mean of x; 0 where there is nothing to average."""
+    """Return the mean of x, or 0 if x is empty."""
     return float(np.mean(x)) if x.size else 0.0

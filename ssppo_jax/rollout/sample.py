@@ -1,5 +1,4 @@
-"""Sampling a list of prompts that wait in line for a batch's slots, with results back in the
-prompts' order."""
+"""Sample a list of prompts by continuous batching and return the results in the prompts' order."""
 
 from __future__ import annotations
 
@@ -23,7 +22,7 @@ from ssppo_jax.types import Array, PyTree, Samples
 
 
 class Responses(NamedTuple):
-    """K responses to each of M prompts, as ids and as text."""
+    """Hold K responses to each of M prompts, as ids and as text."""
 
     samples: Samples  # NumPy, leading axis M
     texts: list[list[str]]  # M x K
@@ -42,11 +41,11 @@ def sample_prompts(
     ready: Callable[[list[EncodedPrompt], list[list[str]]], None] = lambda encoded, texts: None,
     what: str = "generate",
 ) -> Responses:
-    """K samples per prompt. Every row's tokens are addressed by (key, prompt, sample), so batching
-    does not matter.
+    """Draw K samples per prompt.
 
-    Prompts wait in line for the slots of a batch; while the device decodes, those that left are
-    turned into text and handed to `ready`.
+    Every token's key is addressed by (key, prompt, sample), so batching changes no token. Prompts
+    wait in line for the slots of a batch. While the device decodes, the host turns finished
+    responses into text and hands them to `ready`.
 
     Raises:
       Interrupted: `stopped()` became true between two rounds of decoding.
@@ -90,8 +89,9 @@ def _serve(
     finish: Callable[[np.ndarray, Samples], None],
     stopped: Callable[[], bool],
 ) -> Counter:
-    """Give slots to the prompts of a line until all have had one; returns how many slots there were
-    and were used."""
+    """Give slots to the prompts of a group until all have had one; return the slots offered and
+    used.
+    """
     size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
     holds = np.where(batch.real, batch.index, -1)  # row of each slot, -1 for none
@@ -124,8 +124,9 @@ def _serve(
 
 
 def refill_rows(runtime: Runtime) -> int:
-    """Slots that must be free before waiting prompts take them: a share of the batch that the mesh
-    divides."""
+    """Return the free slots that waiting prompts wait for: a share of the batch that the mesh
+    divides.
+    """
     c, ways = runtime.config.sampling, runtime.mesh.shape["data"] * runtime.mesh.shape["fsdp"]
     return min(c.batch_size, max(1, round(c.refill * c.batch_size / ways)) * ways)
 

@@ -1,5 +1,6 @@
-"""Scoring a rollout's rows under pi_t and the initial policy, and the gate that stops a run whose
-sampler disagrees."""
+"""Score a rollout's rows under pi_t and the initial policy, and check the sampler against the
+trainer.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ def score_batch(
     params: PyTree,  # of pi_t
     initial: Callable[[], PyTree] | None,  # loads the initial policy
 ) -> tuple[Batch, dict[str, float], dict[str, float]]:
-    """The batch with its log-probs under pi_t, the reference and the initial policy; entropy and KL
-    so far; seconds.
+    """Add log-probs under pi_t, the reference and the initial policy; return entropy, KL and
+    seconds too.
 
     Raises:
       GateError: sampler and trainer disagree on the log-probs of the same tokens (the step-0 gate).
@@ -61,8 +62,9 @@ def score_batch(
 def score_rows(
     runtime: Runtime, score: Callable, params: PyTree, batch: Batch
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Token log-probs and entropies of every row, [M,K,T] each, in batches of the training
-    micro-batch's shape."""
+    """Return token log-probs and entropies of every row, [M,K,T] each, in micro-batches of
+    training.
+    """
     config = runtime.config
     size = config.train.batch_size // config.train.micro_batches
     logp, entropy = np.zeros_like(batch.mask), np.zeros_like(batch.mask)

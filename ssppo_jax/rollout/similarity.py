@@ -1,12 +1,11 @@
-"""How alike two responses to the same prompt are: the S of S-SPPO's semantic gate (arXiv
-2606.01561, section 3.1).
+"""Measure S, the similarity of two responses (S-SPPO's gate, arXiv 2606.01561, section 3.1).
 
-    S_ij = max(0, cos(phi(y_i), phi(y_j)))        phi: an external, frozen sentence encoder;
-    [B,K,K], symmetric
+    S_ij = max(0, cos(phi(y_i), phi(y_j)))    phi: a frozen sentence encoder; S is [B,K,K]
 
-The paper's notation embeds the response alone and says nothing of truncation; `embed_text` and
+The paper's notation embeds the response alone and does not mention truncation. `embed_text` and
 `max_length` are therefore options (reconstruction). Texts over the limit are cut as
-sentence-transformers cuts them, and counted."""
+sentence-transformers cuts them, and counted.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +29,7 @@ EMBED_TEXTS = ("response", "prompt_response")
 
 
 class EmbedCounts(NamedTuple):
-    """What went through an embedder."""
+    """Count the texts that went through an embedder."""
 
     texts: int = 0
     truncated: int = 0  # texts cut at max_length word pieces
@@ -38,16 +37,15 @@ class EmbedCounts(NamedTuple):
 
 
 class SentenceEmbedder:
-    """Texts to sentence vectors with a frozen encoder; `counts` says how many were cut or empty.
+    """Embed texts with a frozen encoder; `counts` says how many were cut or empty.
 
-    A text's vector does not depend on the texts it is embedded with: rows never mix, masks come
-    from lengths, and a batch is padded to one of few shapes (powers of two from `shortest` to
-    `max_length`, times two row counts), so a run compiles at most two programs per shape. Equal
-    texts of one call are embedded once and get the same vector.
+    A text's vector does not depend on the other texts of its batch: rows never mix, and masks come
+    from lengths. A batch is padded to one of few shapes (powers of two from `shortest` to
+    `max_length`, times two row counts). Equal texts of one call are embedded once.
 
-    An empty text (or white space only) is the encoder's vector of "[CLS] [SEP]", as in
-    sentence-transformers: two empty responses are equal (cosine 1), and an empty one is compared
-    with another like any text. It is counted."""
+    An empty text becomes the encoder's vector of "[CLS] [SEP]", as in sentence-transformers. Two
+    empty responses therefore have cosine 1. Empty texts are counted.
+    """
 
     def __init__(
         self,
@@ -61,8 +59,11 @@ class SentenceEmbedder:
         batch_size: int = 32,
         shortest: int | None = None,
     ):
-        """`shortest`: token slots of the smallest shape; None: 16 on a CPU, elsewhere `max_length`,
-        because there a shape takes longer to compile than its padding will ever cost."""
+        """Make an embedder.
+
+        `shortest` is the smallest shape's token slots. None means 16 on a CPU and `max_length`
+        elsewhere, where compiling a shape costs more than its padding.
+        """
         specials = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length <= specials:
             raise ConfigError(
@@ -92,19 +93,18 @@ class SentenceEmbedder:
         batch_size: int = 32,
         dtype: str = "float32",
     ) -> SentenceEmbedder:
-        """An embedder from the embedded MiniLM, a sentence-transformers folder or a Hugging Face
-        repo id.
+        """Load the embedded MiniLM, a sentence-transformers folder or a Hugging Face repo id.
 
         Args:
-            source: embedded:minilm (the paper's default encoder), a folder, or a Hugging Face repo
-              id.
-            max_length: word pieces of a text that are read, special tokens included; the rest is
-              cut and counted.
+            source: embedded:minilm (the paper's default encoder), a folder, or a repo id.
+            max_length: word pieces of a text that are read, with special tokens; the rest is cut.
             batch_size: texts per encoder call.
             dtype: compute dtype of the encoder, float32 or bfloat16.
 
-        Raises ConfigError when max_length exceeds the encoder's positions, EncoderError as
-        `weights.encoder` says."""
+        Raises:
+          ConfigError: max_length exceeds the encoder's positions.
+          EncoderError: as `weights.encoder` says.
+        """
         loaded = load_encoder(source, dtype=dtype)
         positions = loaded.encoder.arch.positions
         if max_length > positions:
@@ -120,8 +120,7 @@ class SentenceEmbedder:
         )
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """One vector a text, [R,D] float32, in the order given. Adds to `counts`, per text as
-        given."""
+        """Return one vector per text, [R,D] float32, in the order given, and add to `counts`."""
         if not texts:
             raise ValueError("embed needs at least one text")
         unique = list(dict.fromkeys(texts))
@@ -135,7 +134,7 @@ class SentenceEmbedder:
         return self._embed_ids([e.ids for e in encodings])[rows]
 
     def take_counts(self) -> EmbedCounts:
-        """The counts since the last call, which starts them again from zero."""
+        """Return the counts since the last call and reset them to zero."""
         counts, self.counts = self.counts, EmbedCounts()
         return counts
 
@@ -159,32 +158,36 @@ class SentenceEmbedder:
 def similarity_matrix(
     embeddings: Array,  # [B,K,D] float32, any norm
 ) -> np.ndarray:  # [B,K,K] float32 in [-1,1]
-    """Cosines within each group; symmetric, so pairwise calibration keeps P_ij + P_ji = 1 (Lemma
-    3.1).
+    """Return the cosines within each group; S is symmetric, which Lemma 3.1 needs for P_ij + P_ji =
+    1.
 
     The zero vector has cosine 0 with everything, itself included. Negative values are kept: see
-    `relu_cosine`."""
+    `relu_cosine`.
+    """
     vectors = np.asarray(embeddings, np.float32)
     unit = vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
     return np.clip(unit @ unit.swapaxes(-1, -2), -1.0, 1.0)
 
 
 def relu_cosine(texts: Texts, embed: Embed) -> np.ndarray:
-    """max(0, cos): the paper's rectified cosine. Opposed texts count as unrelated, so the gate 1-S
-    stays in [0,1]."""
+    """Return max(0, cos), the paper's: opposed texts count as unrelated, so the gate 1-S stays in
+    [0,1].
+    """
     return np.maximum(cosine(texts, embed), 0.0)
 
 
 def cosine(texts: Texts, embed: Embed) -> np.ndarray:
-    """The cosine itself, in [-1,1]. Below 0 a linear gate amplifies a preference instead of damping
-    it."""
+    """Return the cosine in [-1,1]; below 0 a linear gate amplifies a preference instead of damping
+    it.
+    """
     flat = embed([text for group in texts for text in group])
     return similarity_matrix(flat.reshape(len(texts), len(texts[0]), -1))
 
 
 def token_jaccard(texts: Texts, embed: Embed | None = None) -> np.ndarray:
-    """|A & B| / |A | B| of the lower-cased word sets, 1 for two empty texts: no encoder, for tests
-    and smoke runs."""
+    """Return |A & B| / |A | B| of the lower-cased word sets (1 for two empty texts), without an
+    encoder.
+    """
     del embed
     return np.stack(
         [_jaccard([frozenset(text.lower().split()) for text in group]) for group in texts]
@@ -214,17 +217,18 @@ def score_similarity(
     embed_text: str = "response",
     prefix: str = "",
 ) -> np.ndarray:  # [B,K,K] float32, symmetric
-    """Similarities within each prompt's group of responses.
+    """Return the similarities within each prompt's group of responses.
 
     Args:
         similarity: relu_cosine (the paper's), cosine, or token_jaccard (word overlap, no encoder).
-        embed_text: response (the paper's notation phi(y)), or prompt_response (prompt, newline,
-          response).
-        prefix: put before every text. Nomic's encoders were trained with their task there
-          ("clustering: ").
+        embed_text: response (the paper's phi(y)), or prompt_response (prompt, newline, response).
+        prefix: put before every text; Nomic's encoders were trained with their task there.
 
-    Raises ConfigError for an unknown name, ValueError for groups that do not all have K responses,
-    UserError when a similarity is not finite (a NaN would pass unseen into the targets)."""
+    Raises:
+      ConfigError: an unknown name.
+      ValueError: groups that do not all have K responses.
+      UserError: a similarity is not finite; a NaN would pass unseen into the targets.
+    """
     for given, table, key in (
         (similarity, SIMILARITIES, "similarity"),
         (embed_text, EMBED_TEXTS, "embed_text"),

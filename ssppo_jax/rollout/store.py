@@ -1,7 +1,7 @@
-"""One iteration's training data, on disk and in batches. Made before any update, then only read.
+"""Keep one iteration's training data on disk and cut it into batches.
 
-The rollout is written to disk, because a resumed run cannot make it again: the policy that sampled
-it is gone."""
+The rollout is written before any update: the policy that sampled it will be gone.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ssppo_jax.types import Batch
 
 @dataclasses.dataclass(frozen=True)
 class Rollout:
-    """M training rows and what was measured while making them."""
+    """Hold M training rows and the measurements made while collecting them."""
 
     batch: Batch  # NumPy, leading axis M; prompts padded to the longest
     records: list[dict]  # one per row, for people: texts and what was said of them
@@ -33,8 +33,10 @@ class Rollout:
 
 
 def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int]) -> Batch:
-    """`size` rows of a rollout: prompts padded to a bucket, missing rows filled with weight 0 and
-    an empty mask."""
+    """Return `size` rows of a rollout, prompts padded to a bucket.
+
+    Missing rows are fillers with weight 0 and an empty mask.
+    """
     fill = size - len(rows)
     index = np.concatenate([rows, np.full(fill, rows[0], rows.dtype)])
     part = jax.tree.map(lambda x: x[index], batch)
@@ -69,7 +71,7 @@ def save_rollout(path: Path, rollout: Rollout, identity: dict) -> None:
 
 
 def load_rollout(path: Path, identity: dict) -> Rollout | None:
-    """The rollout at `path` if it is this one, else None."""
+    """Load the rollout at `path` if it has this identity, else return None."""
     if not path.is_file():
         return None
     try:

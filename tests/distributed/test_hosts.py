@@ -126,7 +126,10 @@ def said():
     """What each of two processes said, by name."""
     port = free_port()
     outputs = finish(
-        [start([str(ROOT / "tests/two_processes.py"), str(port), str(i)], 1) for i in range(2)]
+        [
+            start([str(ROOT / "tests/distributed/two_processes.py"), str(port), str(i)], 1)
+            for i in range(2)
+        ]
     )
     return [dict(map(json.loads, lines)) for lines in outputs]
 

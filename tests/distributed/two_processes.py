@@ -1,4 +1,4 @@
-"""What `tests/test_hosts.py` runs in each of two processes: python two_processes.py PORT INDEX.
+"""What `test_hosts.py` runs in each of two processes: python two_processes.py PORT INDEX.
 Prints JSON lines."""
 
 import json

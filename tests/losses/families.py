@@ -36,6 +36,7 @@ SETTINGS = {name: {"beta": 0.5} for name in PAIRS} | {
     },
     "gspo": {"epsilon": 0.1, "epsilon_high": 0.15, "beta": 0.1},
     "gspo_token": {"epsilon": 0.1, "epsilon_high": 0.15, "beta": 0.1},
+    "rloo": {"epsilon": 0.1, "epsilon_high": 0.15, "beta": 0.1},
     "gmpo": {"epsilon": 0.3, "epsilon_high": 0.2, "beta": 0.1},
     "grpo": {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.6, "beta": 0.1},
     "dr_grpo": {

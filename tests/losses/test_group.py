@@ -45,6 +45,8 @@ GOLDEN = [  # decimals by calculator
     ("gspo", {}, -(1.0004 * 2 - 0.9997) / 2),
     ("gspo_token", {"epsilon": 0.05, "epsilon_high": 0.08}, -(1.08 * 2 - 0.95) / 2),
     ("gspo", {"epsilon": 0.9}, -(1.0004 * 2) / 2 + 0.5 / 2),
+    ("rloo", {"epsilon": 0.1, "epsilon_high": 0.15}, -(1.15 * 2 - 0.9) / 2),
+    ("rloo", {"epsilon": 0.9}, -(1.2 * 2 - 0.5) / 2),
     ("gmpo", {"epsilon": 0.2}, -0.5791295),
     ("gmpo", {}, -(2 * math.exp((0.4 + math.log(0.8)) / 2) - math.exp(-0.4)) / 2),
     ("sspo", {"sspo_gate": "identity"}, -(2 * math.sqrt(1.2) - 0.5) / 2),
@@ -112,6 +114,16 @@ def ref_gspo(y, epsilon, epsilon_high):
     return same(y, min(s * y.A, clipped * y.A), [s * y.A / y.n * free for _ in y.u])
 
 
+def ref_rloo(y, epsilon, epsilon_high):
+    s = math.exp(sum(y.u))
+    clipped = min(max(s, 1 - epsilon), 1 + epsilon_high)
+    free = s * y.A <= clipped * y.A
+    # one gain a response: its mean over the tokens is the gain itself
+    return same(
+        y, min(s, clipped) * y.A if y.A > 0 else max(s, clipped) * y.A, [s * y.A * free] * y.n
+    )
+
+
 def ref_gmpo(y, epsilon, epsilon_high):
     """In the sign form of verl: sgn * min(sgn u, sgn clip(u)); the loss is written in TRL's."""
     sign = 1 if y.A > 0 else -1
@@ -151,6 +163,7 @@ REFERENCE = {
     "sapo": ref_sapo,
     "gspo": ref_gspo,
     "gspo_token": ref_gspo,
+    "rloo": ref_rloo,
     "gmpo": ref_gmpo,
     "grpo": ppo,
     "dr_grpo": ppo,
@@ -259,7 +272,7 @@ def test_a_response_without_tokens_adds_nothing(name):
     [(name, {"beta": bad}) for name in GROUPS for bad in (-1.0, math.nan)]
     + [
         (name, {"epsilon": bad})
-        for name in ("grpo", "gspo", "gmpo", "dapo")
+        for name in ("grpo", "gspo", "gmpo", "rloo", "dapo")
         for bad in (0.0, -0.1, math.nan)
     ]
     + [
@@ -337,7 +350,11 @@ def test_eur_of_a_hard_clip_is_one_minus_the_clip_fraction(name):
     assert parts == pytest.approx(fraction) and 0 < fraction < 1
     if name != "cispo":  # its capped tokens keep a gradient
         silent = (np.asarray(gradient.logp) == 0) & (batch.mask > 0)
-        count = silent.any(axis=-1).sum() / 8 if name == "gspo" else silent.sum() / batch.mask.sum()
+        count = (
+            silent.any(axis=-1).sum() / 8
+            if name in ("gspo", "rloo")
+            else silent.sum() / batch.mask.sum()
+        )
         assert fraction == pytest.approx(count)
 
 

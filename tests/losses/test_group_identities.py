@@ -49,6 +49,15 @@ def test_on_policy_the_relatives_have_the_same_gradient(name):
     )
 
 
+def test_on_policy_rloo_is_reinforce_with_a_baseline():
+    """A times the sum of the token scores: L times the gradient of the relatives above."""
+    policy, batch = on_policy()
+    length = batch.mask.sum(-1, keepdims=True)
+    np.testing.assert_allclose(
+        slope("rloo", policy, batch), policy_gradient(batch) * length, rtol=3e-6, atol=1e-8
+    )
+
+
 @pytest.mark.parametrize("gate", ["arctan_log", "arctan", "sigmoid_norm"])
 def test_without_temperature_sspo_is_unclipped_gspo(gate):
     """Identity 15: the error falls as the square of the temperature, value and gradient."""

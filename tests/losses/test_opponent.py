@@ -226,8 +226,8 @@ def test_xpo_without_exploration_is_online_dpo_on_the_sorted_pair(loss_type, pai
     pair_mean, pair_metrics, pair_gradient = run(pair_loss, *pairs, beta=0.5, **hyper)
     assert float(mean.total) == pytest.approx(float(pair_mean.total), rel=1e-6)
     np.testing.assert_allclose(turn(gradient.logp), pair_gradient.logp, rtol=1e-6, atol=1e-7)
-    for key in ("winner", "loser", "margin", "accuracy"):
-        key = f"reward/{key}"
+    for key in ("chosen", "rejected", "margins", "accuracies"):
+        key = f"rewards/{key}"
         assert float(metrics[key].result()) == pytest.approx(
             float(pair_metrics[key].result()), abs=1e-6
         )

@@ -230,8 +230,9 @@ def test_the_logged_reward_is_the_implicit_one(name):
         for key, m in metrics.items()
         if key.startswith("rewards/")
     }
+    margin = winner - loser
     assert logged == pytest.approx(
-        {"winner": winner, "loser": loser, "margin": winner - loser, "accuracy": 1.0}
+        {"chosen": winner, "rejected": loser, "margins": margin, "accuracies": 1.0}
     )
 
 

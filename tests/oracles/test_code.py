@@ -254,7 +254,7 @@ def test_nothing_is_left_behind(tmp_path, monkeypatch):
 
 
 def test_where_it_cannot_be_contained_nothing_is_run(monkeypatch, tmp_path):
-    broken = tmp_path / "sandbox_main.py"
+    broken = tmp_path / "child.py"
     text = sandbox.FILE.read_text()
     broken.write_text(
         text.replace(

@@ -77,7 +77,7 @@ def test_an_oracles_keywords_are_its_config(name):
     for parameter in parameters:
         assert (
             parameter.kind is parameter.KEYWORD_ONLY
-            and type(parameter.default) is parameter.annotation
+            and type(parameter.default) is parameter.annotation.__origin__
         )
         assert f"{parameter.name}: " in described
     with pytest.raises(ConfigError, match="temperature"):

@@ -22,7 +22,7 @@ from ssppo_jax.rollout.similarity import (
 )
 from ssppo_jax.weights.encoder import LoadedEncoder
 
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "minilm.npz"
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "minilm.npz"
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *(f"w{i}" for i in range(36))]
 ENCODER = Encoder(EncoderArch(vocab_size=40, width=16, layers=2, heads=2, mlp=24, positions=64))
 

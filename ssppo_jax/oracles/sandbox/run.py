@@ -2,7 +2,7 @@
 killed as a group.
 
 Threat model. The code is a model's: wrong, careless, or looking for the reward by odd means, and it
-may do anything Python can. Contained (`sandbox_main`): processes and fork bombs, the network,
+may do anything Python can. Contained (`child`): processes and fork bombs, the network,
 signals to other processes, reads outside Python's and the system's folders, writes outside its own
 folder, memory, processor and wall time, file sizes, floods of output. Its environment is empty: no
 keys to read.
@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 from ssppo_jax.errors import ConfigError
 
-FILE = Path(__file__).with_name("sandbox_main.py")
+FILE = Path(__file__).with_name("child.py")
 MOST_OUTPUT = 1 << 20  # bytes that code and tests may print together
 POLL = 0.05  # seconds between looks at the folder's size
 

@@ -1,5 +1,5 @@
 """A process of its own for comparing answers, killed when one comparison takes too long. See
-`worker_main` for why."""
+`worker_child` for why."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from ssppo_jax.errors import ConfigError, UserError
 
 LOADING = 120.0  # seconds that importing a library and making a data set may take
-FILE = Path(__file__).with_name("worker_main.py")
+FILE = Path(__file__).with_name("worker_child.py")
 
 
 class Worker:
@@ -29,7 +29,7 @@ class Worker:
         self._rest = b""
 
     def ask(self, kind: str, **values: Any) -> dict:
-        """The reply of `worker_main`; {"unreadable": "killed"} when none came in time or the answer
+        """The reply of `worker_child`; {"unreadable": "killed"} when none came in time or the answer
         ended it.
 
         Raises:

@@ -1,0 +1,145 @@
+"""A published method is chosen by its name, and a departure from it is said."""
+
+import logging
+
+import numpy as np
+import pytest
+
+from ssppo_jax import config as cfg
+from ssppo_jax import schema
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.losses import COMPANIONS, LOSSES
+from ssppo_jax.losses.advantages import ADVANTAGES
+from ssppo_jax.rollout.groups import overlong_buffer
+
+REWARD = np.array([[0.0, 0.0, 3.0]], np.float32)
+
+
+def load(**overrides):
+    """The smoke config with overrides, `__` for a dot."""
+    return schema.load("smoke", {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.mark.parametrize(
+    ("loss", "advantage"),
+    [("dr_grpo", [-1, -1, 2]), ("rloo", [-1.5, -1.5, 3])],
+)
+def test_the_advantage_comes_with_the_loss(loss, advantage):
+    config = load(loss__name=loss)
+    found = cfg.bind(ADVANTAGES, config.advantage)(REWARD)
+    np.testing.assert_allclose(found, [advantage], atol=1e-6)
+
+
+def test_dapo_brings_dynamic_sampling_the_length_reward_and_the_mask():
+    config = load(loss__name="dapo", sampling__max_new_tokens="50")
+    group = config.group
+    assert group.filter_groups and group.mask_truncated_completions
+    assert group.max_num_gen_batches == 10
+    assert overlong_buffer(config) == 10  # a fifth, as 4096 of the paper's 20480
+
+
+def test_opponent_losses_bring_their_two_samples_and_their_reference():
+    config = load(loss__name="nash_md")
+    assert (config.sampling.num_samples, config.train.reference) == (2, "initial")
+
+
+def test_a_choice_against_the_method_stands_and_is_said():
+    config = load(loss__name="dr_grpo", advantage__name="grpo")
+    assert config.advantage.name == "grpo"
+    (note,) = schema.method_notes(config)
+    assert "loss.name=dr_grpo with advantage.name=grpo is not the published method" in note
+    (note,) = schema.method_notes(load(loss__name="dr_grpo"))
+    assert note == "loss.name=dr_grpo brings advantage.name=dr_grpo"
+    assert schema.method_notes(load()) == []
+
+
+def test_another_loss_takes_back_what_the_one_before_had_set_and_leaves_what_the_user_set():
+    config = schema.base_config()
+    schema.select(config, "loss", "dapo")
+    config.group.overlong_buffer_len = 7
+    schema.select(config, "loss", "grpo")
+    default = schema.base_config()
+    assert config.group.overlong_buffer_len == 7
+    config.group.overlong_buffer_len = default.group.overlong_buffer_len
+    schema.select(default, "loss", "grpo")
+    assert cfg.flatten(config) == cfg.flatten(default)
+
+
+def test_every_companion_is_a_key_and_differs_from_its_default():
+    default = cfg.flatten(schema.base_config())
+    assert set(COMPANIONS) <= set(LOSSES)
+    for wanted in COMPANIONS.values():
+        assert all(default[path] != value for path, value in wanted.items())
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("optim.transform.name", "optimizer.name"),
+        ("optim.learning_rate", "optimizer.learning_rate"),
+        ("pairs.semantic_gate", "pairs.gate_level"),
+        ("judge.reward_temperature", "oracle.reward_temperature"),
+        ("train.initial_policy", "train.reference_storage"),
+        ("hosts.timeout", "distributed.timeout"),
+        ("model.repulsion_layer", "loss.repulsion_layer"),
+    ],
+)
+def test_a_key_of_the_release_before_answers_with_its_new_name(old, new, tmp_path):
+    with pytest.raises(ConfigError, match=f"{old}: no such key; it is now --config.{new}=1"):
+        schema.load("smoke", {old: "1"})
+    assert new in cfg.flatten(schema.base_config())
+    file = tmp_path / "old.py"
+    lines = (
+        "from ssppo_jax.schema import base_config",
+        "def get_config():",
+        "    c = base_config()",
+    )
+    file.write_text("\n".join((*lines, f"    c.{old} = 1", "    return c")))
+    with pytest.raises(ConfigError, match=rf"old\.py:4: .*; {old} is now {new}"):
+        schema.load(str(file), {})
+
+
+def test_a_key_that_is_gone_says_so():
+    with pytest.raises(ConfigError, match=r"model\.kernels: no such key; it is gone"):
+        schema.load("smoke", {"model.kernels": "false"})
+
+
+def test_a_keyword_has_the_rule_of_its_own_annotation_and_no_other():
+    def gate(similarity, *, temperature=-1.0, decay: cfg.Unit = 0.5):
+        """A gate whose keyword is named like an oracle's."""
+
+    parts = (cfg.Component("gate", {"gate": gate}, "gate", "a gate"),)
+    config = cfg.build((), parts)
+    assert cfg.rule_problems(config, (), parts) == []
+    config.gate.decay = 2.0
+    assert cfg.rule_problems(config, (), parts) == ["gate.decay=2.0: must be between 0 and 1"]
+
+
+def test_no_keyword_is_named_like_a_key_of_the_run_in_the_same_node():
+    for part in schema.COMPONENTS:
+        beside = {
+            key.path.removeprefix(part.path + ".")
+            for key in schema.KEYS
+            if key.path.startswith(part.path + ".")
+        }
+        for name, function in part.table.items():
+            assert not beside & set(cfg.keyword_defaults(function)), (part.path, name)
+
+
+def test_a_config_is_named_from_anywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    by_name = cfg.flatten(cfg.load_config("lora_quickstart"))
+    assert by_name["lora.rank"] == 16
+    assert cfg.flatten(cfg.load_config("ssppo_jax.configs.lora_quickstart")) == by_name
+    with pytest.raises(ConfigError, match=r"the package has one: --config=smoke"):
+        cfg.load_config("configs/smoke.py")
+    with pytest.raises(ConfigError, match=r"no such config; did you mean 'quickstart'"):
+        cfg.load_config("quikstart")
+
+
+def test_a_run_says_what_its_loss_brought(caplog):
+    caplog.set_level(logging.INFO)
+    notes = schema.method_notes(load(loss__name="dapo", group__filter_groups="false"))
+    assert notes[0].startswith("loss.name=dapo brings group.max_num_gen_batches=10")
+    assert "group.filter_groups=False is not the published method, which has True" not in notes[0]
+    assert notes[1].endswith("which has group.filter_groups=True")
