@@ -77,7 +77,7 @@ def read_model(source: str) -> Arch:
             hf.read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
         )
     except (OSError, ValueError) as error:
-        names = sorted(file.stem for file in own.parent.glob("*.json"))
+        names = sorted(file.stem for file in (CONFIGS / "models").glob("*.json"))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ConfigError(
             f"model {source!r}: its config.json could not be read ({reason}); give --model=FILE,"
