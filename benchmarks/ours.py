@@ -14,10 +14,8 @@ import numpy as np
 import work
 
 from ssppo_jax import schema
-from ssppo_jax.config import bind
 from ssppo_jax.data import EncodedPrompt, pad_batch
 from ssppo_jax.distributed.mesh import put_rows, put_whole
-from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.rollout.sample import sample_prompts
@@ -109,7 +107,7 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
     runtime = runtime_of(folder, loss__name=loss, **overrides)
     c, apply = runtime.config, runtime.make_apply()
     optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
-    objective = bind(LOSSES, c.loss)
+    objective = runtime.loss
     step = jax.jit(make_train_step(apply, objective, ratio_stats, optimizer), donate_argnums=0)
     score = jax.jit(make_score_step(apply))
     state = fresh_state(runtime.mesh, runtime.load_params(), optimizer)

@@ -18,6 +18,7 @@ from ssppo_jax.config import bind
 from ssppo_jax.data.chat import eos_ids
 from ssppo_jax.distributed.mesh import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.losses import LOSSES
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
@@ -78,6 +79,11 @@ class Runtime:
     def parted(self, params: PyTree) -> tuple[PyTree | None, PyTree]:
         """Split parameters into (frozen, trained): with lora.rank only the adapters are trained."""
         return (None, params) if self.decoder.lora is None else split(params)
+
+    @functools.cached_property
+    def loss(self) -> Callable:
+        """Return the configured loss with its keywords bound: loss(policy, batch)."""
+        return bind(LOSSES, self.config.loss)
 
     def make_apply(self) -> Apply:
         model = self.config.model

@@ -20,14 +20,12 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
-from ssppo_jax.config import bind
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import put_rows, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import HeldOut, compare, encode_split, logged, rewards
-from ssppo_jax.losses import LOSSES
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
@@ -177,7 +175,7 @@ class Trainer:
         )
 
     def _jit_steps(self, apply: Apply) -> None:
-        loss = bind(LOSSES, self.config.loss)
+        loss = self.runtime.loss
         dropout = (
             self.runtime.key(DROPOUT)
             if self.config.lora.rank and self.config.lora.dropout

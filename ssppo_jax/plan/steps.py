@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssppo_jax.config import bind
 from ssppo_jax.distributed.mesh import replicated, row_sharding
-from ssppo_jax.losses import LOSSES, ROWS
+from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
@@ -90,9 +89,9 @@ def _train(runtime: Runtime) -> Planned:
     m, k = c.train.micro_batches, rows_per_prompt(runtime)
     b, p, t = c.train.batch_size // m, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
-    loss = bind(LOSSES, c.loss)
     step = jax.jit(
-        make_train_step(runtime.make_apply(), loss, ratio_stats, optimizer), donate_argnums=0
+        make_train_step(runtime.make_apply(), runtime.loss, ratio_stats, optimizer),
+        donate_argnums=0,
     )
     frozen, trained = runtime.parted(runtime.abstract_params)
     state = abstract_state(runtime.mesh, trained, optimizer)
