@@ -1,131 +1,215 @@
-"""The command line: python -m ssppo_jax train|generate|evaluate|convert|report|sweep|plan."""
+"""Run the command line: python -m ssppo_jax train|evaluate|generate|convert|report|sweep|plan."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib.util
 import json
 import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
-from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.files import default_cache
+from ssppo_jax import __version__
+from ssppo_jax.errors import ConfigError, Interrupted, UserError
+from ssppo_jax.files import default_cache, write_lines
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
+BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
+LARGEST_CACHE = 4 * 2**30  # bytes of compiled programs that are kept; the longest unused go first
 
-USAGE = """usage: python -m ssppo_jax COMMAND [options] [--config.KEY=VALUE ...]
-
-commands
-  train      --config=FILE[:ARG] --workdir=DIR [--profile]   self-play training; run it again to continue
-             of several processes each: [--coordinator=HOST:PORT --num_processes=N --process_id=I], or
-             --coordinator=auto on a TPU pod; under SLURM's srun or mpirun nothing is needed
-  evaluate   --config=FILE --candidate=M --baseline=M [--output=DIR]   held-out win rate with a 95% interval
-  generate   --config=FILE [--model=M] [--prompt=TEXT ...] [--output=FILE]   responses as JSON lines
-  convert    --input=M --output=DIR [--dtype=float32|bfloat16]   write a Hugging Face folder
-  report     --workdir=DIR    one HTML file with plots and texts
-  sweep      --config=FILE --workdir=DIR [--jobs=N] [--dry-run]   grid x seeds of a file that defines sweep(add)
-  plan       --config=FILE --topology=v5e:4x4 [--model=M or config.json] [--phases=generate,score,train] [--sweep]
-             [--output=DIR]   memory, traffic and roofline of a TPU slice, compiled here without one
-
-M is embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or a run's checkpoint folder
-(RUN/checkpoints/step_00000012).
-`train --config=FILE --help` lists every key of that config with its meaning and value.
-"""
+MODELS = """A model is embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or a run's
+checkpoint folder (RUN/checkpoints/step_00000012). A config is the name of one of the package's
+(quickstart), a path, or a module. Every key of a config is an option: --config.KEY=VALUE;
+`train --config=NAME --help` lists them with their meaning and value."""
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 65 bad data, 70 a gate failed, 75 interrupted, 78
-    bad config."""
+    """Run one command and return the exit code.
+
+    0 is success, 65 bad data, 70 a failed gate, 75 interrupted, 78 a bad configuration.
+    """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "transformers", "orbax"):
+    for noisy in ("absl", "jax", "transformers", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    os.environ.setdefault(
-        "TRANSFORMERS_VERBOSITY", "error"
-    )  # it warns that torch is missing; none is needed
-    if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE)
-        return 0
-    leave_out_tpu()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
     try:
-        if argv[0] not in COMMANDS:
-            raise ConfigError(f"no command {argv[0]!r}; there is: {', '.join(COMMANDS)}")
-        return COMMANDS[argv[0]](argv[1:])
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed
+        return BROKEN_PIPE
 
 
-def _parse(
-    argv: list[str], command: str, flags: dict[str, str | None], repeated: tuple[str, ...] = ()
-):
-    """Split argv into --config overrides and this command's own flags (name -> default; None:
-    required).
-
-    Raises:
-      ConfigError: an argument that is neither.
-    """
-    overrides, rest = {}, []
-    for arg in argv:
-        if arg.startswith("--config."):
-            key, equals, value = arg.removeprefix("--config.").partition("=")
-            if not equals:
-                raise ConfigError(f"{arg}: write it as --config.{key}=VALUE")
-            overrides[key] = value
-        else:
-            rest.append(arg)
-    parser = argparse.ArgumentParser(
-        prog=command, add_help=False, allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--help", "-h", action="store_true")
-    for name, default in flags.items():
-        action = {"action": "append"} if name in repeated else {}
-        parser.add_argument(f"--{name}", default=default or None, **action)
-    try:
-        args, unknown = parser.parse_known_args(rest)
-    except argparse.ArgumentError as error:
-        raise ConfigError(f"{command}: {error}") from None
+def _run(argv: list[str]) -> int:
+    parser, commands = _parsers()
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(parser.format_help())
+        return 0
+    if argv[0] == "--version":
+        print(f"ssppo_jax {__version__}")
+        return 0
+    if argv[0] not in commands:
+        near = difflib.get_close_matches(argv[0], commands, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise ConfigError(f"no command {argv[0]!r}; {hint}there is: {', '.join(commands)}")
+    _leave_out_tpu()
+    command = commands[argv[0]]
+    rest, overrides = _split_overrides(argv[1:])
+    if {"-h", "--help"} & set(rest):
+        print(command.format_help())
+        if command.takes_config:
+            print(_config_help(rest, overrides))
+        return 0
+    if overrides and not command.takes_config:
+        raise ConfigError(f"{argv[0]} takes no --config keys")
+    args, unknown = command.parse_known_args(rest)
     if unknown:
+        near = difflib.get_close_matches(unknown[0].partition("=")[0], command.flags, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
-            f"{command} takes no {unknown[0]!r}; it takes --{', --'.join(flags)} and"
-            " --config.KEY=VALUE"
+            f"{argv[0]} takes no {unknown[0]!r}; {hint}it takes {', '.join(command.flags)}"
+            + (" and --config.KEY=VALUE" if command.takes_config else "")
         )
-    missing = [
-        name for name, default in flags.items() if default is None and getattr(args, name) is None
-    ]
-    if missing and not args.help:
-        raise ConfigError(f"{command} needs " + " and ".join(f"--{name}=..." for name in missing))
-    return args, overrides
+    return command.run(args, overrides)
 
 
-def _switch(argv: list[str], name: str) -> tuple[bool, list[str]]:
-    """Whether a flag without a value is given, and the rest."""
-    return name in argv, [arg for arg in argv if arg != name]
+# ---- options -------------------------------------------------------------------------------------
 
 
-def _config(args, overrides):
-    """Load config and overrides, or print the help of it and return None."""
+class _Command(argparse.ArgumentParser):
+    """Parse one command's options; report a mistake as a ConfigError."""
+
+    run = None  # (args, overrides) -> exit code
+    takes_config = False
+
+    @property
+    def flags(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings if flag != "-h"]
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{self.prog.split()[-1]}: {message}")
+
+
+class _Once(argparse.Action):
+    """Store one value and refuse a second one."""
+
+    def __call__(self, parser, namespace, value, option=None):
+        if getattr(namespace, f"_{self.dest}", False):
+            raise argparse.ArgumentError(self, "given twice; it takes one value")
+        setattr(namespace, f"_{self.dest}", True)
+        setattr(namespace, self.dest, value)
+
+
+def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
+    parser = argparse.ArgumentParser(
+        "python -m ssppo_jax", description="Self-play preference and soft sequence policy training."
+    )
+    parser.add_argument("--version", action="store_true", help="print the version")
+    parser.epilog = MODELS
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=_Command)
+    commands: dict[str, _Command] = {}
+
+    def command(name: str, run, text: str, **required: str):
+        found = subparsers.add_parser(
+            name, help=text, description=text, epilog=MODELS, allow_abbrev=False
+        )
+        found.run, found.takes_config = run, "config" in required
+        for flag, meaning in required.items():
+            found.add_argument(f"--{flag}", action=_Once, required=True, help=meaning)
+        commands[name] = found
+        return found
+
+    config, workdir = "name, path or module of a config; NAME:ARG passes an argument", "run folder"
+    one = command("train", _train, "train by self-play; the same command continues a run",
+                  config=config, workdir=workdir)  # fmt: skip
+    one.add_argument("--profile", action="store_true", help="trace one iteration into profile/")
+    group = one.add_argument_group("several processes (nothing is needed under srun or mpirun)")
+    group.add_argument("--coordinator", action=_Once, default="", help="HOST:PORT, or auto")
+    group.add_argument("--num_processes", action=_Once, default="", help="how many there are")
+    group.add_argument("--process_id", action=_Once, default="", help="this one, from 0")
+
+    one = command("evaluate", _evaluate, "estimate the held-out win rate of two models",
+                  config=config, candidate="a model", baseline="a model")  # fmt: skip
+    one.add_argument("--output", action=_Once, help="folder for the result and all texts")
+
+    one = command("generate", _generate, "write responses as JSON lines", config=config)
+    one.add_argument("--model", action=_Once, help="a model in place of model.source")
+    one.add_argument("--prompt", action="append", help="a prompt; repeat for several")
+    one.add_argument("--output", action=_Once, help="file; default: standard output")
+
+    one = command("convert", _convert, "write a model as a Hugging Face folder",
+                  input="a model", output="new folder")  # fmt: skip
+    one.add_argument("--dtype", action=_Once, choices=("float32", "bfloat16"), default="float32")
+
+    command("report", _report, "write a run's report, one HTML file", workdir="folder of a run")
+
+    one = command("sweep", _sweep, "train a grid of points and seeds: a config with sweep(add)",
+                  config=config, workdir="folder of the sweep")  # fmt: skip
+    one.add_argument("--jobs", action=_Once, type=_count, default=1, help="runs at one time")
+    one.add_argument("--dry-run", action="store_true", help="list the runs only")
+
+    one = command("plan", _plan, "compile a config's steps for a described TPU slice",
+                  config=config, topology="such as v5e:4x4")  # fmt: skip
+    one.add_argument("--model", action=_Once, help="a model, a config.json, or llama3_8b")
+    one.add_argument("--phases", action=_Once, default="generate,score,train", help="which steps")
+    one.add_argument("--sweep", action="store_true", help="try and rank ways to cut the mesh")
+    one.add_argument("--output", action=_Once, help="folder for plan.json")
+    return parser, commands
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
+    return int(text)
+
+
+def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
+    """Part the --config.KEY=VALUE overrides from a command's own options."""
+    rest, overrides = [], {}
+    for arg in argv:
+        if not arg.startswith("--config."):
+            rest.append(arg)
+            continue
+        key, equals, value = arg.removeprefix("--config.").partition("=")
+        if not equals:
+            raise ConfigError(f"{arg}: write it as --config.{key}=VALUE")
+        if key in overrides:
+            raise ConfigError(f"--config.{key} is given twice: {overrides[key]} and {value}")
+        overrides[key] = value
+    return rest, overrides
+
+
+def _config_help(rest: list[str], overrides: dict[str, str]) -> str:
+    from ssppo_jax import schema
+
+    parser = _Command("help", add_help=False, allow_abbrev=False)
+    parser.add_argument("--config", default="")
+    name = parser.parse_known_args(rest)[0].config
+    config = schema.load(name, overrides) if name else schema.base_config()
+    where = f" of {name}" if name else ", at their defaults"
+    return f"config keys{where}\n{schema.help_text(config)}"
+
+
+def _load(args: argparse.Namespace, overrides: dict[str, str]):
+    """Load the config with its overrides and check it on this machine's devices."""
     import jax
 
     from ssppo_jax import schema
 
-    if args.help:
-        config = schema.load(args.config, overrides) if args.config else schema.base_config()
-        print(
-            USAGE
-            + "\nconfig keys"
-            + (f" of {args.config}" if args.config else ", at their defaults")
-        )
-        print(schema.help_text(config))
-        return None
-    keep_compiled()
+    _keep_compiled()
     return schema.load(args.config, overrides, jax.device_count())
 
 
 def _folder(path: str | Path) -> Path:
-    """The folder, made now: a path that cannot be written to should cost a second, not a run."""
+    """Make the folder now: a path that cannot be written to should cost a second, not a run."""
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -135,61 +219,45 @@ def _folder(path: str | Path) -> Path:
     return Path(path)
 
 
-def _train(argv: list[str]) -> int:
-    profile, argv = _switch(argv, "--profile")
-    places = {"coordinator": "", "num_processes": "", "process_id": ""}
-    args, overrides = _parse(argv, "train", {"config": None, "workdir": None} | places)
+# ---- commands ------------------------------------------------------------------------------------
+
+
+def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ssppo_jax.distributed import hosts
 
-    place = hosts.place_of(args.coordinator or "", args.num_processes or "", args.process_id or "")
-    if place is not None and not args.help:
+    place = hosts.place_of(args.coordinator, args.num_processes, args.process_id)
+    if place is not None:
         hosts.start(place)
-    config = _config(args, overrides)
-    if config is None:
-        return 0
-    from ssppo_jax.errors import Interrupted
+    config = _load(args, overrides)
     from ssppo_jax.report.build import build_report
     from ssppo_jax.train import train
 
     try:
-        result = train(config, _folder(args.workdir), profile=profile)
+        result = train(config, _folder(args.workdir), profile=args.profile)
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
-    if not hosts.is_first():
-        return 0
-    report = build_report(Path(args.workdir))
-    print(json.dumps(result))
-    print(f"report: {report}")
+    if hosts.is_first():
+        report = build_report(Path(args.workdir))
+        print(json.dumps(result))
+        print(f"report: {report}")
     return 0
 
 
-def _evaluate(argv: list[str]) -> int:
-    args, overrides = _parse(
-        argv, "evaluate", {"config": None, "candidate": None, "baseline": None, "output": ""}
-    )
-    config = _config(args, overrides)
-    if config is None:
-        return 0
+def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    config = _load(args, overrides)
     from ssppo_jax.evaluate import evaluate
 
     output = _folder(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
-    print(
-        json.dumps(
-            {k: result[k] for k in ("candidate", "baseline", "win_rate", "rewards", "oracle")}
-        )
-    )
+    shown = ("candidate", "baseline", "win_rate", "rewards", "oracle")
+    print(json.dumps({key: result[key] for key in shown}))
     print(f"{result['summary']} (95% intervals over {result['win_rate']['n']} prompts)")
     return 0
 
 
-def _generate(argv: list[str]) -> int:
-    flags = {"config": None, "model": "", "prompt": "", "output": ""}
-    args, overrides = _parse(argv, "generate", flags, repeated=("prompt",))
-    config = _config(args, overrides)
-    if config is None:
-        return 0
+def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    config = _load(args, overrides)
     from ssppo_jax.evaluate import respond
 
     if args.output:
@@ -197,23 +265,14 @@ def _generate(argv: list[str]) -> int:
     if args.model:
         config.model.source = args.model
     lines = [json.dumps(row, ensure_ascii=False) for row in respond(config, args.prompt)]
-    text = "".join(line + "\n" for line in lines)
     if args.output:
-        Path(args.output).write_text(text)
+        write_lines(Path(args.output), lines)
     else:
-        sys.stdout.write(text)
+        sys.stdout.write("".join(line + "\n" for line in lines))
     return 0
 
 
-def _convert(argv: list[str]) -> int:
-    args, overrides = _parse(argv, "convert", {"input": None, "output": None, "dtype": "float32"})
-    if args.help:
-        print(USAGE)
-        return 0
-    if overrides:
-        raise ConfigError("convert takes no --config keys")
-    if args.dtype not in ("float32", "bfloat16"):
-        raise ConfigError(f"--dtype={args.dtype}: must be float32 or bfloat16")
+def _convert(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     import ml_dtypes
     import numpy as np
 
@@ -224,20 +283,13 @@ def _convert(argv: list[str]) -> int:
     folder = resolve(args.input)
     arch = hf.read_arch(folder)
     dtype = np.float32 if args.dtype == "float32" else ml_dtypes.bfloat16
-    hf.save_params(
-        hf.load_params(folder, arch, dtype=dtype), arch, args.output, tokenizer_from=folder
-    )
+    params = hf.load_params(folder, arch, dtype=dtype)
+    hf.save_params(params, arch, args.output, tokenizer_from=folder)
     print(f"wrote {args.output}")
     return 0
 
 
-def _report(argv: list[str]) -> int:
-    args, overrides = _parse(argv, "report", {"workdir": None})
-    if args.help:
-        print(USAGE)
-        return 0
-    if overrides:
-        raise ConfigError("report takes no --config keys: a run's configuration is in its folder")
+def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ssppo_jax.report.build import build_report
 
     if not Path(args.workdir).is_dir():
@@ -246,35 +298,14 @@ def _report(argv: list[str]) -> int:
     return 0
 
 
-def _sweep(argv: list[str]) -> int:
-    dry_run, argv = _switch(argv, "--dry-run")
-    args, overrides = _parse(argv, "sweep", {"config": None, "workdir": None, "jobs": "1"})
-    if args.help:
-        print(USAGE)
-        return 0
-    if not args.jobs.isdecimal() or int(args.jobs) < 1:
-        raise ConfigError(
-            f"--jobs={args.jobs}: must be a whole number from 1, the runs at work at one time"
-        )
+def _sweep(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ssppo_jax.sweep.run import sweep
 
-    workdir = Path(args.workdir) if dry_run else _folder(args.workdir)
-    return sweep(args.config, workdir, overrides, jobs=int(args.jobs), dry_run=dry_run)
+    workdir = Path(args.workdir) if args.dry_run else _folder(args.workdir)
+    return sweep(args.config, workdir, overrides, jobs=args.jobs, dry_run=args.dry_run)
 
 
-def _plan(argv: list[str]) -> int:
-    sweep, argv = _switch(argv, "--sweep")
-    flags = {
-        "config": None,
-        "topology": None,
-        "model": "",
-        "phases": "generate,score,train",
-        "output": "",
-    }
-    args, overrides = _parse(argv, "plan", flags)
-    if args.help:
-        print(USAGE)
-        return 0
+def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is run: the slice is only described
     from ssppo_jax.plan.command import plan_command
     from ssppo_jax.plan.steps import PHASES
@@ -283,55 +314,49 @@ def _plan(argv: list[str]) -> int:
     phases = args.phases.split(",")
     if not set(phases) <= set(PHASES):
         raise ConfigError(f"--phases={args.phases}: of {', '.join(PHASES)}, separated by commas")
-    devices = devices_of(args.topology)
-    output = _folder(args.output) if args.output else None
     return plan_command(
-        args.config, overrides, devices, model=args.model, phases=phases, sweep=sweep, output=output
+        args.config,
+        overrides,
+        devices_of(args.topology),
+        model=args.model or "",
+        phases=phases,
+        sweep=args.sweep,
+        output=_folder(args.output) if args.output else None,
     )
 
 
-def leave_out_tpu() -> None:
-    """Keep JAX from looking for a TPU in this process where only the compiler is installed: there
-    is no such chip.
+# ---- what JAX is told before it starts -----------------------------------------------------------
 
-    Called before JAX starts. What the user says in JAX_PLATFORMS stands.
+
+def _leave_out_tpu() -> None:
+    """Keep JAX from looking for a TPU where only its compiler is installed, for planning.
+
+    What the user says in JAX_PLATFORMS stands.
     """
-    if "JAX_PLATFORMS" in os.environ or importlib.util.find_spec("libtpu") is None or _has_chip():
+    absent = importlib.util.find_spec("libtpu") is None
+    if "JAX_PLATFORMS" in os.environ or absent or _has_chip():
         return
-    gpu = any(importlib.util.find_spec(name) for name in ("jax_cuda12_plugin", "jax_cuda13_plugin"))
-    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if gpu and os.path.exists("/dev/nvidiactl") else "cpu"
+    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
+    gpu = any(importlib.util.find_spec(name) for name in plugins)
+    has_gpu = gpu and os.path.exists("/dev/nvidiactl")
+    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if has_gpu else "cpu"
 
 
 def _has_chip() -> bool:
-    """Whether the kernel shows a TPU: as /dev/accel0 or, on newer machines, in a vfio group."""
+    """Return whether the system shows a TPU: /dev/accel0 or, on newer machines, a vfio group."""
     return os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
 
 
-LARGEST = 4 * 2**30  # bytes of the folder; the longest unused goes first
+def _keep_compiled() -> None:
+    """Let JAX keep programs that took over a second to compile in $SSPPO_CACHE/compiled.
 
-
-def keep_compiled() -> None:
-    """Let JAX keep what took over a second to compile in $SSPPO_CACHE/compiled, keyed by program,
-    options and device.
-
-    Another folder in JAX_COMPILATION_CACHE_DIR stands, and so does JAX_ENABLE_COMPILATION_CACHE=0.
+    Another folder in JAX_COMPILATION_CACHE_DIR stands, and JAX_ENABLE_COMPILATION_CACHE=0 too.
     """
     import jax
 
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
-        jax.config.update("jax_compilation_cache_max_size", LARGEST)
-
-
-COMMANDS = {
-    "train": _train,
-    "evaluate": _evaluate,
-    "generate": _generate,
-    "convert": _convert,
-    "report": _report,
-    "sweep": _sweep,
-    "plan": _plan,
-}
+        jax.config.update("jax_compilation_cache_max_size", LARGEST_CACHE)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import UserError
+from ssppo_jax.files import write_json, write_lines
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
@@ -268,12 +269,12 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
         "config": flatten(config),
     }
     if output is not None:
-        output.mkdir(parents=True, exist_ok=True)
-        (output / "evaluation.json").write_text(json.dumps(result, indent=2) + "\n")
+        write_json(output / "evaluation.json", result)
         rows = heldout.records(texts["baseline"], "start", 0) + heldout.records(
             texts["candidate"], "final", 0
         )
-        (output / "samples.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
+        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
+        write_lines(output / "samples.jsonl", lines)
     return result
 
 

@@ -1,28 +1,99 @@
-"""What must be on the disk before anyone is told that it is, and where what can be made again is
-kept."""
+"""Write files that survive a kill, read JSON and JSONL, and name the cache folder."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
+
+from ssppo_jax.errors import DataError
+
+log = logging.getLogger(__name__)
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 def default_cache() -> Path:
-    """$SSPPO_CACHE, or ~/.cache/ssppo_jax."""
+    """Return $SSPPO_CACHE, or ~/.cache/ssppo_jax."""
     return Path(os.environ.get("SSPPO_CACHE") or Path.home() / ".cache" / "ssppo_jax")
 
 
-def whole_lines(path: Path) -> tuple[list[bytes], bool]:
-    """The lines of a file that is only appended to, and whether a last one was torn by a kill: it
-    is cut off.
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader sees the old content or the new one, also after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync(path.parent)
 
-    Else the next line would be glued to the torn one.
+
+def write_json(path: Path, value: Any) -> None:
+    """Write one JSON value atomically, in UTF-8."""
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def read_json(path: Path) -> Any:
+    """Read one JSON value.
+
+    Raises:
+      DataError: the file is not JSON; names it.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise DataError(f"{path}: not JSON: {error}") from error
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines of text atomically, in UTF-8."""
+    content = "".join(line + "\n" for line in lines).encode()
+    write_atomically(path, lambda file: file.write(content))
+
+
+def read_lines(data: bytes) -> list[bytes]:
+    r"""Split bytes at \n, without a byte-order mark and without the \r of CRLF line ends.
+
+    `str.splitlines` also splits at U+2028 and others, which are legal inside a JSON string.
+    """
+    lines = data.removeprefix(BYTE_ORDER_MARK).removesuffix(b"\n").split(b"\n") if data else []
+    return [line.removesuffix(b"\r") for line in lines]
+
+
+def whole_lines(path: Path) -> tuple[list[bytes], bool]:
+    """Return the lines of an append-only file, and whether a kill had torn the last one.
+
+    A torn line is cut off, so that the next one does not continue it.
     """
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         os.truncate(path, whole)
-    return data[:whole].splitlines(), whole < len(data)
+    return read_lines(data[:whole]), whole < len(data)
+
+
+def read_records(path: Path) -> Iterator[dict]:
+    """Read a JSONL file of records, oldest first; leave out a last line that a kill has torn.
+
+    Raises:
+      DataError: another line is not JSON; names file and line.
+    """
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        number = data.count(b"\n") + 1
+        log.warning("%s:%d: the last line is incomplete and left out", path, number)
+    for number, line in enumerate(read_lines(data[:whole]), 1):
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{path}:{number}: not a JSON record: {error}") from error
 
 
 def sync(path: Path) -> None:

@@ -8,7 +8,6 @@ parameters and log as an uninterrupted run.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import HeldOut, compare, encode_split, logged, rewards
+from ssppo_jax.files import read_json
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
@@ -100,7 +100,7 @@ def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
     stack.enter_context(RunLock(workdir))
     run_folder.claim(workdir, config, __version__)
     finished = workdir / "result.json"
-    return json.loads(finished.read_text()) if finished.is_file() else None
+    return read_json(finished) if finished.is_file() else None
 
 
 class Trainer:
@@ -119,6 +119,7 @@ class Trainer:
         check_prompts(self.oracle, [e.prompt for e in self.prompts + heldout])
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
+        self.losses: list[float] = []  # of this iteration's steps so far
         self.frozen: PyTree | None = None  # with adapters, the model's own parameters
         apply = runtime.make_apply()
         score = jax.jit(
@@ -219,7 +220,7 @@ class Trainer:
     def _baseline(self, state: TrainState, at: Position) -> list[list[str]]:
         """Return the initial policy's held-out responses, sampled once per run and kept on disk."""
         path = self.workdir / "baseline.json"
-        kept = hosts.on_first(lambda: json.loads(path.read_text()) if path.is_file() else None)
+        kept = hosts.on_first(lambda: read_json(path) if path.is_file() else None)
         if kept is not None:
             return kept
         params = self._policy(state) if at == Position() else self._load_initial()
@@ -345,7 +346,20 @@ class Trainer:
         pace = pace_of(work, time.perf_counter() - start) if whole and steps else {}
         values = {"padding_share": work.padding_share} if steps else {}
         self._log("iteration", values, pace | memory_peaks(), at)
+        self._say(rollout, pace, at)
         return state
+
+    def _say(self, rollout: Rollout, pace: dict[str, float], at: Position) -> None:
+        """Put an iteration's loss, reward and pace on the console in one line."""
+        said = [f"iteration {at.iteration + 1}/{self.config.train.iterations}"]
+        if self.losses:
+            said.append(f"loss {np.mean(self.losses):.4g}")
+        if "reward/mean" in rollout.metrics["judge"]:
+            said.append(f"reward {rollout.metrics['judge']['reward/mean']:.3f}")
+        if pace:
+            said.append(f"trained {pace['train_tokens_per_second']:,.0f} tokens/s")
+            said.append(f"{pace['train_seconds']:.0f} s")
+        log.info("%s: %s", said[0], ", ".join(said[1:]) or "no rows to train on")
 
     def _train(
         self, state: TrainState, rollout: Rollout, batches: list[np.ndarray], at: Position
@@ -358,7 +372,7 @@ class Trainer:
             state = state._replace(
                 opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
             )
-        lagged = Lagged()
+        lagged, self.losses = Lagged(), []
         before = int(state.step) - first
         start = before if c.optimizer.scope == "run" else 0
         rates = [float(self.rate(start + i)) for i in range(len(batches))]
@@ -375,6 +389,8 @@ class Trainer:
                 extra["learning_rate"] = Mean(rates[i], 1.0)
                 state, metrics = self.step(state, batch, self.frozen)
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
+                if self.losses:
+                    progress.set_postfix_str(f"loss {self.losses[-1]:.4g}", refresh=False)
                 progress.update()
                 inside = i + 1 < len(batches)
                 stop = self.stop.voted()
@@ -428,6 +444,7 @@ class Trainer:
                 f" {values['grad_norm']}); that state is not saved. Lower optimizer.learning_rate,"
                 " or raise loss.beta"
             )
+        self.losses.append(values["loss"])
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
     def _is_checkpoint(self, at: Position) -> bool:

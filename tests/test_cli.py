@@ -1,19 +1,32 @@
 """Every command, in this process, through main(argv)."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import ssppo_jax.train
 from ssppo_jax import schema
-from ssppo_jax.__main__ import COMMANDS, USAGE, main
+from ssppo_jax.__main__ import main
 from ssppo_jax.config import flatten, keyword_defaults
 from ssppo_jax.errors import DataError, GateError, Interrupted
 from ssppo_jax.weights import hf
 
+REQUIRED = {
+    "train": ("config", "workdir"),
+    "evaluate": ("config", "candidate", "baseline"),
+    "generate": ("config",),
+    "convert": ("input", "output"),
+    "report": ("workdir",),
+    "sweep": ("config", "workdir"),
+    "plan": ("config", "topology"),
+}
+COMMANDS = tuple(REQUIRED)
 CONFIGS = Path(__file__).parents[1] / "configs"
 SMOKE = f"--config={CONFIGS / 'smoke.py'}"
 SMALL = [
@@ -64,64 +77,92 @@ def refused(capsys, *argv):
 @pytest.mark.parametrize("argv", [[], ["--help"], ["-h"], ["help"]])
 def test_usage_names_every_command(capsys, argv):
     assert main(argv) == 0
-    assert capsys.readouterr().out.strip() == USAGE.strip()
-    assert re.findall(r"^  (\w+)  +--", USAGE, re.M) == list(COMMANDS)
+    out = capsys.readouterr().out
+    assert all(re.search(rf"^    {name} +\w", out, re.M) for name in COMMANDS)
+    assert "embedded:smollm2" in out
 
 
-def test_an_unknown_command_is_refused_with_the_list(capsys):
-    assert "no command 'trian'; there is: train, evaluate" in refused(capsys, "trian")
+def test_the_version_is_printed(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ssppo_jax {ssppo_jax.__version__}\n"
+
+
+def test_an_unknown_command_is_refused_with_the_nearest_and_the_list(capsys):
+    message = refused(capsys, "trian")
+    assert "no command 'trian'; did you mean train? there is: train, evaluate" in message
 
 
 @pytest.mark.parametrize(
     ("argv", "missing"),
     [
-        (["train"], "--config=... and --workdir=..."),
-        (["train", SMOKE], "--workdir=..."),
-        (["evaluate", SMOKE], "--candidate=... and --baseline=..."),
-        (["generate"], "--config=..."),
-        (["convert", "--output=x"], "--input=..."),
-        (["report"], "--workdir=..."),
-        (["sweep", "--dry-run"], "--config=... and --workdir=..."),
+        (["train"], "--config, --workdir"),
+        (["train", SMOKE], "--workdir"),
+        (["evaluate", SMOKE], "--candidate, --baseline"),
+        (["generate"], "--config"),
+        (["convert", "--output=x"], "--input"),
+        (["report"], "--workdir"),
+        (["sweep", "--dry-run"], "--config, --workdir"),
+        (["plan", SMOKE], "--topology"),
     ],
 )
-def test_missing_flags_are_all_named(capsys, argv, missing):
-    assert refused(capsys, *argv) == f"error: {argv[0]} needs {missing}\n"
+def test_missing_options_are_all_named(capsys, argv, missing):
+    message = refused(capsys, *argv)
+    assert message == f"error: {argv[0]}: the following arguments are required: {missing}\n"
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_unknown_flag_is_refused_with_those_there_are(capsys, command):
-    assert f"{command} takes no '--bogus=1'; it takes --" in refused(capsys, command, "--bogus=1")
+def test_an_unknown_option_is_refused_with_those_there_are(capsys, command):
+    needed = [f"--{flag}=x" for flag in REQUIRED[command]]
+    message = refused(capsys, command, *needed, "--bogus=1")
+    assert message.startswith(f"error: {command} takes no '--bogus=1'; ")
+    assert f"it takes --help, --{REQUIRED[command][0]}" in message
 
 
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (
-            ["train", "--work=x"],
-            "takes no '--work=x'",
-        ),  # no abbreviations: a new flag would change their meaning
-        (["train", "stray"], "takes no 'stray'"),
-        (["train", "--workdir"], "expected one argument"),
+        # no abbreviations: a new option would change their meaning
+        (["train", SMOKE, "--workdir=x", "--work=x"], "takes no '--work=x'; did you mean --work"),
+        (["train", SMOKE, "--workdir=x", "stray"], "takes no 'stray'"),
+        (["train", "--workdir"], "argument --workdir: expected one argument"),
+        (["report", "--workdir=a", "--workdir=b"], "argument --workdir: given twice; it takes one"),
         (["train", SMOKE, "--workdir=x", "--config.seed"], "write it as --config.seed=VALUE"),
+        (
+            ["train", SMOKE, "--workdir=x", "--config.seed=1", "--config.seed=2"],
+            "--config.seed is given twice: 1 and 2",
+        ),
         (
             ["convert", "--input=a", "--output=b", "--config.seed=1"],
             "convert takes no --config keys",
         ),
         (
             ["convert", "--input=a", "--output=b", "--dtype=int8"],
-            "--dtype=int8: must be float32 or bfloat16",
+            "--dtype: invalid choice: 'int8' (choose from 'float32', 'bfloat16')",
         ),
         (["report", "--workdir=a", "--config.seed=1"], "report takes no --config keys"),
         (["report", "--workdir=/no/such"], "no such folder; give the folder of a run"),
-        (["sweep", SMOKE, "--workdir=x", "--jobs=0"], "--jobs=0: must be a whole number from 1"),
+        (["sweep", SMOKE, "--workdir=x", "--jobs=0"], "--jobs: '0' must be a whole number from 1"),
         (
             ["sweep", SMOKE, "--workdir=x", "--jobs=two", "--dry-run"],
-            "--jobs=two: must be a whole number",
+            "--jobs: 'two' must be a whole number",
         ),
     ],
 )
-def test_a_flag_that_would_be_misread_or_ignored_is_refused(capsys, argv, words):
+def test_an_option_that_would_be_misread_or_ignored_is_refused(capsys, argv, words):
     assert words in refused(capsys, *argv)
+
+
+def test_whoever_reads_the_output_may_leave_early(tmp_path):
+    """`train --help | head -1`: the pipe breaks while the help is longer than its buffer."""
+    command = [sys.executable, "-m", "ssppo_jax", "train", "--config=smoke", "--help"]
+    quiet = os.environ | {"JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(
+        command, env=quiet, stdout=subprocess.PIPE, stderr=subprocess.PIPE, pipesize=4096
+    ) as process:
+        assert process.stdout.readline().startswith(b"usage: ")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141
 
 
 def test_help_of_a_config_lists_every_key_with_that_configs_value(capsys):

@@ -19,6 +19,7 @@ import numpy as np
 
 from ssppo_jax.data.tasks import reasoning_gym
 from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.files import read_lines
 from ssppo_jax.types import Prompt
 
 ROLES = ("system", "user", "assistant")
@@ -173,19 +174,7 @@ def _require(module: str, *, install: str) -> Any:
 
 
 def _json_rows(blob: bytes, name: str) -> Iterator[tuple[str, Row]]:
-    # Split bytes at \n only: str.splitlines() also splits at U+2028 and others, which are legal
-    # inside a JSON string.
-    lines = blob.removesuffix(b"\n").split(b"\n") if blob else []
-    if blob.startswith(b"\xef\xbb\xbf"):
-        yield f"{name}:1", "starts with a byte order mark; save the file as UTF-8 without BOM"
-        lines[0] = lines[0][3:]
-    carriage = [n for n, line in enumerate(lines, 1) if line.endswith(b"\r")]
-    if carriage:
-        yield (
-            f"{name}:{carriage[0]}",
-            f"CRLF line end (on {len(carriage)} lines); convert with: sed -i 's/\\r$//' {name}",
-        )
-    for n, line in enumerate(lines, 1):
+    for n, line in enumerate(read_lines(blob), 1):
         yield f"{name}:{n}", _parse(line)
 
 

@@ -67,7 +67,9 @@ class _Lines:
 
 def _line_format(work: Iterable | int | None) -> str:
     if isinstance(work, int) or hasattr(work, "__len__"):
-        return "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {remaining} left, {rate_fmt}"
+        return (
+            "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"
+        )
     return "{desc}: {n_fmt}{unit} in {elapsed}, {rate_fmt}"
 
 

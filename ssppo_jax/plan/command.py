@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import jax
 
 from ssppo_jax import schema
 from ssppo_jax.distributed.progress import bar
+from ssppo_jax.files import write_json
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.plan.compile import Plan, plan, rank, read_model, variants
 from ssppo_jax.plan.table import describe, ranking, record
@@ -47,7 +47,7 @@ def plan_command(
             print(describe(one, chip))
         records, fits = [record(one) for one in found], all(one.fits for one in found)
     if output is not None:
-        (output / "plan.json").write_text(json.dumps(records, indent=1) + "\n")
+        write_json(output / "plan.json", records)
     return 0 if fits else 1
 
 

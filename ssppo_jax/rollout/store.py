@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 
 from ssppo_jax.data import bucket_of
 from ssppo_jax.errors import DataError
+from ssppo_jax.files import write_atomically
 from ssppo_jax.types import Batch
 
 
@@ -53,21 +53,16 @@ def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int])
 
 
 def save_rollout(path: Path, rollout: Rollout, identity: dict) -> None:
-    """Write atomically; `identity` (run, iteration, step) says whose it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a rollout atomically; `identity` (run, iteration, step) says whose it is."""
     meta = {
         "identity": identity,
         "records": rollout.records,
         "metrics": rollout.metrics,
         "wall": rollout.wall,
     }
-    temporary = path.with_suffix(".tmp")
-    with open(temporary, "wb") as file:
-        text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-        np.savez(file, meta=text, **rollout.batch._asdict())
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
+    arrays = rollout.batch._asdict()
+    write_atomically(path, lambda file: np.savez(file, meta=text, **arrays))
 
 
 def load_rollout(path: Path, identity: dict) -> Rollout | None:

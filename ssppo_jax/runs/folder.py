@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from ssppo_jax import files
 from ssppo_jax.config import flatten
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
 
-FREE_TO_CHANGE = ("checkpoint.", "hosts.")  # keys that may differ when a run is continued
+FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a run is continued
 
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
@@ -56,7 +56,7 @@ def differences(workdir: Path, config: ConfigDict) -> list[str]:
     path = workdir / "config.json"
     if not path.is_file():
         return []
-    old, new = json.loads(path.read_text())["config"], json.loads(json.dumps(flatten(config)))
+    old, new = files.read_json(path)["config"], json.loads(json.dumps(flatten(config)))
     return [
         f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -71,31 +71,24 @@ def digest(config: ConfigDict) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically: a reader sees the old file or the new one. Process 0 writes; the others have
-    nothing to add."""
-    if not hosts.is_first():
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
+    """Write one JSON value atomically. Process 0 writes; the others have nothing to add."""
+    if hosts.is_first():
+        files.write_json(path, value)
 
 
 def append_records(path: Path, rows: list[dict], iteration: int) -> None:
-    """Add an iteration's records to a JSONL file, replacing any that a killed attempt at it, or a
-    later one, left. Process 0 writes."""
+    """Add an iteration's records to a JSONL file. Process 0 writes.
+
+    Records of this iteration or a later one, which a killed attempt left, are replaced.
+    """
     if not hosts.is_first():
         return
     kept = []
-    if path.is_file():
-        for line in path.read_text().splitlines():
-            try:
-                record = json.loads(line)
-            except ValueError:  # torn by a kill; what it held is being written again
-                continue
-            if record["iteration"] < iteration:
-                kept.append(line)
-    lines = kept + [json.dumps(row, ensure_ascii=False) for row in rows]
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(line + "\n" for line in lines))
-    os.replace(temporary, path)
+    for line in files.read_lines(path.read_bytes()) if path.is_file() else ():
+        try:
+            record = json.loads(line)
+        except ValueError:  # torn by a kill: its content is being written again
+            continue
+        if record["iteration"] < iteration:
+            kept.append(line.decode())
+    files.write_lines(path, kept + [json.dumps(row, ensure_ascii=False) for row in rows])

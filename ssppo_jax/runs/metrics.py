@@ -19,7 +19,8 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ssppo_jax.errors import ConfigError, DataError, UserError
+from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.files import read_records
 from ssppo_jax.types import FINISH_EOS, Array, Max, Mean, Metrics, Min, Samples
 
 log = logging.getLogger(__name__)
@@ -142,22 +143,12 @@ class MetricLog:
 
 
 def read_metrics(path: str | Path) -> Iterator[dict]:
-    """The records of a metrics.jsonl, oldest first. A torn last line (a kill while writing) is left
-    out.
+    """Read the records of a metrics.jsonl, oldest first, under the names of this release.
 
     Raises:
-        DataError: another line is not JSON; names file and line.
+        DataError: a line is not JSON; names file and line. A torn last line is left out.
     """
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.endswith(b"\n"):
-                log.warning("%s:%d: the last line is incomplete and left out", path, number)
-                return
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{path}:{number}: not a JSON record: {error}") from error
-            yield _with_present_names(record)
+    return map(_with_present_names, read_records(Path(path)))
 
 
 RENAMED = {  # names in the logs of release 0.1

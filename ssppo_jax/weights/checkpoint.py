@@ -31,7 +31,7 @@ import orbax.checkpoint as ocp
 
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, GateError, UserError
-from ssppo_jax.files import sync
+from ssppo_jax.files import sync, write_atomically
 from ssppo_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -298,13 +298,7 @@ def write_manifest(folder: Path) -> None:
     )
     for inner in [p for p in folder.rglob("*") if p.is_dir()]:
         sync(inner)
-    temporary = folder / (MANIFEST + ".tmp")
-    with open(temporary, "wb") as file:
-        file.write(_seal(body.encode()))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, folder / MANIFEST)
-    sync(folder)
+    write_atomically(folder / MANIFEST, lambda file: file.write(_seal(body.encode())))
 
 
 def find_damage(folder: Path) -> str | None:

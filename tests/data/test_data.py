@@ -162,18 +162,12 @@ def test_duplicate_ids_name_the_first_use(tmp_path):
     assert row == "in.jsonl:3: duplicate id '1', first used at in.jsonl:1"
 
 
-def test_a_byte_order_mark_is_reported_once_and_hides_no_other_error(tmp_path):
-    _, bom, bad = reasons(tmp_path, b'\xef\xbb\xbf{"prompt": "x"}\n{}\n')
-    assert bom.startswith("in.jsonl:1: starts with a byte order mark") and bad.startswith(
-        "in.jsonl:2: missing"
-    )
-
-
-def test_crlf_is_reported_once_and_hides_no_other_error(tmp_path):
-    _, crlf, bad = reasons(tmp_path, b'{"prompt": "x"}\n{"prompt": "y"}\r\n{}\r\n')
-    assert crlf.startswith("in.jsonl:2: CRLF line end (on 2 lines)") and bad.startswith(
-        "in.jsonl:3: missing"
-    )
+def test_a_byte_order_mark_and_crlf_are_read_and_hide_no_error(tmp_path):
+    path = tmp_path / "windows.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"prompt": "x\xe2\x80\xa8y"}\r\n{"prompt": "z"}\r\n')
+    assert [prompt.text for prompt in SOURCES["jsonl"](path=str(path))] == ["x\u2028y", "z"]
+    _, bad = reasons(tmp_path, b'\xef\xbb\xbf{"prompt": "x"}\r\n{}\r\n')
+    assert bad.startswith("in.jsonl:2: missing")
 
 
 @pytest.mark.parametrize("blob", [b"", b"\n"])

@@ -254,7 +254,7 @@ def test_the_tpu_compiler_alone_does_not_make_a_run_look_for_a_tpu(
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: name if name == "libtpu" and libtpu else None
     )
-    __main__.leave_out_tpu()
+    __main__._leave_out_tpu()
     assert os.environ.get("JAX_PLATFORMS") == want
 
 

@@ -1,4 +1,5 @@
 import json
+import os
 
 import pytest
 
@@ -81,7 +82,7 @@ def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path, monkeypatch):
     def die(*_):
         raise OSError("power cut")
 
-    monkeypatch.setattr(run_folder.os, "replace", die)
+    monkeypatch.setattr(os, "replace", die)
     with pytest.raises(OSError, match="power cut"):
         run_folder.write_json(path, {"a": 2})
     assert json.loads(path.read_text()) == {"a": 1}
