@@ -3,19 +3,20 @@
 A batch has a fixed number of slots. A slot holds one prompt, whose keys and values are computed
 once and shared by its K completions, and is at a step of its own. `Sampler.run` decodes until
 enough slots are free, and `Sampler.refill` gives them to prompts that wait, so a long completion
-does not hold up the others. The tokens do not depend on any of this: random keys are addressed by prompt,
-sample and position, and rows never mix."""
+does not hold up the others. The tokens do not depend on any of this: random keys are addressed by
+prompt, sample and position, and rows never mix."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Key, UInt32
 
-from ssppo_jax.models.decoder import KV, Cache, Decoder, output_kernel
+from ssppo_jax.models.decoder import KV, Cache, Decoder, Forward, output_kernel
 from ssppo_jax.models.logprobs import logits_of
 from ssppo_jax.sampling.choose import SamplingParams, choose, log_prob, mixture, row_keys
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, Samples
@@ -24,22 +25,19 @@ from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, S
 class Slots(NamedTuple):
     """Prompts that are being answered, one a slot."""
 
-    length: Array  # [B] int32, of the prompts
-    keys: Array  # [B,K,words] uint32, the completions' random keys
-    shared: tuple[KV, ...]  # of each policy, the prompts': [N,B,G,P,E]
-    own: tuple[KV, ...]  # of each policy, the completions': [N,B,K,G,T,E]
-    step: Array  # [B] int32, tokens chosen so far
-    token: Array  # [B,K] int32, the newest
-    done: Array  # [B,K] bool
+    length: Int[Array, "B"]  # of the prompts
+    keys: UInt32[jax.Array, "B K words"]  # the completions' random keys
+    shared: tuple[KV, ...]  # of each policy, the prompts'
+    own: tuple[KV, ...]  # of each policy, the completions'
+    step: Int[Array, "B"]  # tokens chosen so far
+    token: Int[Array, "B K"]  # the newest
+    done: Bool[Array, "B K"]
     samples: Samples
-    steps: Array  # [] int32, decoding steps of the whole batch so far
-    used: Array  # [] int32, slots that had something to decode, summed over these steps
+    steps: Int[Array, ""]  # decoding steps of the whole batch so far
+    used: Int[Array, ""]  # slots that had something to decode, summed over these steps
 
 
-PER_SLOT = ("length", "keys", "step", "token", "done")  # fields with a leading axis of slots
-
-
-def free(slots: Slots) -> Array:  # [B] bool
+def free(slots: Slots) -> Bool[Array, "B"]:
     """Say which slots' completions have all ended, by a stop id or by length."""
     return slots.done.all(-1) | (slots.step >= slots.samples.tokens.shape[2])
 
@@ -96,13 +94,19 @@ class Sampler:
                 " (0.5, 0.5)"
             )
 
-    def start(self, params: PyTree, prompts: Prompts, key: Array, real: Array) -> Slots:
+    def start(
+        self,
+        params: PyTree[Array],
+        prompts: Prompts,
+        key: Key[jax.Array, ""],
+        real: Bool[Array, "B"],
+    ) -> Slots:
         """Give each prompt a slot and choose its first tokens; rows not `real` are done at once."""
         slots = self._begin(params, prompts, key)
         own = jax.tree.map(self._room, slots.shared)
         return self._placed(slots._replace(own=own, done=slots.done | ~real[:, None]))
 
-    def run(self, params: PyTree, slots: Slots, enough: Array) -> Slots:
+    def run(self, params: PyTree[Array], slots: Slots, enough: Int[Array, ""]) -> Slots:
         """Decode until `enough` slots are free."""
         return self._placed(
             jax.lax.while_loop(
@@ -111,32 +115,47 @@ class Sampler:
         )
 
     def refill(
-        self, params: PyTree, slots: Slots, prompts: Prompts, key: Array, which: Array
+        self,
+        params: PyTree[Array],
+        slots: Slots,
+        prompts: Prompts,
+        key: Key[jax.Array, ""],
+        which: Int[Array, "R"],
     ) -> Slots:
         """Give the slots `which` to new prompts; filler rows name a slot beyond the last."""
         fresh = self._begin(params, prompts, key)
-        rows = {
-            name: _put(getattr(slots, name), getattr(fresh, name), which, 0) for name in PER_SLOT
-        }
-        shared = jax.tree.map(lambda old, new: _put(old, new, which, 1), slots.shared, fresh.shared)
-        samples = jax.tree.map(
-            lambda old, new: _put(old, new, which, 0), slots.samples, fresh.samples
+
+        def put(field: str, axis: int = 0) -> PyTree:
+            where = (slice(None),) * axis + (which,)
+            old, new = getattr(slots, field), getattr(fresh, field)
+            return jax.tree.map(lambda x, y: x.at[where].set(y, mode="drop"), old, new)
+
+        return self._placed(
+            slots._replace(
+                length=put("length"),
+                keys=put("keys"),
+                shared=put("shared", axis=1),
+                step=put("step"),
+                token=put("token"),
+                done=put("done"),
+                samples=put("samples"),
+            )
         )
-        return self._placed(slots._replace(**rows, shared=shared, samples=samples))
 
     @staticmethod
-    def look(slots: Slots) -> tuple[Array, Samples]:
+    def look(slots: Slots) -> tuple[Bool[Array, "B"], Samples]:
         """Return which slots are `free`, and what they hold."""
         return free(slots), finished(slots)
 
-    def _begin(self, params: PyTree, prompts: Prompts, key: Array) -> Slots:
+    def _begin(self, params: PyTree, prompts: Prompts, key: jax.Array) -> Slots:
         """Read the prompts and choose their first tokens; no room for further keys yet."""
         b, k = prompts.tokens.shape[0], self.num_samples
         keys = jax.random.key_data(row_keys(key, prompts.address, k, self.first_sample))
         read = [self._prefill(policy, prompts) for policy in self._policies(params)]
         logits, shared = zip(*read, strict=True)
         zero, nothing = jnp.zeros((b,), jnp.int32), jnp.int32(0)
-        token, *logps = self._pick(keys, zero, logits)
+        token, logp, sampling_logp = self._pick(keys, zero, logits)
+        none_ended = jnp.zeros((b, k), bool)
         return Slots(
             length=prompts.length,
             keys=keys,
@@ -145,7 +164,7 @@ class Sampler:
             step=zero + 1,
             token=token,
             done=self._is_stop(token),
-            samples=_record(self._blank(b), zero, token, *logps, jnp.zeros((b, k), bool)),
+            samples=_record(self._blank(b), zero, token, logp, sampling_logp, none_ended),
             steps=nothing,
             used=nothing,
         )
@@ -161,14 +180,14 @@ class Sampler:
             )
         ]
         logits, new = zip(*read, strict=True)
-        token, *logps = self._pick(slots.keys, slots.step, logits)
+        token, logp, sampling_logp = self._pick(slots.keys, slots.step, logits)
         ended = slots.done | waiting[:, None]
         return slots._replace(
             own=jax.tree.map(lambda old, x: _write(old, x, head), slots.own, new),
             step=jnp.where(waiting, slots.step, slots.step + 1),
             token=token,
             done=slots.done | (~waiting[:, None] & self._is_stop(token)),
-            samples=_record(slots.samples, slots.step, token, *logps, ended),
+            samples=_record(slots.samples, slots.step, token, logp, sampling_logp, ended),
             steps=slots.steps + 1,
             used=slots.used + jnp.sum(~waiting, dtype=jnp.int32),
         )
@@ -182,29 +201,34 @@ class Sampler:
             )
         return policies
 
-    def _prefill(self, params: PyTree, prompts: Prompts) -> tuple[Array, KV]:
-        """Return the logits [B,K,V] of the first token, and the prompts' keys and values."""
-        forward = self.decoder.apply(
-            {"params": params}, prompts.tokens, prompts.length, return_kv=True
-        )
-        last = jnp.take_along_axis(forward.prompt, (prompts.length - 1)[:, None, None], axis=1)
+    def _prefill(self, params: PyTree, prompts: Prompts) -> tuple[Float[Array, "B K V"], KV]:
+        """Return the logits of the first token, and the prompts' keys and values."""
+        out = self._forward(params, prompts.tokens, prompts.length)
+        states = cast(Array, out.prompt)
+        last = jnp.take_along_axis(states, (prompts.length - 1)[:, None, None], axis=1)
         logits = self._logits(params, last)
-        return jnp.broadcast_to(logits, (len(last), self.num_samples, logits.shape[-1])), forward.kv
+        shape = (len(last), self.num_samples, logits.shape[-1])
+        return jnp.broadcast_to(logits, shape), cast(KV, out.kv)
 
-    def _read(self, params: PyTree, slots: Slots, cache: Cache) -> tuple[Array, KV]:
-        """Return the logits [B,K,V] of what follows the newest token, and its keys and values."""
-        out = self.decoder.apply(
-            {"params": params}, None, slots.length, slots.token[..., None], cache, return_kv=True
-        )
-        return self._logits(params, out.completion[:, :, 0]), out.kv
+    def _read(self, params: PyTree, slots: Slots, cache: Cache) -> tuple[Float[Array, "B K V"], KV]:
+        """Return the logits of what follows the newest token, and its keys and values."""
+        out = self._forward(params, None, slots.length, slots.token[..., None], cache)
+        states = cast(Array, out.completion)
+        return self._logits(params, states[:, :, 0]), cast(KV, out.kv)
+
+    def _forward(self, params: PyTree, *streams: Array | Cache | None) -> Forward:
+        return cast(Forward, self.decoder.apply({"params": params}, *streams, return_kv=True))
 
     def _logits(self, params: PyTree, hidden: Array) -> Array:
         arch = self.decoder.arch
         return logits_of(hidden, output_kernel(params, arch), arch.final_softcap)
 
     def _pick(
-        self, keys: Array, step: Array, logits: tuple[Array, ...]
-    ) -> tuple[Array, Array, Array]:
+        self,
+        keys: UInt32[jax.Array, "B K words"],
+        step: Int[Array, "B"],
+        logits: tuple[Float[Array, "B K V"], ...],
+    ) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Float[Array, "B K"]]:
         """Draw a token of each completion; return it, its raw log-prob, its log-prob as drawn."""
         typed = jax.random.wrap_key_data(keys)
         at_step = jax.vmap(lambda row, s: jax.vmap(lambda key: jax.random.fold_in(key, s))(row))(
@@ -216,7 +240,7 @@ class Sampler:
             logp = log_prob(logits[0], token)
         return token, logp, sampling_logp
 
-    def _is_stop(self, token: Array) -> Array:
+    def _is_stop(self, token: Int[Array, "B K"]) -> Bool[Array, "B K"]:
         stops = jnp.asarray(self.eos_ids, jnp.int32)
         return (token[..., None] == stops[None, None, :]).any(-1)
 
@@ -254,18 +278,18 @@ class Sampler:
 class CompiledSampler(NamedTuple):
     """The methods of a `Sampler`, jitted."""
 
-    start: Callable[[PyTree, Prompts, Array, Array], Slots]
+    start: Callable[[PyTree, Prompts, jax.Array, Array], Slots]
     run: Callable[[PyTree, Slots, Array], Slots]
-    refill: Callable[[PyTree, Slots, Prompts, Array, Array], Slots]
+    refill: Callable[[PyTree, Slots, Prompts, jax.Array, Array], Slots]
     look: Callable[[Slots], tuple[Array, Samples]]
 
 
 def in_one_batch(
     sampler: Sampler | CompiledSampler,
-) -> Callable[[PyTree, Prompts, Array], Samples]:
+) -> Callable[[PyTree, Prompts, jax.Array], Samples]:
     """Return generate(params, prompts, key) -> Samples of one batch, no slot taken twice."""
 
-    def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
+    def generate(params: PyTree, prompts: Prompts, key: jax.Array) -> Samples:
         b = len(prompts.length)
         slots = sampler.start(params, prompts, key, jnp.ones((b,), bool))
         return finished(sampler.run(params, slots, jnp.int32(b)))
@@ -273,15 +297,9 @@ def in_one_batch(
     return generate
 
 
-def make_generate(decoder: Decoder, **settings) -> Callable[[PyTree, Prompts, Array], Samples]:
+def make_generate(decoder: Decoder, **settings) -> Callable[[PyTree, Prompts, jax.Array], Samples]:
     """Return `in_one_batch(Sampler(decoder=decoder, **settings))`."""
     return in_one_batch(Sampler(decoder=decoder, **settings))
-
-
-def _put(old: Array, new: Array, which: Array, axis: int) -> Array:
-    """Put rows `new` in the places `which`; rows for places beyond the last are dropped."""
-    where = (slice(None),) * axis + (which,)
-    return old.at[where].set(new, mode="drop")
 
 
 def _write(cache: Array, new: Array, head: Array) -> Array:
@@ -290,9 +308,14 @@ def _write(cache: Array, new: Array, head: Array) -> Array:
 
 
 def _record(
-    samples: Samples, step: Array, token: Array, logp: Array, sampling_logp: Array, ended: Array
+    samples: Samples,
+    step: Int[Array, "B"],
+    token: Int[Array, "B K"],
+    logp: Float[Array, "B K"],
+    sampling_logp: Float[Array, "B K"],
+    ended: Bool[Array, "B K"],
 ) -> Samples:
-    """Write each row's token at its `step` [B]; completions that have ended keep their padding."""
+    """Write each row's token at its `step`; completions that have ended keep their padding."""
     at_step = jnp.arange(samples.tokens.shape[2])[None, None, :] == step[:, None, None]
     here = at_step & ~ended[:, :, None]
 
