@@ -24,7 +24,7 @@ from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
 from ssppo_jax.rollout.judge import build_oracle, judge, place_oracle
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
-from ssppo_jax.sampling.sampler import Sampler
+from ssppo_jax.sampling.sampler import CompiledSampler
 from ssppo_jax.types import FINISH_NAMES, Prompt, PyTree, Verdict
 from ssppo_jax.weights.source import resolve
 
@@ -191,7 +191,7 @@ class HeldOut:
 
     def __init__(self, runtime: Runtime, encoded: list[EncodedPrompt]):
         self.runtime, self.encoded = runtime, encoded
-        self._samplers: dict[int, Sampler] = {}
+        self._samplers: dict[int, CompiledSampler] = {}
 
     def sample(
         self,

@@ -25,7 +25,7 @@ from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.masks import layer_kinds
 from ssppo_jax.models.policy import Apply, make_apply
 from ssppo_jax.sampling.choose import SamplingParams
-from ssppo_jax.sampling.sampler import Sampler, make_sampler
+from ssppo_jax.sampling.sampler import CompiledSampler, Sampler
 from ssppo_jax.types import Prompt, PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
@@ -101,14 +101,13 @@ class Runtime:
         sampling: SamplingParams,
         weights: tuple[float, ...] = (1.0,),
         first_sample: int = 0,
-    ) -> Sampler:
-        """The jitted sampler; slots that are handed on are donated.
+    ) -> CompiledSampler:
+        """Compile a sampler; slots that are handed on are donated.
 
         With several `weights`, `params` is a tuple of as many policies and their geometric mixture
         is sampled."""
-        decoder = self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll)
-        sampler = make_sampler(
-            decoder,
+        sampler = Sampler(
+            decoder=self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll),
             num_samples=num_samples,
             eos_ids=self.eos,
             pad_id=self.eos[0],
@@ -116,7 +115,7 @@ class Runtime:
             weights=weights,
             first_sample=first_sample,
         )
-        return Sampler(
+        return CompiledSampler(
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),

@@ -3,23 +3,26 @@
     prompts [B,P] -> generate -> samples [B,K,T] -> oracle -> verdict [B,K,K] or [B,K] -> assemble
     -> batch -> train
 
-    B prompts    K samples per prompt (2 after winner/loser selection)    P prompt slots    T
-    completion slots V vocabulary    D width    N layers    H / G query / key-value heads    E head
-    dim    F mlp width
+    B prompts    K samples per prompt (2 after winner/loser selection)    P prompt slots
+    T completion slots    V vocabulary    D width    N layers    H query heads    G key-value heads
+    E head dim    F mlp width    A any axes
 
 K is a real array axis: nothing re-groups rows by id. Pair losses are the case K=2, winner at 0,
-loser at 1. Arrays are NumPy on the host and `jax.Array` on the device; the records do not care."""
+loser at 1. Arrays are NumPy on the host and `jax.Array` on devices; records hold either. `Float` is
+float32 and `Int` int32 unless a comment says otherwise."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
+from jaxtyping import Float, Int, Int8, PyTree, UInt32
 
-Array = Any  # np.ndarray or jax.Array
-PyTree = Any
+Array = jax.Array | np.ndarray
 
 FINISH_EOS, FINISH_LENGTH = 0, 1  # Samples.finish codes
 FINISH_NAMES = ("eos", "length")
@@ -31,110 +34,100 @@ class Prompt:
     for oracles."""
 
     id: str
-    messages: tuple[
-        dict, ...
-    ]  # chat turns, each {"role": ..., "content": ...}, the last one from the user
+    messages: tuple[dict, ...]  # chat turns {"role": ..., "content": ...}, the last from the user
     meta: dict = dataclasses.field(default_factory=dict)
 
     @property
     def text(self) -> str:
-        """The last user turn, for oracles and for people to read."""
+        """Return the last user turn, for oracles and for people to read."""
         return self.messages[-1]["content"]
 
 
 class Prompts(NamedTuple):
-    """A padded batch of tokenised prompts, right-padded; masks come from `length`, never from
-    `tokens != pad`."""
+    """A batch of tokenised prompts, right-padded; masks come from `length`, never from `tokens !=
+    pad`."""
 
-    tokens: Array  # [B,P] int32
-    length: Array  # [B] int32, >= 1
-    address: Array  # [B] uint32, stable per prompt id: where this prompt's random keys live
+    tokens: Int[Array, "B P"]
+    length: Int[Array, "B"]  # >= 1
+    address: UInt32[Array, "B"]  # stable per prompt id: where this prompt's random keys live
 
 
 class Samples(NamedTuple):
-    """K completions per prompt. A sampled EOS is a token like any other and counts; a synthetic one
-    never exists."""
+    """K completions per prompt. A sampled EOS is a token like any other and counts; none is ever
+    added."""
 
-    tokens: Array  # [B,K,T] int32
-    length: Array  # [B,K] int32, tokens sampled, EOS included
-    logp: Array  # [B,K,T] float32, raw log-probs (temperature 1, full vocabulary); 0 in padding
-    sampling_logp: (
-        Array  # [B,K,T] float32, under the distribution actually sampled from; 0 in padding
-    )
-    finish: Array  # [B,K] int8: FINISH_EOS or FINISH_LENGTH
+    tokens: Int[Array, "B K T"]
+    length: Int[Array, "B K"]  # tokens sampled, EOS included
+    logp: Float[Array, "B K T"]  # raw log-probs (temperature 1, full vocabulary); 0 in padding
+    sampling_logp: Float[Array, "B K T"]  # under the distribution sampled from; 0 in padding
+    finish: Int8[Array, "B K"]  # FINISH_EOS or FINISH_LENGTH
 
 
 @dataclasses.dataclass(frozen=True)
 class Failed:
-    """An oracle that could not answer. Never a number: the whole prompt group is dropped and
-    counted."""
+    """An oracle's failure on a prompt: the whole prompt group is dropped and counted."""
 
     reason: str
 
 
 class Verdict(NamedTuple):
-    """What an oracle says of B groups of K responses. Exactly one of `preference` and `reward` is
-    present."""
+    """An oracle's answer on B groups of K responses. Exactly one of `preference` and `reward` is
+    given."""
 
-    preference: np.ndarray | None  # [B,K,K] float32, P(y_i > y_j) in [0,1], P + P^T = 1
-    reward: np.ndarray | None  # [B,K] float32
+    preference: Float[np.ndarray, "B K K"] | None  # P(y_i > y_j) in [0,1], P + P^T = 1
+    reward: Float[np.ndarray, "B K"] | None
     failed: tuple[Failed | None, ...]  # length B; rows with a Failed hold NaN and must not be used
-    parts: dict[str, np.ndarray] | None = (
-        None  # named components, each of the same shape, logged beside it
-    )
+    parts: dict[str, np.ndarray] | None = None  # named components, of the same shape, for the log
 
 
 class Policy(NamedTuple):
     """What a loss may see of the model being trained."""
 
-    logp: Array  # [B,K,T] float32, raw token log-probs; arbitrary in padding
-    hidden: Array  # [B,K,D] float32, pooled hidden states, not normalised
+    logp: Float[Array, "B K T"]  # raw token log-probs; arbitrary in padding
+    hidden: Float[Array, "B K D"]  # pooled hidden states, not normalised
 
 
 class Batch(NamedTuple):
     """What a loss may see of the data. Fields a loss does not use may hold zeros.
 
-    Padding rows (to fill the last batch) have `weight` 0 and `mask` all 0.
-    """
+    Padding rows (to fill the last batch) have `weight` 0 and `mask` all 0."""
 
-    prompt: Array  # [B,P] int32
-    prompt_length: Array  # [B] int32
-    completion: Array  # [B,K,T] int32
-    mask: Array  # [B,K,T] float32, 1 on sampled tokens (EOS included)
-    # [B,K,T] float32, under pi_t: the policy that sampled, frozen at the start of the iteration
-    old_logp: Array
-    ref_logp: Array  # [B,K,T] float32, under the loss's reference (pi_t, or the initial policy)
-    init_logp: (
-        Array  # [B,K,T] float32, under the initial policy (for KL logging; zeros when not scored)
-    )
-    win_rate: Array  # [B,K] float32, estimated P(y > pi_t), before any gate
-    target: Array  # [B,K] float32, calibrated (gated) win rate; equals win_rate without a gate
-    p_win: Array  # [B] float32, P(winner > loser) as the oracle said it
-    similarity: Array  # [B] float32, semantic similarity of winner and loser in [0,1]
-    advantage: Array  # [B,K] float32, group advantages (group losses)
-    weight: Array  # [B] float32, 1 for a real row, 0 for padding
+    prompt: Int[Array, "B P"]
+    prompt_length: Int[Array, "B"]
+    completion: Int[Array, "B K T"]
+    mask: Float[Array, "B K T"]  # 1 on sampled tokens (EOS included)
+    # Under pi_t: the policy that sampled, frozen at the start of the iteration.
+    old_logp: Float[Array, "B K T"]
+    ref_logp: Float[Array, "B K T"]  # under the loss's reference (pi_t, or the initial policy)
+    init_logp: Float[Array, "B K T"]  # under the initial policy, for the KL log; 0: not scored
+    win_rate: Float[Array, "B K"]  # estimated P(y > pi_t), before any gate
+    target: Float[Array, "B K"]  # calibrated (gated) win rate; equals win_rate without a gate
+    p_win: Float[Array, "B"]  # P(winner > loser) as the oracle said it
+    similarity: Float[Array, "B"]  # semantic similarity of winner and loser in [0,1]
+    advantage: Float[Array, "B K"]  # group advantages (group losses)
+    weight: Float[Array, "B"]  # 1 for a real row, 0 for padding
 
 
 class TrainState(NamedTuple):
     """Everything a train step updates."""
 
-    params: PyTree
-    opt_state: PyTree
-    step: Array  # [] int32, optimizer steps taken
+    params: PyTree[Array]
+    opt_state: PyTree[Array]
+    step: Int[Array, ""]  # optimizer steps taken
 
 
 class Mean(NamedTuple):
-    """A mean that is not divided yet, so that micro-batches and devices merge exactly: sum both,
+    """A mean that is not divided yet. Micro-batches and devices merge exactly: sum both parts,
     divide once."""
 
-    total: Array  # [] float32
-    weight: Array  # [] float32
+    total: Float[ArrayLike, ""]
+    weight: Float[ArrayLike, ""]
 
     def merge(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.weight + other.weight)
 
-    def result(self) -> Array:
-        """total / weight, and 0 where nothing was counted."""
+    def result(self) -> ArrayLike:
+        """Return total / weight, and 0 where nothing was counted."""
         safe = jnp.where(self.weight == 0, 1.0, self.weight)
         return jnp.where(self.weight == 0, 0.0, self.total / safe)
 
@@ -142,24 +135,24 @@ class Mean(NamedTuple):
 class Max(NamedTuple):
     """A maximum over everything merged."""
 
-    value: Array  # [] float32
+    value: Float[ArrayLike, ""]
 
     def merge(self, other: Max) -> Max:
         return Max(jnp.maximum(self.value, other.value))
 
-    def result(self) -> Array:
+    def result(self) -> ArrayLike:
         return self.value
 
 
 class Min(NamedTuple):
     """A minimum over everything merged."""
 
-    value: Array  # [] float32
+    value: Float[ArrayLike, ""]
 
     def merge(self, other: Min) -> Min:
         return Min(jnp.minimum(self.value, other.value))
 
-    def result(self) -> Array:
+    def result(self) -> ArrayLike:
         return self.value
 
 

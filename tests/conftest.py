@@ -1,5 +1,5 @@
 """The strictness every test runs under: 8 virtual CPU devices, no silent rank promotion, warnings
-are errors."""
+are errors, and the shapes and dtypes that annotations state are checked at every call."""
 
 import os
 
@@ -17,7 +17,13 @@ os.environ["XLA_FLAGS"] = " ".join(
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # tests reach no network
 
 import jax
+import jaxtyping
 import pytest
+
+jaxtyping.install_import_hook(
+    [f"ssppo_jax.{room}" for room in ("types", "losses", "models", "sampling")],
+    "beartype.beartype",
+)
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update(

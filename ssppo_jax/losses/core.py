@@ -1,16 +1,15 @@
-"""Pieces every loss shares: padding, sums over tokens, means that merge, and the statistics logged
-with any loss."""
+"""Pieces that losses share: padding, sums over tokens, means that merge, and logged statistics."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy
 
-MAX_LOG_RATIO = (
-    60.0  # exp(60) = 1.1e26: reads as "exploded", yet float32 sums of millions of them are finite
-)
+# exp(60) = 1.1e26: reads as "exploded", yet float32 sums of millions of them are finite.
+MAX_LOG_RATIO = 60.0
 MIN_SQUARED_NORM = 1e-24  # a vector shorter than 1e-12 has no direction
 
 
@@ -27,12 +26,11 @@ def require(ok: bool, field: str, value: object, rule: str, remedy: str) -> None
 
 
 def clean(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
-    """Replace all that must not count by constants, before any arithmetic; losses begin with this
-    line.
+    """Replace all that must not count by constants. Losses begin with this line.
 
     Padding tokens and rows of weight 0 may hold anything, NaN included. Masking a result is too
     late: the gradient of the unused branch is 0 * NaN. So the inputs are masked: log-probs, hidden
-    states and row values become 0, win rates 1/2, and the loss and its gradients are then
+    states and row values become 0, and win rates 1/2. The loss and its gradients are then
     bit-identical whatever the padding held."""
     real = batch.weight > 0
     token = (batch.mask > 0) & real[:, None, None]
@@ -57,23 +55,22 @@ def clean(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
     )
 
 
-def sequence_sum(x: Array, mask: Array) -> Array:  # [B,K,T]  # [B,K,T]
-    """Sum over the tokens that count -> [B,K] float32. Padding may hold NaN."""
+def sequence_sum(x: Float[Array, "B K T"], mask: Float[Array, "B K T"]) -> Float[Array, "B K"]:
+    """Sum over the tokens that count. Padding may hold NaN."""
     return jnp.sum(jnp.where(mask > 0, float32(x), 0.0), axis=-1)
 
 
-def sequence_mean(x: Array, mask: Array) -> Array:  # [B,K,T]  # [B,K,T]
-    """Mean over the tokens that count -> [B,K] float32, 0 for a sequence without any."""
+def sequence_mean(x: Float[Array, "B K T"], mask: Float[Array, "B K T"]) -> Float[Array, "B K"]:
+    """Average over the tokens that count; 0 for a sequence without any."""
     return sequence_sum(x, mask) / jnp.maximum(sequence_sum(jnp.ones_like(mask), mask), 1.0)
 
 
 def sequence_logratio(
-    policy_logp: Array,
-    ref_logp: Array,
-    mask: Array,  # [B,K,T]  # [B,K,T]  # [B,K,T]
-) -> Array:
-    """r(y) = log pi(y|x) - log pi_ref(y|x), summed over response tokens with no length
-    normalisation -> [B,K] float32.
+    policy_logp: Float[Array, "B K T"], ref_logp: Float[Array, "B K T"], mask: Float[Array, "B K T"]
+) -> Float[Array, "B K"]:
+    """Return r(y) = log pi(y|x) - log pi_ref(y|x), summed over response tokens.
+
+    There is no length normalisation.
 
     SPPO (arXiv 2405.00675) eq. 4.7: the EOS counts. The two are subtracted token by token and then
     summed, which keeps float32 digits that subtracting two long sums would lose."""
@@ -83,36 +80,36 @@ def sequence_logratio(
     )
 
 
-def weighted_mean(value: Array, weight: Array) -> Mean:  # any shape  # same shape
-    """The undivided mean of `value` under `weight`; entries of weight 0 may hold NaN."""
+def weighted_mean(
+    value: Float[Array, "*A"] | Bool[Array, "*A"], weight: Float[Array, "*A"]
+) -> Mean:
+    """Return the undivided mean of `value` under `weight`; entries of weight 0 may hold NaN."""
     weight = float32(weight)
     return Mean(jnp.sum(jnp.where(weight > 0, float32(value), 0.0) * weight), jnp.sum(weight))
 
 
 def sum_terms(terms: dict[str, Mean]) -> tuple[Mean, Metrics]:
-    """A loss from its additive terms, all of one weight, and the terms again under `term/` keys."""
+    """Add a loss's terms, all of one weight; return them again under `term/` keys."""
     total = sum(term.total for term in terms.values())
     weight = next(iter(terms.values())).weight
     return Mean(total, weight), {f"term/{name}": term for name, term in terms.items()}
 
 
-def unit(x: Array) -> Array:  # [...,D]
-    """x / |x| in float32; a vector of (nearly) zero length gives 0 with gradient 0, never NaN."""
+def unit(x: Float[Array, "*A D"]) -> Float[Array, "*A D"]:
+    """Return x / |x| in float32; a vector of nearly zero length gives 0 with gradient 0."""
     x = float32(x)
     squared = jnp.sum(x * x, axis=-1, keepdims=True)
     long = squared > MIN_SQUARED_NORM
     return jnp.where(long, x / jnp.sqrt(jnp.where(long, squared, 1.0)), 0.0)
 
 
-def cosine(a: Array, b: Array) -> Array:  # [...,D]  # [...,D]
-    """Cosine of two vectors, differentiable in both -> [...] float32. 0 with gradient 0 if either
-    has no direction."""
+def cosine(a: Float[Array, "*A D"], b: Float[Array, "*A D"]) -> Float[Array, "*A"]:
+    """Return the cosine of two vectors in float32; 0 with gradient 0 if either has no direction."""
     return jnp.sum(unit(a) * unit(b), axis=-1)
 
 
 def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
-    """How far the policy has moved, and how long the responses are: logged with every loss, before
-    any gate or clip.
+    """Measure how far the policy has moved and how long the responses are, before any gate or clip.
 
     * `ratio/{min,mean,max}`: pi/pi_t per token; `ratio/sequence_log`: log(pi/pi_t) summed over the
       response.
@@ -124,9 +121,8 @@ def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
       `init_logp` is all zero were not scored and do not count.
     * `length/{min,mean,max}`: tokens per response, EOS included.
 
-    Where K responses were reduced to a winner and a loser, these are statistics of the selected
-    two. Log-ratios are clipped to +-60 inside `exp` only. Min is +inf and Max is -inf where nothing
-    counted, so both merge."""
+    Of pairs these are statistics of the winner and the loser. Log-ratios are clipped to +-60 inside
+    `exp` only. Min is +inf and Max is -inf where nothing counted, so both merge."""
     policy, batch = clean(policy, batch)
     mask, valid = batch.mask, batch.mask > 0
     u = policy.logp - batch.old_logp
@@ -156,5 +152,5 @@ def _exp(u: Array) -> Array:
 
 
 def _k3(u: Array, mask: Array) -> Array:
-    """Sum over tokens of e^u - 1 - u -> [B,K]; expm1 keeps the digits near u = 0."""
+    """Sum e^u - 1 - u over tokens -> [B,K]; expm1 keeps the digits near u = 0."""
     return sequence_sum(jnp.expm1(jnp.clip(u, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - u, mask)

@@ -1,4 +1,4 @@
-"""Semantic gates: how much of a preference survives when two responses mean the same.
+"""Semantic gates: they weaken a preference between two responses that mean the same.
 
 A gate maps similarity S to the factor on P - 1/2: 1 keeps the verdict, 0 makes it a tie. S is first
 cut to [0,1], so a negative cosine acts as S = 0 and rounding above 1 cannot flip a preference.
@@ -6,21 +6,22 @@ Gates take NumPy and JAX arrays alike."""
 
 from __future__ import annotations
 
+from jaxtyping import Float
+
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Array
 
 
-def linear(similarity: Array) -> Array:  # any shape
-    """1 - S: the gate of S-SPPO (arXiv 2606.01561, section 3.1 and Algorithm 1)."""
+def linear(similarity: Float[Array, "*A"]) -> Float[Array, "*A"]:
+    """Return 1 - S: the gate of S-SPPO (arXiv 2606.01561, section 3.1 and Algorithm 1)."""
     return 1.0 - similarity.clip(0.0, 1.0)
 
 
-def power(similarity: Array, *, exponent: float = 2.0) -> Array:  # any shape
-    """(1 - S)^exponent: above 1 it discounts weak similarity too, below 1 it acts on
-    near-duplicates only.
+def power(similarity: Float[Array, "*A"], *, exponent: float = 2.0) -> Float[Array, "*A"]:
+    """Return (1 - S)^exponent.
 
-    A reconstruction: the paper (appendix D.5) names non-linear gates as future work and gives no
-      formula.
+    Above 1 it discounts weak similarity too; below 1 it acts on near-duplicates only. A
+    reconstruction: the paper (appendix D.5) names non-linear gates as future work, without formula.
 
     Args:
       exponent: power of 1 - S, positive; 1 is the linear gate
@@ -32,9 +33,8 @@ def power(similarity: Array, *, exponent: float = 2.0) -> Array:  # any shape
     return (1.0 - similarity.clip(0.0, 1.0)) ** exponent
 
 
-def threshold(similarity: Array, *, cutoff: float = 0.9) -> Array:  # any shape
-    """1 below the cutoff and 0 from it on: verdicts on near-duplicates are ignored, all others kept
-    whole.
+def threshold(similarity: Float[Array, "*A"], *, cutoff: float = 0.9) -> Float[Array, "*A"]:
+    """Return 1 below the cutoff and 0 from it on: verdicts on near-duplicates become ties.
 
     A reconstruction (see `power`); 0.9 is where the paper's figures 2 and 3 begin to count
     responses as alike.
@@ -49,8 +49,8 @@ def threshold(similarity: Array, *, cutoff: float = 0.9) -> Array:  # any shape
     return (similarity < cutoff).astype(similarity.dtype)
 
 
-def calibrate(win_rate: Array, factor: Array) -> Array:  # any shape  # same shape
-    """P^c = 1/2 + factor * (P - 1/2) (S-SPPO eq. 3.1): moves towards a tie and never past it."""
+def calibrate(win_rate: Float[Array, "*A"], factor: Float[Array, "*A"]) -> Float[Array, "*A"]:
+    """Return P^c = 1/2 + factor * (P - 1/2) (S-SPPO eq. 3.1), which never passes a tie."""
     return 0.5 + factor * (win_rate - 0.5)
 
 

@@ -19,6 +19,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from ssppo_jax.losses.core import (
     clean,
@@ -32,55 +33,42 @@ from ssppo_jax.losses.ratio_gates import MAX_LOG_RATIO, RATIO_GATES, Gated, rati
 from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy
 
 ROWS = "group"
-LOSS_AGG_MODES = (
-    "token-mean",
-    "seq-mean-token-mean",
-    "seq-mean-token-sum",
-    "seq-mean-token-sum-norm",
-)
+LOSS_AGG_MODES = ("token-mean", *(f"seq-mean-token-{how}" for how in ("mean", "sum", "sum-norm")))
 
 
-def _group(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Array, Array]:
-    """Clean a batch and return it with u and A spread over the tokens, both [B,K,T]."""
+Tokens = Float[Array, "B K T"]
+Responses = Float[Array, "B K"]
+
+
+def _group(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Tokens, Tokens]:
+    """Clean a batch and return it with u and A spread over the tokens."""
     policy, batch = clean(policy, batch)
     u = policy.logp - batch.old_logp
     return policy, batch, u, _spread(batch.advantage, u)
 
 
-def _spread(x: Array, tokens: Array) -> Array:  # [B,K]  # [B,K,T]
-    """One value per response -> the same value at each of its tokens."""
+def _spread(x: Float[Array, "B K"], tokens: Float[Array, "B K T"]) -> Tokens:
+    """Repeat the value of each response at each of its tokens."""
     return jnp.broadcast_to(x[:, :, None], tokens.shape)
 
 
 def _clip_range(epsilon: float, epsilon_high: float) -> tuple[float, float]:
-    """(epsilon, epsilon_high), the second falling back on the first, as in TRL."""
+    """Return (epsilon, epsilon_high); the second falls back on the first, as in TRL."""
     require(epsilon > 0, "epsilon", epsilon, "must be > 0", "it is how far a ratio may go below 1")
-    require(
-        epsilon_high >= 0,
-        "epsilon_high",
-        epsilon_high,
-        "must be >= 0",
-        "0 means the same as epsilon",
-    )
+    rule = "must be >= 0"
+    require(epsilon_high >= 0, "epsilon_high", epsilon_high, rule, "0 means the same as epsilon")
     return epsilon, epsilon_high or epsilon
 
 
 def _aggregate(
-    x: Array,
-    batch: Batch,
-    mode: str,
-    max_completion_length: int = 0,  # [B,K,T]
+    x: Float[Array, "B K T"], batch: Batch, mode: str, max_completion_length: int = 0
 ) -> Mean:
-    """Mean over tokens, or over responses of their token mean, sum, or sum / max_completion_length
-    (0: T)."""
+    """Average over tokens, or over responses their token mean, sum, or sum / max_completion_length.
+
+    A max_completion_length of 0 stands for T."""
     allowed = "must be one of " + ", ".join(LOSS_AGG_MODES)
-    require(
-        mode in LOSS_AGG_MODES,
-        "loss_agg_mode",
-        mode,
-        allowed,
-        "GRPO's is seq-mean-token-mean, DAPO's token-mean",
-    )
+    remedy = "GRPO's is seq-mean-token-mean, DAPO's token-mean"
+    require(mode in LOSS_AGG_MODES, "loss_agg_mode", mode, allowed, remedy)
     if mode == "token-mean":
         return weighted_mean(x, batch.mask * batch.weight[:, None, None])
     if mode == "seq-mean-token-mean":
@@ -92,15 +80,14 @@ def _aggregate(
     return weighted_mean(response, jnp.broadcast_to(batch.weight[:, None], response.shape))
 
 
-def _k3(d: Array) -> Array:  # [B,K,T] log pi_ref - log pi
-    """e^d - 1 - d >= 0. Where pi_ref exceeds pi by more than e^20 it is constant, so that nothing
-    overflows."""
+def _k3(d: Tokens) -> Tokens:
+    """Return e^d - 1 - d >= 0 of d = log pi_ref - log pi, constant beyond d = 20: no overflow."""
     d = jnp.minimum(d, MAX_LOG_RATIO)
     return jnp.expm1(d) - d
 
 
 def _finish(
-    gain: Array,  # [B,K,T] what is maximised
+    gain: Tokens,
     policy: Policy,
     batch: Batch,
     metrics: Metrics,
@@ -109,14 +96,9 @@ def _finish(
     loss_agg_mode: str = "seq-mean-token-mean",
     max_completion_length: int = 0,
 ) -> tuple[Mean, Metrics]:
-    """-J plus the KL term, and what every group loss logs."""
-    require(
-        beta >= 0,
-        "beta",
-        beta,
-        "must be >= 0",
-        "it weighs the KL to the reference; 0 leaves it out",
-    )
+    """Return -J plus the KL term, J being the mean gain, and what every group loss logs."""
+    remedy = "it weighs the KL to the reference; 0 leaves it out"
+    require(beta >= 0, "beta", beta, "must be >= 0", remedy)
     terms = {"surrogate": _aggregate(-gain, batch, loss_agg_mode, max_completion_length)}
     if beta:
         kl = _k3(batch.ref_logp - policy.logp)
@@ -126,18 +108,18 @@ def _finish(
     return loss, logged | _over_responses("sequence_ratio", ratio(sequence), batch) | metrics
 
 
-def _tokens(batch: Batch) -> Array:
-    """Weight of each token -> [B,K,T]."""
+def _tokens(batch: Batch) -> Tokens:
+    """Return the weight of each token."""
     return batch.mask * batch.weight[:, None, None]
 
 
-def _responses(batch: Batch) -> Array:
-    """Weight of each response that has tokens -> [B,K]."""
+def _responses(batch: Batch) -> Responses:
+    """Return the weight of each response, 0 for those without tokens."""
     return jnp.any(batch.mask > 0, axis=-1) * batch.weight[:, None]
 
 
-def _over_responses(name: str, x: Array, batch: Batch) -> Metrics:  # [B,K]
-    """Minimum, mean and maximum over responses that have tokens."""
+def _over_responses(name: str, x: Responses, batch: Batch) -> Metrics:
+    """Log minimum, mean and maximum over responses that have tokens."""
     weight = _responses(batch)
     return {
         f"{name}/min": Min(jnp.min(jnp.where(weight > 0, x, jnp.inf))),
@@ -147,12 +129,9 @@ def _over_responses(name: str, x: Array, batch: Batch) -> Metrics:  # [B,K]
 
 
 def _clip_metrics(
-    low: Array,
-    high: Array,
-    weight: Array,  # any shape, bool  # same shape, bool  # same shape
+    low: Bool[Array, "*A"], high: Bool[Array, "*A"], weight: Float[Array, "*A"]
 ) -> Metrics:
-    """Fractions without gradient because of the clip, and the effective update ratio: 1 minus the
-    whole fraction."""
+    """Log the fractions that the clip left without gradient, and 1 minus the whole fraction."""
     return {
         "clip_ratio/region_mean": weighted_mean(low | high, weight),
         "clip_ratio/low_mean": weighted_mean(low, weight),
@@ -162,14 +141,15 @@ def _clip_metrics(
 
 
 def _clipped(
-    r: Array,
-    advantage: Array,
+    r: Float[Array, "*A"],
+    advantage: Float[Array, "*A"],
     low: float,
     high: float,
-    delta: float = 0.0,  # [B,K,T]  # [B,K,T]
-) -> tuple[Array, Array, Array]:
-    """min(min(r, delta) A, clip(r, 1 - low, 1 + high) A), and where r fell out below or above,
-    without gradient."""
+    delta: float = 0.0,
+) -> tuple[Float[Array, "*A"], Bool[Array, "*A"], Bool[Array, "*A"]]:
+    """Return min(min(r, delta) A, clip(r, 1 - low, 1 + high) A), and where r fell out below, above.
+
+    There the gradient is 0."""
     capped = jnp.minimum(r, delta) if delta else r
     gain = jnp.minimum(capped * advantage, jnp.clip(r, 1.0 - low, 1.0 + high) * advantage)
     over = (advantage > 0) & (r > 1.0 + high)
@@ -182,26 +162,21 @@ def _clipped(
 
 
 def _gated(
-    u: Array, advantage: Array, gate: str, positive: float, negative: float, names: tuple[str, str]
+    u: Tokens,
+    advantage: Tokens,
+    gate: str,
+    positive: float,
+    negative: float,
+    names: tuple[str, str],
 ) -> Gated:
-    """The gate at every token, with one temperature for A > 0 and another for A <= 0."""
+    """Apply the gate to every token, with one temperature for A > 0 and another for A <= 0."""
     field = names[0].partition("_")[0] + "_gate"
-    require(
-        gate in RATIO_GATES,
-        field,
-        gate,
-        "must be one of " + ", ".join(sorted(RATIO_GATES)),
-        "see ratio_gates.py",
-    )
+    allowed = "must be one of " + ", ".join(sorted(RATIO_GATES))
+    require(gate in RATIO_GATES, field, gate, allowed, "see ratio_gates.py")
     least = math.pi / 2 if gate == "arctan_log_affine" else 0.0
     for name, value in zip(names, (positive, negative), strict=True):
-        require(
-            value > 0 and value >= least,
-            name,
-            value,
-            f"must be > 0 and >= {least:.4g} for {gate}",
-            "10 is usual",
-        )
+        rule = f"must be > 0 and >= {least:.4g} for {gate}"
+        require(value > 0 and value >= least, name, value, rule, "10 is usual")
     temperature = jnp.where(advantage > 0, positive, negative).astype(u.dtype)
     return RATIO_GATES[gate](u, temperature)
 
@@ -241,9 +216,8 @@ def sspo(
     names = ("sspo_temperature_pos", "sspo_temperature_neg")
     gated = _gated(u, advantage, sspo_gate, sspo_temperature_pos, sspo_temperature_neg, names)
     s = ratio(sequence_mean(gated.log_f, batch.mask))
-    metrics = {
-        "effective_update_ratio": weighted_mean(gated.slope, _tokens(batch))
-    } | _over_responses("sequence_weight", s, batch)
+    metrics = _over_responses("sequence_weight", s, batch)
+    metrics["effective_update_ratio"] = weighted_mean(gated.slope, _tokens(batch))
     return _finish(_spread(s, u) * advantage, policy, batch, metrics, beta=beta)
 
 
@@ -273,7 +247,7 @@ def sapo(
     policy, batch, u, advantage = _group(policy, batch)
     names = ("sapo_temperature_pos", "sapo_temperature_neg")
     gated = _gated(u, advantage, sapo_gate, sapo_temperature_pos, sapo_temperature_neg, names)
-    metrics = {"effective_update_ratio": weighted_mean(gated.slope, _tokens(batch))}
+    metrics: Metrics = {"effective_update_ratio": weighted_mean(gated.slope, _tokens(batch))}
     return _finish(
         ratio(gated.log_f) * advantage,
         policy,
@@ -412,15 +386,10 @@ def _ppo(
     loss_agg_mode: str,
     max_completion_length: int = 0,
 ) -> tuple[Mean, Metrics]:
-    """The clipped token surrogate that GRPO and its relatives average differently."""
+    """Return the clipped token surrogate, which GRPO and its relatives average differently."""
     low, high = _clip_range(epsilon, epsilon_high)
-    require(
-        delta == 0 or delta > 1 + high,
-        "delta",
-        delta,
-        f"must be 0 or > 1 + epsilon_high = {1 + high:g}",
-        "0: no cap",
-    )
+    rule = f"must be 0 or > 1 + epsilon_high = {1 + high:g}"
+    require(delta == 0 or delta > 1 + high, "delta", delta, rule, "0: no cap")
     policy, batch, u, advantage = _group(policy, batch)
     gain, under, over = _clipped(ratio(u), advantage, low, high, delta)
     metrics = _clip_metrics(under, over, _tokens(batch))

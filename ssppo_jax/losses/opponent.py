@@ -11,8 +11,11 @@ s is the logistic function; sg stops the gradient. beta*r is the implicit reward
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ssppo_jax.losses.core import (
     clean,
@@ -28,8 +31,8 @@ ROWS = "opponent"
 LOSS_TYPES = ("sigmoid", "ipo")
 
 
-def _opponents(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Array]:
-    """Clean a batch and return it with r [B,2]. Raises ValueError unless K is 2."""
+def _opponents(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Float[Array, "B 2"]]:
+    """Clean a batch and return it with r. Raises ValueError unless K is 2."""
     if policy.logp.shape[1] != 2:
         raise ValueError(
             "an opponent loss needs K=2 (a sample of the policy at 0, of its opponent at 1), got"
@@ -52,19 +55,15 @@ def _check(beta: float, mixture_coef: float) -> None:
     )
 
 
-def _label(batch: Batch) -> Array:  # [B]
-    """1 where the policy's sample wins, 0 where the opponent's does, 1/2 at a tie."""
+def _label(batch: Batch) -> Float[Array, "B"]:
+    """Return 1 where the policy's sample wins, 0 where the opponent's does, 1/2 at a tie."""
     return jnp.heaviside(batch.p_win - 0.5, 0.5)
 
 
 def _finish(
-    terms: dict[str, Array],
-    r: Array,
-    batch: Batch,
-    beta: float,  # [B] each  # [B,2]
+    terms: Mapping[str, Float[Array, "B"]], r: Float[Array, "B 2"], batch: Batch, beta: float
 ) -> tuple[Mean, Metrics]:
-    """Average the terms over real rows; log rewards of winner and loser, who won, and the KL to the
-    reference.
+    """Average the terms over real rows; log rewards, who won, and the KL to the reference.
 
     At a tie winner and loser are both the mean of the two, the margin is 0, and the accuracy does
     not count the row. `kl/ref_k1` is log pi/pi_ref of the policy's sample, whose mean is KL(pi ||

@@ -6,8 +6,11 @@ the implicit reward that is logged."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ssppo_jax.losses.core import (
     clean,
@@ -24,8 +27,8 @@ ROWS = "pair"
 MIN_NLL = 1e-6  # ORPO's log-odds are infinite at probability 1
 
 
-def _pair(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Array]:
-    """Clean a batch of pairs and return it with r [B,2]. Raises ValueError unless K is 2."""
+def _pair(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Float[Array, "B 2"]]:
+    """Clean a batch of pairs and return it with r. Raises ValueError unless K is 2."""
     if policy.logp.shape[1] != 2:
         raise ValueError(
             "a pair loss needs K=2 (winner at 0, loser at 1), got logp of shape"
@@ -53,9 +56,7 @@ def _smoothing(value: float, limit: float, *, open_at_zero: bool = False) -> Non
 
 
 def _finish(
-    terms: dict[str, Array],
-    reward: Array,
-    batch: Batch,  # [B] each  # [B,2]
+    terms: Mapping[str, Float[Array, "B"]], reward: Float[Array, "B 2"], batch: Batch
 ) -> tuple[Mean, Metrics]:
     """Average the terms over real rows; log the implicit rewards, their accuracy and margin."""
     weight = batch.weight
@@ -73,12 +74,9 @@ def _finish(
 
 
 def _regression(
-    r: Array,
-    win_rate: Array,
-    beta: float,
-    log_z_coef: float,  # [B,2]  # [B,2]
-) -> Array:
-    """Squared distance of r to (P - log_z_coef)/beta -> [B,2]."""
+    r: Float[Array, "B 2"], win_rate: Float[Array, "B 2"], beta: float, log_z_coef: float
+) -> Float[Array, "B 2"]:
+    """Return the squared distance of r to (P - log_z_coef)/beta."""
     _positive(beta=beta)
     require(
         0 <= log_z_coef <= 1, "log_z_coef", log_z_coef, "must be in [0, 1]", "0.5 is the papers'"
@@ -87,7 +85,7 @@ def _regression(
 
 
 def _target_metrics(batch: Batch) -> Metrics:
-    """Win rates before and after the gate, and their margins, in units of probability."""
+    """Log win rates before and after the gate, and their margins, in units of probability."""
     values = {
         f"{kind}_{name}": value
         for kind, rate in (("raw", batch.win_rate), ("calibrated", batch.target))

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from ssppo_jax.models.encoder import dense, norm, precision_of
 from ssppo_jax.types import Array
@@ -41,7 +42,7 @@ class RankerArch:
 
 
 class Ranker(nn.Module):
-    """Which of two candidates is better, as PairRM says it. No dropout: the ranker is frozen.
+    """PairRM's comparison of two candidates. It has no dropout: the ranker is frozen.
 
     Softmax, LayerNorm statistics and the head are float32 whatever `dtype`. A row of length 0 gives
     logit 0."""
@@ -52,9 +53,9 @@ class Ranker(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Array,
-        length: Array,  # [R,S] int32, right-padded  # [R] int32
-    ) -> Array:  # [R] float32
+        tokens: Int[Array, "R S"],  # right-padded
+        length: Int[Array, "R"],
+    ) -> Float[Array, "R"]:
         arch, slots = self.arch, tokens.shape[1]
         mask = jnp.arange(slots)[None, :] < length[:, None]
         word = nn.Embed(arch.vocab_size, arch.width, dtype=self.dtype, name="word")(tokens)
@@ -78,36 +79,32 @@ class Ranker(nn.Module):
             _at(x, tokens == token, mask)
             for token in (arch.source_id, arch.first_id, arch.second_id)
         )
-        head = _Head(arch, name="head")
-        both = head(
-            jnp.stack([jnp.concatenate([source, y], axis=-1) for y in (first, second)])
-        )  # [2,R,tasks]
+        sides = [jnp.concatenate([source, y], axis=-1) for y in (first, second)]
+        both = _Head(arch, name="head")(jnp.stack(sides))  # [2,R,tasks]
         return jnp.where(length > 0, jnp.mean(both[0] - both[1], axis=-1), 0.0)
 
 
 class _Layer(nn.Module):
-    """One post-LN block. Returns (x, None), the carry form `nn.scan` wants."""
+    """One post-LN block. It returns (x, None), the carry form that `nn.scan` wants."""
 
     arch: RankerArch
     dtype: str
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array, positions: Array) -> tuple[Array, None]:
+    def __call__(
+        self, x: Float[Array, "R S D"], mask: Bool[Array, "R S"], positions: Float[Array, "p D"]
+    ) -> tuple[Float[Array, "R S D"], None]:
         arch = self.arch
-        x = norm(arch.norm_eps, self.dtype, "attention_norm")(
-            x + self._attention(x, mask, positions)
-        )
+        attended = self._attention(x, mask, positions)
+        x = norm(arch.norm_eps, self.dtype, "attention_norm")(x + attended)
         hidden = jax.nn.gelu(dense(arch.mlp, self.dtype, "up")(x), approximate=False)
-        return (
-            norm(arch.norm_eps, self.dtype, "mlp_norm")(
-                x + dense(arch.width, self.dtype, "down")(hidden)
-            ),
-            None,
-        )
+        y = x + dense(arch.width, self.dtype, "down")(hidden)
+        return norm(arch.norm_eps, self.dtype, "mlp_norm")(y), None
 
     def _attention(self, x: Array, mask: Array, positions: Array) -> Array:
-        """Scores (q_i.k_j + q_i.pk_d + k_j.pq_d) / sqrt(3 E): d the bucket of i - j, pk and pq its
-        key and query."""
+        """Attend with scores (q_i.k_j + q_i.pk_d + k_j.pq_d) / sqrt(3 E).
+
+        d is the bucket of i - j; pk and pq are its key and query."""
         heads, head_dim = self.arch.heads, self.arch.width // self.arch.heads
         query, key, value = (
             dense(self.arch.width, self.dtype, name) for name in ("query", "key", "value")
@@ -118,9 +115,7 @@ class _Layer(nn.Module):
 
         q, k, v = split(query(x)), split(key(x)), split(value(x))
         position_q, position_k = split(query(positions)), split(key(positions))  # [2 buckets,H,E]
-        bucket = relative_buckets(
-            x.shape[1], self.arch.buckets, self.arch.reach
-        )  # [S,S] of query and key
+        bucket = relative_buckets(x.shape[1], self.arch.buckets, self.arch.reach)
         precision = precision_of(self.dtype)
         scores = jnp.einsum("rqhe,rkhe->rhqk", q, k, precision=precision)
         to_position = jnp.einsum("rqhe,phe->rhqp", q, position_k, precision=precision)
@@ -143,14 +138,11 @@ class _Head(nn.Module):
         return dense(self.arch.tasks, "float32", "out")(hidden)
 
 
-def relative_buckets(
-    slots: int, buckets: int, reach: int
-) -> np.ndarray:  # [S,S] int32 in [0, 2 buckets)
-    """Where i - j is looked up: exact up to half of `buckets`, then logarithmic up to `reach`, the
-    rest at the ends.
+def relative_buckets(slots: int, buckets: int, reach: int) -> Int[np.ndarray, "{slots} {slots}"]:
+    """Return the bucket, in [0, 2 buckets), of i - j for query i and key j.
 
-    In float32 as the models were trained, because a rounded logarithm decides where a bucket ends.
-    """
+    Buckets are exact up to half of `buckets`, then logarithmic up to `reach`; the rest is at the
+    ends. In float32 as the models were trained: a rounded logarithm decides where a bucket ends."""
     distance = np.arange(slots)[:, None] - np.arange(slots)[None, :]
     middle = buckets // 2
     size = np.where(np.abs(distance) < middle, middle - 1, np.abs(distance)).astype(np.float32)
@@ -160,7 +152,9 @@ def relative_buckets(
     return np.clip(bucket + buckets, 0, 2 * buckets - 1)
 
 
-def _at(x: Array, marker: Array, mask: Array) -> Array:  # [R,S,D], [R,S] bool -> [R,D]
-    """The state at the marker token of each row."""
+def _at(
+    x: Float[Array, "R S D"], marker: Bool[Array, "R S"], mask: Bool[Array, "R S"]
+) -> Float[Array, "R D"]:
+    """Return the state at the marker token of each row."""
     index = jnp.argmax(marker & mask, axis=1)
     return jnp.take_along_axis(x, index[:, None, None], axis=1)[:, 0]

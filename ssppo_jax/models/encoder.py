@@ -1,4 +1,4 @@
-"""Sentence encoders, BERT and Nomic BERT: tokens in, one vector a text out.
+"""Sentence encoders, BERT and Nomic BERT: from tokens to one vector a text.
 
 The frozen encoder phi of S-SPPO's semantic gate (arXiv 2606.01561, section 3.1). Used as a
 function:
@@ -15,8 +15,10 @@ import dataclasses
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from ssppo_jax.models.layers import rotary_table, rotate
+from ssppo_jax.models.masks import Table
 from ssppo_jax.types import Array
 
 POOLINGS = ("mean", "cls", "max")
@@ -66,9 +68,9 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(
         self,
-        tokens: Array,
-        length: Array,  # [R,S] int32  # [R] int32
-    ) -> Array:  # [R,D] float32
+        tokens: Int[Array, "R S"],
+        length: Int[Array, "R"],
+    ) -> Float[Array, "R D"]:
         arch, slots = self.arch, tokens.shape[1]
         if slots > arch.positions:
             raise ValueError(
@@ -77,12 +79,10 @@ class Encoder(nn.Module):
             )
         mask = jnp.arange(slots)[None, :] < length[:, None]  # [R,S]
         x = _Embeddings(arch, self.dtype, name="embeddings")(tokens)
-        places = jnp.arange(slots)[None]
-        table = (
-            None
-            if arch.rope_theta is None
-            else rotary_table(places, arch.width // arch.heads, arch.rope_theta)
-        )
+        table = None
+        if arch.rope_theta is not None:
+            places = jnp.arange(slots)[None]
+            table = rotary_table(places, arch.width // arch.heads, arch.rope_theta)
         stack = nn.scan(
             _Layer,
             variable_axes={"params": 0},
@@ -99,33 +99,31 @@ class _Embeddings(nn.Module):
     dtype: str
 
     @nn.compact
-    def __call__(self, tokens: Array) -> Array:  # [R,S] int32 -> [R,S,D]
+    def __call__(self, tokens: Int[Array, "R S"]) -> Float[Array, "R S D"]:
         arch = self.arch
+        normed = norm(arch.norm_eps, self.dtype, "norm")
         word = nn.Embed(arch.vocab_size, arch.width, dtype=self.dtype, name="word")(tokens)
         kind = nn.Embed(arch.token_types, arch.width, dtype=self.dtype, name="type")(
             jnp.zeros((1, 1), jnp.int32)
         )
         if arch.rope_theta is not None:
-            return norm(arch.norm_eps, self.dtype, "norm")(word + kind)
+            return normed(word + kind)
         position = nn.Embed(arch.positions, arch.width, dtype=self.dtype, name="position")(
             jnp.arange(tokens.shape[1])[None, :]
         )
-        return norm(arch.norm_eps, self.dtype, "norm")(word + position + kind)
+        return normed(word + position + kind)
 
 
 class _Layer(nn.Module):
-    """One post-LN block. Returns (x, None), the carry form `nn.scan` wants."""
+    """One post-LN block. It returns (x, None), the carry form that `nn.scan` wants."""
 
     arch: EncoderArch
     dtype: str
 
     @nn.compact
     def __call__(
-        self,
-        x: Array,  # [R,S,D]
-        mask: Array,  # [R,S] bool
-        table: tuple[Array, Array] | None,  # rotary cos and sin
-    ) -> tuple[Array, None]:
+        self, x: Float[Array, "R S D"], mask: Bool[Array, "R S"], table: Table | None
+    ) -> tuple[Float[Array, "R S D"], None]:
         arch = self.arch
         attended = self._attention(x, mask, table)
         x = norm(arch.norm_eps, self.dtype, "attention_norm")(x + attended)
@@ -133,17 +131,13 @@ class _Layer(nn.Module):
             hidden = jax.nn.gelu(self._dense(arch.mlp, "up")(x), approximate=False)
         else:
             hidden = jax.nn.silu(self._dense(arch.mlp, "gate")(x)) * self._dense(arch.mlp, "up")(x)
-        return (
-            norm(arch.norm_eps, self.dtype, "mlp_norm")(
-                x + self._dense(arch.width, "down")(hidden)
-            ),
-            None,
-        )
+        y = x + self._dense(arch.width, "down")(hidden)
+        return norm(arch.norm_eps, self.dtype, "mlp_norm")(y), None
 
     def _dense(self, features: int, name: str) -> nn.Dense:
         return dense(features, self.dtype, name, bias=self.arch.rope_theta is None)
 
-    def _attention(self, x: Array, mask: Array, table: tuple[Array, Array] | None) -> Array:
+    def _attention(self, x: Array, mask: Array, table: Table | None) -> Array:
         heads, head_dim = self.arch.heads, self.arch.width // self.arch.heads
         query, key, value = (
             self._dense(self.arch.width, name)(x).reshape(*x.shape[:2], heads, head_dim)
@@ -152,10 +146,8 @@ class _Layer(nn.Module):
         if table is not None:
             query, key = rotate(query, table), rotate(key, table)
         precision = precision_of(self.dtype)
-        scores = (
-            jnp.einsum("rqhe,rkhe->rhqk", query, key, precision=precision).astype(jnp.float32)
-            / head_dim**0.5
-        )
+        scores = jnp.einsum("rqhe,rkhe->rhqk", query, key, precision=precision)
+        scores = scores.astype(jnp.float32) / head_dim**0.5
         # A finite floor, not -inf: a row of length 0 must stay finite.
         scores = jnp.where(mask[:, None, None, :], scores, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(scores, axis=-1).astype(x.dtype)
@@ -164,10 +156,8 @@ class _Layer(nn.Module):
 
 
 def _pool(
-    x: Array,
-    mask: Array,
-    arch: EncoderArch,  # [R,S,D] float32  # [R,S] bool
-) -> Array:  # [R,D] float32
+    x: Float[Array, "R S D"], mask: Bool[Array, "R S"], arch: EncoderArch
+) -> Float[Array, "R D"]:
     kept = jnp.where(mask[:, :, None], x, 0.0)
     if arch.pooling == "mean":
         count = jnp.maximum(jnp.sum(mask, axis=1, keepdims=True), 1)
@@ -183,16 +173,15 @@ def _pool(
 
 
 def dense(features: int, dtype: str, name: str, *, bias: bool = True) -> nn.Dense:
-    """A projection, in full precision where the compute dtype is float32."""
+    """Make a projection, in full precision where the compute dtype is float32."""
     return nn.Dense(features, use_bias=bias, dtype=dtype, precision=precision_of(dtype), name=name)
 
 
 def norm(eps: float, dtype: str, name: str) -> nn.LayerNorm:
-    """LayerNorm by two passes: the fast variance E[x^2] - E[x]^2 cancels; this costs nothing that
-    shows."""
+    """Make a LayerNorm of two passes: the fast variance E[x^2] - E[x]^2 cancels digits."""
     return nn.LayerNorm(epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
 
 
 def precision_of(dtype: str) -> jax.lax.Precision | None:
-    """Of products whose inputs accelerators would otherwise round."""
+    """Return the precision of products whose inputs accelerators would otherwise round."""
     return jax.lax.Precision.HIGHEST if dtype == "float32" else None

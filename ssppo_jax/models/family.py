@@ -66,11 +66,7 @@ FAMILIES: dict[str, Family] = {
         "MistralForCausalLM",
         "MistralForSequenceClassification",
         _LLAMA
-        | {
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 131072,
-            "sliding_window": 4096,
-        },
+        | {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096},
         windows="all",
     ),
     "qwen2": Family(

@@ -210,7 +210,8 @@ def _ropes(config: dict, family: Family) -> tuple[dict[str, Any], dict[str, Any]
     nested = config.get("rope_parameters") or config.get("rope_scaling") or {}
     if not family.local_rope:
         return _rope(nested, _field(config, "rope_theta")), {}
-    own, local = nested, {}
+    own: dict = nested
+    local: dict = {}
     if FULL in nested or SLIDING in nested:
         own, local = nested.get(FULL) or {}, nested.get(SLIDING) or {}
     return _rope(own, _field(config, "rope_theta")), _rope(

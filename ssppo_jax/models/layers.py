@@ -8,25 +8,28 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
+from jaxtyping import Float, Int
 
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
 from ssppo_jax.models.lora import Lora, add_adapter
+from ssppo_jax.models.masks import Table
 from ssppo_jax.types import Array
 
 
 class RMSNorm(nn.Module):
-    """x / rms(x) * scale, the quotient in float32 whatever the compute dtype.
+    """RMSNorm: x / rms(x) * scale, the quotient in float32 whatever the compute dtype.
 
     Llama rounds the quotient to the compute dtype and multiplies by the scale; Gemma (`plus_one`)
     multiplies by 1 + scale in float32 and then rounds."""
 
     eps: float
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     plus_one: bool = False
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "*A D"]) -> Float[Array, "*A D"]:
         start = nn.initializers.zeros_init() if self.plus_one else nn.initializers.ones_init()
         scale = self.param("scale", start, (x.shape[-1],), self.param_dtype).reshape(
             (1,) * (x.ndim - 1) + (-1,)
@@ -39,20 +42,21 @@ class RMSNorm(nn.Module):
 
 
 def soft_cap(x: Array, cap: float | None) -> Array:
-    """cap * tanh(x / cap); x itself without a cap."""
+    """Return cap * tanh(x / cap); x itself without a cap."""
     return x if cap is None else cap * jnp.tanh(x / cap)
 
 
 def rotary_table(
-    positions: Array,  # [B,S] int32
+    positions: Int[Array, "B S"],
     head_dim: int,
     theta: float,
     scaling: Llama3Scaling | LinearScaling | None = None,
-) -> tuple[Array, Array]:  # cos, sin: [B,S,E] float32
-    """cos and sin of position * inverse frequency, halves repeated (the rotate-half convention of
-    Hugging Face)."""
+) -> Table:
+    """Return cos and sin of position * inverse frequency, halves repeated.
+
+    This is the rotate-half convention of Hugging Face."""
     half = jnp.arange(0, head_dim, 2, dtype=jnp.float32)
-    frequency = theta ** (-half / head_dim)
+    frequency: Array = theta ** (-half / head_dim)
     if isinstance(scaling, Llama3Scaling):
         frequency = _llama3_frequency(frequency, scaling)
     elif scaling is not None:
@@ -63,19 +67,15 @@ def rotary_table(
 
 
 def _llama3_frequency(frequency: Array, s: Llama3Scaling) -> Array:
-    """Llama 3.1 long-context frequencies: long wavelengths divided by `factor`, a smooth ramp
-    between the cut-offs."""
-    turns = (
-        s.original_max_positions * frequency / (2 * jnp.pi)
-    )  # rotations over the original context
-    ramp = jnp.clip(
-        (turns - s.low_freq_factor) / (s.high_freq_factor - s.low_freq_factor), 0.0, 1.0
-    )
+    """Divide long wavelengths by `factor`, with a smooth ramp between the cut-offs (Llama 3.1)."""
+    turns = s.original_max_positions * frequency / (2 * jnp.pi)  # over the original context
+    width = s.high_freq_factor - s.low_freq_factor
+    ramp = jnp.clip((turns - s.low_freq_factor) / width, 0.0, 1.0)
     return frequency * (ramp + (1.0 - ramp) / s.factor)
 
 
-def rotate(x: Array, table: tuple[Array, Array]) -> Array:  # [B,S,heads,E]
-    """Rotary position embedding, rotate-half form, in float32."""
+def rotate(x: Float[Array, "B S heads E"], table: Table) -> Float[Array, "B S heads E"]:
+    """Apply the rotary position embedding, rotate-half form, in float32."""
     cos, sin = (part[:, :, None, :] for part in table)
     x32 = x.astype(jnp.float32)
     first, second = jnp.split(x32, 2, axis=-1)
@@ -84,18 +84,17 @@ def rotate(x: Array, table: tuple[Array, Array]) -> Array:  # [B,S,heads,E]
 
 
 class Heads(nn.Module):
-    """x [B,S,D] -> [B,S,heads,E]: a projection whose kernel keeps its head axis, so that it can be
-    sharded."""
+    """A projection to heads whose kernel keeps its head axis, so that it can be sharded."""
 
     heads: int
     head_dim: int
     use_bias: bool
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S heads E"]:
         shape = (x.shape[-1], self.heads, self.head_dim)
         y = _product(self, x, shape, inside=1)
         if self.use_bias:
@@ -105,15 +104,15 @@ class Heads(nn.Module):
 
 
 class Merge(nn.Module):
-    """x [B,S,H,E] -> [B,S,D]: the inverse projection of `Heads`."""
+    """The inverse projection of `Heads`."""
 
     features: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B S H E"]) -> Float[Array, "B S D"]:
         shape = (*x.shape[-2:], self.features)
         y = _product(self, x, shape, inside=2)
         return add_adapter(self, y, x, shape[-1:], self.lora)
@@ -123,43 +122,39 @@ class Mlp(nn.Module):
     """down(act(gate(x)) * up(x)): act is SiLU, or with `gelu` GELU in its tanh form."""
 
     mlp_dim: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     gelu: bool = False
     lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x):
-        def dense(y, features, name):
-            layer = Dense(features, self.dtype, self.param_dtype, self.lora, name=name)
-            return layer(y)
-
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S D"]:
+        kinds = (self.dtype, self.param_dtype, self.lora)
         act = functools.partial(nn.gelu, approximate=True) if self.gelu else nn.silu
-        gated = act(dense(x, self.mlp_dim, "gate")) * dense(x, self.mlp_dim, "up")
-        return dense(gated, x.shape[-1], "down")
+        gate = act(Dense(self.mlp_dim, *kinds, name="gate")(x))
+        up = Dense(self.mlp_dim, *kinds, name="up")(x)
+        return Dense(x.shape[-1], *kinds, name="down")(gate * up)
 
 
 class Dense(nn.Module):
-    """x [B,S,D] -> [B,S,features], without bias."""
+    """A projection without bias."""
 
     features: int
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    dtype: DTypeLike
+    param_dtype: DTypeLike
     lora: Lora | None = None
 
     @nn.compact
-    def __call__(self, x):
+    def __call__(self, x: Float[Array, "B S D"]) -> Float[Array, "B S features"]:
         shape = (x.shape[-1], self.features)
         y = _product(self, x, shape, inside=1)
         return add_adapter(self, y, x, shape[1:], self.lora)
 
 
 def matmul(
-    x: Array,
-    kernel: Array,
-    accumulate: jnp.dtype | None = None,  # [...,D]  # [D,...]
-) -> Array:  # [...,...]
-    """x times a kernel as one two-dimensional product.
+    x: Float[Array, "*A D"], kernel: Float[Array, "D ..."], accumulate: DTypeLike | None = None
+) -> Float[Array, "..."]:
+    """Multiply x by a kernel as one two-dimensional product.
 
     Left in three dimensions, XLA's CPU backend transposes activations for the kernel's gradient,
     which slows the backward pass."""

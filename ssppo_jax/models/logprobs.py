@@ -1,5 +1,6 @@
-"""Token log-probs of given targets, a part of the vocabulary at a time: no [.., T, V] array is ever
-materialised."""
+"""Token log-probs of given targets, a part of the vocabulary at a time.
+
+No [.., T, V] array is ever materialised."""
 
 from __future__ import annotations
 
@@ -9,30 +10,30 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from ssppo_jax.models.layers import matmul, soft_cap
 from ssppo_jax.types import Array
 
 
 class TokenLogprobs(NamedTuple):
-    logp: Array  # [B,K,T] float32
-    entropy: Array | None  # [B,K,T] float32, of the full next-token distribution, nats
+    """Log-probs of the targets."""
+
+    logp: Float[Array, "B K T"]
+    entropy: Float[Array, "B K T"] | None  # of the full next-token distribution, nats
 
 
 def logits_of(
-    hidden: Array,
-    kernel: Array,
-    softcap: float | None = None,  # [...,D]  # [D,V]
-) -> Array:  # [...,V] float32
-    """hidden @ kernel, accumulated to float32 whatever the compute dtype; bounded by softcap *
-    tanh(x / softcap)."""
+    hidden: Float[Array, "*A D"], kernel: Float[Array, "D ..."], softcap: float | None = None
+) -> Float[Array, "..."]:
+    """Return hidden @ kernel in float32, bounded by softcap * tanh(x / softcap)."""
     return soft_cap(matmul(hidden, kernel.astype(hidden.dtype), accumulate=jnp.float32), softcap)
 
 
 def token_logprobs(
-    hidden: Array,  # [B,K,T,D], the states that predict `targets`
-    kernel: Array,  # [D,V]
-    targets: Array,  # [B,K,T] int32
+    hidden: Float[Array, "B K T D"],  # the states that predict `targets`
+    kernel: Float[Array, "D V"],
+    targets: Int[Array, "B K T"],
     *,
     chunk: int,
     softcap: float | None = None,
@@ -40,10 +41,10 @@ def token_logprobs(
     parts: int = 1,
     constrain: Callable[[Array, str], Array] = lambda x, kind: x,
 ) -> TokenLogprobs:
-    """log softmax(hidden @ kernel)[target], about `chunk` entries of the vocabulary at a time.
+    """Return log softmax(hidden @ kernel)[target], about `chunk` vocabulary entries at a time.
 
-    The largest and the sum of the exponentials run along; the backward pass is written out and
-    computes the logits of a chunk again:
+    The largest logit and the sum of the exponentials run along. The backward pass is written out
+    and computes the logits of a chunk again:
 
         d logp / d hidden       = kernel[:, target] - sum_v p_v kernel[:, v]
         d logp / d kernel[:, v] = (1[v = target] - p_v) hidden
@@ -60,12 +61,10 @@ def token_logprobs(
       constrain: places sharding constraints: kind "logits" [B,K,T,parts,v].
     """
     d, v = kernel.shape
-    setting = _Setting(
-        max(1, min(-(-chunk // parts), v // parts)), parts, softcap, entropy, constrain
-    )
-    logp, h = _logprobs(
-        setting, hidden, kernel.astype(hidden.dtype).reshape(d, parts, v // parts), targets
-    )
+    width = max(1, min(-(-chunk // parts), v // parts))
+    setting = _Setting(width, parts, softcap, entropy, constrain)
+    cut = kernel.astype(hidden.dtype).reshape(d, parts, v // parts)
+    logp, h = _logprobs(setting, hidden, cut, targets)
     return TokenLogprobs(logp, h if entropy else None)
 
 
@@ -78,12 +77,12 @@ class _Setting(NamedTuple):
 
 
 class _Running(NamedTuple):
-    """Over the chunks so far, [B,K,T] float32 each."""
+    """What is known after the chunks so far."""
 
-    top: Array  # the largest logit
-    total: Array  # sum exp(logit - top)
-    weighted: Array  # sum exp(logit - top) logit
-    target: Array  # the target's logit, once its chunk has come
+    top: Float[Array, "B K T"]  # the largest logit
+    total: Float[Array, "B K T"]  # sum exp(logit - top)
+    weighted: Float[Array, "B K T"]  # sum exp(logit - top) logit
+    target: Float[Array, "B K T"]  # the target's logit, once its chunk has come
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -100,29 +99,18 @@ def _forward(setting, hidden, kernel, targets):
         logits = jnp.where(part.fresh, part.logits, -jnp.inf)
         top = jnp.maximum(seen.top, logits.max((-2, -1)))
         each, old = jnp.exp(logits - top[..., None, None]), jnp.exp(seen.top - top)
+        total, target = seen.total * old + each.sum((-2, -1)), seen.target + here.sum((-2, -1))
         weighted = seen.weighted
         if setting.entropy:
             weighted = weighted * old + jnp.sum(each * jnp.where(part.fresh, logits, 0.0), (-2, -1))
-        return (
-            _Running(
-                top,
-                seen.total * old + each.sum((-2, -1)),
-                weighted,
-                seen.target + here.sum((-2, -1)),
-            ),
-            None,
-        )
+        return _Running(top, total, weighted, target), None
 
     zero = jnp.zeros(targets.shape, jnp.float32)
     first = _Running(jnp.full(targets.shape, -jnp.inf, jnp.float32), zero, zero, zero)
     seen, _ = jax.lax.scan(body, first, jnp.arange(_chunks(setting, kernel)))
     total = seen.top + jnp.log(seen.total)
-    return (seen.target - total, total - seen.weighted / seen.total), (
-        hidden,
-        kernel,
-        targets,
-        total,
-    )
+    saved = (hidden, kernel, targets, total)
+    return (seen.target - total, total - seen.weighted / seen.total), saved
 
 
 def _backward(setting, saved, cotangents):
@@ -132,19 +120,15 @@ def _backward(setting, saved, cotangents):
     def body(grads, index: Array):
         of_hidden, of_kernel = grads
         part = _part(setting, hidden, kernel, index)
-        error = (part.ids == targets[..., None, None]) - jnp.exp(
-            part.logits - total[..., None, None]
-        )
+        p = jnp.exp(part.logits - total[..., None, None])
+        error = (part.ids == targets[..., None, None]) - p
         error = jnp.where(part.fresh, error * of_logp, 0.0)
         if setting.softcap is not None:
             error = error * (1.0 - jnp.square(part.logits / setting.softcap))
         error = error.astype(hidden.dtype).reshape(-1, setting.parts * setting.width)
         flat = hidden.reshape(-1, hidden.shape[-1])
-        back = jnp.dot(
-            error,
-            part.kernel.reshape(part.kernel.shape[0], -1).T,
-            preferred_element_type=jnp.float32,
-        )
+        columns = part.kernel.reshape(part.kernel.shape[0], -1)
+        back = jnp.dot(error, columns.T, preferred_element_type=jnp.float32)
         more = jnp.dot(flat.T, error, preferred_element_type=jnp.float32).reshape(part.kernel.shape)
         more = more.astype(kernel.dtype)
         at = (0, 0, part.start)  # where chunks overlap, the entries that are not fresh add zero
@@ -169,11 +153,11 @@ def _chunks(setting: _Setting, kernel: Array) -> int:
 class _Part(NamedTuple):
     """A chunk: an equal share of each part of the vocabulary. The last overlaps the one before."""
 
-    kernel: Array  # [D,parts,width]
-    start: Array  # [] int32, where its columns start in each part
-    logits: Array  # [B,K,T,parts,width] float32
-    fresh: Array  # [1,1,1,1,width] bool, entries that no chunk before had
-    ids: Array  # [1,1,1,parts,width] int32, of the vocabulary
+    kernel: Float[Array, "D parts width"]
+    start: Int[Array, ""]  # where its columns start in each part
+    logits: Float[Array, "B K T parts width"]
+    fresh: Bool[Array, "1 1 1 1 width"]  # entries that no chunk before had
+    ids: Int[Array, "1 1 1 parts width"]  # of the vocabulary
 
 
 def _part(setting: _Setting, hidden: Array, kernel: Array, index: Array) -> _Part:

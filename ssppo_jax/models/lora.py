@@ -8,11 +8,13 @@ both hold references, not copies."""
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from ssppo_jax.types import Array, PyTree
 
@@ -39,16 +41,15 @@ class Lora:
 
 def add_adapter(
     module: nn.Module,
-    y: Array,  # [B,S,*outside], the projection without adapter
-    x: Array,  # [B,S,*inside]
+    y: Float[Array, "B S ..."],  # [B,S,*outside], the projection without adapter
+    x: Float[Array, "B S ..."],  # [B,S,*inside]
     outside: tuple[int, ...],
     lora: Lora | None,
-) -> Array:
-    """y + scale * (x A) B where the module is a target, else y. A starts as PEFT's, B at 0: the
-    adapter starts as none.
+) -> Float[Array, "B S ..."]:
+    """Return y + scale * (x A) B where the module is a target, else y.
 
-    With a `dropout` random key, `lora.dropout` of x is dropped on the adapter's way.
-    """
+    A starts as PEFT's and B at 0, so the adapter changes nothing at first. With a `dropout` random
+    key, `lora.dropout` of x is dropped on the adapter's way."""
     if lora is None or not lora.covers("/".join(module.path)):
         return y
     inside = x.shape[2:]
@@ -58,14 +59,15 @@ def add_adapter(
     ).astype(module.dtype)
     if lora.dropout and module.has_rng("dropout"):
         x = nn.Dropout(lora.dropout, deterministic=False)(x)
-    low = jnp.dot(x.reshape(-1, _size(inside)), a.reshape(-1, lora.rank))
+    low = jnp.dot(x.reshape(-1, math.prod(inside)), a.reshape(-1, lora.rank))
     high = jnp.dot(low, b.reshape(lora.rank, -1)) * lora.scale
     return y + high.reshape(y.shape)
 
 
 def split(params: PyTree) -> tuple[PyTree, PyTree]:
-    """(the model's own leaves, the adapters'), as two nested dicts."""
-    own, adapters = {}, {}
+    """Return (the model's own leaves, the adapters'), as two nested dicts."""
+    own: dict = {}
+    adapters: dict = {}
     for key, value in params.items():
         if isinstance(value, dict):
             for tree, part in zip((own, adapters), split(value), strict=True):
@@ -77,8 +79,7 @@ def split(params: PyTree) -> tuple[PyTree, PyTree]:
 
 
 def join(own: PyTree | None, adapters: PyTree) -> PyTree:
-    """One tree of both: `split`'s inverse. Without `own` (all parameters are trained) the second
-    tree as it is."""
+    """Return one tree of both: `split`'s inverse. Without `own` it is the second tree."""
     if own is None:
         return adapters
     both = dict(own)
@@ -88,8 +89,7 @@ def join(own: PyTree | None, adapters: PyTree) -> PyTree:
 
 
 def merged(params: PyTree, scale: float) -> PyTree:
-    """The model with its adapters added to the kernels, W + scale A B, in float32 and rounded to
-    the kernel's dtype."""
+    """Add the adapters to the kernels, W + scale A B, in float32, rounded to the kernel's dtype."""
     if not isinstance(params, dict):
         return params
     out = {key: merged(value, scale) for key, value in params.items() if key not in (A, B)}
@@ -97,20 +97,12 @@ def merged(params: PyTree, scale: float) -> PyTree:
         kernel, a, b = (jnp.asarray(params[key], jnp.float32) for key in ("kernel", A, B))
         n, rank = kernel.shape[0], a.shape[-1]
         delta = jnp.einsum("nir,nro->nio", a.reshape(n, -1, rank), b.reshape(n, rank, -1))
-        out["kernel"] = (kernel + scale * delta.reshape(kernel.shape)).astype(
-            params["kernel"].dtype
-        )
+        whole = kernel + scale * delta.reshape(kernel.shape)
+        out["kernel"] = whole.astype(params["kernel"].dtype)
     return out
 
 
-def _uniform(key: Array, shape: tuple[int, ...], dtype) -> Array:
-    """PEFT's: Kaiming uniform with a = sqrt(5), that is U(-1/sqrt(inside), 1/sqrt(inside))."""
-    bound = _size(shape[:-1]) ** -0.5
+def _uniform(key: jax.Array, shape: tuple[int, ...], dtype) -> Array:
+    """Draw from U(-1/sqrt(inside), 1/sqrt(inside)): PEFT's Kaiming uniform with a = sqrt(5)."""
+    bound = math.prod(shape[:-1]) ** -0.5
     return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size

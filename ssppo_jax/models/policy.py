@@ -1,43 +1,44 @@
-"""What a loss sees of the model: raw token log-probs and one pooled hidden state per completion."""
+"""The model as a loss sees it: raw token log-probs and one pooled state per completion."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import cast
 
+import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.decoder import Decoder, Forward, output_kernel
-from ssppo_jax.models.logprobs import TokenLogprobs, token_logprobs
+from ssppo_jax.models.logprobs import token_logprobs
 from ssppo_jax.types import Array, Policy, PyTree
 
 POOLINGS = ("last_token", "mean_response")
 LAYERS = ("final_post_norm", "final_pre_norm")
 
-Apply = Callable[..., tuple[Policy, Array | None]]
+Entropy = Float[Array, "B K T"]
+Apply = Callable[..., tuple[Policy, Entropy | None]]
 
 
-def predictors(forward: Forward, prompt_length: Array) -> Array:  # [B,K,T,D]
-    """The states that predict each completion token: the prompt's last, then the completion's own,
-    shifted by one."""
-    last = jnp.take_along_axis(
-        forward.prompt, (prompt_length - 1)[:, None, None], axis=1
-    )  # [B,1,D]
+def predictors(forward: Forward, prompt_length: Int[Array, "B"]) -> Float[Array, "B K T D"]:
+    """Return the states that predict each completion token.
+
+    These are the prompt's last state and then the completion's own, shifted by one."""
+    if forward.prompt is None or forward.completion is None:
+        raise ValueError("predictors need a prompt and its completions")
+    last = jnp.take_along_axis(forward.prompt, (prompt_length - 1)[:, None, None], axis=1)
     b, k, _, d = forward.completion.shape
     first = jnp.broadcast_to(last[:, None], (b, k, 1, d))
     return jnp.concatenate([first, forward.completion[:, :, :-1]], axis=2)
 
 
 def pool(
-    states: Array,
-    mask: Array,
-    pooling: str,  # [B,K,T,D]  # [B,K,T] float32
-) -> Array:  # [B,K,D] float32
-    """One vector per completion: the state of its last token (EOS when it was sampled), or the mean
-    over its tokens.
+    states: Float[Array, "B K T D"], mask: Float[Array, "B K T"], pooling: str
+) -> Float[Array, "B K D"]:
+    """Pool a completion's states into one: its last token's (EOS if sampled), or their mean.
 
-    Reconstruction: the S-SPPO paper says "final hidden state" and names no pooling.
-    """
+    Reconstruction: the S-SPPO paper says "final hidden state" and names no pooling."""
     if pooling == "mean_response":
         kept = jnp.where(mask[..., None] > 0, states.astype(jnp.float32), 0.0)
         return kept.sum(2) / jnp.maximum(mask.sum(2), 1.0)[..., None]
@@ -52,10 +53,9 @@ def make_apply(
     repulsion_pooling: str = "last_token",
     repulsion_layer: str = "final_post_norm",
 ) -> Apply:
-    """apply(params, prompt, prompt_length, completion, mask, entropy=False, dropout_key=None) ->
-    (Policy, entropy).
+    """Return apply(params, prompt, prompt_length, completion, mask) -> (Policy, entropy).
 
-    The entropy is [B,K,T], or None when it is not asked for; a `dropout_key` turns the adapters'
+    The entropy is None unless `entropy=True` asks for it. A `dropout_key` turns the adapters'
     dropout on.
 
     Args:
@@ -71,20 +71,21 @@ def make_apply(
     tap = _tap_layer(repulsion_layer, decoder.arch.num_layers)
 
     def apply(
-        params: PyTree,
-        prompt: Array,  # [B,P]
-        prompt_length: Array,  # [B]
-        completion: Array,  # [B,K,T]
-        mask: Array,  # [B,K,T]
+        params: PyTree[Array],
+        prompt: Int[Array, "B P"],
+        prompt_length: Int[Array, "B"],
+        completion: Int[Array, "B K T"],
+        mask: Float[Array, "B K T"],
         *,
         entropy: bool = False,
-        dropout_key: Array | None = None,
-    ) -> tuple[Policy, Array | None]:
+        dropout_key: Key[jax.Array, ""] | None = None,
+    ) -> tuple[Policy, Entropy | None]:
         rngs = None if dropout_key is None else {"dropout": dropout_key}
-        forward = decoder.apply(
+        out = decoder.apply(
             {"params": params}, prompt, prompt_length, completion, tap_layer=tap, rngs=rngs
         )
-        out: TokenLogprobs = token_logprobs(
+        forward = cast(Forward, out)
+        scored = token_logprobs(
             predictors(forward, prompt_length),
             output_kernel(params, decoder.arch),
             completion,
@@ -94,14 +95,14 @@ def make_apply(
             parts=decoder.constrain.vocab_parts,
             constrain=decoder.constrain,
         )
-        states = forward.completion if tap is None else forward.tap
-        return Policy(out.logp, pool(states, mask, repulsion_pooling)), out.entropy
+        states = cast(Array, forward.completion if tap is None else forward.tap)
+        return Policy(scored.logp, pool(states, mask, repulsion_pooling)), scored.entropy
 
     return apply
 
 
 def _tap_layer(repulsion_layer: str, layers: int) -> int | None:
-    """The block whose output is tapped; None for the state after the final norm."""
+    """Return the block whose output is tapped; None for the state after the final norm."""
     if repulsion_layer in LAYERS:
         return None if repulsion_layer == "final_post_norm" else layers - 1
     if not repulsion_layer.isdigit() or int(repulsion_layer) >= layers:

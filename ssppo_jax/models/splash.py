@@ -1,5 +1,4 @@
-"""Pallas splash attention on TPU over a prompt and its completions as one stream, with the mask of
-a shared prompt.
+"""Pallas splash attention on TPU over a prompt and its completions as one stream.
 
 The mask is known before the compile, so blocks that nobody may look at are never computed: a
 completion's queries meet the prompt and their own past, not the other completions. What is only
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int
 
 from ssppo_jax.types import Array
 
@@ -22,11 +22,10 @@ _BLOCK = 512
 
 @dataclasses.dataclass(frozen=True)
 class SharedPrompt:
-    """Whether query i of [P + K*T] may look at key j: a prompt's at its past, a completion's at the
-    prompt and its own.
+    """The mask [size,size] of a stream P + K*T, in the form that splash attention cuts into blocks.
 
-    `size` >= P + K*T; what lies beyond looks at itself. In the form that splash attention cuts into
-    blocks."""
+    A prompt's query looks at its past, a completion's at the prompt and its own past. What lies
+    beyond P + K*T looks at itself."""
 
     p: int
     k: int
@@ -48,17 +47,17 @@ class SharedPrompt:
 
 
 def attend_stream(
-    q: Array,  # [B,S,H,E], S = P + K*T
-    k: Array,  # [B,S,G,E]
-    v: Array,  # like k
-    prompt_length: Array,  # [B] int32
+    q: Float[Array, "B S H E"],  # S = P + K*T
+    k: Float[Array, "B S G E"],
+    v: Float[Array, "B S G E"],
+    prompt_length: Int[Array, "B"],
     *,
     layout: Any,  # p, k, t: the lengths of the stream's parts
     scale: float,
     softcap: float | None = None,
     interpret: bool = False,
-) -> Array:  # [B,S,H,E]
-    """What `attention.attend` gives each stream, by one kernel. Windows are not in the mask.
+) -> Float[Array, "B S H E"]:
+    """Compute what `attention.attend` gives each stream, by one kernel. The mask has no windows.
 
     Args:
       layout: P, K and T, as `decoder.Layout` has them.
@@ -92,23 +91,28 @@ def _kernel(mask: SharedPrompt, heads: int, block: int, softcap: float | None, i
         shape = mask.shape
         __getitem__ = staticmethod(mask.__getitem__)
 
-    names = (
-        "block_q",
-        "block_kv",
-        "block_kv_compute",
-        "block_q_dkv",
-        "block_kv_dkv",
-        "block_kv_dkv_compute",
+    sizes = splash.BlockSizes(
+        block_q=block,
+        block_kv=block,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=block,
+        block_kv_dkv_compute=block,
+        block_q_dq=block,
+        block_kv_dq=block,
     )
-    sizes = splash.BlockSizes(**dict.fromkeys((*names, "block_q_dq", "block_kv_dq"), block))
-    settings = {"block_sizes": sizes, "attn_logits_soft_cap": softcap, "interpret": interpret}
     one = Mask()  # the same for all heads, and one object, so that its blocks are looked at once
     return splash.make_splash_mha(
-        splash.MultiHeadMask([one] * heads), head_shards=1, q_seq_shards=1, **settings
+        splash.MultiHeadMask([one] * heads),
+        head_shards=1,
+        q_seq_shards=1,
+        block_sizes=sizes,
+        attn_logits_soft_cap=softcap,
+        interpret=interpret,
     )
 
 
-def _segments(q: Array, kv: Array):
+def _segments(q: jax.Array, kv: jax.Array):
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     return SegmentIds(q, kv)

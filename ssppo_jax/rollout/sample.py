@@ -17,7 +17,7 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import Interrupted
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import Runtime
-from ssppo_jax.sampling.sampler import Sampler
+from ssppo_jax.sampling.sampler import CompiledSampler
 from ssppo_jax.types import Array, PyTree, Samples
 
 
@@ -32,7 +32,7 @@ class Responses(NamedTuple):
 
 def sample_prompts(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: CompiledSampler,
     params: PyTree,
     encoded: Sequence[EncodedPrompt],
     key: Array,
@@ -81,7 +81,7 @@ def sample_prompts(
 
 def _serve(
     runtime: Runtime,
-    sampler: Sampler,
+    sampler: CompiledSampler,
     params: PyTree,
     encoded: Sequence[EncodedPrompt],
     line: LengthGroup,

@@ -1,5 +1,4 @@
-"""Choosing the next token: temperature, top-k, top-p, min-p, and keys addressed by what they are
-for.
+"""Choose the next token: temperature, top-k, top-p, min-p, and addressed random keys.
 
 Contract: a token's key is fold_in of (run key, prompt address, sample index, token index). It does
 not depend on the row's neighbours, its place in the batch, padding, or a restart."""
@@ -11,14 +10,14 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int, Key, UInt32
 
 from ssppo_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How tokens are drawn. Raw log-probs are recorded at temperature 1 over the full vocabulary
-    whatever these say.
+    """Settings of how tokens are drawn. Raw log-probs are at temperature 1 whatever these say.
 
     Attributes:
       temperature: logits are divided by it; 0 takes the most likely token.
@@ -36,7 +35,7 @@ class SamplingParams:
 
     @property
     def raw(self) -> bool:
-        """True when the sampling distribution is the model's own."""
+        """Say if the sampling distribution is the model's own."""
         return self.temperature == 1.0 and not self.truncated
 
     @property
@@ -45,13 +44,9 @@ class SamplingParams:
 
 
 def row_keys(
-    key: Array,  # [] typed key of (seed, iteration)
-    address: Array,  # [B] uint32
-    k: int,
-    first: int = 0,
-) -> Array:  # [B,K] typed keys
-    """fold_in(fold_in(key, prompt address), sample index), for the sample indices first ... first +
-    k - 1."""
+    key: Key[jax.Array, ""], address: UInt32[Array, "B"], k: int, first: int = 0
+) -> Key[jax.Array, "B {k}"]:
+    """Return fold_in(fold_in(key, prompt address), sample index) for k samples from `first` on."""
     fold = jax.random.fold_in
     return jax.vmap(
         lambda a: jax.vmap(lambda i: fold(fold(key, a), i))(jnp.arange(first, first + k))
@@ -59,32 +54,29 @@ def row_keys(
 
 
 def mixture(
-    logits: Sequence[Array],
-    weights: Sequence[float],  # of each policy, [...,V] float32
-) -> Array:  # [...,V] float32
-    """sum_i w_i log pi_i: logits of the geometric mixture of policies, normalised by whoever reads
-    them.
+    logits: Sequence[Float[Array, "*A V"]], weights: Sequence[float]
+) -> Float[Array, "*A V"]:
+    """Return sum_i w_i log pi_i: logits, not normalised, of the geometric mixture of policies.
 
     One policy's logits are returned as they are. The sum is written as a matrix product because a
-    compiler computes that once: a sum it may compute again for each reader, rounded differently,
-    and `restrict` would lose the very token that is its threshold."""
+    compiler computes that once. A sum it may compute again for each reader, rounded differently,
+    and `restrict` would lose the token that is its threshold."""
     if len(logits) == 1:
         return logits[0]
     each = jnp.stack([jax.nn.log_softmax(x, axis=-1) for x in logits], axis=-1)
     return jnp.matmul(each, jnp.asarray(weights, each.dtype), precision="highest")
 
 
-def log_prob(logits: Array, token: Array) -> Array:  # [...,V]  # [...] int32  # [...]
-    """log softmax(logits)[token]."""
+def log_prob(logits: Float[Array, "*A V"], token: Int[Array, "*A"]) -> Float[Array, "*A"]:
+    """Return log softmax(logits)[token]."""
     return _at(logits, token) - jax.nn.logsumexp(logits, axis=-1)
 
 
-def restrict(
-    logits: Array,
-    params: SamplingParams,  # [...,V] float32, already divided by the temperature
-) -> Array:  # [...,V]
-    """-inf for tokens outside top-k, min-p and top-p, in this order. The likeliest always stays;
-    ties stay together."""
+def restrict(logits: Float[Array, "*A V"], params: SamplingParams) -> Float[Array, "*A V"]:
+    """Set tokens outside top-k, min-p and top-p, in this order, to -inf.
+
+    `logits` are already divided by the temperature. The likeliest token always stays; ties stay
+    together."""
     if params.top_k > 0:
         kth = jax.lax.top_k(logits, min(params.top_k, logits.shape[-1]))[0][..., -1:]
         logits = jnp.where(logits < kth, -jnp.inf, logits)
@@ -101,16 +93,15 @@ def restrict(
 
 
 def choose(
-    keys: Array,  # [B,K] typed keys of this token
-    logits: Array,  # [B,K,V] float32
-    params: SamplingParams,
-) -> tuple[Array, Array, Array]:  # token [B,K] int32, logp [B,K], sampling_logp [B,K]
-    """Draw one token per row from the softmax of its restricted logits; its raw log-prob, its
-    log-prob as sampled."""
+    keys: Key[jax.Array, "B K"], logits: Float[Array, "B K V"], params: SamplingParams
+) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Float[Array, "B K"]]:
+    """Draw one token per row from the softmax of its restricted logits.
+
+    Return the token, its raw log-prob, and its log-prob as sampled. `keys` are this token's."""
     if params.temperature == 0.0:
-        token = jnp.argmax(logits, axis=-1)
-        logp = log_prob(logits, token)
-        return token, logp, jnp.zeros_like(logp)
+        best = jnp.argmax(logits, axis=-1)
+        logp = log_prob(logits, best)
+        return best, logp, jnp.zeros_like(logp)
     scaled = logits / params.temperature
     kept = restrict(scaled, params) if params.truncated else scaled
     uniform = jax.vmap(jax.vmap(jax.random.uniform))(keys)
@@ -121,14 +112,13 @@ def choose(
 
 
 def invert(
-    weights: Array,
-    uniform: Array,  # [...,V] float32, >= 0, not all 0  # [...] float32 in [0,1)
-) -> tuple[Array, Array]:  # [...] int32, [...]
-    """The first index whose cumulative weight exceeds uniform * total, and the total: one random
-    number a row, not V.
+    weights: Float[Array, "*A V"], uniform: Float[Array, "*A"]
+) -> tuple[Int[Array, "*A"], Float[Array, "*A"]]:
+    """Return the first index whose cumulative weight exceeds uniform * total, and the total.
 
-    Two levels of about sqrt(V): the running sums stay short, so they are quick and keep float32
-    accuracy. An index of weight 0 is never returned."""
+    Weights are >= 0 and not all 0; `uniform` is in [0,1): one random number a row, not V. Two
+    levels of about sqrt(V) keep the running sums short: quick, and accurate in float32. An index of
+    weight 0 is never returned."""
     size = weights.shape[-1]
     width = 1 << ((size - 1).bit_length() + 1) // 2
     blocks = -(-size // width)
@@ -142,12 +132,13 @@ def invert(
     return block * width + inside, total
 
 
-def _first_above(weights: Array, target: Array) -> tuple[Array, Array]:  # [...,n]  # [...]
-    """First index whose running sum exceeds target (the last of positive weight if rounding hides
-    it); what remains.
+def _first_above(
+    weights: Float[Array, "*A n"], target: Float[Array, "*A"]
+) -> tuple[Int[Array, "*A"], Float[Array, "*A"]]:
+    """Return the first index whose running sum exceeds target, and what remains of the target.
 
-    A parallel running sum is not exactly monotone, so a weight of 0 is excluded by asking, not by
-    arithmetic."""
+    If rounding hides it, it is the last of positive weight. A parallel running sum is not exactly
+    monotone, so weights of 0 are excluded explicitly."""
     running, positive = jnp.cumsum(weights, axis=-1), weights > 0
     above = positive & (running > target[..., None])
     last = weights.shape[-1] - 1 - jnp.argmax(jnp.flip(positive, axis=-1), axis=-1)

@@ -1,20 +1,22 @@
-"""Sampling: a prompt is computed once, its K completions share its keys and values, and its slot is
-free when all end.
+"""Sample K completions of each prompt, on slots.
 
-A batch is so many slots, each with one prompt at a step of its own. `Sampler.run` decodes until
-enough slots are free, `Sampler.refill` gives them to prompts that wait; so a long completion does
-not hold up the others. Tokens do not depend on any of it: their keys are addressed by prompt,
-sample and position, and rows never mix."""
+A batch has a fixed number of slots. A slot holds one prompt, whose keys and values are computed
+once and shared by its K completions, and is at a step of its own. `Sampler.run` decodes until
+enough slots are free, and `Sampler.refill` gives them to prompts that wait, so a long completion
+does not hold up the others. The tokens do not depend on any of this: random keys are addressed by
+prompt, sample and position, and rows never mix."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int, Key, UInt32
 
-from ssppo_jax.models.decoder import KV, Cache, Decoder, output_kernel
+from ssppo_jax.models.decoder import KV, Cache, Decoder, Forward, output_kernel
 from ssppo_jax.models.logprobs import logits_of
 from ssppo_jax.sampling.choose import SamplingParams, choose, log_prob, mixture, row_keys
 from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, Samples
@@ -23,85 +25,45 @@ from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Array, Prompts, PyTree, S
 class Slots(NamedTuple):
     """Prompts that are being answered, one a slot."""
 
-    length: Array  # [B] int32, of the prompts
-    keys: Array  # [B,K,words] uint32, the completions' random keys
-    shared: tuple[KV, ...]  # of each policy, the prompts': [N,B,G,P,E]
-    own: tuple[KV, ...]  # of each policy, the completions': [N,B,K,G,T,E]
-    step: Array  # [B] int32, tokens chosen so far
-    token: Array  # [B,K] int32, the newest
-    done: Array  # [B,K] bool
+    length: Int[Array, "B"]  # of the prompts
+    keys: UInt32[jax.Array, "B K words"]  # the completions' random keys
+    shared: tuple[KV, ...]  # of each policy, the prompts'
+    own: tuple[KV, ...]  # of each policy, the completions'
+    step: Int[Array, "B"]  # tokens chosen so far
+    token: Int[Array, "B K"]  # the newest
+    done: Bool[Array, "B K"]
     samples: Samples
-    steps: Array  # [] int32, decoding steps of the whole batch so far
-    used: Array  # [] int32, slots that had something to decode, summed over these steps
+    steps: Int[Array, ""]  # decoding steps of the whole batch so far
+    used: Int[Array, ""]  # slots that had something to decode, summed over these steps
 
 
-class Sampler(NamedTuple):
-    """Pure functions on slots; jit them."""
-
-    start: Callable[
-        [PyTree, Prompts, Array, Array], Slots
-    ]  # (params, prompts, key, real [B]): one prompt a slot
-    run: Callable[
-        [PyTree, Slots, Array], Slots
-    ]  # (params, slots, enough): decode until so many slots are free
-    refill: Callable[
-        [PyTree, Slots, Prompts, Array, Array], Slots
-    ]  # (params, slots, prompts [R], key, which [R])
-    look: Callable[[Slots], tuple[Array, Samples]]  # which are `free` [B], and what they hold
-
-
-def free(slots: Slots) -> Array:  # [B] bool
-    """Slots whose completions have all ended, by a stop id or by length."""
+def free(slots: Slots) -> Bool[Array, "B"]:
+    """Say which slots' completions have all ended, by a stop id or by length."""
     return slots.done.all(-1) | (slots.step >= slots.samples.tokens.shape[2])
 
 
 def finished(slots: Slots) -> Samples:
-    """What the slots hold; complete where they are free."""
+    """Return what the slots hold; it is complete where they are free."""
     return slots.samples._replace(
         finish=jnp.where(slots.done, FINISH_EOS, FINISH_LENGTH).astype(jnp.int8)
     )
 
 
-def make_generate(decoder: Decoder, **settings) -> Callable[[PyTree, Prompts, Array], Samples]:
-    """`in_one_batch` of `make_sampler(decoder, **settings)`."""
-    return in_one_batch(make_sampler(decoder, **settings))
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class Sampler:
+    """Draw K completions per prompt. Methods are pure; `Runtime.make_sampler` compiles them.
 
-
-def in_one_batch(sampler: Sampler) -> Callable[[PyTree, Prompts, Array], Samples]:
-    """generate(params, prompts, key) -> Samples: K completions of each prompt of one batch, no slot
-    taken twice."""
-
-    def generate(params: PyTree, prompts: Prompts, key: Array) -> Samples:
-        b = len(prompts.length)
-        slots = sampler.start(params, prompts, key, jnp.ones((b,), bool))
-        return finished(sampler.run(params, slots, jnp.int32(b)))
-
-    return generate
-
-
-def make_sampler(
-    decoder: Decoder,
-    *,
-    num_samples: int,
-    eos_ids: tuple[int, ...],
-    pad_id: int,
-    sampling: SamplingParams,
-    weights: tuple[float, ...] = (1.0,),
-    first_sample: int = 0,
-) -> Sampler:
-    """K completions per prompt, on slots.
-
-    `key` belongs to (seed, iteration); each token's key is addressed from it by prompt, sample and
-    position. EOS ids are looked for at completion positions only. A row that ends early is padded
-    with `pad_id` beyond its length.
+    The key given to `start` and `refill` belongs to (seed, iteration). Each token's key is
+    addressed from it by prompt, sample and position. EOS ids are looked for at completion positions
+    only. A row that ends early is padded with `pad_id` beyond its length.
 
     With several `weights`, `params` is a tuple of as many parameters of the one architecture, and
-    every token is drawn from their geometric mixture, proportional to prod_i pi_i^w_i; temperature,
-    top-k, top-p and min-p act on it. Each policy reads the tokens drawn so far and keeps its own
-    keys and values. `Samples.logp` stays the raw log-prob under the first policy, which a trainer
-    can check, and `Samples.sampling_logp` is the log-prob as drawn.
+    every token is drawn from their geometric mixture, proportional to prod_i pi_i^w_i. Temperature,
+    top-k, top-p and min-p act on the mixture. Each policy reads the tokens drawn so far and keeps
+    its own keys and values. `Samples.logp` is the raw log-prob under the first policy, which a
+    trainer can check. `Samples.sampling_logp` is the log-prob as drawn.
 
-    Args:
+    Attributes:
       decoder: the architecture of every policy.
       num_samples: K.
       eos_ids: tokens that end a completion.
@@ -112,201 +74,250 @@ def make_sampler(
         K samples of the policy is sample K, so that it is drawn independently of them.
 
     Raises:
-      ValueError: weights that are not of a mixture, or (when generating) another number of
+      ValueError: weights that are not of a mixture, or (when sampling) another number of
         parameters than of weights.
     """
-    if not weights or not (min(weights) >= 0 and abs(sum(weights) - 1.0) <= 1e-6):
-        raise ValueError(
-            f"weights={weights!r}: the exponents of a mixture are >= 0 and add up to 1, as in (0.5,"
-            " 0.5)"
-        )
-    k, t = num_samples, sampling.max_new_tokens
-    stops = jnp.asarray(eos_ids, jnp.int32)
 
-    def pick(keys, step, logits):
-        keys = jax.random.wrap_key_data(keys)
-        at_step = jax.vmap(lambda row, s: jax.vmap(lambda key: jax.random.fold_in(key, s))(row))(
-            keys, step
-        )
-        logits = [decoder.constrain(x, "logits") for x in logits]
-        token, logp, sampling_logp = choose(at_step, mixture(logits, weights), sampling)
-        return token, (log_prob(logits[0], token) if len(weights) > 1 else logp), sampling_logp
+    decoder: Decoder
+    num_samples: int
+    eos_ids: tuple[int, ...]
+    pad_id: int
+    sampling: SamplingParams
+    weights: tuple[float, ...] = (1.0,)
+    first_sample: int = 0
 
-    def is_stop(token):
-        return (token[..., None] == stops[None, None, :]).any(-1)
+    def __post_init__(self):
+        weights = self.weights
+        if not weights or not (min(weights) >= 0 and abs(sum(weights) - 1.0) <= 1e-6):
+            raise ValueError(
+                f"weights={weights!r}: the exponents of a mixture are >= 0 and add up to 1, as in"
+                " (0.5, 0.5)"
+            )
 
-    def begin(params: PyTree, prompts: Prompts, key: Array) -> Slots:
-        """Prompts read and their first tokens chosen; no room for further keys yet."""
-        policies = _policies(params, weights)
-        b, keys = (
-            prompts.tokens.shape[0],
-            jax.random.key_data(row_keys(key, prompts.address, k, first_sample)),
+    def start(
+        self,
+        params: PyTree[Array],
+        prompts: Prompts,
+        key: Key[jax.Array, ""],
+        real: Bool[Array, "B"],
+    ) -> Slots:
+        """Give each prompt a slot and choose its first tokens; rows not `real` are done at once."""
+        slots = self._begin(params, prompts, key)
+        own = jax.tree.map(self._room, slots.shared)
+        return self._placed(slots._replace(own=own, done=slots.done | ~real[:, None]))
+
+    def run(self, params: PyTree[Array], slots: Slots, enough: Int[Array, ""]) -> Slots:
+        """Decode until `enough` slots are free."""
+        return self._placed(
+            jax.lax.while_loop(
+                lambda s: free(s).sum() < enough, lambda s: self._decode(params, s), slots
+            )
         )
-        logits, shared = zip(
-            *(_prefill(decoder, policy, prompts, k) for policy in policies), strict=True
+
+    def refill(
+        self,
+        params: PyTree[Array],
+        slots: Slots,
+        prompts: Prompts,
+        key: Key[jax.Array, ""],
+        which: Int[Array, "R"],
+    ) -> Slots:
+        """Give the slots `which` to new prompts; filler rows name a slot beyond the last."""
+        fresh = self._begin(params, prompts, key)
+
+        def put(field: str, axis: int = 0) -> PyTree:
+            where = (slice(None),) * axis + (which,)
+            old, new = getattr(slots, field), getattr(fresh, field)
+            return jax.tree.map(lambda x, y: x.at[where].set(y, mode="drop"), old, new)
+
+        return self._placed(
+            slots._replace(
+                length=put("length"),
+                keys=put("keys"),
+                shared=put("shared", axis=1),
+                step=put("step"),
+                token=put("token"),
+                done=put("done"),
+                samples=put("samples"),
+            )
         )
-        zero = jnp.zeros((b,), jnp.int32)
-        token, *logps = pick(keys, zero, logits)
-        samples = _record(_blank(b, k, t, pad_id), zero, token, *logps, jnp.zeros((b, k), bool))
-        nothing = jnp.int32(0)
+
+    @staticmethod
+    def look(slots: Slots) -> tuple[Bool[Array, "B"], Samples]:
+        """Return which slots are `free`, and what they hold."""
+        return free(slots), finished(slots)
+
+    def _begin(self, params: PyTree, prompts: Prompts, key: jax.Array) -> Slots:
+        """Read the prompts and choose their first tokens; no room for further keys yet."""
+        b, k = prompts.tokens.shape[0], self.num_samples
+        keys = jax.random.key_data(row_keys(key, prompts.address, k, self.first_sample))
+        read = [self._prefill(policy, prompts) for policy in self._policies(params)]
+        logits, shared = zip(*read, strict=True)
+        zero, nothing = jnp.zeros((b,), jnp.int32), jnp.int32(0)
+        token, logp, sampling_logp = self._pick(keys, zero, logits)
+        none_ended = jnp.zeros((b, k), bool)
         return Slots(
-            prompts.length,
-            keys,
-            shared,
-            (),
-            zero + 1,
-            token,
-            is_stop(token),
-            samples,
-            nothing,
-            nothing,
+            length=prompts.length,
+            keys=keys,
+            shared=shared,
+            own=(),
+            step=zero + 1,
+            token=token,
+            done=self._is_stop(token),
+            samples=_record(self._blank(b), zero, token, logp, sampling_logp, none_ended),
+            steps=nothing,
+            used=nothing,
         )
 
-    def start(params: PyTree, prompts: Prompts, key: Array, real: Array) -> Slots:
-        slots = begin(params, prompts, key)
-        room = jax.tree.map(lambda x: _room(x, k, t), slots.shared)
-        return slots._replace(
-            own=room, done=slots.done | ~real[:, None]
-        )  # nobody waits for filler rows
-
-    def body(params: PyTree, slots: Slots) -> Slots:
-        policies, waiting = _policies(params, weights), free(slots)
-        head = slots.steps % t
-        caches = [
-            Cache(kv, own, slots.step - 1, head)
-            for kv, own in zip(slots.shared, slots.own, strict=True)
-        ]
+    def _decode(self, params: PyTree, slots: Slots) -> Slots:
+        """Choose one more token of every completion that has not ended."""
+        waiting = free(slots)
+        head = slots.steps % self.sampling.max_new_tokens
         read = [
-            _read(decoder, policy, slots.length, slots.token, cache)
-            for policy, cache in zip(policies, caches, strict=True)
+            self._read(policy, slots, Cache(shared, own, slots.step - 1, head))
+            for policy, shared, own in zip(
+                self._policies(params), slots.shared, slots.own, strict=True
+            )
         ]
         logits, new = zip(*read, strict=True)
-        token, *logps = pick(slots.keys, slots.step, logits)
-        own = jax.tree.map(lambda old, x: _write(old, x, head), slots.own, new)
+        token, logp, sampling_logp = self._pick(slots.keys, slots.step, logits)
         ended = slots.done | waiting[:, None]
         return slots._replace(
-            own=own,
+            own=jax.tree.map(lambda old, x: _write(old, x, head), slots.own, new),
             step=jnp.where(waiting, slots.step, slots.step + 1),
             token=token,
-            done=slots.done | (~waiting[:, None] & is_stop(token)),
-            samples=_record(slots.samples, slots.step, token, *logps, ended),
+            done=slots.done | (~waiting[:, None] & self._is_stop(token)),
+            samples=_record(slots.samples, slots.step, token, logp, sampling_logp, ended),
             steps=slots.steps + 1,
             used=slots.used + jnp.sum(~waiting, dtype=jnp.int32),
         )
 
-    def run(params: PyTree, slots: Slots, enough: Array) -> Slots:
-        return jax.lax.while_loop(
-            lambda s: free(s).sum() < enough, lambda s: body(params, s), slots
+    def _policies(self, params: PyTree) -> tuple[PyTree, ...]:
+        policies = (params,) if len(self.weights) == 1 else tuple(params)
+        if len(policies) != len(self.weights):
+            raise ValueError(
+                f"{len(self.weights)} weights and {len(policies)} parameters: give a tuple with one"
+                " tree each"
+            )
+        return policies
+
+    def _prefill(self, params: PyTree, prompts: Prompts) -> tuple[Float[Array, "B K V"], KV]:
+        """Return the logits of the first token, and the prompts' keys and values."""
+        out = self._forward(params, prompts.tokens, prompts.length)
+        states = cast(Array, out.prompt)
+        last = jnp.take_along_axis(states, (prompts.length - 1)[:, None, None], axis=1)
+        logits = self._logits(params, last)
+        shape = (len(last), self.num_samples, logits.shape[-1])
+        return jnp.broadcast_to(logits, shape), cast(KV, out.kv)
+
+    def _read(self, params: PyTree, slots: Slots, cache: Cache) -> tuple[Float[Array, "B K V"], KV]:
+        """Return the logits of what follows the newest token, and its keys and values."""
+        out = self._forward(params, None, slots.length, slots.token[..., None], cache)
+        states = cast(Array, out.completion)
+        return self._logits(params, states[:, :, 0]), cast(KV, out.kv)
+
+    def _forward(self, params: PyTree, *streams: Array | Cache | None) -> Forward:
+        return cast(Forward, self.decoder.apply({"params": params}, *streams, return_kv=True))
+
+    def _logits(self, params: PyTree, hidden: Array) -> Array:
+        arch = self.decoder.arch
+        return logits_of(hidden, output_kernel(params, arch), arch.final_softcap)
+
+    def _pick(
+        self,
+        keys: UInt32[jax.Array, "B K words"],
+        step: Int[Array, "B"],
+        logits: tuple[Float[Array, "B K V"], ...],
+    ) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Float[Array, "B K"]]:
+        """Draw a token of each completion; return it, its raw log-prob, its log-prob as drawn."""
+        typed = jax.random.wrap_key_data(keys)
+        at_step = jax.vmap(lambda row, s: jax.vmap(lambda key: jax.random.fold_in(key, s))(row))(
+            typed, step
+        )
+        logits = tuple(self.decoder.constrain(x, "logits") for x in logits)
+        token, logp, sampling_logp = choose(at_step, mixture(logits, self.weights), self.sampling)
+        if len(self.weights) > 1:
+            logp = log_prob(logits[0], token)
+        return token, logp, sampling_logp
+
+    def _is_stop(self, token: Int[Array, "B K"]) -> Bool[Array, "B K"]:
+        stops = jnp.asarray(self.eos_ids, jnp.int32)
+        return (token[..., None] == stops[None, None, :]).any(-1)
+
+    def _blank(self, b: int) -> Samples:
+        """Return the samples of B prompts before any token is chosen."""
+        k, t = self.num_samples, self.sampling.max_new_tokens
+        zeros = jnp.zeros((b, k, t), jnp.float32)
+        return Samples(
+            tokens=jnp.full((b, k, t), self.pad_id, jnp.int32),
+            length=jnp.zeros((b, k), jnp.int32),
+            logp=zeros,
+            sampling_logp=zeros,
+            finish=jnp.full((b, k), FINISH_LENGTH, jnp.int8),
         )
 
-    def refill(params: PyTree, slots: Slots, prompts: Prompts, key: Array, which: Array) -> Slots:
-        fresh = begin(params, prompts, key)
-        rows = {
-            name: _put(getattr(slots, name), getattr(fresh, name), which, 0) for name in PER_SLOT
-        }
-        shared = jax.tree.map(lambda old, new: _put(old, new, which, 1), slots.shared, fresh.shared)
-        samples = jax.tree.map(
-            lambda old, new: _put(old, new, which, 0), slots.samples, fresh.samples
-        )
-        return slots._replace(**rows, shared=shared, samples=samples)
+    def _room(self, shared: Array) -> Array:
+        """Return zeros [...,B,K,G,T,E] for completions' keys, from a prompt's [...,B,G,P,E]."""
+        *layers, b, g, _, e = shared.shape
+        t = self.sampling.max_new_tokens
+        return jnp.zeros((*layers, b, self.num_samples, g, t, e), shared.dtype)
 
-    def settled(step):
-        """`step` with its slots cut over the mesh in one way, whoever made them: the others are
-        compiled once."""
-        return lambda *args: _settle(decoder.constrain, step(*args))
+    def _placed(self, slots: Slots) -> Slots:
+        """Shard slots in one way, whichever method made them, so that each compiles once."""
+        kinds = dict.fromkeys(Slots._fields, "rows") | dict.fromkeys(("shared", "own"), "cache")
+        kinds |= dict.fromkeys(("steps", "used"), "count")
 
-    def look(slots: Slots) -> tuple[Array, Samples]:
-        return free(slots), finished(slots)
+        def placed(field: str) -> PyTree:
+            return jax.tree.map(
+                lambda x: self.decoder.constrain(x, kinds[field]), getattr(slots, field)
+            )
 
-    return Sampler(settled(start), settled(run), settled(refill), look)
+        return Slots(*map(placed, Slots._fields))
 
 
-PER_SLOT = (
-    "length",
-    "keys",
-    "step",
-    "token",
-    "done",
-)  # fields of `Slots` with a leading axis of slots
+class CompiledSampler(NamedTuple):
+    """The methods of a `Sampler`, jitted."""
+
+    start: Callable[[PyTree, Prompts, jax.Array, Array], Slots]
+    run: Callable[[PyTree, Slots, Array], Slots]
+    refill: Callable[[PyTree, Slots, Prompts, jax.Array, Array], Slots]
+    look: Callable[[Slots], tuple[Array, Samples]]
 
 
-def _put(old: Array, new: Array, which: Array, axis: int) -> Array:
-    """Rows `new` in the places `which`; places beyond the last are of filler rows and are
-    dropped."""
-    where = (slice(None),) * axis + (which,)
-    return old.at[where].set(new, mode="drop")
+def in_one_batch(
+    sampler: Sampler | CompiledSampler,
+) -> Callable[[PyTree, Prompts, jax.Array], Samples]:
+    """Return generate(params, prompts, key) -> Samples of one batch, no slot taken twice."""
+
+    def generate(params: PyTree, prompts: Prompts, key: jax.Array) -> Samples:
+        b = len(prompts.length)
+        slots = sampler.start(params, prompts, key, jnp.ones((b,), bool))
+        return finished(sampler.run(params, slots, jnp.int32(b)))
+
+    return generate
 
 
-def _settle(constrain: Callable[[Array, str], Array], slots: Slots) -> Slots:
-    kinds = dict.fromkeys(Slots._fields, "rows") | dict.fromkeys(("shared", "own"), "cache")
-    kinds |= dict.fromkeys(("steps", "used"), "count")
-
-    def placed(field: str) -> PyTree:
-        return jax.tree.map(lambda x: constrain(x, kinds[field]), getattr(slots, field))
-
-    return Slots(*map(placed, Slots._fields))
-
-
-def _policies(params: PyTree, weights: tuple[float, ...]) -> tuple[PyTree, ...]:
-    policies = (params,) if len(weights) == 1 else tuple(params)
-    if len(policies) != len(weights):
-        raise ValueError(
-            f"{len(weights)} weights and {len(policies)} parameters: give a tuple with one tree"
-            " each"
-        )
-    return policies
-
-
-def _prefill(decoder: Decoder, params: PyTree, prompts: Prompts, k: int) -> tuple[Array, KV]:
-    """Logits [B,K,V] of the first token, and the prompts' keys and values."""
-    forward = decoder.apply({"params": params}, prompts.tokens, prompts.length, return_kv=True)
-    last = jnp.take_along_axis(forward.prompt, (prompts.length - 1)[:, None, None], axis=1)
-    logits = _logits(decoder, params, last)
-    return jnp.broadcast_to(logits, (len(last), k, logits.shape[-1])), forward.kv
-
-
-def _read(
-    decoder: Decoder, params: PyTree, length: Array, token: Array, cache: Cache
-) -> tuple[Array, KV]:
-    """Logits [B,K,V] of what follows `token` [B,K], and its keys and values."""
-    out = decoder.apply({"params": params}, None, length, token[..., None], cache, return_kv=True)
-    return _logits(decoder, params, out.completion[:, :, 0]), out.kv
-
-
-def _room(shared: Array, k: int, t: int) -> Array:
-    """[...,B,G,P,E], a prompt's keys -> zeros [...,B,K,G,T,E] for its completions'."""
-    *layers, b, g, _, e = shared.shape
-    return jnp.zeros((*layers, b, k, g, t, e), shared.dtype)
-
-
-def _logits(decoder: Decoder, params: PyTree, hidden: Array) -> Array:
-    return logits_of(hidden, output_kernel(params, decoder.arch), decoder.arch.final_softcap)
+def make_generate(decoder: Decoder, **settings) -> Callable[[PyTree, Prompts, jax.Array], Samples]:
+    """Return `in_one_batch(Sampler(decoder=decoder, **settings))`."""
+    return in_one_batch(Sampler(decoder=decoder, **settings))
 
 
 def _write(cache: Array, new: Array, head: Array) -> Array:
-    """Put the newest token's keys [N,B,K,G,1,E] at slot `head`, in place inside the decoding
-    loop."""
+    """Put the newest token's keys [N,B,K,G,1,E] at slot `head`, in place inside the loop."""
     return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), head, axis=-2)
 
 
-def _blank(b: int, k: int, t: int, pad_id: int) -> Samples:
-    zeros = jnp.zeros((b, k, t), jnp.float32)
-    return Samples(
-        tokens=jnp.full((b, k, t), pad_id, jnp.int32),
-        length=jnp.zeros((b, k), jnp.int32),
-        logp=zeros,
-        sampling_logp=zeros,
-        finish=jnp.full((b, k), FINISH_LENGTH, jnp.int8),
-    )
-
-
 def _record(
-    samples: Samples, step: Array, token: Array, logp: Array, sampling_logp: Array, ended: Array
+    samples: Samples,
+    step: Int[Array, "B"],
+    token: Int[Array, "B K"],
+    logp: Float[Array, "B K"],
+    sampling_logp: Float[Array, "B K"],
+    ended: Bool[Array, "B K"],
 ) -> Samples:
-    """Write each row's token at its `step` [B]; completions that have ended keep their padding."""
-    here = (jnp.arange(samples.tokens.shape[2])[None, None, :] == step[:, None, None]) & ~ended[
-        :, :, None
-    ]
+    """Write each row's token at its `step`; completions that have ended keep their padding."""
+    at_step = jnp.arange(samples.tokens.shape[2])[None, None, :] == step[:, None, None]
+    here = at_step & ~ended[:, :, None]
 
     def column(old, new):
         return jnp.where(here, new[..., None].astype(old.dtype), old)
