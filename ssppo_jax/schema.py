@@ -19,9 +19,7 @@ from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.distributed.mesh import AXES, mesh_shape
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import COMPANIONS, LOSSES, ROWS
-from ssppo_jax.losses.advantages import ADVANTAGES
-from ssppo_jax.losses.gates import GATES
+from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS
 from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS

@@ -1,5 +1,6 @@
 """Prompts: where they come from, in which order they are used, and how they are batched."""
 
+from ssppo_jax.config import discover
 from ssppo_jax.data.batches import (
     Dropped,
     EncodedPrompt,
@@ -13,7 +14,8 @@ from ssppo_jax.data.batches import (
     pad_batch,
 )
 from ssppo_jax.data.order import Split, fingerprint, portion, split_prompts
-from ssppo_jax.data.sources import SOURCES
+
+SOURCES = discover(__path__, __name__, "SOURCES")  # of every module here
 
 __all__ = [
     "SOURCES",

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from ssppo_jax.data.tasks import reasoning_gym
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import read_lines
 from ssppo_jax.types import Prompt
@@ -162,7 +161,6 @@ SOURCES = {
     "jsonl": jsonl,
     "tfds": tfds,
     "hf": hf,
-    "reasoning_gym": reasoning_gym,
 }
 
 

@@ -188,3 +188,6 @@ def _options(names: list[str], settings: str) -> dict[str, dict]:
             f'{{"{names[0]}": {{...}}}}'
         )
     return {name: given.get(name, {}) for name in names}
+
+
+SOURCES = {"reasoning_gym": reasoning_gym}

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
+from ssppo_jax import losses
 from ssppo_jax.losses.core import (
     clean,
     require,
@@ -29,7 +30,7 @@ from ssppo_jax.losses.core import (
     sum_terms,
     weighted_mean,
 )
-from ssppo_jax.losses.ratio_gates import MAX_LOG_RATIO, RATIO_GATES, Gated, ratio
+from ssppo_jax.losses.ratio_gates import MAX_LOG_RATIO, Gated, ratio
 from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy
 
 ROWS = "group"
@@ -171,14 +172,14 @@ def _gated(
 ) -> Gated:
     """Apply the gate to every token, with one temperature for A > 0 and another for A <= 0."""
     field = names[0].partition("_")[0] + "_gate"
-    allowed = "must be one of " + ", ".join(sorted(RATIO_GATES))
-    require(gate in RATIO_GATES, field, gate, allowed, "see ratio_gates.py")
+    allowed = "must be one of " + ", ".join(sorted(losses.RATIO_GATES))
+    require(gate in losses.RATIO_GATES, field, gate, allowed, "see ratio_gates.py")
     least = math.pi / 2 if gate == "arctan_log_affine" else 0.0
     for name, value in zip(names, (positive, negative), strict=True):
         rule = f"must be > 0 and >= {least:.4g} for {gate}"
         require(value > 0 and value >= least, name, value, rule, "10 is usual")
     temperature = jnp.where(advantage > 0, positive, negative).astype(u.dtype)
-    return RATIO_GATES[gate](u, temperature)
+    return losses.RATIO_GATES[gate](u, temperature)
 
 
 def sspo(

@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax.config import bind
-from ssppo_jax.losses.advantages import ADVANTAGES, soft_overlong, zero_std
+from ssppo_jax.losses import ADVANTAGES
+from ssppo_jax.losses.advantages import soft_overlong, zero_std
 from ssppo_jax.rollout.pairs import mean_win_rate
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_of
 from ssppo_jax.rollout.similarity import SentenceEmbedder

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import bind
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses.gates import GATES, calibrate, linear
+from ssppo_jax.losses import GATES
+from ssppo_jax.losses.gates import calibrate, linear
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
 from ssppo_jax.rollout.similarity import EmbedCounts, SentenceEmbedder, score_similarity
