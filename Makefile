@@ -52,7 +52,7 @@ format: setup  ## let ruff mend what it can
 
 docs: setup  ## build the site in site/, with every link checked
 	$(PY) -m pip install --quiet --requirement requirements-docs.lock
-	$(PY) -m mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 newest: setup  ## the tests on the newest JAX, Flax, Orbax and transformers; may fail, prints one line
 	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
