@@ -1,6 +1,6 @@
 """Draw the pictures of the pages on the two ideas, from the package's own functions.
 
-    python docs/figures.py [FOLDER]     # docs/img without one
+python docs/figures.py [FOLDER]     # docs/img without one
 """
 
 import sys

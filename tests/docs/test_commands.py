@@ -145,3 +145,9 @@ def test_the_pages_on_the_records_name_every_field():
     assert [field for field in Batch._fields if f"batch.{field}`" not in loss] == []
     oracle = (ROOT / "docs" / "add" / "oracle.md").read_text()
     assert [field for field in Verdict._fields if f"`{field}`" not in oracle] == []
+
+
+def test_every_example_is_shown_on_a_page_with_a_link_to_its_file():
+    pages = "".join(page.read_text() for page in (ROOT / "docs" / "add").glob("*.md"))
+    for file in (ROOT / "docs" / "examples").glob("*.py"):
+        assert f'--8<-- "{file.name}"' in pages and f"(../examples/{file.name})" in pages
