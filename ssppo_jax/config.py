@@ -39,8 +39,8 @@ class Key(NamedTuple):
 
 
 class Component(NamedTuple):
-    """A config node that selects a function from a table: `<path>.name` plus that function's
-    keyword arguments.
+    """Describe a node that selects a function from a table: `<path>.name` plus the function's
+    keywords.
 
     Keys of the run may stand in the same node; they stay when another function is chosen.
     """
@@ -232,8 +232,7 @@ def config_names() -> list[str]:
 
 
 def load_config(spec: str) -> ConfigDict:
-    """Call get_config() of the Python file that `spec` names; with `spec:argument`,
-    get_config(argument).
+    """Call get_config() of the file that `spec` names; with `spec:argument`, get_config(argument).
 
     A spec is the name of one of the package's configs (`quickstart`), a path (`mine/config.py`), or
     an importable module (`my_package.config`).
@@ -294,7 +293,7 @@ def _config_file(spec: str) -> str:
 
 
 def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
-    """Call function(*arguments); report an error of the config file with the file's own line."""
+    """Call function(*arguments) and report an error of the config file with the file's own line."""
     try:
         return function(*arguments)
     except Exception as error:  # whatever a user's file can raise

@@ -1,4 +1,4 @@
-"""Prompts: where they come from, in which order they are used, and how they are batched."""
+"""Load prompts, order them and batch them."""
 
 from ssppo_jax.config import discover
 from ssppo_jax.data.batches import (

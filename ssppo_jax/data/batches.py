@@ -1,4 +1,4 @@
-"""Prompts as token batches: encoded once, addressed, padded to a handful of lengths."""
+"""Turn prompts into token batches: encode once, address, pad to few lengths."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = 20  # prompts listed in a report; the rest are counted
 
 @dataclasses.dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt, its ids, and the address of its random keys."""
+    """Hold a prompt, its ids, and the address of its random keys."""
 
     prompt: Prompt
     tokens: np.ndarray  # [L] int32
@@ -28,8 +28,7 @@ class EncodedPrompt:
 
 @dataclasses.dataclass(frozen=True)
 class Dropped:
-    """Prompts left out because they are longer than `limit` tokens: (id, length) each. str() is the
-    report."""
+    """Hold the (id, length) of prompts longer than `limit` tokens; str() is the report of them."""
 
     limit: int
     total: int
@@ -47,8 +46,9 @@ class Dropped:
 
 
 class PromptBatch(NamedTuple):
-    """A padded batch and where its rows came from. Rows with `real` False repeat a real row to fill
-    the batch."""
+    """Hold a padded batch and where its rows came from; rows with `real` False repeat a row to
+    fill.
+    """
 
     prompts: Prompts
     real: np.ndarray  # [B] bool
@@ -56,24 +56,24 @@ class PromptBatch(NamedTuple):
 
 
 class LengthGroup(NamedTuple):
-    """Prompts that wait for the same slots."""
+    """Hold prompts that wait for the same slots."""
 
     width: int  # token slots of their prompts
     rows: np.ndarray  # positions in the list of prompts, the shortest first
 
 
 def address(prompt_id: str) -> np.uint32:
-    """Where a prompt's random keys live: the CRC-32 of its id, the same in every run and on every
-    machine."""
+    """Return where a prompt's random keys live: the CRC-32 of its id, the same on every machine."""
     return np.uint32(zlib.crc32(prompt_id.encode()))
 
 
 def addresses(ids: Iterable[str]) -> dict[str, np.uint32]:
-    """An address for each id, all different.
+    """Return a distinct address for each id.
 
     Of 60,000 ids two share a CRC-32 in about one data set of three. Then the first in alphabetical
-    order keeps it and the others take the CRC-32 of the id with a counter appended, so the result
-    depends on the set of ids alone."""
+    order keeps it. The others take the CRC-32 of the id with a counter, so the result depends on
+    the set of ids alone.
+    """
     taken: dict[np.uint32, str] = {}
     for name in sorted(set(ids)):
         spot, tries = address(name), 0
@@ -87,8 +87,7 @@ def addresses(ids: Iterable[str]) -> dict[str, np.uint32]:
 def encode_prompts(
     prompts: Sequence[Prompt], tokenizer: Any, *, max_prompt_length: int, template: str = "model"
 ) -> tuple[list[EncodedPrompt], Dropped]:
-    """Every prompt's ids, made once; those over `max_prompt_length` are dropped and reported, never
-    cut.
+    """Encode every prompt once; drop and report those over `max_prompt_length`, never cut them.
 
     Args:
         prompts: from a source; ids unique.
@@ -97,8 +96,7 @@ def encode_prompts(
         template: "model" or "plain", see `encode_chat`.
 
     Raises:
-        DataError: prompts the chat template refuses (all of them listed), or nothing left after
-          dropping.
+        DataError: the chat template refuses prompts (all are listed), or nothing is left.
     """
     spots = addresses(p.id for p in prompts)
     encoded, bad = [], []
@@ -120,18 +118,18 @@ def encode_prompts(
 
 
 def bucket_of(lengths: np.ndarray, buckets: Sequence[int]) -> int:
-    """The smallest bucket that holds the longest of these."""
+    """Return the smallest bucket that holds the longest of these."""
     return next(bucket for bucket in buckets if bucket >= lengths.max())
 
 
 def length_groups(
     encoded: Sequence[EncodedPrompt], *, batch_size: int, buckets: Sequence[int]
 ) -> list[LengthGroup]:
-    """Prompts of similar lengths, one line per width that is needed.
+    """Group prompts of similar lengths, one group per width.
 
-    Prompts are sorted by length (ties in the given order) and cut every `batch_size`; each cut has
-    the smallest bucket that holds its longest prompt, and cuts of one bucket stand in one line. So
-    a run compiles one program per bucket, and only the end of the last line can leave a batch
+    Prompts are sorted by length (ties in the given order) and cut every `batch_size`. Each cut gets
+    the smallest bucket that holds its longest prompt, and cuts of one bucket form one group. A run
+    so compiles one program per bucket, and only the end of the last group can leave a batch
     unfilled.
 
     Args:
@@ -140,8 +138,7 @@ def length_groups(
         buckets: allowed padded lengths, increasing.
 
     Raises:
-        ConfigError: batch size below 1, buckets not positive and increasing, or a prompt longer
-          than the largest.
+        ConfigError: batch size below 1, buckets not positive and increasing, or a prompt too long.
     """
     if batch_size < 1:
         raise ConfigError(f"batch_size={batch_size}; allowed: 1 or more")
@@ -169,8 +166,7 @@ def length_groups(
 def pad_batch(
     encoded: Sequence[EncodedPrompt], rows: np.ndarray, batch_size: int, width: int
 ) -> PromptBatch:
-    """Some rows of `encoded` as a batch of `batch_size` rows, which repeats them to fill, and
-    `width` token slots."""
+    """Pad some rows of `encoded` to `width` slots and repeat them up to `batch_size` rows."""
     index = np.resize(rows, batch_size).astype(np.int64)  # np.resize repeats the rows
     chosen = [encoded[i] for i in index]
     length = np.array([len(e.tokens) for e in chosen], np.int32)

@@ -1,5 +1,4 @@
-"""Texts of many lengths as few array shapes: rows of like length together, padded to powers of
-two."""
+"""Batch texts of many lengths into few array shapes, padded to powers of two."""
 
 from __future__ import annotations
 
@@ -13,8 +12,9 @@ SHORTEST = 16
 def buckets(
     lengths: Sequence[int], max_length: int, batch_size: int, shortest: int = SHORTEST
 ) -> list[tuple[list[int], int]]:
-    """(rows, token slots) per call of a model: rows of one length bucket, at most `batch_size` of
-    them."""
+    """Yield (rows, token slots) per call of a model: rows of one length bucket, at most
+    `batch_size`.
+    """
     held: dict[int, list[int]] = {}
     for row, length in enumerate(lengths):
         slots = max(shortest, 1 << (length - 1).bit_length())
@@ -29,10 +29,7 @@ def buckets(
 def padded(
     ids: Sequence[Sequence[int]], slots: int, batch_size: int, *, few: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(tokens [R,S], length [R]), right-padded; rows added to fill the shape have length 0.
-
-    R is `batch_size`, or with `few` an eighth of it where that is enough.
-    """
+    """Return (tokens [R,S], length [R]), right-padded; rows that fill the shape have length 0."""
     rows = max(1, batch_size // 8)
     tokens = np.zeros((rows if few and len(ids) <= rows else batch_size, slots), np.int32)
     length = np.zeros(tokens.shape[0], np.int32)

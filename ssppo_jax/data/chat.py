@@ -1,7 +1,8 @@
-"""Chat turns to token ids, and back: the only place where either happens.
+"""Encode chat turns to token ids and decode them; no other place does either.
 
-Sampler, trainer, oracles and evaluation all receive the ids made here; nothing re-encodes decoded
-text."""
+Sampler, trainer, oracles and evaluation all receive the ids made here. Decoded text is never
+encoded again.
+"""
 
 from __future__ import annotations
 
@@ -28,24 +29,22 @@ TEMPLATES = {
 def encode_chat(
     tokenizer: Any, messages: Sequence[dict], *, template: str = "model", answered: bool = False
 ) -> np.ndarray:  # [P] int32
-    """The ids of a chat, ready for the assistant's first token; `answered`: ending with the
-    assistant's last turn.
+    """Encode a chat up to the assistant's first token, or with `answered` to the end of its last
+    turn.
 
-    The chat template writes every special token (BOS included), so nothing is added on encoding and
-    BOS is not doubled. A message that spells a special token ("<|im_end|>") keeps its text: it is
-    encoded as ordinary characters and cannot end a turn. Added tokens the tokenizer does not mark
-    special are encoded as the tokenizer sees fit.
+    The chat template writes every special token (BOS included), so encoding adds none and BOS is
+    not doubled. A message that spells a special token ("<|im_end|>") keeps its text: it is encoded
+    as ordinary characters and cannot end a turn. Added tokens that the tokenizer does not mark
+    special are encoded as the tokenizer does.
 
     Args:
         tokenizer: a transformers tokenizer.
         messages: turns with "role" and "content".
-        template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE`
-          ("User: ...").
+        template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE`.
         answered: the last turn is an answer to be read whole, and no further one is asked for.
 
     Raises:
-        ConfigError: unknown template, a tokenizer without a chat template under "model", or a BOS
-          written twice.
+        ConfigError: unknown template, no chat template under "model", or a BOS written twice.
         DataError: the template refuses these turns or changes their text, or a spelled special
           token cannot stay text.
     """
@@ -66,16 +65,15 @@ def encode_chat(
 
 
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The text of a completion (`tokens[:length]`) for oracles and people: no special tokens,
-    spaces untouched."""
+    """Decode a completion (`tokens[:length]`) without special tokens, spaces untouched."""
     return tokenizer.decode(
         [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
 
 
 def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Every id that ends a completion: the tokenizer's EOS and those of the model's generation
-    config, sorted.
+    """Return every id that ends a completion: the tokenizer's EOS and the generation config's,
+    sorted.
 
     Args:
         tokenizer: a transformers tokenizer.
@@ -99,10 +97,9 @@ def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
 
 
 def check_completions(samples: Samples, eos: Sequence[int]) -> None:
-    """A completion holds EOS at its last position if it finished by EOS, and nowhere else.
+    """Check that a completion has EOS at its last position if it finished by EOS, and nowhere else.
 
-    Looks at completion positions below `length` only: prompts may hold EOS (templates put it
-      there), padding may too.
+    Only positions below `length` are read: prompts and padding may hold EOS.
 
     Raises:
         GateError: the first completion that breaks the rule, by its [b,k] index.
@@ -149,8 +146,9 @@ def _render(tokenizer: Any, messages: Sequence[dict], template: str, *, answered
 
 
 def _check_verbatim(text: str, messages: Sequence[dict], *, answered: bool) -> None:
-    """Templates may strip a turn's outer spaces, never touch its inside; earlier answers may lose
-    their thoughts."""
+    """Check that the template kept every turn's text; it may strip outer spaces and earlier
+    thoughts.
+    """
     for i, message in enumerate(messages):
         whole = message["role"] != "assistant" or (answered and i == len(messages) - 1)
         if whole and message["content"].strip() not in text:
@@ -172,8 +170,9 @@ def _specials(tokenizer: Any) -> re.Pattern:
 
 
 def _mark_specials(tokenizer: Any, messages: Sequence[dict]) -> tuple[list[dict], dict[str, str]]:
-    """Messages with each spelled special token replaced by one unused private character, and what
-    each stands for."""
+    """Replace each spelled special token by an unused private character; return what each stands
+    for.
+    """
     pattern = _specials(tokenizer)
     found = sorted({match for message in messages for match in pattern.findall(message["content"])})
     if not found:
@@ -188,11 +187,11 @@ def _mark_specials(tokenizer: Any, messages: Sequence[dict]) -> tuple[list[dict]
 
 
 def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[int]:
-    """Splits where the tokenizer would (at the template's special tokens) and encodes the rest with
-    specials as text.
+    """Split at the template's special tokens and encode the rest with specials as text.
 
-    Proves itself: with a harmless letter for every mark, the split must equal the tokenizer's own
-    encoding."""
+    The split is proved: with a harmless letter for every mark it must equal the tokenizer's
+    encoding.
+    """
     parts = re.split(
         f"({_specials(tokenizer).pattern})", text
     )  # text, special, text, special, ..., text

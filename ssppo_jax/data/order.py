@@ -1,5 +1,4 @@
-"""Which prompts are trained on, which are held out, and which belong to an iteration: pure
-functions of integers."""
+"""Decide which prompts are trained on, which are held out, and which belong to an iteration."""
 
 from __future__ import annotations
 
@@ -17,8 +16,7 @@ from ssppo_jax.types import Prompt
 
 
 class Split(NamedTuple):
-    """Disjoint prompts, each part in hash order; `duplicates` repeat a held-out prompt and are in
-    neither."""
+    """Hold disjoint prompts, each part in hash order; `duplicates` repeat a held-out prompt."""
 
     train: list[Prompt]
     heldout: list[Prompt]
@@ -26,8 +24,8 @@ class Split(NamedTuple):
 
 
 def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Split:
-    """The `heldout` prompts with the smallest hash of (seed, id) are held out, so file order does
-    not matter.
+    """Hold out the `heldout` prompts with the smallest hash of (seed, id); file order does not
+    matter.
 
     A training prompt whose turns equal a held-out prompt's, apart from case and spacing, is left
     out and named.
@@ -59,27 +57,23 @@ def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Spli
 def portion(
     iteration: int, count: int, *, portions: int = 3, prompts_per_iteration: int = 0, seed: int = 0
 ) -> np.ndarray:  # [M] int64
-    """The indices of the prompts of one iteration: a pure function, so `iteration` is the whole
-    data position.
+    """Return the indices of one iteration's prompts, a pure function of the iteration number.
 
-    prompts_per_iteration = 0, the papers' setting: the prompts are shuffled once and cut into
-    `portions` disjoint parts whose sizes differ by at most one; iteration t takes part t. Otherwise
-    the online setting: passes over the prompts, each shuffled anew, of count //
-    prompts_per_iteration iterations; the remainder sits that pass out, so that no iteration meets a
-    prompt twice (its samples would be the same, since random keys are addressed by iteration and
-    id).
+    With prompts_per_iteration = 0, the papers' setting, the prompts are shuffled once and cut into
+    `portions` disjoint parts whose sizes differ by at most one. Iteration t takes part t. Otherwise
+    iterations pass over the prompts, each pass shuffled anew. A pass has count //
+    prompts_per_iteration iterations, and the remainder sits it out, so that no iteration meets a
+    prompt twice: random keys are addressed by iteration and id, so its samples would be the same.
 
     Args:
         iteration: from 0.
         count: prompts in all.
         portions: disjoint parts, one per iteration (used when prompts_per_iteration is 0).
-        prompts_per_iteration: prompts in each iteration of the online setting; 0 for disjoint
-          parts.
+        prompts_per_iteration: prompts of an iteration in the online setting; 0: disjoint parts.
         seed: of the shuffle.
 
     Raises:
-        ConfigError: more portions or prompts per iteration than prompts, or an iteration past the
-          last portion.
+        ConfigError: more portions or prompts than there are, or an iteration past the last portion.
     """
     size = prompts_per_iteration
     if size < 0 or size > count:
@@ -105,10 +99,9 @@ def portion(
 
 
 def fingerprint(prompts: Sequence[Prompt], **settings: int | float | str | bool | tuple) -> str:
-    """sha256 of everything that decides which prompt an index means: ids, turns, meta, their order,
-    and the settings.
+    """Digest (sha256) everything that decides which prompt an index means.
 
-    Stored in checkpoints; a resume with another fingerprint would silently train on other prompts.
+    Checkpoints store it. A resume with another fingerprint would train on other prompts.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     for p in prompts:

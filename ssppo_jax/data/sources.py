@@ -1,8 +1,4 @@
-"""Where prompts come from: `SOURCES`, name -> function of keyword arguments -> list of `Prompt`.
-
-A row holds a prompt (a string: one user turn) or chat turns, the last one from the user. Everything
-else in the row goes to `meta`. Bad rows are all collected and reported together as `place: reason`;
-none is skipped."""
+"""Load prompts: `SOURCES` maps a name to a function of keyword arguments that returns `Prompt`s."""
 
 from __future__ import annotations
 
@@ -29,18 +25,17 @@ _log = logging.getLogger(__name__)
 
 
 def quickstart() -> list[Prompt]:
-    """The short single-turn instructions that come with the package."""
+    """Load the short single-turn instructions that come with the package."""
     file = resources.files("ssppo_jax").joinpath("data/prompts/quickstart.jsonl")
     return _prompts(_json_rows(file.read_bytes(), "quickstart.jsonl"))
 
 
 def jsonl(*, path: str = "") -> list[Prompt]:
-    """One JSON object a line: {"prompt": str} or {"messages": [...]}, an optional "id", anything
-    else is `meta`.
+    """Read one JSON object a line: {"prompt": str} or {"messages": [...]}, an optional "id", and
+    metadata.
 
-    Without "id" the id is a hash of the messages, so it survives re-ordering. A byte order mark and
-    CRLF line ends are reported (once a file), not repaired: the file would differ from what other
-    tools read.
+    Without "id" the id is a hash of the messages, so it survives re-ordering. A byte-order mark and
+    CRLF line ends are read.
 
     Args:
         path: the file to read.
@@ -69,8 +64,7 @@ def tfds(
     id_field: str = "",
     duplicates: str = "error",
 ) -> list[Prompt]:
-    """A prepared TensorFlow Datasets data set in array_record format, read by random access and
-    without TensorFlow.
+    """Read a prepared TensorFlow Datasets data set in array_record format, without TensorFlow.
 
     Args:
         data_dir: folder of one prepared version (.../name/1.0.0), or the root folder when `builder`
@@ -121,7 +115,7 @@ def hf(
     id_field: str = "",
     duplicates: str = "error",
 ) -> list[Prompt]:
-    """A Hugging Face data set by its id or local folder; code from the repository is never run.
+    """Read a Hugging Face data set by id or local folder; code from the repository is never run.
 
     Args:
         repo_id: data set id (owner/name) or local folder.
@@ -217,7 +211,7 @@ def _plain_row(row: dict) -> Row:
 
 
 def _plain(value: Any) -> Any:
-    """TFDS values (bytes, NumPy scalars and arrays) as plain Python ones."""
+    """Turn TFDS values (bytes, NumPy scalars and arrays) into plain Python ones."""
     match value:
         case bytes():
             return value.decode("utf-8")
@@ -238,7 +232,9 @@ def _prompts(
     id_field: str = "",
     duplicates: str = "error",
 ) -> list[Prompt]:
-    """Every row a Prompt with its own id, or one DataError that names every bad row."""
+    """Turn every row into a Prompt with its own id, or raise one DataError that names every bad
+    row.
+    """
     if duplicates not in ("error", "keep_first"):
         raise ConfigError(f"duplicates={duplicates!r} is unknown; allowed: error, keep_first")
     prompts, bad, first_seen, repeats = [], [], {}, 0
@@ -274,7 +270,7 @@ def _prompts(
 
 
 def _prompt(row: Row, field: str, id_field: str) -> Prompt:
-    """One row as a Prompt; ValueError with the reason when it cannot be one."""
+    """Turn one row into a Prompt; raise ValueError with the reason if that cannot be."""
     if isinstance(row, str):
         raise ValueError(row)
     if not field and "prompt" in row and "messages" in row:

@@ -1,8 +1,8 @@
-"""Prompts with exact answers, made by reasoning-gym's generators, and the generator's entry behind
-each.
+"""Make prompts with exact answers by reasoning-gym's generators.
 
-An item is a pure function of (task, settings, seed, index), so a prompt carries those and not the
-generator's own entry, which JSON cannot always hold."""
+An item is a pure function of (task, settings, seed, index). A prompt carries those and not the
+generator's entry, which JSON cannot always hold.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def reasoning_gym(
     settings: str = "",
     instruction: str = "",
 ) -> list[Prompt]:
-    """Questions of reasoning-gym (https://github.com/open-thought/reasoning-gym) with answers its
-    tasks can score.
+    """Make questions of reasoning-gym (https://github.com/open-thought/reasoning-gym) with exact
+    answers.
 
     A question that comes twice is kept once; how many went is logged.
 
@@ -72,8 +72,10 @@ def reasoning_gym(
 def _generated(
     task: str, settings: str, seed: int, count: int, instruction: str
 ) -> Iterator[Prompt]:
-    """A task's questions, repeats included. Tasks that accept whatever works (rush_hour) may give
-    no answer."""
+    """Generate a task's questions, repeats included.
+
+    Tasks that accept whatever works (rush_hour) may give no answer.
+    """
     for index in range(count):
         where = {"task": task, "settings": settings, "seed": seed, "size": count, "index": index}
         try:
@@ -95,8 +97,9 @@ def _generated(
 
 
 def entry_of(prompt: Prompt) -> dict:
-    """The generator's own entry of a prompt of this source, which its task's `score_answer`
-    reads."""
+    """Return the generator's entry of a prompt of this source, as its task's `score_answer` wants
+    it.
+    """
     where = prompt.meta["reasoning_gym"]
     return _entry(
         generator(where["task"], where["settings"], where["seed"], where["size"]), where["index"]
@@ -110,11 +113,7 @@ def _entry(made: Any, index: int) -> dict:
 
 @functools.cache
 def generator(task: str, settings: str, seed: int, size: int) -> Any:
-    """The data set of a task.
-
-    Raises:
-      ConfigError: unknown task or option, or a value it refuses.
-    """
+    """Return the data set of a task."""
     made_by = library()
     tasks = made_by.factory.DATASETS
     if task not in tasks:
@@ -141,14 +140,7 @@ def generator(task: str, settings: str, seed: int, size: int) -> Any:
 
 
 def library() -> ModuleType:
-    """reasoning_gym, which takes a second to import.
-
-    Its pycosat comes as C source, and one generator of a hundred calls it: without a compiler the
-    others still work.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """Import reasoning_gym, which takes a second."""
     try:
         importlib.import_module("pycosat")
     except ImportError:
@@ -167,7 +159,7 @@ def _no_pycosat(name: str) -> Any:
 
 
 def _options(names: list[str], settings: str) -> dict[str, dict]:
-    """Each task's own options."""
+    """Return each task's own options."""
     try:
         given = json.loads(settings or "{}")
     except ValueError as error:

@@ -1,9 +1,10 @@
-"""The processes of one run: how they start, wait for each other, agree, and share work.
+"""Start the processes of one run, let them wait for each other, agree, and share work.
 
-Every process reads all prompts and holds the whole rollout on its host, so who gets a slot and what
-a step trains on is decided everywhere alike and need not be sent. Divided is what costs: rows go to
-the devices of the process that owns them, and each text is judged and embedded by one process.
-Files of the run are written by process 0."""
+Every process reads all prompts and holds the whole rollout on its host. So every process decides
+alike who gets a slot and what a step trains on, and nothing of it is sent. Expensive work is
+sharded: rows go to the devices of the process that owns them, and one process judges and embeds
+each text. Process 0 writes the run's files.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 
 
 class Place(NamedTuple):
-    """Where this process finds the others; None: as the cluster's environment says."""
+    """Hold where this process finds the others; None leaves it to the cluster's environment."""
 
     coordinator: str | None = None  # host:port of process 0
     processes: int | None = None
@@ -43,11 +44,10 @@ class Place(NamedTuple):
 def place_of(
     coordinator: str, processes: str, index: str, environ: Mapping[str, str] = os.environ
 ) -> Place | None:
-    """What the flags --coordinator, --num_processes, --process_id say ('' if not given); None: this
-    process is alone.
+    """Read --coordinator, --num_processes and --process_id ('' if not given); None: this process is
+    alone.
 
-    --coordinator=auto, or several processes by the environment, leaves it to JAX's detection of the
-    cluster.
+    With --coordinator=auto, or several processes by the environment, JAX detects the cluster.
 
     Raises:
       ConfigError: some of the flags without the others, or numbers that cannot be.
@@ -73,11 +73,11 @@ def place_of(
 
 
 def start(place: Place, *, timeout: float = START) -> None:
-    """Join the run's other processes; before anything else touches JAX.
+    """Join the run's other processes, before anything else touches JAX.
 
     Raises:
-      ConfigError: they do not come in time, each missing one named (where the flags say who there
-        should be), or no cluster is found.
+      ConfigError: a process does not come in time (missing ones are named where the flags say who
+        there should be), or no cluster is found.
     """
     if place.coordinator is not None:
         meet(place.coordinator, place.processes, place.index, timeout)
@@ -93,11 +93,14 @@ def start(place: Place, *, timeout: float = START) -> None:
 
 
 def alone() -> bool:
+    """Return whether this is the run's only process."""
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def is_first() -> bool:
-    """Whether this process writes the run's files. Starts no backend where the process is alone."""
+    """Return whether this process writes the run's files, without starting a backend if it is
+    alone.
+    """
     return not jax.distributed.is_initialized() or jax.process_index() == 0
 
 
@@ -105,14 +108,14 @@ def is_first() -> bool:
 
 
 class _Waits:
-    """How often these processes have met, which numbers their meetings, and how long they wait."""
+    """Count the meetings of these processes, which numbers them, and hold how long they wait."""
 
     met = 0
     patience = 3600.0
 
 
 def set_patience(seconds: float) -> None:
-    """How long a process waits for the others where they share work."""
+    """Set how many seconds a process waits for the others where they share work."""
     _Waits.patience = seconds
 
 
@@ -150,8 +153,7 @@ def _has_come(client: Any, key: str, until: float) -> bool:
 
 
 def exchange(value: T, what: str) -> list[T]:
-    """What every process gave, in their order. Collective. `what` is named when one does not
-    come."""
+    """Return what every process gave, in their order. Collective; an error names `what`."""
     if alone():
         return [value]
     wait(what)
@@ -166,8 +168,10 @@ def exchange(value: T, what: str) -> list[T]:
 
 
 def compare(what: Mapping[str, str]) -> None:
-    """Raises:
-    ConfigError: a process has another value of one of these than process 0.
+    """Check that every process has the same values as process 0.
+
+    Raises:
+      ConfigError: a process has another value; names it.
     """
     everyone = exchange(dict(what), "comparing configurations")
     problems = [
@@ -199,7 +203,7 @@ def _try(work: Callable[[], Any]) -> _Outcome:
 
 
 def on_first(work: Callable[[], T], what: str = "work of process 0") -> T:
-    """The value of `work`, done by process 0 alone, or its failure, in all processes."""
+    """Return the value of `work`, done by process 0 alone, in all processes, or raise its error."""
     if alone():
         return work()
     outcome = exchange(_try(work) if is_first() else None, what)[0]
@@ -211,13 +215,11 @@ def on_first(work: Callable[[], T], what: str = "work of process 0") -> T:
 def share(
     owners: Sequence[int], work: Callable[[np.ndarray], T], what: str
 ) -> tuple[np.ndarray, list[T]]:
-    """`work` on the rows that are this process's: those whose owner, modulo the number of
-    processes, it is.
+    """Run `work` on this process's rows and return everybody's values with the order of their rows.
 
-    Returns everybody's values, and the order that brings their rows, one value behind the other,
-    back in place.
-
-    Each process calls it with the same owners. A failure in one is raised in all.
+    A row belongs to the process whose index is the row's owner modulo the number of processes. The
+    order brings the rows, one value behind the other, back in place. Each process calls it with the
+    same owners. A failure in one is raised in all.
     """
     if alone():
         rows = np.arange(len(owners))
@@ -234,12 +236,12 @@ def share(
 
 
 def mine(owner: int) -> bool:
-    """Whether `share` gives a row of this owner to this process."""
+    """Return whether `share` gives a row of this owner to this process."""
     return alone() or int(owner) % jax.process_count() == jax.process_index()
 
 
 def on_host(x: jax.Array | np.ndarray) -> np.ndarray:
-    """The whole array in this process. Collective where other processes hold parts of it."""
+    """Return the whole array in this process. Collective where other processes hold parts of it."""
     if isinstance(x, jax.Array) and not x.is_fully_addressable and not x.is_fully_replicated:
         return np.asarray(multihost_utils.process_allgather(x, tiled=True))
     return np.asarray(x)

@@ -1,8 +1,4 @@
-"""The device mesh, strict rules from parameter path to PartitionSpec, and constraints on
-activations.
-
-Axes: `data` (pure data parallel), `fsdp` (batch and parameters), `tensor` (heads, mlp width,
-vocabulary). What used to be called pjit is `jax.jit` with `NamedSharding`s on this mesh."""
+"""Make the device mesh, map parameter paths to PartitionSpecs, and constrain activations."""
 
 from __future__ import annotations
 
@@ -65,19 +61,20 @@ def mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, int, int]:
 
 
 def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
-    """A mesh with Auto axes: under Explicit ones (JAX's default) embedding gathers and
-    take_along_axis raise."""
+    """Make a mesh with Auto axes.
+
+    Under Explicit axes, JAX's default, embedding gathers and take_along_axis raise.
+    """
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
 def path_name(path) -> str:
-    """A key path as `layers/attn/q/kernel`."""
+    """Write a key path as `layers/attn/q/kernel`."""
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
 
 
 def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
-    """A PartitionSpec for every leaf: the first rule whose pattern is found in its path. Scalars
-    are replicated.
+    """Return a PartitionSpec for every leaf: the first rule whose pattern is found in its path.
 
     Optimizer states carry the parameters' paths as suffixes, so the same rules cover them.
 
@@ -105,11 +102,7 @@ def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
 
 
 def shardings(mesh: Mesh, tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
-    """NamedShardings for every leaf of a tree of arrays or ShapeDtypeStructs.
-
-    Raises:
-      ConfigError: a dimension its mesh axes do not divide, every one named.
-    """
+    """Return a NamedSharding for every leaf of a tree of arrays or ShapeDtypeStructs."""
     spec_tree = specs(tree, rules)
     problems = []
 
@@ -130,8 +123,7 @@ def shardings(mesh: Mesh, tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
 
 
 def abstract(mesh: Mesh, shapes: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
-    """Shapes and dtypes of a tree with its leaves' shardings on the mesh: what arrays are loaded or
-    made into."""
+    """Return shapes and dtypes of a tree with its leaves' shardings, for loading and compiling."""
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
@@ -155,13 +147,12 @@ def row_sharding(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def put_rows(mesh: Mesh, tree: PyTree, axis: int = 0) -> PyTree:
-    """Host arrays, the same in every process -> global arrays split along `axis`: a device gets its
-    rows of them."""
+    """Put host arrays, the same in every process, on the mesh, split along `axis`."""
     return _put(row_sharding(mesh, axis), tree)
 
 
 def put_whole(mesh: Mesh, tree: PyTree) -> PyTree:
-    """Host arrays, the same in every process -> global arrays that every device holds."""
+    """Put host arrays, the same in every process, whole on every device."""
     return _put(replicated(mesh), tree)
 
 
@@ -177,17 +168,18 @@ def _put(sharding: NamedSharding, tree: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class Constrain:
-    """The hook models call on activations. XLA left alone drops the batch sharding of the logits.
+    """Constrain activations: XLA left alone drops the batch sharding of the logits.
 
     Tokens are looked up where the embeddings' columns are: every device reads its columns of all
     tokens and then gives each row to the device it belongs to. Gathering the table would cost the
-    whole vocabulary instead."""
+    whole vocabulary instead.
+    """
 
     mesh: Mesh
 
     @property
     def vocab_parts(self) -> int:
-        """Ways the vocabulary is cut."""
+        """Return the ways the vocabulary is cut."""
         return self.mesh.shape["tensor"]
 
     def __call__(self, x: Array, kind: str) -> Array:
@@ -197,8 +189,7 @@ class Constrain:
         return jax.lax.with_sharding_constraint(x, NamedSharding(self.mesh, spec))
 
     def per_device(self, kernel: Callable[..., Array]) -> Callable[..., Array]:
-        """`kernel`(q, k, v [B,S,heads,E], length [B]) on each device's own rows and heads: what the
-        compiler cannot divide by itself."""
+        """Run `kernel`(q, k, v [B,S,heads,E], length [B]) on each device's own rows and heads."""
         if self.mesh.size == 1:
             return kernel
         heads = LAYOUTS["heads", 4]

@@ -1,4 +1,4 @@
-"""A progress bar with a rate for every long phase; plain lines where nobody watches a terminal."""
+"""Show a progress bar with a rate for every long phase; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ SECONDS_PER_LINE = 5.0
 
 
 def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True) -> tqdm:
-    """A tqdm over `work`: iterate over it, or give a total (None: unknown) and call `.update(n)`
-    inside a `with`.
+    """Make a tqdm over `work`: iterate over it, or give a total and call `.update(n)` inside a
+    `with`.
 
     On a terminal it is a bar; elsewhere (a log file) one line every 5 seconds and one at the end.
     Silent on every process but the first, and everywhere when the environment has
@@ -51,7 +51,7 @@ class _Bar(tqdm):
 
 
 class _Lines:
-    """A stream that turns tqdm's carriage returns and padding into lines."""
+    """Turn tqdm's carriage returns and padding into lines."""
 
     def __init__(self, stream: TextIO):
         self._stream = stream

@@ -1,7 +1,4 @@
-"""Meeting before JAX's own start, which ends a process without a word when another does not come.
-
-Process 0 listens at the coordinator's address, hears every other process's number, tells them all
-to go on and leaves the port to JAX."""
+"""Meet before JAX starts: JAX ends a process without saying which other one is missing."""
 
 from __future__ import annotations
 
@@ -18,8 +15,7 @@ def meet(address: str, processes: int, index: int, timeout: float) -> None:
     """Return when all processes are there.
 
     Raises:
-      ConfigError: some did not come in time, or two have one number; which, is said. Also an
-        address that cannot be.
+      ConfigError: a process does not come in time; the missing ones are named.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isdecimal()):

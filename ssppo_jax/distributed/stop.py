@@ -1,5 +1,4 @@
-"""How a run begins and ends: one run per folder, and one owner of the signals that ask it to
-stop."""
+"""Lock a run's folder, and own the signals that ask a run to stop."""
 
 from __future__ import annotations
 
@@ -23,13 +22,12 @@ from ssppo_jax.errors import UserError
 
 
 class RunLock:
-    """Holds `folder/run.lock` (flock) while open: the second run in one folder refuses.
+    """Hold `folder/run.lock` (flock) while open; a second run in the folder is refused.
 
-    The kernel frees the lock when its holder dies, however it dies. The exception: a worker forked
-    by the holder outlives it and keeps the lock; then the recorded pid is dead on this host and the
-    lock is taken over. With many processes, take it on process 0 only. Runs on two hosts see each
-    other only where flock crosses hosts (NFSv4 does; a file system mounted with local locks does
-    not).
+    The kernel frees the lock when its holder dies. The exception: a worker forked by the holder
+    outlives it and keeps the lock. Then the recorded pid is dead on this host, and the lock is
+    taken over. With many processes, take it on process 0 only. Runs on two hosts see each other
+    only where flock crosses hosts: NFSv4 does, a file system mounted with local locks does not.
 
     Raises:
         UserError: on entering, when another run holds the folder; names its pid and host.
@@ -60,8 +58,9 @@ class RunLock:
         self._descriptor = None
 
     def _acquire(self) -> int | None:
-        """A locked descriptor; None when a dead holder's file was cleared and it is worth trying
-        again."""
+        """Return a locked descriptor; None if a dead holder's file was cleared, so that a retry is
+        worthwhile.
+        """
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -108,12 +107,13 @@ def _is_dead(holder: dict) -> bool:
 
 
 class StopSignal:
-    """The one owner of SIGTERM and SIGINT: notes the request, and every phase polls `requested` and
-    ends tidily.
+    """Own SIGTERM and SIGINT: note the request, so that every phase polls `requested` and ends
+    tidily.
 
     A second Ctrl-C raises KeyboardInterrupt at once. Handlers are restored on exit. Enter it on the
-    main thread and after `jax.distributed.initialize`; it replaces JAX's own preemption notice, so
-    many-process loops must decide with `agreed`."""
+    main thread and after `jax.distributed.initialize`. It replaces JAX's preemption notice, so
+    loops of many processes must decide with `agreed`.
+    """
 
     def __init__(self):
         self.requested = False
@@ -131,15 +131,17 @@ class StopSignal:
             signal.signal(number, handler)
 
     def agreed(self) -> bool:
-        """Whether any process was asked to stop. Collective: every process calls it at the same
-        point of the loop, else one leaves while the others wait for it in a collective forever."""
+        """Return whether any process was asked to stop.
+
+        Collective: every process calls it at the same point of the loop. Otherwise one leaves while
+        the others wait for it forever.
+        """
         if jax.process_count() == 1:
             return self.requested
         return bool(np.any(multihost_utils.process_allgather(np.array(self.requested))))
 
     def voted(self) -> bool:
-        """`agreed`, one call late and without waiting for the devices: a step's vote is counted
-        while the next runs."""
+        """Return `agreed`, one call late: a step's vote is counted while the next step runs."""
         if jax.process_count() == 1:
             return self.requested
         vote, self._vote = self._vote, _any_of(self.requested)
@@ -159,7 +161,7 @@ class StopSignal:
 
 
 def _any_of(flag: bool) -> jax.Array:
-    """Whether the flag is up in any process, once the devices have counted."""
+    """Return whether the flag is up in any process, once the devices have counted."""
     flags = NamedSharding(_all_devices(), P("all"))
     mine = [jax.device_put(np.array([flag]), device) for device in jax.local_devices()]
     return _count()(jax.make_array_from_single_device_arrays((jax.device_count(),), flags, mine))

@@ -5,14 +5,14 @@ and `ADVANTAGES`, which map names to functions. To add one, write one file here 
 name is then selectable and the keyword-only parameters are its configuration keys.
 
 A loss is `loss(policy: Policy, batch: Batch, *, hyper=default, ...) -> (Mean, Metrics)`, pure, on
-arrays alone. Its module says in `ROWS` which rows it learns from, and so how a rollout is assembled:
+arrays alone. Its module says in `ROWS` which rows it learns from:
 
     "pair"      (default) winner at 0 and loser at 1, selected from K samples by preferences
     "group"     all K samples with their advantages, from rewards
     "opponent"  a sample of the policy at 0 and one of its opponent at 1, whoever wins
 
-`COMPANIONS` of a module maps a loss's name to the keys outside the loss that belong to the published
-method. Choosing the loss sets them, and a run says where it departs from them.
+`COMPANIONS` of a module maps a loss's name to the keys outside the loss that belong to its
+published method. Choosing the loss sets them, and a run says where it departs from them.
 """
 
 from ssppo_jax.config import constants, discover

@@ -1,5 +1,4 @@
-"""The files of a run folder other than checkpoints and metrics: its config, and records for people
-to read."""
+"""Keep the config and the readable records of a run folder."""
 
 from __future__ import annotations
 
@@ -21,8 +20,9 @@ FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a 
 
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
-    """Write config.json into a new folder, or check that the folder's run has this very config. On
-    process 0 only.
+    """Write config.json into a new folder, or check that the folder's run has this very config.
+
+    Call it on process 0 only.
 
     Raises:
       ConfigError: the folder holds a run with another config; every differing key is listed.
@@ -51,8 +51,7 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
 
 
 def differences(workdir: Path, config: ConfigDict) -> list[str]:
-    """Keys in which a folder's run differs from a config, but for those free to change; empty
-    without a run."""
+    """List the keys in which a folder's run differs from a config, except those that may change."""
     path = workdir / "config.json"
     if not path.is_file():
         return []
@@ -65,7 +64,7 @@ def differences(workdir: Path, config: ConfigDict) -> list[str]:
 
 
 def digest(config: ConfigDict) -> str:
-    """SHA-256 of the config without the keys that may change."""
+    """Return the SHA-256 of the config without the keys that may change."""
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(FREE_TO_CHANGE)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 

@@ -1,9 +1,9 @@
-"""What a run measured: one JSON line per record, a TensorBoard mirror, and the arithmetic of
-samples.
+"""Log what a run measures: one JSON line per record, mirrored to TensorBoard.
 
-`metrics.jsonl` is the truth: append-only, cut back to the checkpoint's byte offset on resume, so
-that a resumed run's log equals an uninterrupted one but for the `wall` field. Everything else
-(TensorBoard, the report) is made from it."""
+`metrics.jsonl` is the truth. It is append-only and is cut back to the checkpoint's byte offset on
+resume, so a resumed log equals an uninterrupted one except for the `wall` field. TensorBoard and
+the report are made from it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Values = dict[str, float]
 
 
 class NoLog:
-    """A `MetricLog` of a process that is not the first: nothing is written."""
+    """Write nothing: the `MetricLog` of every process but the first."""
 
     def write(self, **_) -> None:
         pass
@@ -48,12 +48,11 @@ class NoLog:
 
 
 class MetricLog:
-    """Appends records to `folder/metrics.jsonl` and mirrors them to `folder/tensorboard`. Use it on
-    process 0 only.
+    """Append records to `folder/metrics.jsonl` and mirror them to `folder/tensorboard`, on process
+    0 only.
 
-    A line is `{"step", "iteration", "phase", "values": {...}, "wall": {"time", ...}}`, and
-    `"nonfinite": [names]` when some values were NaN or infinite (those are null, because NaN is not
-    JSON).
+    A line is `{"step", "iteration", "phase", "values": {...}, "wall": {"time", ...}}`. Values that
+    are NaN or infinite are null, because NaN is not JSON, and are listed in `"nonfinite": [names]`.
 
     Args:
         folder: the run's folder.
@@ -73,8 +72,7 @@ class MetricLog:
     def write(
         self, *, step: int, iteration: int, phase: str, values: Values, wall: Values | None = None
     ) -> None:
-        """Append one record. `wall` is for times and rates: whatever differs between two equal
-        runs."""
+        """Append one record. `wall` is for times and rates, which differ between two equal runs."""
         record = {"step": int(step), "iteration": int(iteration), "phase": phase}
         record["values"] = {name: _finite(value) for name, value in values.items()}
         record["wall"] = {"time": time.time()} | {
@@ -94,7 +92,7 @@ class MetricLog:
             _mirror(self._board, record)
 
     def offset(self) -> int:
-        """Bytes written so far, safely on disk: what the checkpoint remembers."""
+        """Return the bytes that are safely on disk: a checkpoint remembers them."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
@@ -103,8 +101,7 @@ class MetricLog:
         resumed run.
 
         Raises:
-            UserError: the file is shorter than that, or was edited: the log and the checkpoint are
-              of different runs.
+            UserError: the file is shorter than that or was edited: log and checkpoint do not match.
         """
         content = self.path.read_bytes()
         if offset and content[offset - 1 : offset] != b"\n":
@@ -132,8 +129,7 @@ class MetricLog:
             self._board = None
 
     def _replay(self):
-        """A mirror made anew from the whole log, so that what a resume cut off is gone from it
-        too."""
+        """Make the mirror anew from the whole log, without what a resume cut off."""
         folder = self.path.parent / "tensorboard"
         shutil.rmtree(folder, ignore_errors=True)
         board = self._board_class(str(folder))
@@ -174,16 +170,16 @@ def _with_present_names(record: dict) -> dict:
 
 
 def finalize(metrics: Metrics) -> Values:
-    """Merged metrics as floats, after one transfer of the whole tree.
+    """Return merged metrics as floats, after one transfer of the whole tree.
 
-    The division is `types.*.result()` done on the host: asking the device would queue behind the
-    next step."""
+    The host divides, as `types.*.result()` would: asking the device would queue behind the next
+    step.
+    """
     return {name: _result(name, metric) for name, metric in jax.device_get(metrics).items()}
 
 
 class Lagged:
-    """Fetches a step's metrics only after the next step was dispatched, so that the device never
-    waits for the host.
+    """Fetch a step's metrics only after the next step was dispatched, so the device never waits.
 
     for step ...:
         state, metrics = train_step(state, batch)
@@ -195,13 +191,15 @@ class Lagged:
         self._pending: tuple[int, Metrics] | None = None
 
     def push(self, step: int, metrics: Metrics) -> tuple[int, Values] | None:
-        """Keep this step's metrics; the previous step and its values, or None at the first call."""
+        """Keep this step's metrics; return the previous step and its values, or None at the first
+        call.
+        """
         ready = self.flush()
         self._pending = (step, metrics)
         return ready
 
     def flush(self) -> tuple[int, Values] | None:
-        """The step still held and its values, or None."""
+        """Return the step still held and its values, or None."""
         if self._pending is None:
             return None
         (step, metrics), self._pending = self._pending, None
@@ -209,18 +207,7 @@ class Lagged:
 
 
 def sample_stats(samples: Samples) -> Values:
-    """How long, how finished and how repetitive sampled completions are; arrays on the host.
-
-    - `length_*`: see `length_percentiles`.
-    - `eos_rate`: fraction that ended by sampling an end-of-sequence token.
-    - `distinct_1`, `distinct_2`: distinct n-grams / n-grams over the K completions of one prompt,
-      mean over prompts (distinct-n of Li et al. 2016, arXiv:1510.03055, pooled per prompt so that
-      it does not change with the batch).
-    - `repetition_4`: fraction of a completion's 4-grams that occurred before in it, mean over
-      completions.
-
-    Completions too short to hold one n-gram are left out of that mean; 0 when none is left.
-    """
+    """Measure the length, the ends and the repetition of sampled completions."""
     tokens, length = np.asarray(samples.tokens), np.asarray(samples.length)
     group, one_each = np.indices(length.shape)[0].ravel(), np.arange(length.size)
     rows, lengths = tokens.reshape(length.size, -1), length.ravel()
@@ -234,7 +221,7 @@ def sample_stats(samples: Samples) -> Values:
 
 
 def length_percentiles(length: Array) -> Values:  # any shape, int
-    """Mean, 10th, 50th and 90th percentile and maximum of completion lengths, in tokens."""
+    """Return mean, 10th, 50th and 90th percentile and maximum of completion lengths, in tokens."""
     values = dict(zip(("p10", "p50", "p90"), np.percentile(length, (10, 50, 90)), strict=True))
     values |= {"mean": np.mean(length), "max": np.max(length)}
     return {f"length_{name}": float(value) for name, value in values.items()}
@@ -247,7 +234,7 @@ def _distinct(
     n: int,
     nothing: float = 0.0,
 ) -> float:
-    """Distinct n-grams / n-grams of each group, mean over the groups that have any."""
+    """Return distinct n-grams / n-grams of each group, averaged over the groups that have any."""
     token, vocabulary = code, codes = _rank(rows)
     for shift in range(
         1, n
@@ -289,8 +276,9 @@ def _mirror(board, record: dict) -> None:
 
 
 def _board_class(tensorboard: str):
-    """TensorBoard's own writer, which needs neither torch nor TensorFlow; None when off or not
-    installed."""
+    """Return TensorBoard's writer, which needs neither torch nor TensorFlow; None when off or
+    missing.
+    """
     if tensorboard not in ("auto", "on", "off"):
         raise ConfigError(f"tensorboard={tensorboard!r}: use 'auto', 'on' or 'off'")
     if tensorboard == "off":

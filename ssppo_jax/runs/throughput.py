@@ -1,5 +1,4 @@
-"""How fast an iteration trained: tokens and useful floating-point operations a second, and how much
-was padding."""
+"""Measure an iteration's training pace and peak memory; list the limits of accelerators."""
 
 from __future__ import annotations
 
@@ -19,7 +18,7 @@ from ssppo_jax.types import Batch
 
 
 class Work(NamedTuple):
-    """What an iteration's optimizer steps have to do."""
+    """Hold what an iteration's optimizer steps have to do."""
 
     tokens: int  # real ones, prompts once
     slots: int  # as computed, padding included
@@ -39,7 +38,7 @@ def work_of(
     buckets: Sequence[int],
     adapters: bool,
 ) -> Work:
-    """Summed over the steps."""
+    """Count the work of an iteration, summed over its optimizer steps."""
     length, own = batch.prompt_length, batch.mask.sum(-1)
     tokens = slots = count = 0
     for rows in steps:
@@ -50,7 +49,7 @@ def work_of(
 
 
 def pace_of(work: Work, seconds: float) -> dict[str, float]:
-    """Rates; `mfu` (of the chips' bfloat16 peak) only on chips whose peak is known."""
+    """Return the rates; `mfu` (of the chips' bfloat16 peak) only on chips whose peak is known."""
     rate = work.flops / seconds
     found = {
         "train_seconds": seconds,
@@ -64,7 +63,7 @@ def pace_of(work: Work, seconds: float) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One accelerator, as its maker publishes it."""
+    """Describe one accelerator, as its maker publishes it."""
 
     name: str
     device_kinds: tuple[str, ...]  # what JAX calls it, in part, lower case
@@ -87,7 +86,9 @@ CHIPS = (
 
 
 def chip_of(device_kind: str) -> Chip | None:
-    """The chip that JAX describes by `device_kind`; None for a CPU or one that is not listed."""
+    """Return the chip that JAX describes by `device_kind`; None for a CPU or one that is not
+    listed.
+    """
     kind = device_kind.lower()
     return next((chip for chip in CHIPS if any(known in kind for known in chip.device_kinds)), None)
 
@@ -96,10 +97,10 @@ GIB = 2**30
 
 
 def memory_peaks() -> dict[str, float]:
-    """`host_peak_gib`, of the process since it started, compilation included; `device_peak_gib`, of
-    the fullest device.
+    """Return `host_peak_gib` and, where the backend says it, `device_peak_gib` of the fullest
+    device.
 
-    The second is absent where the backend does not say: on a CPU, whose memory is the host's.
+    The first is of the process since its start, compilation included. A CPU's memory is the host's.
     """
     unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, in bytes
     found = {"host_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB}
