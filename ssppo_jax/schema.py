@@ -513,9 +513,11 @@ def _keyword_problems(config: ConfigDict, known: list[str]) -> list[str]:
     row, pair, tokens = (
         jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1,), (1, 2), (1, 2, 1))
     )
-    pairwise = ("win_rate", "target", "advantage")
-    fields = {name: pair if name in pairwise else tokens for name in Batch._fields}
-    fields |= dict.fromkeys(("prompt_length", "p_win", "similarity", "weight"), row)
+    fields = dict.fromkeys(Batch._fields, tokens)
+    fields |= dict.fromkeys(("win_rate", "target", "advantage"), pair)
+    fields |= dict.fromkeys(("p_win", "similarity", "weight"), row)
+    for name, shape in (("prompt", (1, 1)), ("prompt_length", (1,)), ("completion", (1, 2, 1))):
+        fields[name] = jax.ShapeDtypeStruct(shape, jnp.int32)
     questions = (
         ("loss", config.loss, LOSSES, (Policy(tokens, tokens), Batch(**fields))),
         ("pairs.gate", config.pairs.gate, GATES, (row,)),

@@ -22,7 +22,7 @@ import pytest
 
 jaxtyping.install_import_hook(
     [f"ssppo_jax.{room}" for room in ("types", "losses", "models", "sampling")],
-    "beartype.beartype",
+    "checked.typechecked",
 )
 
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -49,7 +49,7 @@ def threshold(similarity: Float[Array, "*A"], *, cutoff: float = 0.9) -> Float[A
     return (similarity < cutoff).astype(similarity.dtype)
 
 
-def calibrate(win_rate: Float[Array, "*A"], factor: Float[Array, "*A"]) -> Float[Array, "*A"]:
+def calibrate(win_rate: Float[Array, "*#A"], factor: Float[Array, "*#A"]) -> Float[Array, "..."]:
     """Return P^c = 1/2 + factor * (P - 1/2) (S-SPPO eq. 3.1), which never passes a tie."""
     return 0.5 + factor * (win_rate - 0.5)
 

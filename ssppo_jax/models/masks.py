@@ -13,7 +13,7 @@ from ssppo_jax.models.arch import Arch
 from ssppo_jax.types import Array
 
 UNBOUNDED = 2**30  # a window that never binds
-Table = tuple[Float[Array, "B S E"], Float[Array, "B S E"]]  # rotary cos and sin
+Table = tuple[Float[Array, "#B S E"], Float[Array, "#B S E"]]  # rotary cos and sin
 
 
 class Scope(NamedTuple):

@@ -284,9 +284,10 @@ class CompiledSampler(NamedTuple):
     look: Callable[[Slots], tuple[Array, Samples]]
 
 
-def in_one_batch(
-    sampler: Sampler | CompiledSampler,
-) -> Callable[[PyTree, Prompts, jax.Array], Samples]:
+Generate = Callable[[PyTree, Prompts, jax.Array], Samples]
+
+
+def in_one_batch(sampler: Sampler | CompiledSampler) -> Generate:
     """Return generate(params, prompts, key) -> Samples of one batch, no slot taken twice."""
 
     def generate(params: PyTree, prompts: Prompts, key: jax.Array) -> Samples:
@@ -297,7 +298,7 @@ def in_one_batch(
     return generate
 
 
-def make_generate(decoder: Decoder, **settings) -> Callable[[PyTree, Prompts, jax.Array], Samples]:
+def make_generate(decoder: Decoder, **settings) -> Generate:
     """Return `in_one_batch(Sampler(decoder=decoder, **settings))`."""
     return in_one_batch(Sampler(decoder=decoder, **settings))
 

@@ -80,7 +80,8 @@ def test_permuted_tokens_and_extra_padding_change_nothing(name):
         x = np.take_along_axis(x, turned, 2)
         return np.pad(x, ((0, 0), (0, 0), (0, 2)), constant_values=3.0)
 
-    other = batch._replace(**{field: turn(getattr(batch, field)) for field in ("mask", *TOKENS)})
+    fields = ("completion", "mask", *TOKENS)
+    other = batch._replace(**{field: turn(getattr(batch, field)) for field in fields})
     other = other._replace(mask=np.where(np.arange(7) < 5, other.mask, 0.0))
     # Some losses are means of terms of size 1 and both signs: their rounding is absolute.
     assert value(

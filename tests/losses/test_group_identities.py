@@ -63,7 +63,7 @@ def test_without_temperature_sspo_is_unclipped_gspo(gate):
     """Identity 15: the error falls as the square of the temperature, value and gradient."""
     with jax.enable_x64(True):
         policy, batch = at_random()
-        wide = jax.tree.map(lambda x: np.asarray(x, np.float64), (policy, batch))
+        wide = jax.tree.map(lambda x: x.astype(x.dtype.kind + "8"), (policy, batch))
         plain = value("sspo", *wide, sspo_gate="identity")
         cold = [
             {"sspo_gate": gate, "sspo_temperature_pos": t, "sspo_temperature_neg": t}

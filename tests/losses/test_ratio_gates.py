@@ -158,7 +158,7 @@ def test_a_temperature_that_rounds_f_to_zero_keeps_it_positive():
     -inf."""
     for name in POSITIVE:
         value, slope = jax.value_and_grad(
-            lambda u, n=name: RATIO_GATES[n](u, np.float32(1e-5)).log_f
+            lambda u, n=name: RATIO_GATES[n](u, jnp.float32(1e-5)).log_f
         )(np.float32(-20))
         assert np.isfinite(value) and np.isfinite(slope)
 

@@ -84,7 +84,8 @@ def test_a_training_step_is_three_forward_passes_but_for_the_first_and_the_recom
 
 def test_frozen_matrices_cost_two_forward_passes():
     arch, prompt, own = ARCHS[0], np.array([7, 3]), np.array([[4, 2], [1, 6]])
-    dense = flops.dense(arch, prompt.sum() + own.sum()) + flops.head(arch, own.sum())
+    tokens = int(prompt.sum() + own.sum())
+    dense = flops.dense(arch, tokens) + flops.head(arch, int(own.sum()))
     full, adapters = (
         flops.train_step(arch, prompt, own),
         flops.train_step(arch, prompt, own, adapters=True),
