@@ -13,9 +13,9 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ssppo_jax.losses import GATES, RATIO_GATES
 from ssppo_jax.losses.core import cosine
-from ssppo_jax.losses.gates import GATES, calibrate
-from ssppo_jax.losses.ratio_gates import RATIO_GATES
+from ssppo_jax.losses.gates import calibrate
 
 STYLE = {
     "axes.spines.top": False,
@@ -37,7 +37,7 @@ def semantic_gate(figure: Figure) -> None:
         left.plot(similarity, gate(similarity), label=name)
     _label(left, "similarity S of the two responses", "factor on P − 1/2", "The gate")
     for win_rate in (0.95, 0.8, 0.65, 0.35, 0.2, 0.05):
-        target = calibrate(win_rate, GATES["linear"](similarity))
+        target = calibrate(np.full_like(similarity, win_rate), GATES["linear"](similarity))
         right.plot(similarity, target, color="C0" if win_rate > 0.5 else "C3")
     right.axhline(0.5, color="grey", linestyle=":")
     right.set_ylim(0, 1)
@@ -73,7 +73,7 @@ def soft_gates(figure: Figure) -> None:
     u = jnp.log(jnp.asarray(ratio, jnp.float32))
     left, right = figure.subplots(1, 2, sharex=True)
     for name in ("identity", "log_clip", "arctan_log", "sigmoid_norm", "softsign"):
-        gated = RATIO_GATES[name](u, jnp.float32(3.0))
+        gated = RATIO_GATES[name](u, jnp.full_like(u, 3.0))
         style = {"linestyle": "--"} if name in ("identity", "log_clip") else {}
         left.plot(ratio, jnp.exp(gated.log_f), label=name, **style)
         right.plot(ratio, gated.slope, label=name, **style)

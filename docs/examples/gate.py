@@ -1,7 +1,7 @@
 """A semantic gate of one's own: verdicts on responses that are hardly alike stay whole."""
 
 from ssppo_jax.config import Unit, load_config
-from ssppo_jax.losses.gates import GATES
+from ssppo_jax.losses import GATES
 from ssppo_jax.schema import select
 from ssppo_jax.types import Array
 

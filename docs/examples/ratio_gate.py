@@ -3,7 +3,8 @@
 import jax.numpy as jnp
 
 from ssppo_jax.config import load_config
-from ssppo_jax.losses.ratio_gates import RATIO_GATES, Gated
+from ssppo_jax.losses import RATIO_GATES
+from ssppo_jax.losses.ratio_gates import Gated
 from ssppo_jax.schema import select
 from ssppo_jax.types import Array
 

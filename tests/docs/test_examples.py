@@ -11,8 +11,7 @@ from small_runs import MESH
 from ssppo_jax import schema
 from ssppo_jax.config import bind, load_module
 from ssppo_jax.data import SOURCES
-from ssppo_jax.losses import LOSSES
-from ssppo_jax.losses.gates import GATES
+from ssppo_jax.losses import GATES, LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.family import FAMILIES
 from ssppo_jax.oracles import ORACLES
