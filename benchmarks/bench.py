@@ -200,29 +200,32 @@ def machine() -> str:
 
 PAGE = """# Ours and the peers on the same work
 
-`make bench` wrote this on {date}: {machine}; SmolLM2-135M-Instruct, float32; rounds: {rounds}, all sides
-once in each (the queue once), every task a process of its own, nothing else on the machine. Before that the summed
-log-probs of the same tokens were compared: largest relative difference from ours {gaps}. On a GPU:
-[GPU.md](GPU.md); described TPU slices: [SLICES.md](SLICES.md).
+`make bench` wrote this on {date}: {machine}; SmolLM2-135M-Instruct, float32; rounds: {rounds},
+all sides once in each (the queue once), every task a process of its own, nothing else on the
+machine. Before that the summed log-probs of the same tokens were compared: largest relative
+difference from ours {gaps}. On a GPU: [GPU.md](GPU.md); described TPU slices:
+[SLICES.md](SLICES.md).
 
 {rows}
 
-The ceiling is what the matrix products of these shapes alone reach in JAX: {decode:.0f} GFLOP/s when decoding 128
-rows, {train:.0f} in training. Shares count useful operations: no padding, no recomputation, prompts once. In training
-the peers hold a second model as the reference; ours is the policy itself, scored before its updates, as in every
-iteration of a run. What was aimed at, what was reached and where the rest goes: [NOTES.md](NOTES.md).
+The ceiling is what the matrix products of these shapes alone reach in JAX: {decode:.0f} GFLOP/s
+when decoding 128 rows, {train:.0f} in training. Shares count useful operations: no padding, no
+recomputation, prompts once. In training the peers hold a second model as the reference; ours is
+the policy itself, scored before its updates, as in every iteration of a run. What was aimed at,
+what was reached and where the rest goes: [NOTES.md](NOTES.md).
 """
 ONCE = """
-A group step (GRPO, reference included) of 2 prompts of {long} tokens with 8 completions of {new} each takes
-{seconds:.1f} s with each prompt computed once and {repeated:.1f} s with it repeated for every completion,
-{ratio:.2f} times as long; the tokens are {tokens:.2f} times as many.
+A group step (GRPO, reference included) of 2 prompts of {long} tokens with 8 completions of {new}
+each takes {seconds:.1f} s with each prompt computed once and {repeated:.1f} s with it repeated
+for every completion, {ratio:.2f} times as long; the tokens are {tokens:.2f} times as many.
 """
 
 
 ITERATION = """
-The quickstart's second self-play iteration takes {seconds:.0f} s, compilation behind it: sampling {generate:.1f},
-judging and comparing what was not judged meanwhile {judge:.1f}, scoring {score:.1f}, training {train:.1f}, everything
-else {host:.1f} (the rollout on disk, the next portion of prompts).
+The quickstart's second self-play iteration takes {seconds:.0f} s, compilation behind it: sampling
+{generate:.1f}, judging and comparing what was not judged meanwhile {judge:.1f}, scoring
+{score:.1f}, training {train:.1f}, everything else {host:.1f} (the rollout on disk, the next
+portion of prompts).
 """
 
 

@@ -156,15 +156,15 @@ def _chips(topology: str) -> int:
 
 PAGE = """# Slices that are only described
 
-`make slices` wrote this. Every chip has one pair to train on (a prompt of 512 tokens with two responses of 512,
-repulsion on) and one prompt to answer five times, 512 tokens each; weights, optimizer state (RMSProp) and arithmetic
-are bfloat16, every layer is recomputed in the backward pass, the mesh is fsdp alone. The TPU compiler says the memory;
-no step is run.
+`make slices` wrote this. Every chip has one pair to train on (a prompt of 512 tokens with two
+responses of 512, repulsion on) and one prompt to answer five times, 512 tokens each; weights,
+optimizer state (RMSProp) and arithmetic are bfloat16, every layer is recomputed in the backward
+pass, the mesh is fsdp alone. The TPU compiler says the memory; no step is run.
 
 ## Beside Tunix
 
-Tunix 0.1.7: its Llama 3, its DPO loss on pairs of 2 x (512 + 512) tokens, `RematConfig.DECODER`, the same optimizer.
-Compiled in one run, one after the other on the same machine.
+Tunix 0.1.7: its Llama 3, its DPO loss on pairs of 2 x (512 + 512) tokens, `RematConfig.DECODER`,
+the same optimizer. Compiled in one run, one after the other on the same machine.
 
 {beside}
 

@@ -37,7 +37,7 @@ elif where == "sampling":    # the second iteration's samples are being made
     deadly(collect, "sample_prompts", 1)
 elif where == "scoring":     # they are sampled and judged, the rollout is not yet written
     deadly(score_phase, "score_rows", 1)
-elif where == "saving":      # arrays written, manifest not: in the middle of a checkpoint inside the second iteration
+elif where == "saving":      # a checkpoint in the second iteration: arrays written, manifest not
     deadly(checkpoint, "write_manifest", 1)
 elif where == "other keys":  # not a kill: the negative control, random keys that were not restored
     key = runtime.Runtime.key

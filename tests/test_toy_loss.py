@@ -32,7 +32,8 @@ def toy(policy, batch, *, boost: float = 2.0):
     """
     policy, batch = clean(policy, batch)
     r = sequence_logratio(policy.logp, batch.ref_logp, batch.mask)
-    return sum_terms({"toy": weighted_mean(boost * jax.nn.softplus(r[:, 1] - r[:, 0]), batch.weight)})
+    value = boost * jax.nn.softplus(r[:, 1] - r[:, 0])
+    return sum_terms({"toy": weighted_mean(value, batch.weight)})
 
 
 LOSSES = {"toy": toy}

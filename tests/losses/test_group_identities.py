@@ -235,7 +235,7 @@ def test_bnpo_is_dapo_and_token_mean_grpo_at_equal_clips():
     )
 
 
-def test_cispo_on_policy_has_the_token_mean_policy_gradient_and_off_policy_its_weight_is_the_ratio():
+def test_cispo_has_the_token_mean_policy_gradient_weighted_by_the_ratio():
     """The gradient of the unclipped surrogate, which GRPO has too; its value is another."""
     policy, batch = at_random()
     wide = {"epsilon": 0.999, "epsilon_high": 50.0}

@@ -64,8 +64,11 @@ def test_tensors_land_where_hugging_face_means_them(tmp_path):
     alike."""
     arch = tiny_arch(num_layers=2, tie_embeddings=False)
     n, d, h, e = 1, 5, 3, 6
-    tensors = {name: np.zeros(names.hf_shape(leaf, arch), np.float32) for leaf in names.leaves(arch) for name in
-               names.hf_names(leaf, arch)}  # fmt: skip
+    tensors = {
+        name: np.zeros(names.hf_shape(leaf, arch), np.float32)
+        for leaf in names.leaves(arch)
+        for name in names.hf_names(leaf, arch)
+    }
     tensors["model.layers.1.self_attn.q_proj.weight"][h * arch.head_dim + e, d] = 1
     tensors["model.layers.1.self_attn.o_proj.weight"][d, h * arch.head_dim + e] = 2
     tensors["model.layers.1.mlp.down_proj.weight"][d, 33] = 3
