@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.errors import UserError
 from ssppo_jax.files import write_json, write_lines
 from ssppo_jax.oracles import ORACLES
@@ -23,7 +24,7 @@ from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
 from ssppo_jax.rollout.judge import build_oracle, judge, place_oracle
 from ssppo_jax.rollout.sample import Responses, sample_prompts
-from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, load_prompts, sampling_params
+from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
 from ssppo_jax.sampling.sampler import CompiledSampler
 from ssppo_jax.types import FINISH_NAMES, Prompt, PyTree, Verdict
 from ssppo_jax.weights.source import resolve
@@ -31,31 +32,6 @@ from ssppo_jax.weights.source import resolve
 log = logging.getLogger(__name__)
 
 RESAMPLES = 4000  # of the bootstrap
-
-
-def encode_split(runtime: Runtime) -> tuple[list[EncodedPrompt], list[EncodedPrompt], dict]:
-    """Training and held-out prompts as ids, and an account of what was left out."""
-    config = runtime.config
-    split = data.split_prompts(load_prompts(config), heldout=config.data.heldout, seed=config.seed)
-    limit = config.data.max_prompt_length
-    train, dropped = data.encode_prompts(split.train, runtime.tokenizer, max_prompt_length=limit)
-    heldout, dropped_heldout = data.encode_prompts(
-        split.heldout, runtime.tokenizer, max_prompt_length=limit
-    )
-    for report in (dropped, dropped_heldout):
-        if report.rows:
-            log.warning("%s", report)
-    if split.duplicates:
-        log.warning(
-            "left out %d training prompts that repeat a held-out one", len(split.duplicates)
-        )
-    account = {
-        "train_prompts": len(train),
-        "heldout_prompts": len(heldout),
-        "too_long": [*map(list, dropped.rows), *map(list, dropped_heldout.rows)],
-        "copies_of_heldout": list(split.duplicates),
-    }
-    return train, heldout, account
 
 
 class Change(NamedTuple):
@@ -238,7 +214,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     id, a .gguf file. The result and all texts are written to `output`.
     """
     runtime = build_runtime(config)
-    _, encoded, account = encode_split(runtime)
+    _, encoded, account = prepare_prompts(config.data, runtime.tokenizer, seed=config.seed)
     heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
     place_oracle(oracle, runtime.mesh)
     check_prompts(oracle, [e.prompt for e in encoded])
@@ -373,7 +349,8 @@ def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
         if dropped.rows:
             log.warning("%s", dropped)
     else:
-        encoded = encode_split(runtime)[1]
+        prepared = prepare_prompts(config.data, runtime.tokenizer, seed=config.seed)
+        encoded = prepared.heldout
     sampler = runtime.make_sampler(
         num_samples=config.sampling.num_samples, sampling=sampling_params(config)
     )

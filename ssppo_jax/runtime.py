@@ -13,7 +13,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssppo_jax import data
 from ssppo_jax.config import bind
 from ssppo_jax.data.chat import eos_ids
 from ssppo_jax.distributed.mesh import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
@@ -26,7 +25,7 @@ from ssppo_jax.models.masks import layer_kinds
 from ssppo_jax.models.policy import Apply, make_apply
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import CompiledSampler, Sampler
-from ssppo_jax.types import Prompt, PyTree
+from ssppo_jax.types import PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
@@ -238,8 +237,3 @@ def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> 
         min_p=s.min_p,
         max_new_tokens=s.max_new_tokens,
     )
-
-
-def load_prompts(config: ConfigDict) -> list[Prompt]:
-    """Load the prompts of the configured source."""
-    return bind(data.SOURCES, config.data.source)()

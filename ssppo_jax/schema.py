@@ -288,8 +288,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "train.batch_size",
         64,
-        "prompts per optimizer step; prompts_per_iteration / batch_size is TRL's"
-        " steps_per_generation",
+        "prompts per optimizer step, over all devices",
         cfg.positive,
     ),
     Key("train.micro_batches", 1, "gradient accumulation: parts a batch is cut into", cfg.positive),
@@ -379,7 +378,8 @@ COMPONENTS: tuple[Component, ...] = (
 
 ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "num_iterations": "train.epochs",
-    "steps_per_generation": "train.prompts_per_iteration / train.batch_size",
+    "steps_per_generation": "train.prompts_per_iteration / train.batch_size (TRL counts"
+    " micro-steps: divide its number by gradient_accumulation_steps)",
     "num_generations": "sampling.num_samples",
     "max_completion_length": "sampling.max_new_tokens",
     "max_new_tokens": "sampling.max_new_tokens",
@@ -394,7 +394,7 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "lora_target_modules": "lora.targets",
     "num_train_epochs": "train.epochs",
     "gradient_accumulation_steps": "train.micro_batches",
-    "per_device_train_batch_size": "train.batch_size",
+    "per_device_train_batch_size": "train.batch_size, in prompts (TRL counts completions)",
     "attn_implementation": "model.attention",
     "learning_rate": "optimizer.learning_rate",
     "loss_type": "loss.name",

@@ -19,12 +19,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
+from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import put_rows, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
-from ssppo_jax.evaluate import HeldOut, compare, encode_split, logged, rewards
+from ssppo_jax.evaluate import HeldOut, compare, logged, rewards
 from ssppo_jax.files import read_json
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
@@ -109,7 +110,9 @@ class Trainer:
     def __init__(self, runtime: Runtime, workdir: Path, metrics: MetricLog, stop: StopSignal):
         self.runtime, self.config = runtime, runtime.config
         self.workdir, self.metrics, self.stop = workdir, metrics, stop
-        self.prompts, heldout, account = encode_split(runtime)
+        self.prompts, heldout, account = prepare_prompts(
+            self.config.data, runtime.tokenizer, seed=self.config.seed
+        )
         run_folder.write_json(workdir / "prompts.json", account)
         self.fingerprint = self._fingerprint()
         hosts.compare({"prompts": self.fingerprint})

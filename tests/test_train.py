@@ -170,14 +170,14 @@ def test_prompts_the_oracle_fails_on_are_dropped_and_counted(tmp_path, monkeypat
         train__iterations=1, oracle__max_failed_fraction=0.5, checkpoint__export="false"
     )
     heldout = set()
-    split = train_module.encode_split
+    prepare = train_module.prepare_prompts
 
-    def remember(runtime):
-        found = split(runtime)
-        heldout.update(e.prompt.id for e in found[1])
+    def remember(*args, **how):
+        found = prepare(*args, **how)
+        heldout.update(e.prompt.id for e in found.heldout)
         return found
 
-    monkeypatch.setattr(train_module, "encode_split", remember)
+    monkeypatch.setattr(train_module, "prepare_prompts", remember)
     oracle = length_oracle(lambda p: p.id not in heldout and int(p.id[1:]) % 3 == 0)
     monkeypatch.setattr(train_module, "build_oracle", lambda config: oracle)
     train(config, tmp_path)

@@ -1,0 +1,53 @@
+"""Load the prompts of a config, hold some out, and encode both parts."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from ssppo_jax import data
+from ssppo_jax.config import bind
+from ssppo_jax.data.batches import EncodedPrompt, encode_prompts
+from ssppo_jax.data.order import split_prompts
+
+log = logging.getLogger(__name__)
+
+
+class Prepared(NamedTuple):
+    """Prompts to train on, prompts held out, and an account of what was left out."""
+
+    train: list[EncodedPrompt]
+    heldout: list[EncodedPrompt]
+    account: dict[str, Any]
+
+
+def prepare_prompts(settings: Mapping[str, Any], tokenizer: Any, *, seed: int) -> Prepared:
+    """Return the training and the held-out prompts of a configured source as token ids.
+
+    Args:
+        settings: the `data` node of a config: source, heldout, max_prompt_length.
+        tokenizer: a transformers tokenizer.
+        seed: decides which prompts are held out.
+
+    Raises:
+        ConfigError, DataError: see the source, `split_prompts` and `encode_prompts`.
+    """
+    prompts = bind(data.SOURCES, settings["source"])()
+    split = split_prompts(prompts, heldout=settings["heldout"], seed=seed)
+    limit = settings["max_prompt_length"]
+    train, dropped = encode_prompts(split.train, tokenizer, max_prompt_length=limit)
+    heldout, dropped_heldout = encode_prompts(split.heldout, tokenizer, max_prompt_length=limit)
+    for report in (dropped, dropped_heldout):
+        if report.rows:
+            log.warning("%s", report)
+    copies = list(split.duplicates)
+    if copies:
+        log.warning("left out %d training prompts that repeat a held-out one", len(copies))
+    account = {
+        "train_prompts": len(train),
+        "heldout_prompts": len(heldout),
+        "too_long": [*map(list, dropped.rows), *map(list, dropped_heldout.rows)],
+        "copies_of_heldout": copies,
+    }
+    return Prepared(train, heldout, account)

@@ -1,0 +1,66 @@
+"""Files are whole or old, and a line of JSON is never cut inside a string."""
+
+import os
+
+import pytest
+
+from ssppo_jax import files
+from ssppo_jax.errors import DataError
+
+
+def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path):
+    path = tmp_path / "deep" / "f.txt"
+    files.write_lines(path, ["old"])
+
+    def half(file):
+        file.write(b"half of the n")
+        raise OSError("disk")
+
+    with pytest.raises(OSError, match="disk"):
+        files.write_atomically(path, half)
+    assert path.read_text() == "old\n"
+
+
+def test_what_is_written_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
+    steps = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: steps.append("fsync"))
+    monkeypatch.setattr(os, "replace", lambda old, new: steps.append("replace"))
+    files.write_lines(tmp_path / "f", ["x"])
+    assert steps == ["fsync", "replace", "fsync"]  # the file, its name, the folder
+
+
+def test_json_keeps_every_letter_whatever_the_locale_says(tmp_path, monkeypatch):
+    monkeypatch.setattr("locale.getpreferredencoding", lambda *_: "ascii")
+    value = {"text": "é\u2028☕", "list": [1, 2.5, None]}
+    files.write_json(tmp_path / "v.json", value)
+    assert files.read_json(tmp_path / "v.json") == value
+    assert "é\u2028☕".encode() in (tmp_path / "v.json").read_bytes()
+
+
+def test_records_are_cut_at_line_feeds_alone(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes('\ufeff{"text": "a\u2028b\u0085c"}\r\n{"n": 1}\n'.encode())
+    assert list(files.read_records(path)) == [{"text": "a\u2028b\u0085c"}, {"n": 1}]
+
+
+def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path, caplog):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"n": 1}\n{"n": 2, "to')
+    assert list(files.read_records(path)) == [{"n": 1}]
+    assert f"{path}:2: the last line is incomplete" in caplog.text
+    assert files.whole_lines(path) == ([b'{"n": 1}'], True)
+    assert path.read_bytes() == b'{"n": 1}\n'
+
+
+def test_another_line_that_is_not_json_is_named(tmp_path):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"n": 1}\noops\n{"n": 2}\n')
+    with pytest.raises(DataError, match=r"r\.jsonl:2: not a JSON record"):
+        list(files.read_records(path))
+
+
+def test_the_cache_folder_is_the_users_choice(monkeypatch, tmp_path):
+    monkeypatch.setenv("SSPPO_CACHE", str(tmp_path))
+    assert files.default_cache() == tmp_path
+    monkeypatch.setenv("SSPPO_CACHE", "")
+    assert files.default_cache().parts[-2:] == (".cache", "ssppo_jax")
