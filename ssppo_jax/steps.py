@@ -1,19 +1,20 @@
 """The compiled steps: score completions under given parameters, and one optimizer step on a batch.
 
-Both receive the model as `apply` and the loss as a function, so they know neither. The reference
-never enters the train step: its log-probs travel in the batch."""
+Both take the model as `apply` and the loss as a function. The reference never enters the train
+step: its log-probs travel in the batch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Float, Key
 
 from ssppo_jax.distributed.mesh import abstract, put_whole, replicated
 from ssppo_jax.models.lora import join
@@ -25,18 +26,19 @@ Stats = Callable[[Policy, Batch], Metrics]
 
 
 class Scored(NamedTuple):
-    """What scoring leaves behind for training and for the log."""
+    """The results of scoring, for training and for the log."""
 
-    logp: Array  # [B,K,T] float32, raw
-    entropy: Array  # [B,K,T] float32, of the full next-token distribution
+    logp: Float[Array, "B K T"]  # raw
+    entropy: Float[Array, "B K T"]  # of the full next-token distribution
 
 
 def make_score_step(apply: Apply) -> Callable[..., Scored]:
-    """score(params, prompt, prompt_length, completion, mask) -> Scored: one forward pass, no
-    gradient."""
+    """Return score(params, prompt, prompt_length, completion, mask), a forward pass, no gradient."""
 
     def score(params: PyTree, prompt, prompt_length, completion, mask) -> Scored:
         policy, entropy = apply(params, prompt, prompt_length, completion, mask, entropy=True)
+        if entropy is None:
+            raise ValueError("apply(entropy=True) returned no entropy")
         return Scored(jnp.where(mask > 0, policy.logp, 0.0), jnp.where(mask > 0, entropy, 0.0))
 
     return score
@@ -48,25 +50,22 @@ def make_train_step(
     stats: Stats,
     optimizer: optax.GradientTransformation,
     *,
-    dropout_key: Array | None = None,
+    dropout_key: Key[jax.Array, ""] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """step(state, batch, frozen=None) -> (state, metrics), for arrays [M,B,...]: M micro-batches of
-    B prompts.
+    """Return step(state, batch, frozen=None) -> (state, metrics), for M micro-batches of B prompts.
 
-    Gradients of the loss *total* are summed over micro-batches and divided once by the summed
-    weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the loss, its terms, `stats` of
-    the policy, the gradient norm and `finite`.
+    The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
+    and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
+    loss, its terms, `stats` of the policy, the gradient norm and `finite`.
 
     With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
-    neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
+    neither gradient nor optimizer state. `dropout_key` turns the adapters' dropout on, anew for
     every micro-batch of every step."""
 
     def objective(params, batch: Batch, at: Array, frozen):
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
-        dropout = (
-            {} if dropout_key is None else {"dropout_key": jax.random.fold_in(dropout_key, at)}
-        )
-        policy, _ = apply(join(frozen, params), *fields, **dropout)
+        key = None if dropout_key is None else jax.random.fold_in(dropout_key, at)
+        policy, _ = apply(join(frozen, params), *fields, dropout_key=key)
         mean, metrics = loss(policy, batch)
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
 
@@ -76,20 +75,18 @@ def make_train_step(
         state: TrainState, batch: Batch, frozen: PyTree | None = None
     ) -> tuple[TrainState, Metrics]:
         micro_batches = batch.weight.shape[0]
-        at = state.step * micro_batches + jnp.arange(
-            micro_batches
-        )  # of each micro-batch in the run
-        grads, metrics, squares = _accumulate(
-            partial(gradient, frozen=frozen), state.params, batch, at
-        )
-        weight = jnp.maximum(metrics["loss"].weight, 1e-20)
+        at = state.step * micro_batches + jnp.arange(micro_batches)  # places in the run
+        of_batch = partial(gradient, frozen=frozen)
+        grads, metrics, squares = _accumulate(of_batch, state.params, batch, at)
+        mean = cast(Mean, metrics["loss"])
+        weight = jnp.maximum(mean.weight, 1e-20)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm, moved = optax.tree.norm(grads), optax.tree.norm(updates)
         if squares is not None:
             metrics["grad_variance"] = _variance(squares, norm)
-        finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(metrics["loss"].total)
+        finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(mean.total)
         metrics |= {
             "grad_norm": _once(norm),
             "update_norm": _once(moved),
@@ -101,7 +98,7 @@ def make_train_step(
 
 
 def _once(value: Array) -> Mean:
-    """A number measured once."""
+    """Return the Mean of a number measured once."""
     return Mean(value, jnp.float32(1))
 
 
@@ -110,8 +107,7 @@ def _accumulate(
 ) -> tuple[PyTree, Metrics, Mean | None]:
     """Sum gradients (in float32 at least) and merge metrics over the leading micro-batch axis.
 
-    Last comes the mean of |g|^2 over the micro-batches, if there are several, g being the gradient
-    of one's mean loss."""
+    Of several micro-batches return also the mean of |g|^2, g the gradient of one's mean loss."""
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.weight.shape[0] == 1:
         grads, metrics = gradient(params, first, at[0])
@@ -138,27 +134,27 @@ def _accumulate(
 
 
 def _variance(squares: Mean, norm: Array) -> Mean:
-    """Variance of the step's gradient, estimated from its M > 1 micro-batches.
+    """Estimate the variance of the step's gradient from its M > 1 micro-batches.
 
     With g_m the gradient of micro-batch m, all of one weight, and g their mean:
     1/M * 1/(M-1) * sum_m |g_m - g|^2 = (mean |g_m|^2 - |g|^2)/(M-1), the trace of the covariance of
     g. Micro-batches of filler rows are not counted; unequal weights make it an approximation."""
-    variance = (squares.result() - norm**2) / jnp.maximum(squares.weight - 1, 1)
-    return Mean(variance, (squares.weight > 1).astype(jnp.float32))
+    count = jnp.asarray(squares.weight)
+    variance = (squares.result() - norm**2) / jnp.maximum(count - 1, 1)
+    return Mean(variance, (count > 1).astype(jnp.float32))
 
 
 def _neutral(kind):
-    """The element that changes nothing when merged."""
+    """Return the element that changes nothing when merged."""
     zero = {"Mean": 0.0, "Max": -jnp.inf, "Min": jnp.inf}[type(kind).__name__]
     return jax.tree.map(lambda s: jnp.full(s.shape, zero, s.dtype), kind)
 
 
 def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
-    """norms(params, batch [B,...], frozen=None) -> {"grad_norm/<term>": Mean} of each additive
-    term, on its own.
+    """Return norms(params, batch, frozen=None) -> {"grad_norm/<term>": Mean}, term by term.
 
-    A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the
-    repulsion's."""
+    A diagnostic: one backward pass per additive term. With beta = 1e-3 the regression's gradient
+    dwarfs the repulsion's."""
 
     def forward(params, batch: Batch, frozen):
         policy, _ = apply(
@@ -172,9 +168,8 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}
-            found["grad_norm/" + name.removeprefix("term/")] = _once(
-                optax.tree.norm(pullback(one_hot)[0])
-            )
+            norm = optax.tree.norm(pullback(one_hot)[0])
+            found["grad_norm/" + name.removeprefix("term/")] = _once(norm)
         return found
 
     return norms
@@ -183,23 +178,19 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
 def abstract_state(
     mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Shapes, dtypes and shardings of everything a train step updates; optimizer scalars are
-    replicated explicitly."""
+    """Describe everything a train step updates; optimizer scalars are replicated explicitly."""
     opt_state = abstract(mesh, jax.eval_shape(optimizer.init, params))
-    return TrainState(
-        params, opt_state, jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
-    )
+    step: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+    return TrainState(params, opt_state, step)
 
 
 def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
-    """The optimizer's initial state, created in its shardings."""
+    """Create the optimizer's initial state in its shardings."""
     wanted = abstract_state(mesh, params, optimizer).opt_state
     return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda s: s.sharding, wanted))(params)
 
 
 def fresh_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state a new run starts from. `params` becomes part of it and is donated by the first
-    train step."""
-    return TrainState(
-        params, fresh_optimizer(mesh, params, optimizer), put_whole(mesh, np.int32(0))
-    )
+    """Make a new run's state. It holds `params`, which the first train step donates."""
+    opt_state = fresh_optimizer(mesh, params, optimizer)
+    return TrainState(params, opt_state, put_whole(mesh, np.int32(0)))
