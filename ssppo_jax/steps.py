@@ -33,7 +33,7 @@ class Scored(NamedTuple):
 
 
 def make_score_step(apply: Apply) -> Callable[..., Scored]:
-    """Return score(params, prompt, prompt_length, completion, mask), a forward pass, no gradient."""
+    """Return score(params, prompt, prompt_length, completion, mask): a forward pass alone."""
 
     def score(params: PyTree, prompt, prompt_length, completion, mask) -> Scored:
         policy, entropy = apply(params, prompt, prompt_length, completion, mask, entropy=True)
@@ -64,8 +64,10 @@ def make_train_step(
 
     def objective(params, batch: Batch, at: Array, frozen):
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
-        key = None if dropout_key is None else jax.random.fold_in(dropout_key, at)
-        policy, _ = apply(join(frozen, params), *fields, dropout_key=key)
+        dropout = {}
+        if dropout_key is not None:
+            dropout["dropout_key"] = jax.random.fold_in(dropout_key, at)
+        policy, _ = apply(join(frozen, params), *fields, **dropout)
         mean, metrics = loss(policy, batch)
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
 
