@@ -1,7 +1,8 @@
-"""The compiled steps: score completions under given parameters, and one optimizer step on a batch.
+"""Make the compiled steps: score completions under given parameters, and one optimizer step.
 
-Both take the model as `apply` and the loss as a function. The reference never enters the train
-step: its log-probs travel in the batch."""
+Both receive the model as `apply` and the loss as a function, so they know neither. The reference
+never enters the train step: its log-probs travel in the batch.
+"""
 
 from __future__ import annotations
 
@@ -26,14 +27,14 @@ Stats = Callable[[Policy, Batch], Metrics]
 
 
 class Scored(NamedTuple):
-    """The results of scoring, for training and for the log."""
+    """Hold what scoring leaves for training and for the log."""
 
     logp: Float[Array, "B K T"]  # raw
     entropy: Float[Array, "B K T"]  # of the full next-token distribution
 
 
 def make_score_step(apply: Apply) -> Callable[..., Scored]:
-    """Return score(params, prompt, prompt_length, completion, mask): a forward pass alone."""
+    """Make score(params, prompt, prompt_length, completion, mask) -> Scored, one forward pass."""
 
     def score(params: PyTree, prompt, prompt_length, completion, mask) -> Scored:
         policy, entropy = apply(params, prompt, prompt_length, completion, mask, entropy=True)
@@ -52,15 +53,17 @@ def make_train_step(
     *,
     dropout_key: Key[jax.Array, ""] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Return step(state, batch, frozen=None) -> (state, metrics), for M micro-batches of B prompts.
+    """Make step(state, batch, frozen=None) -> (state, metrics) for arrays [M,B,...] of M
+    micro-batches.
 
     The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
     and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
     loss, its terms, `stats` of the policy, the gradient norm and `finite`.
 
     With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
-    neither gradient nor optimizer state. `dropout_key` turns the adapters' dropout on, anew for
-    every micro-batch of every step."""
+    neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
+    every micro-batch of every step.
+    """
 
     def objective(params, batch: Batch, at: Array, frozen):
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
@@ -100,7 +103,7 @@ def make_train_step(
 
 
 def _once(value: Array) -> Mean:
-    """Return the Mean of a number measured once."""
+    """Wrap a number that is measured once."""
     return Mean(value, jnp.float32(1))
 
 
@@ -138,12 +141,12 @@ def _accumulate(
 def _variance(squares: Mean, norm: Array) -> Mean:
     """Estimate the variance of the step's gradient from its M > 1 micro-batches.
 
-    With g_m the gradient of micro-batch m, all of one weight, and g their mean:
-    1/M * 1/(M-1) * sum_m |g_m - g|^2 = (mean |g_m|^2 - |g|^2)/(M-1), the trace of the covariance of
-    g. Micro-batches of filler rows are not counted; unequal weights make it an approximation."""
-    count = jnp.asarray(squares.weight)
-    variance = (squares.result() - norm**2) / jnp.maximum(count - 1, 1)
-    return Mean(variance, (count > 1).astype(jnp.float32))
+    With g_m the gradient of micro-batch m, all of one weight, and g their mean: 1/M * 1/(M-1) *
+    sum_m |g_m - g|^2 = (mean |g_m|^2 - |g|^2)/(M-1), the trace of the covariance of g.
+    Micro-batches of filler rows are not counted; unequal weights make it an approximation.
+    """
+    variance = (squares.result() - norm**2) / jnp.maximum(squares.weight - 1, 1)
+    return Mean(variance, (squares.weight > 1).astype(jnp.float32))
 
 
 def _neutral(kind):
@@ -153,10 +156,12 @@ def _neutral(kind):
 
 
 def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
-    """Return norms(params, batch, frozen=None) -> {"grad_norm/<term>": Mean}, term by term.
+    """Make norms(params, batch [B,...], frozen=None) -> {"grad_norm/<term>": Mean} of each loss
+    term.
 
-    A diagnostic: one backward pass per additive term. With beta = 1e-3 the regression's gradient
-    dwarfs the repulsion's."""
+    A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the
+    repulsion's.
+    """
 
     def forward(params, batch: Batch, frozen):
         policy, _ = apply(
@@ -180,19 +185,20 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
 def abstract_state(
     mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation
 ) -> TrainState:
-    """Describe everything a train step updates; optimizer scalars are replicated explicitly."""
+    """Return shapes, dtypes and shardings of everything a train step updates."""
     opt_state = abstract(mesh, jax.eval_shape(optimizer.init, params))
     step: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
     return TrainState(params, opt_state, step)
 
 
 def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> PyTree:
-    """Create the optimizer's initial state in its shardings."""
+    """Make the optimizer's initial state in its shardings."""
     wanted = abstract_state(mesh, params, optimizer).opt_state
     return jax.jit(optimizer.init, out_shardings=jax.tree.map(lambda s: s.sharding, wanted))(params)
 
 
 def fresh_state(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> TrainState:
-    """Make a new run's state. It holds `params`, which the first train step donates."""
-    opt_state = fresh_optimizer(mesh, params, optimizer)
-    return TrainState(params, opt_state, put_whole(mesh, np.int32(0)))
+    """Make the state that a new run starts from; the first train step donates `params`."""
+    return TrainState(
+        params, fresh_optimizer(mesh, params, optimizer), put_whole(mesh, np.int32(0))
+    )
