@@ -90,9 +90,9 @@ def weighted_mean(
 
 def sum_terms(terms: dict[str, Mean]) -> tuple[Mean, Metrics]:
     """Add a loss's terms, all of one weight; return them again under `term/` keys."""
-    total = sum(term.total for term in terms.values())
-    weight = next(iter(terms.values())).weight
-    return Mean(total, weight), {f"term/{name}": term for name, term in terms.items()}
+    first, *rest = terms.values()
+    total = sum((term.total for term in rest), start=first.total)
+    return Mean(total, first.weight), {f"term/{name}": term for name, term in terms.items()}
 
 
 def unit(x: Float[Array, "*A D"]) -> Float[Array, "*A D"]:
