@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import Float, Key
 
 from ssppo_jax.distributed.mesh import abstract, put_whole, replicated
 from ssppo_jax.models.lora import join
@@ -28,8 +29,8 @@ Stats = Callable[[Policy, Batch], Metrics]
 class Scored(NamedTuple):
     """Hold what scoring leaves for training and for the log."""
 
-    logp: Array  # [B,K,T] float32, raw
-    entropy: Array  # [B,K,T] float32, of the full next-token distribution
+    logp: Float[Array, "B K T"]  # raw
+    entropy: Float[Array, "B K T"]  # of the full next-token distribution
 
 
 def make_score_step(apply: Apply) -> Callable[..., Scored]:
@@ -37,6 +38,8 @@ def make_score_step(apply: Apply) -> Callable[..., Scored]:
 
     def score(params: PyTree, prompt, prompt_length, completion, mask) -> Scored:
         policy, entropy = apply(params, prompt, prompt_length, completion, mask, entropy=True)
+        if entropy is None:
+            raise ValueError("apply(entropy=True) returned no entropy")
         return Scored(jnp.where(mask > 0, policy.logp, 0.0), jnp.where(mask > 0, entropy, 0.0))
 
     return score
@@ -48,14 +51,14 @@ def make_train_step(
     stats: Stats,
     optimizer: optax.GradientTransformation,
     *,
-    dropout_key: Array | None = None,
+    dropout_key: Key[jax.Array, ""] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Make step(state, batch, frozen=None) -> (state, metrics) for arrays [M,B,...] of M
     micro-batches.
 
-    Gradients of the loss *total* are summed over micro-batches and divided once by the summed
-    weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the loss, its terms, `stats` of
-    the policy, the gradient norm and `finite`.
+    The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
+    and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
+    loss, its terms, `stats` of the policy, the gradient norm and `finite`.
 
     With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
     neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
@@ -64,9 +67,9 @@ def make_train_step(
 
     def objective(params, batch: Batch, at: Array, frozen):
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
-        dropout = (
-            {} if dropout_key is None else {"dropout_key": jax.random.fold_in(dropout_key, at)}
-        )
+        dropout = {}
+        if dropout_key is not None:
+            dropout["dropout_key"] = jax.random.fold_in(dropout_key, at)
         policy, _ = apply(join(frozen, params), *fields, **dropout)
         mean, metrics = loss(policy, batch)
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
@@ -77,20 +80,18 @@ def make_train_step(
         state: TrainState, batch: Batch, frozen: PyTree | None = None
     ) -> tuple[TrainState, Metrics]:
         micro_batches = batch.weight.shape[0]
-        at = state.step * micro_batches + jnp.arange(
-            micro_batches
-        )  # of each micro-batch in the run
-        grads, metrics, squares = _accumulate(
-            partial(gradient, frozen=frozen), state.params, batch, at
-        )
-        weight = jnp.maximum(metrics["loss"].weight, 1e-20)
+        at = state.step * micro_batches + jnp.arange(micro_batches)  # places in the run
+        of_batch = partial(gradient, frozen=frozen)
+        grads, metrics, squares = _accumulate(of_batch, state.params, batch, at)
+        mean = cast(Mean, metrics["loss"])
+        weight = jnp.maximum(mean.weight, 1e-20)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         norm, moved = optax.tree.norm(grads), optax.tree.norm(updates)
         if squares is not None:
             metrics["grad_variance"] = _variance(squares, norm)
-        finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(metrics["loss"].total)
+        finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(mean.total)
         metrics |= {
             "grad_norm": _once(norm),
             "update_norm": _once(moved),
@@ -111,8 +112,7 @@ def _accumulate(
 ) -> tuple[PyTree, Metrics, Mean | None]:
     """Sum gradients (in float32 at least) and merge metrics over the leading micro-batch axis.
 
-    Last comes the mean of |g|^2 over the micro-batches, if there are several, g being the gradient
-    of one's mean loss."""
+    Of several micro-batches return also the mean of |g|^2, g the gradient of one's mean loss."""
     first = jax.tree.map(lambda x: x[0], batch)
     if batch.weight.shape[0] == 1:
         grads, metrics = gradient(params, first, at[0])
@@ -175,9 +175,8 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}
-            found["grad_norm/" + name.removeprefix("term/")] = _once(
-                optax.tree.norm(pullback(one_hot)[0])
-            )
+            norm = optax.tree.norm(pullback(one_hot)[0])
+            found["grad_norm/" + name.removeprefix("term/")] = _once(norm)
         return found
 
     return norms
@@ -188,9 +187,8 @@ def abstract_state(
 ) -> TrainState:
     """Return shapes, dtypes and shardings of everything a train step updates."""
     opt_state = abstract(mesh, jax.eval_shape(optimizer.init, params))
-    return TrainState(
-        params, opt_state, jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
-    )
+    step: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(mesh))
+    return TrainState(params, opt_state, step)
 
 
 def fresh_optimizer(mesh: Mesh, params: PyTree, optimizer: optax.GradientTransformation) -> PyTree:

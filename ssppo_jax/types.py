@@ -19,10 +19,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import ArrayLike
 from jaxtyping import Float, Int, Int8, PyTree, UInt32
 
 Array = jax.Array | np.ndarray
+Scalar = jax.Array | np.ndarray | np.floating  # one float32 number
 
 FINISH_EOS, FINISH_LENGTH = 0, 1  # Samples.finish codes
 FINISH_NAMES = ("eos", "length")
@@ -120,13 +120,13 @@ class Mean(NamedTuple):
     """A mean that is not divided yet. Micro-batches and devices merge exactly: sum both parts,
     divide once."""
 
-    total: Float[ArrayLike, ""]
-    weight: Float[ArrayLike, ""]
+    total: Scalar
+    weight: Scalar
 
     def merge(self, other: Mean) -> Mean:
         return Mean(self.total + other.total, self.weight + other.weight)
 
-    def result(self) -> ArrayLike:
+    def result(self) -> Scalar:
         """Return total / weight, and 0 where nothing was counted."""
         safe = jnp.where(self.weight == 0, 1.0, self.weight)
         return jnp.where(self.weight == 0, 0.0, self.total / safe)
@@ -135,24 +135,24 @@ class Mean(NamedTuple):
 class Max(NamedTuple):
     """A maximum over everything merged."""
 
-    value: Float[ArrayLike, ""]
+    value: Scalar
 
     def merge(self, other: Max) -> Max:
         return Max(jnp.maximum(self.value, other.value))
 
-    def result(self) -> ArrayLike:
+    def result(self) -> Scalar:
         return self.value
 
 
 class Min(NamedTuple):
     """A minimum over everything merged."""
 
-    value: Float[ArrayLike, ""]
+    value: Scalar
 
     def merge(self, other: Min) -> Min:
         return Min(jnp.minimum(self.value, other.value))
 
-    def result(self) -> ArrayLike:
+    def result(self) -> Scalar:
         return self.value
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy
+from ssppo_jax.types import Array, Batch, Max, Mean, Metrics, Min, Policy, Scalar
 
 # exp(60) = 1.1e26: reads as "exploded", yet float32 sums of millions of them are finite.
 MAX_LOG_RATIO = 60.0
@@ -90,7 +92,7 @@ def weighted_mean(
 
 def sum_terms(terms: dict[str, Mean]) -> tuple[Mean, Metrics]:
     """Add a loss's terms, all of one weight; return them again under `term/` keys."""
-    total = sum(term.total for term in terms.values())
+    total = cast(Scalar, sum(term.total for term in terms.values()))
     weight = next(iter(terms.values())).weight
     return Mean(total, weight), {f"term/{name}": term for name, term in terms.items()}
 

@@ -452,23 +452,10 @@ def dr_grpo(
       beta: weight of the KL to the reference (k3); 0 leaves it out
       max_completion_length: the constant length; 0: T, the completion slots of the batch
     """
-    require(
-        max_completion_length >= 0,
-        "max_completion_length",
-        max_completion_length,
-        "must be >= 0",
-        "0 means T itself",
-    )
-    return _ppo(
-        policy,
-        batch,
-        epsilon,
-        epsilon_high,
-        delta,
-        beta,
-        "seq-mean-token-sum-norm",
-        max_completion_length,
-    )
+    given = max_completion_length
+    require(given >= 0, "max_completion_length", given, "must be >= 0", "0 means T itself")
+    clip = (epsilon, epsilon_high, delta)
+    return _ppo(policy, batch, *clip, beta, "seq-mean-token-sum-norm", max_completion_length)
 
 
 def bnpo(

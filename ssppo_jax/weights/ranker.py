@@ -1,5 +1,4 @@
-"""Read a PairRM folder (`llm-blender/PairRM-hf`) into `models.deberta`, without torch and without
-pickle."""
+"""Read a PairRM folder (`llm-blender/PairRM-hf`) into `models.deberta`, without torch or pickle."""
 
 from __future__ import annotations
 
@@ -45,18 +44,10 @@ ROWS = tuple(
     )
 )
 _NEEDED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "layer_norm_eps",
-    "position_buckets",
-    "n_tasks",
-    "source_prefix_id",
-    "cand1_prefix_id",
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+    "layer_norm_eps", "position_buckets", "n_tasks", "source_prefix_id", "cand1_prefix_id",
     "cand2_prefix_id",
-)
+)  # fmt: skip
 
 
 class LoadedRanker(NamedTuple):
@@ -67,34 +58,28 @@ class LoadedRanker(NamedTuple):
 
 
 def load_ranker(folder: Path, *, dtype: str = "float32") -> LoadedRanker:
-    """Configuration and weights; every tensor of the model is filled, every tensor of the file is
-    accounted for.
+    """Read configuration and weights, all of the model's tensors and none that is unknown.
 
     Raises EncoderError for pickled weights, settings that are not implemented, and tensors that do
     not fit."""
     ranker = Ranker(read_arch(folder), dtype)
     tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
     wanted = jax.eval_shape(ranker.init, jax.random.key(0), tokens, length)["params"]
-    rows = [
-        row
-        for row in ROWS
-        if ranker.arch.norm_positions or not row.path.startswith("positions_norm")
-    ]
-    params, _ = assemble(
-        rows, ranker.arch.layers, read_tensors(weights_file(folder)), wanted, folder, IGNORABLE
-    )
+    rows = ROWS
+    if not ranker.arch.norm_positions:
+        rows = tuple(row for row in ROWS if not row.path.startswith("positions_norm"))
+    tensors = read_tensors(weights_file(folder))
+    params, _ = assemble(rows, ranker.arch.layers, tensors, wanted, folder, IGNORABLE)
     return LoadedRanker(ranker, params)
 
 
 def read_arch(folder: Path) -> RankerArch:
-    """The architecture a folder describes.
+    """Return the architecture of a folder.
 
-    Raises EncoderError naming each setting that is missing or not implemented.
-    """
-    config = read_json(folder / "config.json")
-    problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None] + list(
-        _unsupported(config)
-    )
+    Raises EncoderError naming each setting that is missing or not implemented."""
+    config = read_json(folder / "config.json", dict)
+    problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
+    problems += _unsupported(config)
     if problems:
         raise EncoderError(
             f"{folder} is not a PairRM model that can be read ({'; '.join(problems)}). The original"

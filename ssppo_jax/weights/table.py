@@ -1,5 +1,4 @@
-"""Encoders and rankers from a folder of safetensors by a table of names: every tensor is used,
-known or refused."""
+"""Read encoders and rankers from safetensors by a table of names: no tensor is left unexplained."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -16,6 +15,8 @@ from tokenizers import Tokenizer
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.types import PyTree
 from ssppo_jax.weights.hf import flatten, insert
+
+Json = TypeVar("Json", dict, list)
 
 DTYPES = ("float32", "bfloat16")  # to compute in
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -35,12 +36,12 @@ class Row(NamedTuple):
 
 
 def dense(path: str, name: str) -> tuple[tuple, ...]:
-    """The rows of a torch Linear, whose kernel is stored [out, in]."""
+    """Return the rows of a torch Linear, whose kernel is stored [out, in]."""
     return (f"{path}/kernel", f"{name}.weight", True), (f"{path}/bias", f"{name}.bias")
 
 
 def norm(path: str, name: str) -> tuple[tuple, ...]:
-    """The rows of a torch LayerNorm."""
+    """Return the rows of a torch LayerNorm."""
     return (f"{path}/scale", f"{name}.weight"), (f"{path}/bias", f"{name}.bias")
 
 
@@ -52,11 +53,9 @@ def assemble(
     folder: Path,
     ignorable: re.Pattern,
 ) -> tuple[dict, tuple[str, ...]]:
-    """Stack, transpose and check against the shapes the module itself asks for; returns (params,
-    ignored names).
+    """Stack and transpose tensors into the shapes the module asks for; return (params, ignored).
 
-    Raises EncoderError for missing, unknown and misshapen tensors, all of them listed.
-    """
+    Raises EncoderError for missing, unknown and misshapen tensors, all of them listed."""
     names = {
         row.path: [row.name.format(i) for i in range(layers)] if "{}" in row.name else [row.name]
         for row in rows
@@ -66,7 +65,8 @@ def assemble(
     problems = [f"missing {n}" for n in sorted(used - set(tensors))]
     problems += [f"unknown {n}" for n in sorted(set(tensors) - used - set(ignored))]
     _raise_listed(problems, folder)
-    shapes, params = dict(flatten(wanted)), {}
+    shapes = dict(flatten(wanted))
+    params: dict = {}
     for row in rows:
         parts = [tensors[name].T if row.transpose else tensors[name] for name in names[row.path]]
         shape = shapes[row.path].shape[1:] if "{}" in row.name else shapes[row.path].shape
@@ -77,11 +77,8 @@ def assemble(
             if part.shape != shape
         ]
         if not problems:
-            insert(
-                params,
-                row.path,
-                (np.stack(parts) if "{}" in row.name else parts[0]).astype(np.float32),
-            )
+            whole = np.stack(parts) if "{}" in row.name else parts[0]
+            insert(params, row.path, whole.astype(np.float32))
     _raise_listed(problems, folder)
     return params, ignored
 
@@ -112,19 +109,22 @@ def weights_file(folder: Path) -> Path:
 def read_tensors(file: Path) -> dict[str, np.ndarray]:
     try:
         with safe_open(file, framework="np") as reader:
-            tensors = {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
+            return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
         raise EncoderError(f"{file} is not a readable safetensors file: {error}") from None
-    return tensors
 
 
-def read_json(file: Path) -> dict | list:
+def read_json(file: Path, kind: type[Json]) -> Json:
+    """Read a JSON object (`dict`) or array (`list`); EncoderError if the file holds neither."""
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EncoderError(f"{file} does not exist; a sentence encoder folder needs it") from None
     except ValueError as error:
         raise EncoderError(f"{file} is not JSON: {error}") from None
+    if not isinstance(value, kind):
+        raise EncoderError(f"{file} holds a {type(value).__name__}, not a {kind.__name__}")
+    return value
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
