@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -87,7 +88,7 @@ def _run(argv: list[str]) -> int:
 class _Command(argparse.ArgumentParser):
     """Parse one command's options; report a mistake as a ConfigError."""
 
-    run = None  # (args, overrides) -> exit code
+    run: Callable[[argparse.Namespace, dict[str, str]], int]
     takes_config = False
 
     @property
@@ -173,7 +174,8 @@ def _count(text: str) -> int:
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
     """Part the --config.KEY=VALUE overrides from a command's own options."""
-    rest, overrides = [], {}
+    rest: list[str] = []
+    overrides: dict[str, str] = {}
     for arg in argv:
         if not arg.startswith("--config."):
             rest.append(arg)
@@ -354,7 +356,7 @@ def _keep_compiled() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
         jax.config.update("jax_compilation_cache_max_size", LARGEST_CACHE)
 

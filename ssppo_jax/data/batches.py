@@ -52,7 +52,7 @@ class PromptBatch(NamedTuple):
 
     prompts: Prompts
     real: np.ndarray  # [B] bool
-    index: np.ndarray  # [B] int64, position in the list of prompts
+    source: np.ndarray  # [B] int64, position in the list of prompts
 
 
 class LengthGroup(NamedTuple):

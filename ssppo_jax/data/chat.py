@@ -186,6 +186,11 @@ def _mark_specials(tokenizer: Any, messages: Sequence[dict]) -> tuple[list[dict]
     return marked, {mark: special for special, mark in marks.items()}
 
 
+def _by_code(letters: dict[str, str]) -> dict[int, str]:
+    """Return a table for str.translate."""
+    return {ord(letter): text for letter, text in letters.items()}
+
+
 def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[int]:
     """Split at the template's special tokens and encode the rest with specials as text.
 
@@ -203,16 +208,16 @@ def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[i
                 ids.append(tokenizer.convert_tokens_to_ids(part))
             elif part:
                 ids += _encode(
-                    tokenizer, part.translate(str.maketrans(standing_for)), specials_as_text=True
+                    tokenizer,
+                    part.translate(_by_code(standing_for)),
+                    specials_as_text=True,
                 )
         return ids
 
     harmless = dict.fromkeys(spelled, "x")
     ids = encode_parts(spelled)
     special_ids = [i for i in ids if i in set(tokenizer.all_special_ids)]
-    same_split = encode_parts(harmless) == _encode(
-        tokenizer, text.translate(str.maketrans(harmless))
-    )
+    same_split = encode_parts(harmless) == _encode(tokenizer, text.translate(_by_code(harmless)))
     written = [tokenizer.convert_tokens_to_ids(part) for part in parts[1::2]]
     if not same_split or special_ids != [i for i in written if i in set(tokenizer.all_special_ids)]:
         raise DataError(

@@ -144,8 +144,9 @@ def library() -> ModuleType:
     try:
         importlib.import_module("pycosat")
     except ImportError:
-        sys.modules["pycosat"] = ModuleType("pycosat")
-        sys.modules["pycosat"].__getattr__ = _no_pycosat
+        missing = ModuleType("pycosat")
+        setattr(missing, "__getattr__", _no_pycosat)  # noqa: B010  a module's, asked for any name
+        sys.modules["pycosat"] = missing
     try:
         return importlib.import_module("reasoning_gym")
     except ImportError as error:

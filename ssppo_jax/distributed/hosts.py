@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
-from jax._src.distributed import global_state  # the coordination service has no public door
+from jax._src import distributed as service  # the coordination service has no public door
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
@@ -38,7 +38,7 @@ class Place(NamedTuple):
 
     coordinator: str | None = None  # host:port of process 0
     processes: int | None = None
-    index: int | None = None
+    number: int | None = None  # this process, from 0
 
 
 def place_of(
@@ -80,7 +80,8 @@ def start(place: Place, *, timeout: float = START) -> None:
         there should be), or no cluster is found.
     """
     if place.coordinator is not None:
-        meet(place.coordinator, place.processes, place.index, timeout)
+        assert place.processes is not None and place.number is not None  # `place_of` sees to it
+        meet(place.coordinator, place.processes, place.number, timeout)
     try:
         jax.distributed.initialize(*place, initialization_timeout=int(timeout))
     except (RuntimeError, ValueError) as error:
@@ -128,7 +129,8 @@ def wait(what: str) -> None:
     if alone():
         return
     _Waits.met += 1
-    client, me, until = global_state.client, jax.process_index(), time.monotonic() + _Waits.patience
+    client: Any = service.global_state.client
+    me, until = jax.process_index(), time.monotonic() + _Waits.patience
     here = f"ssppo/{_Waits.met}"
     client.key_value_set(f"{here}/{me}", what)
     missing = [p for p in range(jax.process_count()) if not _has_come(client, f"{here}/{p}", until)]
@@ -206,7 +208,7 @@ def on_first(work: Callable[[], T], what: str = "work of process 0") -> T:
     """Return the value of `work`, done by process 0 alone, in all processes, or raise its error."""
     if alone():
         return work()
-    outcome = exchange(_try(work) if is_first() else None, what)[0]
+    outcome = exchange(_try(work) if is_first() else _Outcome(), what)[0]
     if outcome.error is not None:
         raise outcome.error
     return outcome.value

@@ -57,7 +57,8 @@ def mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, int, int]:
         raise ConfigError(
             f"mesh {sizes} needs {known} devices or a divisor's multiple; this run has {devices}"
         )
-    return tuple(shape)
+    data, fsdp, tensor = shape
+    return data, fsdp, tensor
 
 
 def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
-from typing import TextIO
+from typing import Any, TextIO
 
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True)
         show: False for a phase that runs beside another.
     """
     counted = work is None or isinstance(work, int)
-    options = {"iterable": None, "total": work} if counted else {"iterable": work}
+    options: dict[str, Any] = {"iterable": None, "total": work} if counted else {"iterable": work}
     if not sys.stderr.isatty():
         options |= {
             "file": _Lines(sys.stderr),

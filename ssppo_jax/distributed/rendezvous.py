@@ -30,10 +30,12 @@ def meet(address: str, processes: int, index: int, timeout: float) -> None:
 def _gather(port: int, processes: int, until: float, timeout: float) -> None:
     with contextlib.ExitStack() as stack:
         dual = socket.has_dualstack_ipv6()
-        family = {"family": socket.AF_INET6, "dualstack_ipv6": True} if dual else {}
+        family = socket.AF_INET6 if dual else socket.AF_INET
         try:
             listener = stack.enter_context(
-                socket.create_server(("", port), backlog=processes, **family)
+                socket.create_server(
+                    ("", port), family=family, backlog=processes, dualstack_ipv6=dual
+                )
             )
         except OSError as error:
             raise ConfigError(

@@ -51,11 +51,10 @@ class RunLock:
         return self
 
     def __exit__(self, *_) -> None:
-        os.ftruncate(
-            self._descriptor, 0
-        )  # emptied, never unlinked: unlinking a free lock is a race
-        os.close(self._descriptor)
-        self._descriptor = None
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, 0)  # never unlinked: unlinking a free lock is a race
+            os.close(self._descriptor)
+            self._descriptor = None
 
     def _acquire(self) -> int | None:
         """Return a locked descriptor; None if a dead holder's file was cleared, so that a retry is

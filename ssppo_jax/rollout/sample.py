@@ -94,7 +94,7 @@ def _serve(
     """
     size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
-    holds = np.where(batch.real, batch.index, -1)  # row of each slot, -1 for none
+    holds = np.where(batch.real, batch.source, -1)  # row of each slot, -1 for none
     slots = sampler.start(
         params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real)
     )

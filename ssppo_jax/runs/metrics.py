@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -73,7 +74,7 @@ class MetricLog:
         self, *, step: int, iteration: int, phase: str, values: Values, wall: Values | None = None
     ) -> None:
         """Append one record. `wall` is for times and rates, which differ between two equal runs."""
-        record = {"step": int(step), "iteration": int(iteration), "phase": phase}
+        record: dict[str, Any] = {"step": int(step), "iteration": int(iteration), "phase": phase}
         record["values"] = {name: _finite(value) for name, value in values.items()}
         record["wall"] = {"time": time.time()} | {
             name: _finite(value) for name, value in (wall or {}).items()

@@ -39,8 +39,9 @@ def work_of(
     adapters: bool,
 ) -> Work:
     """Count the work of an iteration, summed over its optimizer steps."""
-    length, own = batch.prompt_length, batch.mask.sum(-1)
-    tokens = slots = count = 0
+    length, own = np.asarray(batch.prompt_length), np.asarray(batch.mask).sum(-1)
+    tokens = slots = 0
+    count = 0.0
     for rows in steps:
         tokens += int(length[rows].sum() + own[rows].sum())
         slots += size * (bucket_of(length[rows], buckets) + int(np.prod(batch.mask.shape[1:])))

@@ -30,7 +30,7 @@ def encoded_of(lengths):
 def test_batches_hold_every_prompt_once_padded_by_length(batch_size):
     encoded = encoded_of([5, 1, 8, 3, 16, 9, 8, 2, 4, 13])
     found = batches(encoded, batch_size=batch_size, buckets=(4, 8, 16))
-    assert sorted(np.concatenate([b.index[b.real] for b in found])) == list(range(10))
+    assert sorted(np.concatenate([b.source[b.real] for b in found])) == list(range(10))
     assert len(found) == -(-10 // batch_size)
     for prompts, real, index in found:
         assert (
@@ -48,14 +48,14 @@ def test_batches_hold_every_prompt_once_padded_by_length(batch_size):
 def test_only_the_last_batch_has_filler_rows_and_they_repeat_real_ones():
     *full, last = batches(encoded_of([3] * 10), batch_size=4, buckets=(4,))
     assert all(b.real.all() for b in full) and last.real.tolist() == [True, True, False, False]
-    assert last.index.tolist() == [8, 9, 8, 9]
+    assert last.source.tolist() == [8, 9, 8, 9]
     (only,) = batches(encoded_of([3]), batch_size=5, buckets=(4,))
-    assert only.real.tolist() == [True] + [False] * 4 and only.index.tolist() == [0] * 5
+    assert only.real.tolist() == [True] + [False] * 4 and only.source.tolist() == [0] * 5
 
 
 def test_batches_go_by_length_and_keep_the_given_order_among_equals():
     found = batches(encoded_of([9, 2, 9, 2]), batch_size=2, buckets=(4, 16))
-    assert [b.index.tolist() for b in found] == [[1, 3], [0, 2]]
+    assert [b.source.tolist() for b in found] == [[1, 3], [0, 2]]
     assert [b.prompts.tokens.shape[1] for b in found] == [4, 16]
 
 
