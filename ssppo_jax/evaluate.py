@@ -21,7 +21,7 @@ from ssppo_jax.errors import UserError
 from ssppo_jax.files import write_json, write_lines
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.oracles.protocol import Oracle, check_prompts, drop_failed
+from ssppo_jax.oracles.protocol import Oracle, drop_failed
 from ssppo_jax.rollout.judge import build_oracle, judge, place_oracle
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
@@ -217,7 +217,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     _, encoded, account = prepare_prompts(config.data, runtime.tokenizer, seed=config.seed)
     heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
     place_oracle(oracle, runtime.mesh)
-    check_prompts(oracle, [e.prompt for e in encoded])
+    oracle.check([e.prompt for e in encoded])
     texts, start = {}, time.perf_counter()
     for name, source in (("baseline", baseline), ("candidate", candidate)):
         params = runtime.load_params(resolve(source))

@@ -31,7 +31,6 @@ from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optimizer import make_run_optimizer
-from ssppo_jax.oracles.protocol import check_prompts
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.judge import build_oracle, place_oracle
 from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
@@ -119,7 +118,7 @@ class Trainer:
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = build_oracle(self.config)
         place_oracle(self.oracle, runtime.mesh)
-        check_prompts(self.oracle, [e.prompt for e in self.prompts + heldout])
+        self.oracle.check([e.prompt for e in self.prompts + heldout])
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
         self.losses: list[float] = []  # of this iteration's steps so far

@@ -7,6 +7,7 @@ import numpy as np
 
 from ssppo_jax import schema
 from ssppo_jax.oracles.links import bradley_terry
+from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.types import Failed, Verdict
 
 SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")
@@ -27,28 +28,28 @@ def configure(**overrides):
 def length_oracle(fails=lambda prompt: False):
     """Prefers longer texts; cannot judge the prompts `fails` says."""
 
-    def oracle(prompts, responses):
+    def ask(prompts, responses):
         score = np.array([[len(text) for text in group] for group in responses], np.float64)
         preference = bradley_terry(score, temperature=1.0)
         failed = tuple(Failed("no answer") if fails(p) else None for p in prompts)
         preference[[f is not None for f in failed]] = np.nan
         return Verdict(preference, None, failed)
 
-    return oracle
+    return Oracle(ask)
 
 
 def byte_oracle(flat=lambda prompt: False):
     """Rewards the share of ASCII characters, by the part `ascii`; the prompts `flat` says get 1
     whatever the text."""
 
-    def oracle(prompts, responses):
+    def ask(prompts, responses):
         share = [
             [np.mean([c < "\x80" for c in text] or [0]) for text in group] for group in responses
         ]
         reward = np.where([[flat(p)] for p in prompts], 1.0, np.array(share)).astype(np.float32)
         return Verdict(None, reward, (None,) * len(prompts), {"ascii": reward / 2})
 
-    return oracle
+    return Oracle(ask)
 
 
 def values(log, phase):

@@ -1,8 +1,7 @@
-"""Oracles: who says which response is better. `ORACLES` maps a name to a factory of keyword-only
-parameters.
+"""Oracles: who says which response is better. `ORACLES` maps a name to a factory of `Oracle`.
 
-Every module of this package that has a module-level `ORACLES` table is found here, so an oracle is
-added by writing one file. See `protocol` for what an oracle is."""
+Every module of this package with a module-level table `ORACLES` is found here, so an oracle is
+added by writing one file. `protocol` shows one."""
 
 from ssppo_jax.config import discover
 

@@ -1,4 +1,4 @@
-"""Finding the final answer in a response. Pure functions of text; None where there is none.
+"""Find the final answer in a response. Pure functions of text; None where there is none.
 
     boxed         the last \\boxed{...}, braces nested
     tag           the last complete <answer>...</answer>
@@ -15,7 +15,7 @@ Only what is said counts, not what is thought: the text after the last </think>,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 # A sign counts only where no word or closing bracket stands before it: "7-5" holds 7 and 5,
 # "(3,-5)" holds 3 and -5.
@@ -34,13 +34,13 @@ WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # of a language: \frac and x 
 
 
 def said(text: str) -> str:
-    """What comes after the thinking; empty when that never ended."""
+    """Return what comes after the thinking; empty when that never ended."""
     spoken = text.rpartition("</think>")[2]
     return "" if "<think>" in spoken else spoken
 
 
 def boxed(text: str) -> str | None:
-    """The content of the last \\boxed{...} whose braces close."""
+    """Return the content of the last \\boxed{...} whose braces close."""
     opened: list[int] = []  # where each open brace's content starts; -1 for braces of other things
     found = (-1, "")
     for token in BRACES.finditer(text):
@@ -54,19 +54,19 @@ def boxed(text: str) -> str | None:
 
 
 def tag(text: str) -> str | None:
-    """The content of the last complete <answer>...</answer>."""
+    """Return the content of the last complete <answer>...</answer>."""
     found = TAG.findall(text)
     return (found[-1].strip() or None) if found else None
 
 
 def hashed(text: str) -> str | None:
-    """What follows the last ####, to the end of its line."""
+    """Return what follows the last ####, to the end of its line."""
     found = HASH.findall(text)
     return (found[-1].strip() or None) if found else None
 
 
 def final_number(text: str) -> str | None:
-    """The last number: without its thousands commas, currency sign and the full stop that ends a
+    """Return the last number, without thousands commas, currency sign and the full stop that ends a
     sentence."""
     found = NUMBER.findall(text.replace("{,}", ","))
     return _plain(found[-1]) if found else None
@@ -77,33 +77,34 @@ def _plain(number: str) -> str:
 
 
 def last_line(text: str) -> str | None:
-    """The last line that is not empty, without one full stop at its end."""
-    return next(
-        (found for line in reversed(text.splitlines()) if (found := whole(line)) is not None), None
-    )
+    """Return the last line that is not empty, without one full stop at its end."""
+    return _first(whole(line) for line in reversed(text.splitlines()))
 
 
 def whole(text: str) -> str | None:
-    """The text itself, without outer spaces and one full stop at the end."""
+    """Return the text itself, without outer spaces and one full stop at the end."""
     return text.strip().removesuffix(".").strip() or None
 
 
 def auto(text: str) -> str | None:
-    """The first that finds something: boxed, tag, a number after ####, "the answer is ...",
+    """Return what the first style finds: boxed, tag, a number after ####, "the answer is ...",
     final_number."""
-    styles = (boxed, tag, _hashed_number, _stated, final_number)
-    return next((found for style in styles if (found := style(text)) is not None), None)
+    return _first(style(text) for style in (boxed, tag, _hashed_number, _stated, final_number))
+
+
+def _first(found: Iterable[str | None]) -> str | None:
+    return next((answer for answer in found if answer is not None), None)
 
 
 def _hashed_number(text: str) -> str | None:
-    """GSM8K's; "#### Step 2" is a heading."""
+    """Return the number after ####, as GSM8K writes it; "#### Step 2" is a heading."""
     found = hashed(text)
     number = found and NUMBER.match(found)
     return _plain(number[0]) if number else None
 
 
 def _stated(text: str) -> str | None:
-    """What the last "answer is" or "answer:" says: its number, an expression, or a few words."""
+    """Return what the last "answer is" or "answer:" says: a number, an expression, a few words."""
     found = SAID.findall(text)
     if not found:
         return None
@@ -129,13 +130,13 @@ STYLES: dict[str, Callable[[str], str | None]] = {
 
 
 def answer_of(response: str, style: str) -> str | None:
-    """The final answer of a response in one of `STYLES`."""
+    """Return the final answer of a response in one of `STYLES`."""
     return STYLES[style](said(response))
 
 
 def well_formed(response: str, style: str) -> bool:
-    """Whether a response keeps to its format: the marker exactly once; without marker, the answer
-    and nothing else."""
+    """Return true if a response keeps to its format: its marker exactly once or, in a style without
+    marker, the answer and nothing else."""
     text = said(response)
     answer = STYLES[style](text)
     match style:
@@ -151,4 +152,4 @@ def well_formed(response: str, style: str) -> bool:
             return len(text.strip().splitlines()) == 1
         case "whole":
             return True
-    return _plain(whole(text)) == final_number(text)
+    return _plain(whole(text) or "") == final_number(text)

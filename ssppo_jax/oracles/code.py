@@ -1,18 +1,18 @@
-"""Verifiable rewards for code: the response's code passes the prompt's unit tests. Rewards [B,K]
-with parts."""
+"""Verifiable rewards for code: the response's code passes the prompt's unit tests."""
 
 from __future__ import annotations
 
-import math
 import re
 from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any
 
 import numpy as np
 
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.config import Positive, one_of, positive
+from ssppo_jax.errors import DataError
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Outcome, run_tests
+from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, run_tests
 from ssppo_jax.types import Prompt, Verdict
 
 FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
@@ -24,21 +24,21 @@ AT_ONCE = 8  # prompts a call: between calls a run may stop
 
 def code(
     *,
-    code_style: str = "auto",
+    code_style: Annotated[str, one_of(*STYLES)] = "auto",
     partial: bool = False,
-    timeout: float = 10.0,
-    memory_mb: int = 1024,
-    disk_mb: int = 16,
-    workers: int = 2,
-    sandbox: str = "strict",
+    timeout: Positive = 10.0,
+    memory_mb: Annotated[int, positive] = 1024,
+    disk_mb: Annotated[int, positive] = 16,
+    workers: Annotated[int, positive] = 2,
+    sandbox: Annotated[str, one_of(*SANDBOXES)] = "strict",
 ) -> Oracle:
-    """1 when the code in the response passes every test in meta["tests"], else 0; contained as
-    `sandbox` describes.
+    """Reward 1 when the code in the response passes every test in meta["tests"], else 0.
 
-    A prompt's tests are a Python snippet or a list of them (assertions, say), run one after the
-    other behind the response's code. Parts: `accuracy`, `tests` (the share that passed), and one of
-    `no_code`, `passed`, `failed`, `time`, `memory`, `output`, `disk`, `crash`. None is a failure of
-    the oracle: the response is wrong.
+    The code runs in a process of its own, contained as `sandbox.run` describes. A prompt's tests
+    are a Python snippet or a list of them (assertions, say), run one after the other behind the
+    response's code. Rewards [B,K]. Parts: `accuracy`, `tests` (the share that passed), and one of
+    `no_code`, `passed`, `failed`, `time`, `memory`, `output`, `disk`, `crash`. None of them is a
+    failure of the oracle: the response is wrong.
 
     Args:
         code_style: fenced: the last ```python block (else the last block); whole: all of the text;
@@ -50,20 +50,17 @@ def code(
         workers: responses run at a time.
         sandbox: strict, or limits alone where a system cannot do more and the code can be trusted.
     """
-    _check_settings(
-        code_style, timeout, sandbox, memory_mb=memory_mb, disk_mb=disk_mb, workers=workers
-    )
     limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict")
 
     def one(task: tuple[Prompt, str]) -> tuple[str, float]:
         prompt, text = task
-        found, tests = code_of(text, code_style), tests_of(prompt)
-        outcome = (
-            Outcome(NO_CODE, 0, "no code") if found is None else run_tests(found, tests, limits)
-        )
+        found, tests = code_of(text, code_style), _tests(prompt.meta["tests"])
+        if found is None:
+            return NO_CODE, 0.0
+        outcome = run_tests(found, tests, limits)
         return outcome.outcome, outcome.passed / len(tests)
 
-    def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+    def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         _check_prompts(prompts)
         tasks = [(p, text) for p, group in zip(prompts, responses, strict=True) for text in group]
         with ThreadPoolExecutor(workers) as pool:
@@ -76,12 +73,11 @@ def code(
         parts |= {name: (became == name).astype(np.float32) for name in (NO_CODE, *OUTCOMES)}
         return Verdict(None, share if partial else accuracy, (None,) * len(prompts), parts)
 
-    oracle.check, oracle.at_once = _check_prompts, AT_ONCE
-    return oracle
+    return Oracle(ask, _check_prompts, at_once=AT_ONCE)
 
 
 def code_of(text: str, style: str) -> str | None:
-    """The code in a response, after its thinking; None where there is none."""
+    """Return the code in a response, after its thinking; None where there is none."""
     spoken = said(text)
     blocks = FENCE.findall(spoken) if style != "whole" else []
     python = [
@@ -92,34 +88,16 @@ def code_of(text: str, style: str) -> str | None:
     return (spoken if spoken.strip() else None) if style != "fenced" else None
 
 
-def tests_of(prompt: Prompt) -> list[str]:
-    tests = prompt.meta["tests"]
-    return [tests] if isinstance(tests, str) else list(tests)
-
-
-def _check_settings(code_style: str, timeout: float, sandbox: str, **counts: int) -> None:
-    problems = []
-    if code_style not in STYLES:
-        problems.append(f"code_style={code_style!r} must be one of {', '.join(STYLES)}")
-    if sandbox not in SANDBOXES:
-        problems.append(f"sandbox={sandbox!r} must be one of {', '.join(SANDBOXES)}")
-    if not 0 < timeout < math.inf:
-        problems.append(f"timeout={timeout!r} must be above 0 seconds, and finite")
-    problems += [f"{name}={n!r} must be at least 1" for name, n in counts.items() if n < 1]
-    if problems:
-        raise ConfigError("\n".join(f"oracle code: {problem}" for problem in problems))
+def _tests(given: Any) -> list[str]:
+    """Return the tests of a prompt's meta["tests"]; none if that is neither a snippet nor a list of
+    them."""
+    many = [given] if isinstance(given, str) else given
+    usable = isinstance(many, list | tuple) and all(isinstance(t, str) and t.strip() for t in many)
+    return list(many) if usable else []
 
 
 def _check_prompts(prompts: list[Prompt]) -> None:
-    def usable(tests) -> bool:
-        many = [tests] if isinstance(tests, str) else tests
-        return (
-            isinstance(many, list | tuple)
-            and bool(many)
-            and all(isinstance(t, str) and t.strip() for t in many)
-        )
-
-    wrong = [p.id for p in prompts if not usable(p.meta.get("tests"))]
+    wrong = [p.id for p in prompts if not _tests(p.meta.get("tests"))]
     if wrong:
         raise DataError(
             f"oracle code: prompt {wrong[0]!r} has no tests ({len(wrong)} of {len(prompts)}); give"

@@ -11,19 +11,21 @@ keywords}."""
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import json
 import math
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from ssppo_jax.config import NonNegative
+from ssppo_jax.config import Component, NonNegative, component, rule_problems
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.oracles.links import check_temperature, preference_of
-from ssppo_jax.oracles.protocol import Oracle, checked
+from ssppo_jax.oracles.links import preference_of
+from ssppo_jax.oracles.protocol import Oracle, checked, require_oracle, values_of
 from ssppo_jax.types import Failed, Prompt, Verdict
+
+D = TypeVar("D")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,15 +33,15 @@ class Member:
     """One oracle of a combination."""
 
     name: str
-    ask: Oracle
+    oracle: Oracle
     weight: float
     at_least: float | None  # of its reward: below, later members do not count
     margin: float | None  # of its preference: |P - 1/2| above it decides alone
 
 
 def combine(*, members: str = "[]", temperature: NonNegative = 1.0) -> Oracle:
-    """Rewards, if all members reward: sum_i w_i r_i prod_{j<i} [r_j >= at_least_j]. Else
-    preferences, by their mean.
+    """Add the rewards of members, sum_i w_i r_i prod_{j<i} [r_j >= at_least_j], or average their
+    preferences if one of them gives preferences.
 
     The gates make a lexicographic order: with at_least, what comes after a member counts only for
     responses that this member accepts. Preferences P are averaged with the weights, rewards among
@@ -52,12 +54,11 @@ def combine(*, members: str = "[]", temperature: NonNegative = 1.0) -> Oracle:
           keywords}.
         temperature: of the Bradley-Terry link, where preferences and rewards meet.
     """
-    check_temperature(temperature)
     made = _members(members)
 
-    def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+    def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         shape = (len(prompts), len(responses[0]))
-        verdicts = [checked(member.ask(prompts, responses), shape) for member in made]
+        verdicts = [checked(member.oracle.ask(prompts, responses), shape) for member in made]
         failed = tuple(
             _first_failure(made, rows) for rows in zip(*(v.failed for v in verdicts), strict=True)
         )
@@ -69,23 +70,24 @@ def combine(*, members: str = "[]", temperature: NonNegative = 1.0) -> Oracle:
 
     def check(prompts: list[Prompt]) -> None:
         for member in made:
-            getattr(member.ask, "check", lambda _: None)(prompts)
+            member.oracle.check(prompts)
 
     def place(mesh: Mesh) -> None:
         for member in made:
-            getattr(member.ask, "place", lambda _: None)(mesh)
+            member.oracle.place(mesh)
 
-    oracle.check, oracle.place = check, place
-    oracle.on_device = any(getattr(member.ask, "on_device", False) for member in made)
-    portions = [member.ask.at_once for member in made if hasattr(member.ask, "at_once")]
-    if portions:
-        oracle.at_once = min(portions)
-    return oracle
+    return Oracle(
+        ask,
+        check,
+        place,
+        on_device=any(member.oracle.on_device for member in made),
+        at_once=min(member.oracle.at_once for member in made),
+    )
 
 
 def _check_use(members: list[Member], *, rewards: bool) -> None:
-    """Raises ConfigError for a gate among preferences, or a margin among rewards: neither would do
-    anything."""
+    """Raise ConfigError for a gate among preferences or a margin among rewards: neither would have
+    an effect."""
     idle = [m.name for m in members if (m.margin if rewards else m.at_least) is not None]
     if idle and rewards:
         raise ConfigError(
@@ -98,32 +100,29 @@ def _check_use(members: list[Member], *, rewards: bool) -> None:
 
 
 def _summed(members: list[Member], verdicts: list[Verdict]) -> np.ndarray:  # [B,K]
-    total, open_to = np.zeros_like(verdicts[0].reward), np.ones(verdicts[0].reward.shape, bool)
-    for member, verdict in zip(members, verdicts, strict=True):
-        total = total + np.where(open_to, member.weight * verdict.reward, 0.0)
+    rewards = [values_of(verdict) for verdict in verdicts]
+    total, open_to = np.zeros_like(rewards[0]), np.ones(rewards[0].shape, bool)
+    for member, reward in zip(members, rewards, strict=True):
+        total = total + np.where(open_to, member.weight * reward, 0.0)
         if member.at_least is not None:
-            open_to &= verdict.reward >= member.at_least
+            open_to &= reward >= member.at_least
     return total.astype(np.float32)
 
 
-def _averaged(
-    members: list[Member], verdicts: list[Verdict], temperature: float
-) -> np.ndarray:  # [B,K,K]
+def _averaged(members: list[Member], verdicts: list[Verdict], temperature: float) -> np.ndarray:
     preferences = [preference_of(v, temperature=temperature).astype(np.float64) for v in verdicts]
-    weights = [member.weight for member in members]
-    mean = sum(w * p for w, p in zip(weights, preferences, strict=True)) / sum(weights)
-    for member, p in reversed(
-        list(zip(members, preferences, strict=True))
-    ):  # the first has the last word
+    mean = np.average(preferences, axis=0, weights=[member.weight for member in members])
+    # backwards, so that the first member that is sure has the last word
+    for member, p in reversed(list(zip(members, preferences, strict=True))):
         if member.margin is not None:
             mean = np.where(np.abs(p - 0.5) > member.margin, p, mean)
-    return mean.astype(np.float32)
+    return mean.astype(np.float32)  # [B,K,K]
 
 
 def _parts(members: list[Member], verdicts: list[Verdict]) -> dict[str, np.ndarray]:
     parts: dict[str, np.ndarray] = {}
     for member, verdict in zip(members, verdicts, strict=True):
-        parts[member.name] = verdict.reward
+        parts[member.name] = values_of(verdict)
         parts |= {f"{member.name}/{name}": part for name, part in (verdict.parts or {}).items()}
     return parts
 
@@ -170,39 +169,40 @@ def _member(given: dict[str, Any]) -> Member:
     from ssppo_jax.oracles import ORACLES  # the table this module is entered in
 
     name = given.pop("oracle", None)
-    others = sorted(set(ORACLES) - {"combine"})
-    if name not in others:
+    weight = _number(given, "weight", 1.0, of=name)
+    at_least = _number(given, "at_least", None, of=name, least=-math.inf)
+    margin = _number(given, "margin", None, of=name)
+    others = {other: factory for other, factory in ORACLES.items() if other != "combine"}
+    problems = _problems(others, name, given)
+    if problems:
+        raise ConfigError("\n".join(f"oracle combine: members: {problem}" for problem in problems))
+    return Member(name, require_oracle(others[name](**given), name), weight, at_least, margin)
+
+
+def _number(given: dict, key: str, default: D, *, of: Any, least: float = 0.0) -> float | D:
+    value = given.pop(key, default)
+    if value is not default and not (isinstance(value, int | float) and least <= value < math.inf):
         raise ConfigError(
-            f"oracle combine: a member's oracle is {name!r}; it must be one of {', '.join(others)}"
+            f"oracle combine: {key} of {of} is {value!r}; it must be a finite number"
+            + (f" >= {least:g}" if math.isfinite(least) else "")
         )
-    weight, at_least, margin = (
-        given.pop("weight", 1.0),
-        given.pop("at_least", None),
-        given.pop("margin", None),
-    )
-    for key, value, least in (
-        ("weight", weight, 0.0),
-        ("at_least", at_least, -math.inf),
-        ("margin", margin, 0.0),
-    ):
-        if value is not None and not (isinstance(value, int | float) and least <= value < math.inf):
-            raise ConfigError(
-                f"oracle combine: {key} of {name} is {value!r}; it must be a finite number"
-            )
-    known = inspect.signature(ORACLES[name]).parameters
-    for key, value in given.items():
-        if key not in known:
-            raise ConfigError(
-                f"oracle combine: {name} has no keyword {key!r}; it has {', '.join(known)}"
-            )
-        default = known[key].default
-        if type(value) is not type(default) and not (
-            isinstance(default, float) and type(value) is int
-        ):
-            raise ConfigError(
-                f"oracle combine: {name}.{key} takes {type(default).__name__}, as in {default!r}"
-            )
-    return Member(name, ORACLES[name](**given), float(weight), at_least, margin)
+    return value
+
+
+def _problems(table: dict[str, Any], name: Any, given: dict[str, Any]) -> list[str]:
+    """List what is wrong with a member's oracle and its keywords."""
+    try:
+        defaults, node = component(table, name), component(table, name, **given)
+    except ConfigError as error:
+        return [str(error)]
+    wrong = [
+        f"{name}.{key} takes {type(defaults[key]).__name__}, as in {defaults[key]!r}"
+        for key, value in given.items()
+        if type(value) is not type(defaults[key])
+        and not (isinstance(defaults[key], float) and type(value) is int)
+    ]
+    where = (Component(name, table, name, ""),)
+    return wrong or rule_problems(ConfigDict({name: node}), (), where)
 
 
 ORACLES = {"combine": combine}

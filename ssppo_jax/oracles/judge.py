@@ -1,63 +1,75 @@
 """A language model behind an OpenAI-compatible HTTP endpoint (vLLM, SGLang, hosted) as pairwise
 judge.
 
-Every two responses to a prompt are shown in both orders, P(a > b) = (P_ab + 1 - P_ba) / 2, so a
-judge that always favours the first place says exactly 0.5. What it cannot be brought to answer is a
-failure, counted, never a number. Every reply is kept on disk under a hash of what was asked:
-nothing is asked, or paid, twice, whatever is interrupted."""
+It sees every two responses in both orders, P(a > b) = (P_ab + 1 - P_ba) / 2, so a judge that always
+favours the first place says exactly 0.5. Every reply is kept on disk under a hash of what was
+asked: an interrupted run neither asks nor pays twice."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
-import math
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+import requests
+from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader, MaxRetryError
+from urllib3.util import Retry
 
-from ssppo_jax.config import NonNegative
+from ssppo_jax.config import NonNegative, Positive, non_negative, one_of, positive
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.files import default_cache
-from ssppo_jax.oracles.judge_prompts import STYLES, Messages, messages_of, probability
-from ssppo_jax.oracles.protocol import Oracle, symmetrise, with_retries
-from ssppo_jax.oracles.replies import Replies, key_of
+from ssppo_jax.oracles.judge_prompts import STYLES, messages_of, probability
+from ssppo_jax.oracles.protocol import Oracle, first_failure, symmetrise
+from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 LARGEST_REPLY = 4 << 20  # bytes
 AT_ONCE = 8  # prompts a call: between calls a run may stop
 IN_A_ROW = 10  # requests that fail, with none answered between them, before the rest is not asked
+WRONG_SETTING, REFUSED = (401, 403, 404), (400, 413, 422)  # statuses that no other attempt mends
+
+
+def _address(x: str) -> str | None:
+    ok = x.startswith(("http://", "https://"))
+    return None if ok else "an address that begins with http:// or https://"
+
+
+def _model_name(x: str) -> str | None:
+    return None if x else "the endpoint's name for a model, as in --config.oracle.model=NAME"
 
 
 def judge(
     *,
-    base_url: str = "http://localhost:8000/v1",
-    model: str = "",
-    style: str = "alpaca_eval",
+    base_url: Annotated[str, _address] = "http://localhost:8000/v1",
+    model: Annotated[str, _model_name] = "",
+    style: Annotated[str, one_of(*STYLES)] = "alpaca_eval",
     api_key_env: str = "OPENAI_API_KEY",
     logprobs: bool = True,
     temperature: NonNegative = 0.0,
-    max_tokens: int = 0,
-    concurrency: int = 8,
-    attempts: int = 4,
-    retry_delay: float = 1.0,
-    timeout: float = 60.0,
-    deadline: float = 300.0,
+    max_tokens: Annotated[int, non_negative] = 0,
+    concurrency: Annotated[int, positive] = 8,
+    attempts: Annotated[int, positive] = 4,
+    retry_delay: NonNegative = 1.0,
+    timeout: Positive = 60.0,
+    deadline: Positive = 300.0,
     replies: str = "",
 ) -> Oracle:
-    """P(a beats b) by a judge that sees both orders; from token probabilities where offered, else
+    """Ask a judge for P(a beats b) in both orders: from token probabilities where offered, else
     from its words.
 
     Preferences [B,K,K], with the part `asymmetry` [B,K,K]: P_ab + P_ba - 1, above 0 where the first
     place is favoured. K responses cost K (K - 1) requests a prompt. A request that fails is tried
-    again with growing, jittered waits (or as long as the server's Retry-After says); one that fails
-    for good fails its prompt. When 10 in a row have failed, those still waiting are not asked.
+    again with growing, jittered waits, or after the server's Retry-After if that is longer. If all
+    attempts fail, its prompt fails. After 10 such requests in a row the rest is not asked.
 
     Args:
         base_url: of the endpoint, up to and with /v1.
@@ -77,84 +89,47 @@ def judge(
           $SSPPO_CACHE.
 
     Raises:
-        ConfigError: a setting out of range; when asked, a server that refuses the key or does not
-          know the model.
+        ConfigError: when asked, the server refuses the key or does not know the model.
     """
-    _check_settings(locals())
-    client = _Client(base_url, api_key_env, timeout)
-    kept = Replies(Path(replies) if replies else _default_file(base_url, model))
-    ask = with_retries(
-        client.post,
-        attempts=attempts,
-        base_delay=retry_delay,
-        deadline=deadline,
-        rng=np.random.default_rng(),
+    # urllib3 does not wait after a first failure: one counted beforehand makes it wait
+    retry = Retry(attempts, backoff_factor=retry_delay / 2, backoff_jitter=retry_delay / 2)
+    retry = retry.increment("POST", base_url)
+    endpoint = _Endpoint(base_url, api_key_env, retry, timeout, deadline)
+    endpoint.session.mount(base_url, HTTPAdapter(pool_maxsize=concurrency))
+    kept = KeyedStore(
+        replies or _default_file(base_url, model), lambda fields: float(fields["value"])
     )
-    breaker = _Breaker(ask)
-    limit = max_tokens or (8 if style == "alpaca_eval" else 1024)
+    asked = {
+        "model": model,
+        "temperature": temperature,
+        "max_tokens": max_tokens or (8 if style == "alpaca_eval" else 1024),
+    } | ({"logprobs": True, "top_logprobs": 5} if logprobs else {})
 
-    def body(messages: Messages) -> dict[str, Any]:
-        asked = {
-            "model": model,
-            "messages": messages,
-            "temperature": temperature,
-            "max_tokens": limit,
-        }
-        return asked | ({"logprobs": True, "top_logprobs": 5} if logprobs else {})
-
-    def one(request: dict) -> float | Failed:
-        known = kept.get(request)
-        if known is not None:
-            return known
-        answer = breaker(request, lambda reply: _read(style, reply))
+    def one(key: str, request: dict[str, Any]) -> float | Failed:
+        if key in kept.known:
+            return kept.known[key]
+        answer = endpoint.ask(request, lambda reply: _read(style, reply))
         if not isinstance(answer, Failed):
-            kept.put(request, answer)
+            kept.add({key: {"value": answer}}, sync=False)  # a sync for each would hold up the rest
         return answer
 
-    def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+    def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         k = len(responses[0])
         orders = list(itertools.permutations(range(k), 2))
-        tasks = [
-            (p, group[i], group[j])
-            for p, group in zip(prompts, responses, strict=True)
+        bodies = [
+            asked | {"messages": messages_of(STYLES[style], prompt, group[i], group[j])}
+            for prompt, group in zip(prompts, responses, strict=True)
             for i, j in orders
         ]
-        requests = [body(messages_of(STYLES[style], *task)) for task in tasks]
-        keys = [key_of(request) for request in requests]
-        different = dict(
-            zip(keys, requests, strict=True)
-        )  # equal responses give equal requests: asked once
-        breaker.half_open()
+        keys = [_key(body) for body in bodies]
+        different = dict(zip(keys, bodies, strict=True))  # equal requests are sent once
+        endpoint.half_open()
         with ThreadPoolExecutor(concurrency) as pool:
-            answers = dict(zip(different, pool.map(one, different.values()), strict=True))
+            found = pool.map(one, different.keys(), different.values())
+            answers = dict(zip(different, found, strict=True))
         return _verdict([answers[key] for key in keys], orders, len(prompts), k)
 
-    oracle.at_once = AT_ONCE
-    return oracle
-
-
-def _check_settings(given: Mapping[str, Any]) -> None:
-    problems = []
-    if not given["base_url"].startswith(("http://", "https://")):
-        problems.append(f"base_url={given['base_url']!r} must begin with http:// or https://")
-    if not given["model"]:
-        problems.append(
-            "model is empty; say which model the endpoint shall use, as in"
-            " --config.oracle.model=NAME"
-        )
-    if given["style"] not in STYLES:
-        problems.append(f"style={given['style']!r} must be one of {', '.join(STYLES)}")
-    for name, least in (("concurrency", 1), ("attempts", 1), ("max_tokens", 0)):
-        if given[name] < least:
-            problems.append(f"{name}={given[name]!r} must be at least {least}")
-    for name in ("timeout", "deadline"):
-        if not 0 < given[name] < math.inf:
-            problems.append(f"{name}={given[name]!r} must be above 0 seconds, and finite")
-    for name in ("temperature", "retry_delay"):
-        if not 0 <= given[name] < math.inf:
-            problems.append(f"{name}={given[name]!r} must be 0 or more, and finite")
-    if problems:
-        raise ConfigError("\n".join(f"oracle judge: {problem}" for problem in problems))
+    return Oracle(ask, at_once=AT_ONCE)
 
 
 def _default_file(base_url: str, model: str) -> Path:
@@ -162,8 +137,13 @@ def _default_file(base_url: str, model: str) -> Path:
     return default_cache() / "judge" / f"{name}.jsonl"
 
 
+def _key(request: dict[str, Any]) -> str:
+    """Return what the reply to a request is kept under."""
+    return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+
+
 def _read(style: str, reply: dict[str, Any]) -> float:
-    """P(the first is better) of a chat completion; raises on anything that is not a verdict."""
+    """Return P(the first is better) of a chat completion; raise on anything that is no verdict."""
     choice = reply["choices"][0]
     text, tokens = choice["message"]["content"] or "", (choice.get("logprobs") or {}).get("content")
     found = probability(STYLES[style], text, tokens)
@@ -175,102 +155,95 @@ def _read(style: str, reply: dict[str, Any]) -> float:
 def _verdict(
     answers: list[float | Failed], orders: list[tuple[int, int]], b: int, k: int
 ) -> Verdict:
-    """Preferences from P(first is better) in every order; a prompt fails with the reason of its
-    first failure."""
+    """Return preferences from P(first is better) in every order. A prompt fails with the reason of
+    its first failure."""
     shown_first = np.full((b, k, k), 0.5)
-    failed: list[Failed | None] = [None] * b
-    for at, answer in enumerate(answers):
-        row, (i, j) = at // len(orders), orders[at % len(orders)]
-        if isinstance(answer, Failed):
-            failed[row] = failed[row] or answer
-        else:
-            shown_first[row, i, j] = answer
+    n = len(orders)
+    groups = [answers[row * n : (row + 1) * n] for row in range(b)]
+    failed = tuple(first_failure(group) for group in groups)
+    for row, group in enumerate(groups):
+        for (i, j), answer in zip(orders, group, strict=True):
+            shown_first[row, i, j] = np.nan if isinstance(answer, Failed) else answer
     both = symmetrise(shown_first, shown_first.swapaxes(1, 2))
     for x in both:
         x[[f is not None for f in failed]] = np.nan
-    return Verdict(both.preference, None, tuple(failed), {"asymmetry": both.asymmetry})
+    return Verdict(both.preference, None, failed, {"asymmetry": both.asymmetry})
 
 
-class _Breaker:
-    """Asks, until so many requests in a row have failed that the endpoint must be taken for
-    broken."""
+class _Endpoint:
+    """Asks the endpoint until a reply holds a verdict, or until it must be taken for broken."""
 
-    def __init__(self, ask):
-        self.ask, self.lock, self.failures = ask, threading.Lock(), 0
+    def __init__(
+        self, base_url: str, api_key_env: str, retry: Retry, timeout: float, deadline: float
+    ):
+        self.url = base_url.rstrip("/") + "/chat/completions"
+        self.api_key_env, self.timeout, self.deadline = api_key_env, timeout, deadline
+        self.retry = retry  # counts attempts and says how long to wait before the next
+        self.lock, self.failures = threading.Lock(), 0
+        self.session = requests.Session()
+        self.session.auth = self._sign  # without one, ~/.netrc would be looked into
 
-    def half_open(self) -> None:
-        """After a break, let one request find out whether the endpoint is back."""
-        self.failures = min(self.failures, IN_A_ROW - 1)
-
-    def __call__(self, request: dict, read) -> float | Failed:
-        if self.failures >= IN_A_ROW:
-            return Failed(f"not asked: {IN_A_ROW} requests in a row had failed")
-        answer = self.ask(request, read)
-        with self.lock:
-            self.failures = self.failures + 1 if isinstance(answer, Failed) else 0
-        return answer
-
-
-class _Client:
-    """One POST to the endpoint; every attempt within `timeout`, whatever the server does."""
-
-    def __init__(self, base_url: str, api_key_env: str, timeout: float):
-        self.url, self.api_key_env, self.timeout = (
-            base_url.rstrip("/") + "/chat/completions",
-            api_key_env,
-            timeout,
-        )
-        self.local = threading.local()
-
-    def post(self, request: dict, read) -> float | Failed:
-        """What `read` makes of the reply. Raises on what another attempt may mend.
-
-        Raises:
-            ConfigError: the endpoint refuses the key or knows no such model: no attempt will mend
-              that.
-        """
-        end = time.monotonic() + self.timeout
-        with self._session().post(
-            self.url, json=request, stream=True, timeout=self.timeout, allow_redirects=False
-        ) as r:
-            content = _body(r, end)
-            if r.status_code in (401, 403, 404):
-                raise ConfigError(
-                    f"the judge at {self.url} says {r.status_code} ({_said(content)}); check"
-                    " oracle.base_url, oracle.model and the key in the environment variable"
-                    f" {self.api_key_env}"
-                )
-            if r.status_code in (400, 413, 422):
-                return Failed(f"the judge refused the request ({r.status_code}): {_said(content)}")
-            if r.status_code != 200:
-                raise Busy(f"HTTP {r.status_code}", _seconds(r.headers.get("Retry-After")))
-        return read(json.loads(content))
-
-    def _session(self):
-        if not hasattr(self.local, "session"):
-            import requests
-
-            self.local.session = requests.Session()
-            self.local.session.auth = self._sign  # without one, ~/.netrc would be looked into
-        return self.local.session
-
-    def _sign(self, request):
+    def _sign(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
         key = os.environ.get(self.api_key_env)
         if key:
             request.headers["Authorization"] = f"Bearer {key}"
         return request
 
+    def half_open(self) -> None:
+        """After a break, let one request find out whether the endpoint is back."""
+        self.failures = min(self.failures, IN_A_ROW - 1)
 
-class Busy(Exception):
-    """The server asks to come back later."""
+    def ask(self, request: dict[str, Any], read: Callable[[dict], float]) -> float | Failed:
+        """Return what `read` makes of the reply, or why there is none.
 
-    def __init__(self, reason: str, retry_after: float):
-        super().__init__(reason)
-        self.retry_after = retry_after
+        Raises:
+            ConfigError: the endpoint refuses the key or knows no such model.
+        """
+        if self.failures >= IN_A_ROW:
+            return Failed(f"not asked: {IN_A_ROW} requests in a row had failed")
+        answer = self._tried(request, read)
+        with self.lock:
+            self.failures = self.failures + 1 if isinstance(answer, Failed) else 0
+        return answer
+
+    def _tried(self, request: dict[str, Any], read: Callable[[dict], float]) -> float | Failed:
+        end, retry = time.monotonic() + self.deadline, self.retry
+        while True:
+            try:
+                return self._attempt(request, read)
+            except ConfigError:
+                raise
+            except Exception as error:  # of the network, the server, or a reply without a verdict
+                reason, response = _brief(error), getattr(error, "response", None)
+            try:
+                retry = retry.increment("POST", self.url)
+            except MaxRetryError:
+                return Failed(reason)
+            wait = max(retry.get_backoff_time(), _asked_wait(retry, response))
+            if time.monotonic() + wait > end:
+                return Failed(f"deadline of {self.deadline:g} s passed: {reason}")
+            time.sleep(wait)
+
+    def _attempt(self, request: dict[str, Any], read: Callable[[dict], float]) -> float | Failed:
+        end = time.monotonic() + self.timeout
+        with self.session.post(
+            self.url, json=request, stream=True, timeout=self.timeout, allow_redirects=False
+        ) as response:
+            content, status = _body(response, end), response.status_code
+        if status in WRONG_SETTING:
+            raise ConfigError(
+                f"the judge at {self.url} says {status} ({_said(content)}); check oracle.base_url,"
+                f" oracle.model and the key in the environment variable {self.api_key_env}"
+            )
+        if status in REFUSED:
+            return Failed(f"the judge refused the request ({status}): {_said(content)}")
+        if status != 200:
+            raise requests.HTTPError(f"HTTP {status}", response=response)
+        return read(json.loads(content))
 
 
-def _body(response, end: float) -> bytes:
-    """The reply's bytes, read within the time and size allowed."""
+def _body(response: requests.Response, end: float) -> bytes:
+    """Return the reply's bytes, read within the time and size allowed."""
     content = b""
     for piece in response.iter_content(1 << 14):
         content += piece
@@ -281,8 +254,16 @@ def _body(response, end: float) -> bytes:
     return content
 
 
+def _asked_wait(retry: Retry, response: requests.Response | None) -> float:
+    """Return the seconds of a Retry-After header, 0 without a readable one."""
+    try:
+        return 0.0 if response is None else retry.get_retry_after(response.raw) or 0.0
+    except InvalidHeader:
+        return 0.0
+
+
 def _said(content: bytes) -> str:
-    """The server's own words, short."""
+    """Return the server's own words, shortened."""
     try:
         message = json.loads(content)["error"]
         text = message["message"] if isinstance(message, dict) else str(message)
@@ -291,11 +272,9 @@ def _said(content: bytes) -> str:
     return " ".join(text.split())[:200]
 
 
-def _seconds(header: str | None) -> float:
-    try:
-        return max(0.0, float(header or 0))
-    except ValueError:  # a date
-        return 0.0
+def _brief(error: Exception) -> str:
+    lines = str(error).splitlines()
+    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
 
 
 ORACLES = {"judge": judge}

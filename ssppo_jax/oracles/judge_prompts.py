@@ -1,10 +1,9 @@
-"""What a language model is asked when it judges two responses, and how its verdict is read. Pure
-functions.
+"""The words in which a language model is asked to judge two responses, and how its verdict is read.
 
-Two styles, after the benchmarks' designs in our own words:
+Pure functions. Two styles, after the benchmarks' designs in our own words:
 
-    alpaca_eval   says nothing but the better one's name, m or M: one token, whose probabilities are
-    the verdict mt_bench      compares, then ends in [[A]], [[B]] or, for a tie, [[C]]
+    alpaca_eval   one token, m or M, names the better one; its probabilities are the verdict
+    mt_bench      compares, then ends in [[A]], [[B]] or, for a tie, [[C]]
 """
 
 from __future__ import annotations
@@ -69,16 +68,15 @@ STYLES = {
 
 
 def messages_of(style: Style, prompt: Prompt, first: str, second: str) -> Messages:
-    """The chat that asks for a verdict on two responses in this order."""
+    """Return the chat that asks for a verdict on two responses in this order."""
     fields = {"conversation": conversation(prompt), "first": first, "second": second}
-    asked = re.sub(
-        r"\{(conversation|first|second)\}", lambda m: fields[m[1]], style.question
-    )  # braces in texts stay
+    # one pass, so braces in the texts stay
+    asked = re.sub(r"\{(conversation|first|second)\}", lambda m: fields[m[1]], style.question)
     return [{"role": "system", "content": style.system}, {"role": "user", "content": asked}]
 
 
 def conversation(prompt: Prompt) -> str:
-    """The user's turn alone, or all turns with their roles."""
+    """Return the user's turn alone, or all turns with their roles."""
     if len(prompt.messages) == 1:
         return prompt.text
     return "\n\n".join(
@@ -89,32 +87,35 @@ def conversation(prompt: Prompt) -> str:
 def probability(
     style: Style, text: str, tokens: Sequence[Mapping[str, Any]] | None
 ) -> float | None:
-    """P(the first is better): from the verdict token's probabilities, else from the words; None: no
-    verdict.
+    """Return P(the first is better), from the verdict token's probabilities or else from the words;
+    None without a verdict.
 
-    `tokens` are an OpenAI reply's `logprobs.content`. Among the alternatives of the token that is
-    the verdict, those that are verdicts share the probability; a tie counts half for each."""
+    Among the alternatives of the token that is the verdict, those that are verdicts share the
+    probability; a tie counts half for each.
+
+    Args:
+        style: how the judge was asked.
+        text: its reply.
+        tokens: `logprobs.content` of an OpenAI reply, if there is one.
+    """
     found = list(style.verdict.finditer(text))
     if not found:
         return None
     said = found[-1][1]
-    alternatives = _at_verdict(style, said, tokens or ())
     weight = {name: 0.0 for name in (style.first, style.second, style.tie) if name}
-    for other in alternatives:
+    for other in _at_verdict(said, tokens or ()):
         name = str(other["token"]).strip()
         if name in weight:
             weight[name] += math.exp(float(other["logprob"]))
     total = sum(weight.values())
     if not total > 0:
         weight, total = {name: float(name == said) for name in weight}, 1.0
-    return (weight[style.first] + 0.5 * weight.get(style.tie, 0.0)) / total
+    return (weight[style.first] + 0.5 * weight.get(style.tie or "", 0.0)) / total
 
 
-def _at_verdict(
-    style: Style, said: str, tokens: Sequence[Mapping[str, Any]]
-) -> list[Mapping[str, Any]]:
-    """The alternatives of the last token that is the verdict on its own; none where it is part of a
-    longer token."""
+def _at_verdict(said: str, tokens: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Return the alternatives of the last token that is the verdict on its own; none where it is
+    part of a longer token."""
     for token in reversed(tokens):
         if str(token["token"]).strip() == said:
             return list(token.get("top_logprobs") or ())

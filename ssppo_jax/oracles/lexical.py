@@ -1,4 +1,4 @@
-"""Oracles whose truth is known because it is computed from the text: sentiment words, and length.
+"""Oracles computed from the text, so that their truth is known: sentiment words, and length.
 
 They test the training loop end to end: the true preference of any two responses can be looked up.
 They stand for no human preference."""
@@ -11,14 +11,14 @@ from typing import Annotated
 import numpy as np
 
 from ssppo_jax.config import NonNegative, non_negative
-from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.oracles.links import bradley_terry, check_temperature
+from ssppo_jax.errors import UserError
+from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.types import Verdict
+from ssppo_jax.types import Prompt, Verdict
 
 
 def sentiment(*, temperature: NonNegative = 0.25) -> Oracle:
-    """Prefers the response with the higher VADER sentiment: P = sigmoid((s_i - s_j) / temperature).
+    """Prefer the response with the higher VADER sentiment: P = sigmoid((s_i - s_j) / temperature).
 
     s is VADER's compound score in [-1, 1]; an empty response, like any text without sentiment
     words, has s = 0. At the default, neutral against most positive is P = 0.018, and s gaps of 0.25
@@ -31,10 +31,10 @@ def sentiment(*, temperature: NonNegative = 0.25) -> Oracle:
 
 
 def sentiment_overconfident(*, temperature: NonNegative = 0.0) -> Oracle:
-    """The same truth as `sentiment` with the temperature near 0: every gap, however small, is a
+    """Prefer as `sentiment` does, with the temperature near 0: every gap, however small, is a
     certain win.
 
-    It plays the overconfident oracle that S-SPPO's semantic gate is meant to cure: near-equal
+    This is the overconfident oracle that S-SPPO's semantic gate is meant to cure: near-equal
     responses get targets as far apart as opposite ones.
 
     Args:
@@ -44,7 +44,7 @@ def sentiment_overconfident(*, temperature: NonNegative = 0.0) -> Oracle:
 
 
 def length(*, target: Annotated[int, non_negative] = 40, temperature: NonNegative = 10.0) -> Oracle:
-    """Prefers the response whose number of words is nearer to `target`: s = -|words - target|.
+    """Prefer the response whose number of words is nearer to `target`: s = -|words - target|.
 
     Words are what `str.split()` finds; an empty response has none.
 
@@ -52,21 +52,15 @@ def length(*, target: Annotated[int, non_negative] = 40, temperature: NonNegativ
         target: the preferred number of words.
         temperature: difference in distance, in words, that makes the odds e to 1; 0 is a hard step.
     """
-    if target < 0:
-        raise ConfigError(f"oracle length: target must be >= 0 words, got {target}")
     return _point_oracle(lambda text: -float(abs(len(text.split()) - target)), temperature)
 
 
 def _point_oracle(score: Callable[[str], float], temperature: float) -> Oracle:
-    check_temperature(temperature)
-
-    def oracle(prompts, responses):
-        scores = np.array(
-            [[score(text) for text in group] for group in responses], np.float64
-        )  # [B,K]
+    def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+        scores = np.array([[score(text) for text in group] for group in responses])  # [B,K]
         return Verdict(bradley_terry(scores, temperature=temperature), None, (None,) * len(prompts))
 
-    return oracle
+    return Oracle(ask)
 
 
 def _vader() -> Callable[[str], float]:

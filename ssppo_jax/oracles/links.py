@@ -7,24 +7,28 @@ import math
 import numpy as np
 
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.oracles.protocol import values_of
 from ssppo_jax.types import Verdict
 
 
-def bradley_terry(
-    scores: np.ndarray,
-    *,
-    temperature: float,  # [B,K]
-) -> np.ndarray:  # [B,K,K] float32
-    """P(i > j) = sigmoid((s_i - s_j) / temperature); at temperature 0 the step function, with ties
-    at 0.5.
+def bradley_terry(scores: np.ndarray, *, temperature: float) -> np.ndarray:
+    """Return P(i > j) = sigmoid((s_i - s_j) / temperature) [B,K,K] in float32; at temperature 0 the
+    step function, with ties at 0.5.
 
-    Transitive by construction. Non-finite scores give NaN, which `protocol.checked` turns into
-    `Failed`.
+    Transitive by construction. A score that is not finite gives NaN, which `protocol.checked` turns
+    into `Failed`.
+
+    Args:
+        scores: [B,K].
+        temperature: score gap that makes the odds e to 1.
 
     Raises:
         ConfigError: the temperature is negative or not finite.
     """
-    check_temperature(temperature)
+    if not 0 <= temperature < math.inf:
+        raise ConfigError(
+            f"oracle temperature must be a finite number >= 0 (0 is a hard step), got {temperature}"
+        )
     scores = np.asarray(scores, np.float64)
     scores = np.where(np.isfinite(scores), scores, np.nan)  # inf - 0 would pass as a certain win
     gap = scores[:, :, None] - scores[:, None, :]
@@ -36,16 +40,8 @@ def bradley_terry(
 
 
 def preference_of(verdict: Verdict, *, temperature: float) -> np.ndarray:  # [B,K,K] float32
-    """The oracle's preferences, or, where it gave rewards, `bradley_terry` of them."""
+    """Return the oracle's preferences or, where it gave rewards, `bradley_terry` of them."""
+    values = values_of(verdict)
     if verdict.preference is not None:
-        return verdict.preference
-    return bradley_terry(verdict.reward, temperature=temperature)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raises ConfigError unless the temperature is a finite number >= 0."""
-    if not (math.isfinite(temperature) and temperature >= 0):
-        raise ConfigError(
-            "oracle temperature must be a finite number >= 0 (0 is a hard step), got"
-            f" {temperature!r}"
-        )
+        return values
+    return bradley_terry(values, temperature=temperature)

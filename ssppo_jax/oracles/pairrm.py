@@ -1,15 +1,17 @@
-"""PairRM (arXiv 2306.02561), the paper's oracle: a 0.4B ranker that reads the prompt and both
-responses at once."""
+"""PairRM (arXiv 2306.02561), the oracle of SPPO and S-SPPO: a 0.4B ranker that reads the prompt and
+both responses at once."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated
 
 import jax
 import numpy as np
 
+from ssppo_jax.config import one_of, positive
 from ssppo_jax.distributed.mesh import replicated
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.judge_prompts import conversation
@@ -24,23 +26,27 @@ MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
 LONGEST = 2048  # tokens of prompt and both responses together, as PairRM was trained
 
 
+def _template(x: str) -> str | None:
+    return None if "{prompt}" in x else "a text that contains {prompt}"
+
+
 def pairrm(
     *,
     source: str = "llm-blender/PairRM-hf",
-    dtype: str = "float32",
-    batch_size: int = 16,
-    max_source_length: int = 1224,
-    source_template: str = "{prompt}",
+    dtype: Annotated[str, one_of(*DTYPES)] = "float32",
+    batch_size: Annotated[int, positive] = 16,
+    max_source_length: Annotated[int, positive] = 1224,
+    source_template: Annotated[str, _template] = "{prompt}",
 ) -> Oracle:
-    """P(a beats b) = sigmoid((s_ab - s_ba) / 2), s the ranker's logit with the first named shown
-    first.
+    """Prefer with P(a beats b) = sigmoid((s_ab - s_ba) / 2), s_ab the ranker's logit.
 
-    Both orders of every pair are scored. Preferences [B,K,K] with the part `asymmetry` [B,K,K],
-    sigmoid(s_ab) + sigmoid(s_ba) - 1: above 0 where the first place is favoured. With
+    The response named first is shown first; both orders of every pair are scored. Preferences
+    [B,K,K] with the part `asymmetry` [B,K,K], sigmoid(s_ab) + sigmoid(s_ba) - 1: above 0 where the
+    first place is favoured. With
     pairs.win_rate_estimator=pairwise these are the paper's win rates; score_bt makes of them what
     SPPO's published code does. PairRM reads 2048 tokens in all, up to `max_source_length` of them
-    the prompt's, the rest shared by the two responses. Longer inputs are failures of their prompt
-    (the reference cuts them silently).
+    the prompt's, the rest shared by the two responses. A prompt with longer inputs fails (the
+    reference cuts them silently).
 
     Args:
         source: a repo id or folder in the format of llm-blender/PairRM-hf.
@@ -50,15 +56,6 @@ def pairrm(
         source_template: what is put around the prompt's text, as "[INST] {prompt} [/INST]"
             (reconstruction: SPPO's scripts pass the chat-templated prompt, the paper is silent).
     """
-    if dtype not in DTYPES:
-        raise ConfigError(f"oracle pairrm: dtype={dtype!r} must be one of {', '.join(DTYPES)}")
-    if "{prompt}" not in source_template:
-        raise ConfigError(
-            f"oracle pairrm: source_template={source_template!r} must contain {{prompt}}"
-        )
-    for name, value in (("batch_size", batch_size), ("max_source_length", max_source_length)):
-        if value < 1:
-            raise ConfigError(f"oracle pairrm: {name}={value} must be at least 1")
     folder = locate_encoder(source)
     loaded = load_ranker(folder, dtype=dtype)
     arch = loaded.ranker.arch
@@ -70,7 +67,7 @@ def pairrm(
         longest=LONGEST,
     )
 
-    def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+    def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         k = len(responses[0])
         orders = list(itertools.permutations(range(k), 2))
         groups: list[list[list[int]] | Failed] = []
@@ -78,29 +75,29 @@ def pairrm(
             text = source_template.replace("{prompt}", conversation(prompt))
             groups.append(reader.pairs(text, texts, orders))
         kept = [group for group in groups if not isinstance(group, Failed)]
-        logits = iter(
-            scorer([ids for group in kept for ids in group]).reshape(len(kept), len(orders))
-        )
-        return _verdict(groups, logits, orders, k)
+        failed = tuple(group if isinstance(group, Failed) else None for group in groups)
+        logits = scorer([ids for group in kept for ids in group]).reshape(len(kept), len(orders))
+        first = np.full((len(groups), k, k), np.nan)  # s_ij, i shown first; NaN rows failed
+        first[[f is None for f in failed]] = _matrices(logits, orders, k)
+        return _verdict(first, failed)
 
-    oracle.on_device, oracle.place = True, scorer.place
-    return oracle
+    return Oracle(ask, place=scorer.place, on_device=True)
 
 
-def _verdict(groups, logits, orders: list[tuple[int, int]], k: int) -> Verdict:
-    first = np.full((len(groups), k, k), np.nan)  # s_ij, i shown first; NaN rows failed
-    for row, group in enumerate(groups):
-        if not isinstance(group, Failed):
-            first[row] = 0.0
-            for (i, j), logit in zip(orders, next(logits), strict=True):
-                first[row, i, j] = logit
+def _matrices(logits: np.ndarray, orders: list[tuple[int, int]], k: int) -> np.ndarray:
+    """Return logits [R,K(K-1)], one for each order, as [R,K,K] with 0 on the diagonal."""
+    out = np.zeros((len(logits), k, k))
+    for at, (i, j) in enumerate(orders):
+        out[:, i, j] = logits[:, at]
+    return out
+
+
+def _verdict(first: np.ndarray, failed: tuple[Failed | None, ...]) -> Verdict:
     second = first.swapaxes(1, 2)
     preference = _sigmoid((first - second) / 2)
     asymmetry = _sigmoid(first) + _sigmoid(second) - 1
-    failed = tuple(group if isinstance(group, Failed) else None for group in groups)
-    return Verdict(
-        preference.astype(np.float32), None, failed, {"asymmetry": asymmetry.astype(np.float32)}
-    )
+    parts = {"asymmetry": asymmetry.astype(np.float32)}
+    return Verdict(preference.astype(np.float32), None, failed, parts)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:
@@ -108,8 +105,8 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 class _Reader:
-    """Texts as the ranker's ids: each of the three begins with its marker and has special tokens of
-    its own."""
+    """Encodes texts for the ranker: each of the three begins with its marker and has special tokens
+    of its own."""
 
     def __init__(self, folder: Path, markers: tuple[int, int, int], max_source_length: int):
         self.tokenizer, self.markers, self.most = read_tokenizer(folder), markers, max_source_length
@@ -125,12 +122,11 @@ class _Reader:
     def pairs(
         self, source: str, texts: Sequence[str], orders: Sequence[tuple[int, int]]
     ) -> list[list[int]] | Failed:
-        """The ids of every order of two responses."""
+        """Return the ids of every order of two responses."""
         head = self._ids(0, source)
         one, two = ([self._ids(which, text) for text in texts] for which in (1, 2))
-        if any(
-            sum(ids.count(marker) for marker in self.markers) != 1 for ids in (head, *one, *two)
-        ):
+        marked = [sum(map(ids.count, self.markers)) for ids in (head, *one, *two)]
+        if any(n != 1 for n in marked):
             return Failed("the text holds one of PairRM's own markers")
         if len(head) > self.most:
             return Failed(

@@ -1,67 +1,115 @@
-"""What an oracle is, and everything that keeps its answers honest: checks, failures, retries, both
-orders, a journal.
+"""The contract of an oracle, and what keeps its answers honest: checks, failures, both orders of
+presentation, a journal.
 
-An oracle is a plain function `oracle(prompts, responses) -> Verdict`, made by a factory
-`factory(**kwargs) -> oracle` whose keyword-only defaults are its config defaults. It may fail on a
-prompt (`Failed(reason)`), never invent a number. Attributes set on it: `check(prompts)` raises for
-prompts that it could never judge; a number `at_once` says how many prompts one call takes (else
-`judge_phase.JUDGED_AT_ONCE`); `on_device` that it computes on the run's own devices, on the mesh
-that `place(mesh)` gives it.
+An oracle is added by writing a factory: a function with keyword-only settings that returns
+`Oracle(ask)`. The defaults of its keywords are their config defaults.
 
-    verdict = consult(oracle, prompts, responses, journal=journal, identity=oracle_identity(name,
-    kwargs)) kept = drop_failed(verdict, max_failed_fraction=0.1)     # kept.rows indexes prompts
-    and samples
+    def longest(*, weight: float = 1.0) -> Oracle:
+        def ask(prompts, responses):
+            reward = np.array([[weight * len(text) for text in group] for group in responses])
+            return Verdict(None, reward, (None,) * len(prompts))
+
+        return Oracle(ask)
+
+    ORACLES = {"longest": longest}
 """
 
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
 import json
 import os
-import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
-from ssppo_jax.errors import GateError, UserError
-from ssppo_jax.files import whole_lines
+from ssppo_jax.errors import ConfigError, GateError, UserError
+from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.types import Failed, Prompt, Verdict
-
-Oracle = Callable[[list[Prompt], list[list[str]]], Verdict]  # B prompts and B x K responses
 
 TOLERANCE = 1e-6  # of P + P^T = 1 and of the diagonal; float32 rounding is below 2e-7
 
 
-# ---------------------------------------------------------------------------------------------- che
+def _nothing(_: Any) -> None:
+    """Do nothing: the default of `Oracle.check` and `Oracle.place`."""
 
 
-def check_prompts(oracle: Oracle, prompts: list[Prompt]) -> None:
-    """Raises what `oracle.check(prompts)` raises of prompts it could never judge; an oracle without
-    `check` takes all.
+@dataclasses.dataclass(frozen=True)
+class Oracle:
+    """Judge responses to prompts.
 
-    For before anything is sampled: a missing answer should not be found out after the first
-    iteration's sampling."""
-    getattr(oracle, "check", lambda _: None)(prompts)
+    Attributes:
+        ask: judges B prompts with B x K responses. It may fail on a prompt (`Failed(reason)`); it
+          must not invent a number.
+        check: raises ConfigError or DataError for prompts that the oracle cannot judge. It is
+          called before anything is sampled.
+        place: puts a model that judges on the run's mesh.
+        on_device: the oracle computes on the run's own devices, so it is not asked while responses
+          are sampled.
+        at_once: prompts per call of `ask`: a run may stop between calls, and an interruption loses
+          at most one call.
+    """
+
+    ask: Callable[[list[Prompt], list[list[str]]], Verdict]
+    check: Callable[[list[Prompt]], None] = _nothing
+    place: Callable[[Mesh], None] = _nothing
+    on_device: bool = False
+    at_once: int = 64
+
+
+def require_oracle(made: Any, name: str) -> Oracle:
+    """Return what the factory of oracle `name` made.
+
+    Raises:
+        ConfigError: it is no `Oracle`.
+    """
+    if not isinstance(made, Oracle):
+        raise ConfigError(
+            f"oracle {name}: its factory returned a {type(made).__name__}. Return Oracle(ask) of"
+            " ssppo_jax.oracles.protocol, where ask(prompts, responses) returns a Verdict."
+        )
+    return made
+
+
+# ---- checks --------------------------------------------------------------------------------------
+
+
+def values_of(verdict: Verdict) -> np.ndarray:  # [B,K,K] or [B,K]
+    """Return the preferences of a verdict, or the rewards of one that has no preferences.
+
+    Raises:
+        UserError: it has both or neither, which is a bug of the oracle.
+    """
+    values = verdict.reward if verdict.preference is None else verdict.preference
+    if values is None or (verdict.preference is not None and verdict.reward is not None):
+        raise UserError(
+            "an oracle must return exactly one of Verdict.preference [B,K,K] and Verdict.reward"
+            " [B,K]"
+        )
+    return values
 
 
 def checked(verdict: Verdict, shape: tuple[int, int] | None = None) -> Verdict:
-    """The verdict in float32, every row that is not a preference (or a finite reward) turned into
-    `Failed` and NaN.
+    """Return the verdict in float32, with every malformed row turned into `Failed` and NaN.
 
     A preference row must be finite, in [0,1], have P + P^T = 1 and a diagonal of 0.5, each within
-    1e-6. Rows the oracle itself failed keep their reason. `shape` is (B, K) as the responses have
-    it.
+    1e-6. A reward row must be finite. Rows that the oracle itself failed keep their reason.
+
+    Args:
+        verdict: the oracle's answer.
+        shape: (B, K) of the responses; None takes it from the verdict.
 
     Raises:
-        UserError: the record as a whole is malformed (both or neither field, wrong shape): a bug of
-          the oracle.
+        UserError: the record as a whole is malformed (both or neither field, a wrong shape): a bug
+          of the oracle.
     """
-    _check_form(verdict, shape)
     pairwise = verdict.preference is not None
-    values = np.array(verdict.preference if pairwise else verdict.reward, np.float64)
+    values = np.array(values_of(verdict), np.float64)
+    _check_form(verdict, values, shape)
     problem = _preference_problem if pairwise else _reward_problem
     parts = {name: np.array(part, np.float64) for name, part in (verdict.parts or {}).items()}
     failed = tuple(
@@ -70,28 +118,24 @@ def checked(verdict: Verdict, shape: tuple[int, int] | None = None) -> Verdict:
     )
     for x in (values, *parts.values()):
         x[[f is not None for f in failed]] = np.nan
-    values = values.astype(np.float32)
     named = {name: part.astype(np.float32) for name, part in parts.items()} or None
-    return Verdict(values if pairwise else None, None if pairwise else values, failed, named)
+    return _verdict(values.astype(np.float32), failed, named, pairwise=pairwise)
 
 
-def _check_form(verdict: Verdict, shape: tuple[int, int] | None) -> None:
-    if (verdict.preference is None) == (verdict.reward is None):
+def _verdict(values, failed, parts, *, pairwise: bool) -> Verdict:
+    return Verdict(values if pairwise else None, None if pairwise else values, failed, parts)
+
+
+def _check_form(verdict: Verdict, values: np.ndarray, shape: tuple[int, int] | None) -> None:
+    pairwise = verdict.preference is not None
+    name, dims = ("preference", "[B,K,K]") if pairwise else ("reward", "[B,K]")
+    got, entries = values.shape, len(verdict.failed)
+    b, k = shape if shape is not None else (entries, got[-1] if got else 0)
+    want = (b, k, k) if pairwise else (b, k)
+    if got != want or entries != b:
         raise UserError(
-            "an oracle must return exactly one of Verdict.preference [B,K,K] and Verdict.reward"
-            " [B,K]"
-        )
-    name, dims = (
-        ("preference", "[B,K,K]") if verdict.preference is not None else ("reward", "[B,K]")
-    )
-    got = np.shape(getattr(verdict, name))
-    b, k = shape if shape is not None else (len(verdict.failed), got[-1] if got else 0)
-    want = (b, k, k) if name == "preference" else (b, k)
-    if got != want or len(verdict.failed) != b:
-        raise UserError(
-            f"an oracle returned Verdict.{name} of shape {got} with {len(verdict.failed)} entries"
-            f" in `failed`; for {b} prompts of {k} responses it must be {dims} = {want} with {b}"
-            " entries"
+            f"an oracle returned Verdict.{name} of shape {got} with {entries} entries in `failed`;"
+            f" for {b} prompts of {k} responses it must be {dims} = {want} with {b} entries"
         )
     wrong = [part for part, x in (verdict.parts or {}).items() if np.shape(x) != want]
     if wrong:
@@ -117,27 +161,21 @@ def _reward_problem(reward: np.ndarray) -> Failed | None:  # [K]
     return None if np.isfinite(reward).all() else Failed("reward is not finite")
 
 
-def _part_problem(parts: dict[str, np.ndarray]) -> Failed | None:  # [K] each
+def _part_problem(parts: dict[str, np.ndarray]) -> Failed | None:
     bad = [name for name, part in parts.items() if not np.isfinite(part).all()]
     return Failed(f"part {bad[0]} of the reward is not finite") if bad else None
 
 
-def verdict_of_rows(rows: Sequence[np.ndarray | Failed], k: int, *, pairwise: bool) -> Verdict:
-    """One Verdict from one answer per prompt: `[K,K]` preferences or `[K]` rewards, or a `Failed`
-    (a row of NaN)."""
-    values = np.full((len(rows), k, k) if pairwise else (len(rows), k), np.nan, np.float32)
-    for b, row in enumerate(rows):
-        if not isinstance(row, Failed):
-            values[b] = row
-    failed = tuple(row if isinstance(row, Failed) else None for row in rows)
-    return Verdict(values if pairwise else None, None if pairwise else values, failed)
+# ---- failures ------------------------------------------------------------------------------------
 
 
-# ---------------------------------------------------------------------------------------------- fai
+def first_failure(group: Sequence[Any]) -> Failed | None:
+    """Return the first `Failed` of a prompt's answers; None if there is none."""
+    return next((answer for answer in group if isinstance(answer, Failed)), None)
 
 
 class Kept(NamedTuple):
-    """The prompts an oracle could judge, and the account of those it could not."""
+    """The prompts an oracle could judge, and the counts of those it could not."""
 
     rows: np.ndarray  # [B'] int, indices of the kept prompts in the original batch
     verdict: Verdict  # of the kept prompts only, no Failed left
@@ -146,7 +184,7 @@ class Kept(NamedTuple):
 
 
 def drop_failed(verdict: Verdict, *, max_failed_fraction: float) -> Kept:
-    """Drops whole prompt groups that failed, counted by reason.
+    """Drop the prompts that failed, whole groups, and count them by reason.
 
     Raises:
         GateError: more than `max_failed_fraction` of the prompts failed.
@@ -166,98 +204,50 @@ def drop_failed(verdict: Verdict, *, max_failed_fraction: float) -> Kept:
 
 
 def take_rows(verdict: Verdict, rows: np.ndarray) -> Verdict:
-    """Some prompts of a verdict."""
-    preference, reward = (
-        None if x is None else x[rows] for x in (verdict.preference, verdict.reward)
-    )
+    """Return the verdict on some of the prompts, in the order of `rows`."""
     parts = None if verdict.parts is None else {name: x[rows] for name, x in verdict.parts.items()}
-    return Verdict(preference, reward, tuple(verdict.failed[b] for b in rows), parts)
+    failed = tuple(verdict.failed[b] for b in rows)
+    pairwise = verdict.preference is not None
+    return _verdict(values_of(verdict)[rows], failed, parts, pairwise=pairwise)
 
 
-def with_retries(
-    fn: Callable[..., Any],
-    *,
-    attempts: int,
-    base_delay: float,
-    deadline: float,
-    rng: np.random.Generator,
-    sleep: Callable[[float], None] = time.sleep,
-    clock: Callable[[], float] = time.monotonic,
-) -> Callable[..., Any]:
-    """`fn`, tried up to `attempts` times; what still raises becomes `Failed(reason)`, never a
-    number.
-
-    The wait before retry i is base_delay * 2^i * u with u uniform in [0.5, 1.5), so that many
-    callers do not come back together, or the exception's `retry_after` seconds if that is longer.
-    No retry begins once `deadline` seconds from the first try would have passed; a call that is
-    already under way is not interrupted, so `fn` needs a time limit of its own. `UserError` is
-    raised at once: retrying does not mend a wrong setting."""
-    if attempts < 1 or base_delay < 0 or not deadline > 0:
-        raise UserError(
-            "retries need attempts >= 1, base_delay >= 0 and deadline > 0; "
-            f"got attempts={attempts}, base_delay={base_delay}, deadline={deadline}"
-        )
-
-    def tried(*args, **kwargs):
-        start = clock()
-        for attempt in range(attempts):
-            try:
-                return fn(*args, **kwargs)
-            except UserError:
-                raise
-            except Exception as error:
-                failed, asked_for = Failed(_brief(error)), getattr(error, "retry_after", 0.0)
-            if attempt + 1 == attempts:
-                return failed
-            delay = max(base_delay * 2**attempt * rng.uniform(0.5, 1.5), asked_for)
-            if clock() - start + delay > deadline:
-                return Failed(f"deadline of {deadline:g} s passed: {failed.reason}")
-            sleep(delay)
-
-    return tried
-
-
-def _brief(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
-
-
-# ---------------------------------------------------------------------------------------------- bot
+# ---- both orders of presentation -----------------------------------------------------------------
 
 
 class Symmetric(NamedTuple):
     """A preference made of both presentation orders."""
 
-    preference: np.ndarray  # P_ab's shape, float32
-    asymmetry: (
-        np.ndarray
-    )  # same shape: P_ab + P_ba - 1, positive when the response shown first is favoured
+    preference: np.ndarray  # float32
+    asymmetry: np.ndarray  # float32, P_ab + P_ba - 1: positive when the first place is favoured
 
 
-def symmetrise(
-    p_ab: np.ndarray,
-    p_ba: np.ndarray,  # P(a beats b), a shown first  # P(b beats a), b shown first
-) -> Symmetric:
-    """P(a > b) = (P_ab + 1 - P_ba) / 2, so a judge that always favours the first place says exactly
-    0.5.
+def symmetrise(p_ab: np.ndarray, p_ba: np.ndarray) -> Symmetric:
+    """Return P(a > b) = (P_ab + 1 - P_ba) / 2, so a judge that always favours the first place says
+    exactly 0.5.
 
     With Q[b,i,j] = P(i beats j | i shown first), call `symmetrise(Q, Q.swapaxes(-1, -2))`: P + P^T
-    = 1 follows, and intransitive judges stay intransitive."""
+    = 1 follows, and intransitive judges stay intransitive.
+
+    Args:
+        p_ab: P(a beats b) with a shown first.
+        p_ba: P(b beats a) with b shown first, of the same shape.
+    """
     p_ab, p_ba = np.asarray(p_ab, np.float64), np.asarray(p_ba, np.float64)
-    return Symmetric(
-        ((p_ab + 1 - p_ba) / 2).astype(np.float32), (p_ab + p_ba - 1).astype(np.float32)
-    )
+    preference, asymmetry = (p_ab + 1 - p_ba) / 2, p_ab + p_ba - 1
+    return Symmetric(preference.astype(np.float32), asymmetry.astype(np.float32))
 
 
-def asymmetry_stats(
-    asymmetry: np.ndarray,
-    length: np.ndarray,  # [B,K,K]  # [B,K], characters or tokens
-) -> dict[str, float]:
-    """How much the order of presentation mattered, over the pairs i < j that were judged (not NaN).
+def asymmetry_stats(asymmetry: np.ndarray, length: np.ndarray) -> dict[str, float]:
+    """Return how much the order of presentation mattered, over the pairs i < j that were judged.
 
-    `mean` > 0 means the first place is favoured, `mean_abs` is its size, `length_correlation` the
+    `mean` > 0: the first place is favoured. `mean_abs` is its size. `length_correlation` is the
     Pearson correlation of |asymmetry| with the joint length of the pair (0 when either is
-    constant)."""
+    constant).
+
+    Args:
+        asymmetry: [B,K,K]; NaN where a pair was not judged.
+        length: [B,K], characters or tokens.
+    """
     i, j = np.triu_indices(length.shape[1], 1)
     a = asymmetry[:, i, j].ravel().astype(np.float64)
     joint = (length[:, i] + length[:, j]).ravel().astype(np.float64)
@@ -268,24 +258,52 @@ def asymmetry_stats(
     x, y = np.abs(a) - np.abs(a).mean(), joint - joint.mean()
     scale = np.sqrt((x**2).sum() * (y**2).sum())
     correlation = float((x * y).sum() / scale) if scale > 0 else 0.0
-    return {
-        "mean": float(a.mean()),
-        "mean_abs": float(np.abs(a).mean()),
-        "length_correlation": correlation,
-    }
+    mean_abs = float(np.abs(a).mean())
+    return {"mean": float(a.mean()), "mean_abs": mean_abs, "length_correlation": correlation}
 
 
-# ---------------------------------------------------------------------------------------------- jou
+# ---- journal -------------------------------------------------------------------------------------
+
+
+class Judgement(NamedTuple):
+    """The oracle's answer on one prompt."""
+
+    value: np.ndarray  # [K,K] preference or [K] reward, float32
+    parts: dict[str, np.ndarray]  # each of the value's shape, float32
+    failed: Failed | None = None
+
+
+Journal = KeyedStore[Judgement]
+
+
+def open_journal(path: str | os.PathLike) -> Journal:
+    """Open the file in which the judgements of a run are kept, so that none is made twice."""
+    return KeyedStore(path, _read_judgement)
+
+
+def _read_judgement(fields: dict[str, Any]) -> Judgement:
+    value = np.asarray(fields["value"], np.float32)
+    parts = {name: np.asarray(x, np.float32) for name, x in fields.get("parts", {}).items()}
+    if value.ndim not in (1, 2) or any(part.shape != value.shape for part in parts.values()):
+        raise ValueError("neither [K] nor [K,K]")
+    return Judgement(value, parts)
+
+
+def _fields(judgement: Judgement) -> dict[str, Any]:
+    """Return what the journal keeps of a judgement; parts only where there are any."""
+    parts = {name: part.tolist() for name, part in judgement.parts.items()}
+    return {"value": judgement.value.tolist()} | ({"parts": parts} if parts else {})
 
 
 def oracle_identity(name: str, kwargs: dict) -> str:
-    """The oracle's part of a journal key. `kwargs` are all its keywords, defaults included."""
+    """Return the oracle's part of a journal key. `kwargs` are all its keywords, defaults
+    included."""
     return json.dumps([name, kwargs], sort_keys=True)
 
 
 def journal_key(identity: str, prompt: Prompt, responses: list[str]) -> str:
-    """SHA-256 of everything a verdict may depend on: oracle, messages, meta, responses in order.
-    Not the prompt's id.
+    """Return the SHA-256 of all that a verdict may depend on: oracle, messages, meta and responses
+    in order, not the prompt's id.
 
     Raises:
         UserError: `prompt.meta` holds something JSON cannot write, so its content cannot be hashed.
@@ -297,102 +315,28 @@ def journal_key(identity: str, prompt: Prompt, responses: list[str]) -> str:
             f"prompt {prompt.id!r} cannot be journalled: {error}. Its messages and meta may hold"
             " only JSON values (text, numbers, true/false/null, lists, dicts with text keys)."
         ) from error
-    return hashlib.sha256(
-        content.encode()
-    ).hexdigest()  # json.dumps is ASCII, so lone surrogates cannot raise
-
-
-def _journalled(value: list) -> np.ndarray:
-    row = np.asarray(value, np.float32)
-    if row.ndim not in (1, 2):
-        raise ValueError("neither [K] nor [K,K]")
-    return row
-
-
-class Journal:
-    """Verdicts kept on disk, one JSON line per judged prompt, so that an interrupted run never
-    repeats a judgement.
-
-    Lines are appended and synced once per batch. A torn last line (the process was killed while
-    writing) is dropped and counted in `torn`; its prompt is simply judged again. Failures are not
-    kept: a later run asks again. One process writes at a time.
-
-    Raises:
-        UserError: a line other than the last is not a journal entry; the file was edited or the
-          disk is bad.
-    """
-
-    def __init__(self, path: str | os.PathLike):
-        self.path = os.fspath(path)
-        self.rows: dict[str, np.ndarray] = {}  # key -> [K,K] preference or [K] reward, float32
-        self.parts: dict[
-            str, dict[str, np.ndarray]
-        ] = {}  # key -> the reward's named parts, [K] float32 each
-        self.torn = 0
-        if os.path.exists(self.path):
-            self._load()
-
-    def _load(self) -> None:
-        lines, torn = whole_lines(Path(self.path))
-        self.torn = int(torn)
-        for number, line in enumerate(lines, 1):
-            try:
-                entry = json.loads(line)
-                self.rows[entry["key"]] = _journalled(entry["value"])
-                self.parts[entry["key"]] = {
-                    n: _journalled(part) for n, part in entry.get("parts", {}).items()
-                }
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise UserError(
-                    f"{self.path}:{number}: not a journal entry ({type(error).__name__}). "
-                    "Delete this line, or the file: its prompts will then be judged again."
-                ) from error
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def record(self, keys: Sequence[str], verdict: Verdict) -> None:
-        """Appends the rows of a checked verdict that did not fail. float32 survives the text
-        exactly."""
-        values = verdict.preference if verdict.preference is not None else verdict.reward
-        done = [(key, b) for b, key in enumerate(keys) if verdict.failed[b] is None]
-        if not done:
-            return
-        os.makedirs(os.path.dirname(self.path) or ".", exist_ok=True)
-        with open(self.path, "ab") as file:
-            for key, b in done:
-                self.rows[key] = values[b]
-                self.parts[key] = {name: part[b] for name, part in (verdict.parts or {}).items()}
-                parts = {name: part.tolist() for name, part in self.parts[key].items()}
-                entry = {"key": key, "value": values[b].tolist()} | (
-                    {"parts": parts} if parts else {}
-                )
-                file.write(json.dumps(entry).encode() + b"\n")
-            file.flush()
-            os.fsync(file.fileno())
+    # json.dumps writes ASCII, so lone surrogates cannot raise here
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def consult(
     oracle: Oracle,
     prompts: list[Prompt],
-    responses: list[list[str]],  # B x K
+    responses: list[list[str]],
     *,
     journal: Journal | None = None,
     identity: str = "",
 ) -> Verdict:
-    """The checked verdict of `oracle`, asking it only about prompts the journal does not know.
+    """Return the checked verdict of an oracle, asking it only about prompts the journal lacks.
 
-    What one call was judging when the process died is lost; call with few prompts at a time where
-    judging is dear.
+    Equal prompts are asked once. Failures are not kept, so a later run asks again. If the process
+    dies, the judgements of this call are lost: pass few prompts at a time where judging is dear.
 
     Args:
         oracle: the oracle to ask.
         prompts: B prompts.
         responses: K responses to each prompt, the same K for all.
-        journal: verdicts already given; None asks about everything.
+        journal: judgements already made; None asks about everything.
         identity: `oracle_identity(name, kwargs)`, part of the journal key.
     """
     sizes = {len(group) for group in responses}
@@ -403,45 +347,41 @@ def consult(
         )
     k = sizes.pop()
     if journal is None:
-        return checked(oracle(prompts, responses), (len(prompts), k))
+        return checked(oracle.ask(prompts, responses), (len(prompts), k))
     keys = [journal_key(identity, p, group) for p, group in zip(prompts, responses, strict=True)]
-    fresh = {
-        key: b for b, key in reversed(list(enumerate(keys))) if key not in journal
-    }  # equal prompts: asked once
-    failures: dict[str, Failed | None] = {}
-    if fresh:
-        rows = sorted(fresh.values())
-        verdict = checked(
-            oracle([prompts[b] for b in rows], [responses[b] for b in rows]), (len(rows), k)
-        )
-        asked = [keys[b] for b in rows]
-        journal.record(asked, verdict)
-        failures = dict(zip(asked, verdict.failed, strict=True))
-        pairwise = verdict.preference is not None
-    else:
-        pairwise = journal.rows[keys[0]].ndim == 2
-    found = verdict_of_rows(
-        [failures.get(key) or journal.rows[key] for key in keys], k, pairwise=pairwise
-    )
-    parts = _parts_of_rows(
-        [None if failures.get(key) else journal.parts[key] for key in keys], (k,) * (1 + pairwise)
-    )
-    return found._replace(parts=parts)
+    found = {key: journal.known[key] for key in keys if key in journal.known}
+    rows = {key: b for b, key in reversed(list(enumerate(keys))) if key not in found}
+    if rows:
+        fresh = sorted(rows.values())
+        asked = [prompts[b] for b in fresh], [responses[b] for b in fresh]
+        verdict = checked(oracle.ask(*asked), (len(fresh), k))
+        made = dict(zip([keys[b] for b in fresh], _judgements(verdict), strict=True))
+        journal.add({key: _fields(one) for key, one in made.items() if one.failed is None})
+        found |= made
+    return _assembled([found[key] for key in keys])
 
 
-def _parts_of_rows(
-    rows: Sequence[dict[str, np.ndarray] | None], shape: tuple[int, ...]
-) -> dict[str, np.ndarray] | None:
-    """Named parts from those of each prompt (None: it failed, and holds NaN); None when there are
-    no parts."""
-    names = next((list(row) for row in rows if row), [])
-    if any(row is not None and set(row) != set(names) for row in rows):
+def _judgements(verdict: Verdict) -> list[Judgement]:
+    parts = verdict.parts or {}
+    return [
+        Judgement(value, {name: part[b] for name, part in parts.items()}, failed)
+        for b, (value, failed) in enumerate(zip(values_of(verdict), verdict.failed, strict=True))
+    ]
+
+
+def _assembled(judgements: Sequence[Judgement]) -> Verdict:
+    """Return one verdict of many judgements. Parts of a failed one are NaN."""
+    values = np.stack([one.value for one in judgements])
+    judged = [one.parts for one in judgements if one.failed is None]
+    names = next((list(parts) for parts in judged if parts), [])
+    if any(set(parts) != set(names) for parts in judged):
         raise UserError(
             f"some verdicts of this oracle have the parts {', '.join(names)} and others have not:"
             " its journal is of another version. Move that file away; its prompts will then be"
             " judged again."
         )
-    missing = np.full(shape, np.nan, np.float32)
-    return {
-        name: np.stack([missing if row is None else row[name] for row in rows]) for name in names
-    } or None
+    missing = dict.fromkeys(names, np.full_like(values[0], np.nan))
+    rows = [missing if one.failed else one.parts for one in judgements]
+    parts = {name: np.stack([row[name] for row in rows]) for name in names} or None
+    failed = tuple(one.failed for one in judgements)
+    return _verdict(values, failed, parts, pairwise=values.ndim == 3)

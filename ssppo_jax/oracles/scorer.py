@@ -16,7 +16,7 @@ Score = Callable  # (params, tokens [R,S], length [R]) -> [R] float32
 
 
 class Scorer:
-    """Rows of like length are scored together, split over the batch axes of the mesh.
+    """Score rows of like length together, split over the batch axes of the mesh.
 
     Args:
         score: the model as a function.
@@ -28,12 +28,8 @@ class Scorer:
     def __init__(
         self, score: Score, load: Callable[[Mesh], PyTree], *, batch_size: int, longest: int
     ):
-        self.score, self.load, self.batch_size, self.longest = (
-            jax.jit(score),
-            load,
-            batch_size,
-            longest,
-        )
+        self.score, self.load = jax.jit(score), load
+        self.batch_size, self.longest = batch_size, longest
         self.mesh: Mesh | None = None
         self.params: PyTree | None = None
 
@@ -42,15 +38,15 @@ class Scorer:
         self.mesh, self.params = mesh, None
 
     def __call__(self, ids: list[list[int]]) -> np.ndarray:  # [R] float32
+        mesh = self.mesh or make_mesh((1, 1, 1), devices=jax.devices()[:1])
         if self.params is None:
-            self.mesh = self.mesh or make_mesh((1, 1, 1), devices=jax.devices()[:1])
-            self.params = self.load(self.mesh)
-        ways = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+            self.mesh, self.params = mesh, self.load(mesh)
+        ways = mesh.shape["data"] * mesh.shape["fsdp"]
         size = -(-self.batch_size // ways) * ways
         out, pending = np.zeros(len(ids), np.float32), []
         for rows, slots in buckets([len(i) for i in ids], self.longest, size):
             batch = padded([ids[r] for r in rows], slots, size, few=False)
-            pending.append((rows, self.score(self.params, *put_rows(self.mesh, batch))))
+            pending.append((rows, self.score(self.params, *put_rows(mesh, batch))))
         for rows, scores in pending:
             out[rows] = jax.device_get(scores)[: len(rows)]
         return out

@@ -1,10 +1,9 @@
-"""Verifiable rewards: is the final answer right, and does the response keep to its format? Rewards
-[B,K] with parts.
+"""Verifiable rewards: is the final answer right, and does the response keep to its format?
 
-    reward = accuracy + format_weight * format
+    reward [B,K] = accuracy + format_weight * format
 
-Parts: `accuracy` (1 or 0), `format`, `extracted` (an answer was found at all), `unreadable` (one
-was found that the checker could not read, or not compare in time). Such responses are wrong, not
+Parts: `accuracy` (1 or 0), `format`, `extracted` (an answer was found at all), `unreadable` (the
+checker could not read the answer, or not compare it in time). Such responses are wrong, not
 failures of the oracle. Prompts without what it takes (a task, or `meta["answer"]`) are refused
 before anything is sampled.
 
@@ -13,32 +12,34 @@ their own."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from functools import partial
+from typing import Annotated, Any
 
 import numpy as np
 
+from ssppo_jax.config import NonNegative, Positive, one_of
 from ssppo_jax.data.tasks import entry_of
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.oracles.answers import STYLES, answer_of, hashed, well_formed
-from ssppo_jax.oracles.protocol import Oracle
+from ssppo_jax.oracles.protocol import Oracle, first_failure
 from ssppo_jax.oracles.sandbox.worker import Worker
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 Grade = Callable[[Prompt, str], dict]  # (prompt, answer) -> the worker's reply
 Check = Callable[[list[Prompt]], None]  # raises for prompts that cannot be judged
+Style = Annotated[str, one_of(*STYLES)]
+PARTS = ("accuracy", "format", "extracted", "unreadable")
 
 
 def reasoning_gym(
     *,
-    answer_style: str = "auto",
+    answer_style: Style = "auto",
     exact: bool = True,
-    format_weight: float = 0.0,
-    timeout: float = 5.0,
+    format_weight: NonNegative = 0.0,
+    timeout: Positive = 5.0,
 ) -> Oracle:
-    """The score of the task's own `score_answer` on the extracted answer; prompts from data source
-    `reasoning_gym`.
+    """Reward with the task's own `score_answer` of the extracted answer; for prompts from data
+    source `reasoning_gym`.
 
     Tasks give wrong answers up to 0.01 and some give partial credit; `exact` counts only a full
     score. What takes longer than `timeout` to score (9**9**9**9 where an expression is asked for)
@@ -51,7 +52,7 @@ def reasoning_gym(
         format_weight: weight of the format reward beside the answer's.
         timeout: seconds the scoring of one answer may take.
     """
-    worker = _worker("reasoning_gym", timeout)
+    worker = Worker(timeout)
 
     def grade(prompt: Prompt, answer: str) -> dict:
         where, entry = prompt.meta["reasoning_gym"], entry_of(prompt)
@@ -59,16 +60,14 @@ def reasoning_gym(
             "task", name=where["task"], settings=where["settings"], entry=entry, answer=answer
         )
 
-    return _graded(
-        "reasoning_gym", grade, _check_tasks, answer_style, exact=exact, format_weight=format_weight
-    )
+    return _graded(grade, _check_tasks, answer_style, exact=exact, format_weight=format_weight)
 
 
 def math_verify(
-    *, answer_style: str = "auto", format_weight: float = 0.0, timeout: float = 5.0
+    *, answer_style: Style = "auto", format_weight: NonNegative = 0.0, timeout: Positive = 5.0
 ) -> Oracle:
-    """Whether the extracted answer equals meta["answer"] as mathematics (the math-verify library on
-    sympy).
+    """Reward an extracted answer that equals meta["answer"] as mathematics (the math-verify library
+    on sympy).
 
     Numbers, fractions, sets, intervals, LaTeX; a gold answer may be a GSM8K solution that ends in
     "#### 42". What takes longer than `timeout` to compare (9**9**9**9) is wrong, and counted as
@@ -80,73 +79,43 @@ def math_verify(
         format_weight: weight of the format reward beside the answer's.
         timeout: seconds one comparison may take.
     """
-    worker = _worker("math_verify", timeout)
+    worker = Worker(timeout)
 
     def grade(prompt: Prompt, answer: str) -> dict:
         gold = str(prompt.meta["answer"])
         return worker.ask("mathematics", gold=hashed(gold) or gold, answer=answer)
 
-    check = partial(_check_answers, "math_verify")
-    return _graded(
-        "math_verify", grade, check, answer_style, exact=True, format_weight=format_weight
-    )
-
-
-def _worker(name: str, timeout: float) -> Worker:
-    if not 0 < timeout < math.inf:
-        raise ConfigError(f"oracle {name}: timeout={timeout!r} must be above 0 seconds, and finite")
-    return Worker(timeout)
+    return _graded(grade, _check_answers, answer_style, exact=True, format_weight=format_weight)
 
 
 def _graded(
-    name: str, grade: Grade, check: Check, answer_style: str, *, exact: bool, format_weight: float
+    grade: Grade, check: Check, answer_style: str, *, exact: bool, format_weight: float
 ) -> Oracle:
-    if answer_style not in STYLES:
-        raise ConfigError(
-            f"oracle {name}: answer_style={answer_style!r} must be one of {', '.join(STYLES)}"
-        )
-    if not 0 <= format_weight < math.inf:
-        raise ConfigError(
-            f"oracle {name}: format_weight={format_weight!r} must be 0 or more, and finite"
-        )
-
-    def one(prompt: Prompt, text: str) -> dict[str, float] | Failed:
+    def one(prompt: Prompt, text: str) -> list[float] | Failed:
+        """Return the score and the PARTS of one response."""
         answer = answer_of(text, answer_style)
         reply = {"score": 0.0} if answer is None else grade(prompt, answer)
         if "error" in reply:
-            return Failed(reply["error"])
-        score = reply.get("score", 0.0)
-        parts = {
-            "accuracy": float(score >= 1.0),
-            "format": float(well_formed(text, answer_style)),
-            "extracted": float(answer is not None),
-            "unreadable": float("score" not in reply),
-        }
-        return {
-            "reward": (parts["accuracy"] if exact else score) + format_weight * parts["format"]
-        } | parts
+            return Failed(str(reply["error"]))
+        score, neat = reply.get("score", 0.0), well_formed(text, answer_style)
+        return [score, score >= 1.0, neat, answer is not None, "score" not in reply]
 
-    def oracle(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+    def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         check(prompts)
-        rows = [
+        groups: list[list[Any]] = [
             [one(p, text) for text in group] for p, group in zip(prompts, responses, strict=True)
         ]
-        failed = tuple(next((r for r in row if isinstance(r, Failed)), None) for row in rows)
-        names = ("reward", "accuracy", "format", "extracted", "unreadable")
-        table = {
-            n: np.array(
-                [
-                    [np.nan if bad else r[n] for r in row]
-                    for row, bad in zip(rows, failed, strict=True)
-                ],
-                np.float32,
-            )
-            for n in names
-        }
-        return Verdict(None, table.pop("reward"), failed, table)
+        failed = tuple(first_failure(group) for group in groups)
+        table = np.full((1 + len(PARTS), len(prompts), len(responses[0])), np.nan)
+        for row, (group, failure) in enumerate(zip(groups, failed, strict=True)):
+            if failure is None:
+                table[:, row] = np.transpose(group)
+        score, accuracy, neat = table[:3]
+        reward = (accuracy if exact else score) + format_weight * neat
+        parts = dict(zip(PARTS, table[1:].astype(np.float32), strict=True))
+        return Verdict(None, reward.astype(np.float32), failed, parts)
 
-    oracle.check = check
-    return oracle
+    return Oracle(ask, check)
 
 
 def _check_tasks(prompts: list[Prompt]) -> None:
@@ -159,12 +128,12 @@ def _check_tasks(prompts: list[Prompt]) -> None:
             )
 
 
-def _check_answers(name: str, prompts: list[Prompt]) -> None:
+def _check_answers(prompts: list[Prompt]) -> None:
     missing = [p.id for p in prompts if "answer" not in p.meta]
     if missing:
         raise DataError(
-            f"oracle {name}: prompt {missing[0]!r} has no answer to check against ({len(missing)}"
-            f' of {len(prompts)}); give every row of the data an "answer", or use'
+            f"oracle math_verify: prompt {missing[0]!r} has no answer to check against"
+            f' ({len(missing)} of {len(prompts)}); give every row of the data an "answer", or use'
             " --config.data.source.name=reasoning_gym"
         )
 

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.losses import ROWS
-from ssppo_jax.oracles.protocol import Journal, Oracle, drop_failed
+from ssppo_jax.oracles.protocol import Oracle, drop_failed, open_journal
 from ssppo_jax.rollout.groups import group_rows, reward_of, teaches
 from ssppo_jax.rollout.judge import PrefetchJudge, concatenated, identity_of, judge, part_stats
 from ssppo_jax.rollout.opponents import opponent_rows
@@ -101,7 +101,7 @@ class Collector:
             score,
         )
         self.rows = ROWS[config.loss.name]
-        self.journal = Journal(journal)
+        self.journal = open_journal(journal)
         self.embedder = _embedder(runtime) if self.rows == "pair" else None
         self.rounds = sampling_rounds(config)
         self.sampler = runtime.make_sampler(

@@ -1,5 +1,4 @@
-"""Judging prompts, a few at a time, each verdict journalled once it is known; and ahead, while
-others are sampled."""
+"""Judge prompts, a few at a time, into a journal; also ahead, while others are sampled."""
 
 from __future__ import annotations
 
@@ -24,32 +23,34 @@ from ssppo_jax.oracles.protocol import (
     asymmetry_stats,
     consult,
     oracle_identity,
+    require_oracle,
     take_rows,
+    values_of,
 )
 from ssppo_jax.types import Verdict
 
-JUDGED_AT_ONCE = (
-    64  # prompts per oracle call, unless the oracle says: what an interruption can lose
-)
-
 
 def build_oracle(config: ConfigDict) -> Oracle:
-    """The configured oracle."""
-    return bind(ORACLES, config.oracle)()
+    """Return the configured oracle.
+
+    Raises:
+      ConfigError: its factory returns something else.
+    """
+    return require_oracle(bind(ORACLES, config.oracle)(), config.oracle.name)
 
 
 def place_oracle(oracle: Oracle, mesh: Mesh) -> None:
-    """Puts an oracle that is a model itself on the run's mesh; others have nothing to place.
+    """Put an oracle that is a model itself on the run's mesh.
 
-    Of several processes each has its own texts to judge, and its oracle on its own devices.
+    Of several processes each judges its own texts, with the oracle on its own devices.
     """
     if not hosts.alone():
         mesh = make_mesh((1, jax.local_device_count(), 1), jax.local_devices())
-    getattr(oracle, "place", lambda _: None)(mesh)
+    oracle.place(mesh)
 
 
 def identity_of(config: ConfigDict) -> str:
-    """The configured oracle's part of journal keys."""
+    """Return the configured oracle's part of journal keys."""
     return oracle_identity(config.oracle.name, call_kwargs(ORACLES, config.oracle))
 
 
@@ -63,8 +64,16 @@ def judge(
     stopped: Callable[[], bool] = lambda: False,
     show: bool = True,
 ) -> Verdict:
-    """The oracle's verdict on every group; `show` its progress. Of several processes each judges
-    its own prompts.
+    """Return the oracle's verdict on every group. Of several processes each judges its own prompts.
+
+    Args:
+      oracle: the oracle to ask.
+      encoded: M prompts.
+      texts: M x K responses.
+      journal: where judgements are kept; None keeps none.
+      identity: the oracle's part of journal keys.
+      stopped: asked between the calls of the oracle.
+      show: a progress bar.
 
     Raises:
       Interrupted: `stopped()` became true; what was judged so far is in the journal.
@@ -74,7 +83,7 @@ def judge(
         mine, answers = [encoded[i] for i in rows], [texts[i] for i in rows]
         return _judged(oracle, mine, answers, journal, identity, stopped, show)
 
-    order, verdicts = hosts.share([e.address for e in encoded], work, "judging")
+    order, verdicts = hosts.share([int(e.address) for e in encoded], work, "judging")
     return take_rows(concatenated(verdicts), order)
 
 
@@ -87,14 +96,13 @@ def _judged(
     stopped: Callable[[], bool],
     show: bool,
 ) -> Verdict:
-    """`judge` in one process."""
+    """Judge in one process."""
     parts: list[Verdict] = []
-    at_once = getattr(oracle, "at_once", JUDGED_AT_ONCE)
     with bar(len(encoded), what="judge", unit="prompts", show=show) as progress:
-        for start in range(0, len(encoded), at_once):
+        for start in range(0, len(encoded), oracle.at_once):
             if stopped():
                 raise Interrupted
-            rows = slice(start, start + at_once)
+            rows = slice(start, start + oracle.at_once)
             prompts = [e.prompt for e in encoded[rows]]
             parts.append(consult(oracle, prompts, texts[rows], journal=journal, identity=identity))
             progress.update(len(prompts))
@@ -102,26 +110,25 @@ def _judged(
 
 
 class PrefetchJudge:
-    """Judges, on a thread beside the sampling of the next prompts, what is sampled already: into
-    the journal.
+    """Judge into the journal, on a thread beside the sampling of the next prompts, what is sampled
+    already.
 
-    Whoever judges afterwards finds those verdicts there, judges the rest, and meets again whatever
-    failed here, so nothing else depends on how far this came. Oracles that compute on the run's own
-    devices (`oracle.on_device`) are left alone: they and the sampler would only wait for each
-    other.
+    `judge` afterwards finds those verdicts in the journal, judges the rest, and meets again what
+    failed here, so nothing else depends on how far this came. An oracle on the run's own devices
+    (`oracle.on_device`) is not asked: it and the sampler would only wait for each other.
 
         with PrefetchJudge(oracle, journal=journal, identity=identity) as ahead:
             ...                                # ahead.add(encoded, texts), batch by batch
     """
 
     def __init__(self, oracle: Oracle, *, journal: Journal, identity: str):
-        self.oracle, self.journal, self.identity = oracle, journal, identity
-        self.idle, self.left = getattr(oracle, "on_device", False), False
+        self.oracle, self.journal, self.identity, self.left = oracle, journal, identity, False
         self.pool = ThreadPoolExecutor(1)
 
     def add(self, encoded: Sequence[EncodedPrompt], texts: list[list[str]]) -> None:
-        mine = [i for i, e in enumerate(encoded) if hosts.mine(e.address)]
-        if mine and not self.idle:
+        """Have this process's share of a batch judged."""
+        mine = [i for i, e in enumerate(encoded) if hosts.mine(int(e.address))]
+        if mine and not self.oracle.on_device:
             self.pool.submit(self._judge, [encoded[i] for i in mine], [texts[i] for i in mine])
 
     def _judge(self, encoded: list[EncodedPrompt], texts: list[list[str]]) -> None:
@@ -133,16 +140,18 @@ class PrefetchJudge:
         return self
 
     def __exit__(self, *_) -> None:
-        """Ends with the oracle's call that is under way."""
+        """End with the oracle's call that is under way."""
         self.left = True
         self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 def part_stats(verdict: Verdict, texts: list[list[str]]) -> dict[str, float]:
-    """What is logged of a verdict's parts: the mean of each part of a reward; how much a judge
-    favours the first place.
+    """Return what is logged of a verdict's parts: the mean of each part of a reward, or how much a
+    judge favours the first place.
 
-    `texts` are the B x K responses judged.
+    Args:
+      verdict: on B prompts.
+      texts: the B x K responses judged.
     """
     parts = verdict.parts or {}
     if verdict.preference is None:
@@ -159,24 +168,17 @@ def part_stats(verdict: Verdict, texts: list[list[str]]) -> dict[str, float]:
 
 
 def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
-    """Verdicts on several batches of prompts as one. A batch that failed whole has no parts; its
-    rows hold NaN."""
-    preference, reward = (
-        None if verdicts[0][i] is None else np.concatenate([verdict[i] for verdict in verdicts])
-        for i in range(2)
-    )
+    """Return verdicts on several batches of prompts as one. A batch that failed whole has no parts;
+    its rows hold NaN."""
+    values = np.concatenate([values_of(verdict) for verdict in verdicts])
     names = next((list(verdict.parts) for verdict in verdicts if verdict.parts), [])
-    parts = {
-        name: np.concatenate([_missing(v) if v.parts is None else v.parts[name] for v in verdicts])
-        for name in names
-    }
-    return Verdict(
-        preference, reward, tuple(f for verdict in verdicts for f in verdict.failed), parts or None
-    )
+    parts = {name: np.concatenate([_part(v, name) for v in verdicts]) for name in names} or None
+    failed = tuple(f for verdict in verdicts for f in verdict.failed)
+    pairwise = verdicts[0].preference is not None
+    return Verdict(values if pairwise else None, None if pairwise else values, failed, parts)
 
 
-def _missing(verdict: Verdict) -> np.ndarray:
-    """The part of a batch that failed whole."""
-    return np.full_like(
-        verdict.reward if verdict.preference is None else verdict.preference, np.nan
-    )
+def _part(verdict: Verdict, name: str) -> np.ndarray:
+    if verdict.parts is None:
+        return np.full_like(values_of(verdict), np.nan)
+    return verdict.parts[name]

@@ -86,7 +86,7 @@ from ssppo_jax.data.tasks import reasoning_gym as source
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.verify import reasoning_gym as oracle
 prompt = source(size=1)[0]
-print(oracle()([prompt], [[prompt.meta["answer"]]]).reward)
+print(oracle().ask([prompt], [[prompt.meta["answer"]]]).reward)
 try:
     source(task="zebra_puzzles", size=1)
 except ConfigError as error:

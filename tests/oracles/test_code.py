@@ -283,7 +283,7 @@ def test_rewards_and_what_became_of_each_response():
         "while True: pass",
     )
     tests = ["assert add(1, 2) == 3", "assert add(2, 2) == 4"]
-    verdict = code(timeout=1.0)(
+    verdict = code(timeout=1.0).ask(
         [prompt(tests), prompt(tests[0], 1)], [[good, bad, loop], ["", bad, good]]
     )
     np.testing.assert_array_equal(verdict.reward, [[1, 0, 0], [0, 1, 1]])
@@ -294,7 +294,7 @@ def test_rewards_and_what_became_of_each_response():
     ]
     assert names == [["passed", "failed", "time"], ["no_code", "passed", "passed"]]
     np.testing.assert_array_equal(sum(verdict.parts[n] for n in outcomes), np.ones((2, 3)))
-    share = code(timeout=1.0, partial=True)([prompt(tests)], [[good, bad, loop]])
+    share = code(timeout=1.0, partial=True).ask([prompt(tests)], [[good, bad, loop]])
     np.testing.assert_array_equal(share.reward, [[1, 0.5, 0]])
 
 
@@ -313,16 +313,10 @@ def test_prompts_without_tests_are_refused_before_anything_is_sampled(tests):
         code().check([prompt(tests), prompt("pass", 1)])
 
 
-def test_settings_are_checked():
-    with pytest.raises(ConfigError) as error:
-        code(code_style="x", timeout=0.0, memory_mb=0, sandbox="none")
-    assert len(str(error.value).splitlines()) == 4
-
-
 def test_several_run_at_a_time():
     start = time.monotonic()
     sleep = "import time; time.sleep(0.8)"
-    code(workers=4)([prompt("pass")], [[sleep] * 4])
+    code(workers=4).ask([prompt("pass")], [[sleep] * 4])
     assert time.monotonic() - start < 2.6
 
 

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ssppo_jax import oracles
+from ssppo_jax.config import NonNegative
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.oracles.combine import combine
-from ssppo_jax.oracles.protocol import checked
+from ssppo_jax.oracles.protocol import Oracle, checked
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 PROMPTS = [Prompt(f"p{i}", ({"role": "user", "content": "q"},)) for i in range(2)]
@@ -18,12 +19,12 @@ VOWEL = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
 
 
 def reward_oracle(values, fails=(), parts=None):
-    def factory(*, scale: float = 1.0, kind: str = "x"):
-        def oracle(prompts, responses):
+    def factory(*, scale: NonNegative = 1.0, kind: str = "x"):
+        def ask(prompts, responses):
             failed = tuple(Failed("sick") if b in fails else None for b in range(len(prompts)))
             return Verdict(None, scale * values, failed, parts)
 
-        return oracle
+        return Oracle(ask)
 
     return factory
 
@@ -35,10 +36,10 @@ def preference_oracle(p):
         matrix = np.full((2, 3, 3), 0.5, np.float32)
         matrix[:, 0, 1], matrix[:, 1, 0] = p, 1 - p
 
-        def oracle(prompts, responses):
+        def ask(prompts, responses):
             return Verdict(matrix, None, (None, None))
 
-        return oracle
+        return Oracle(ask)
 
     return factory
 
@@ -56,7 +57,7 @@ def table(monkeypatch):
 
 
 def ask(*members, **settings):
-    return checked(combine(members=json.dumps(members), **settings)(PROMPTS, RESPONSES), (2, 3))
+    return checked(combine(members=json.dumps(members), **settings).ask(PROMPTS, RESPONSES), (2, 3))
 
 
 def test_rewards_are_summed_with_their_weights_and_stay_visible():
@@ -114,6 +115,12 @@ def test_a_gate_or_margin_that_would_do_nothing_is_refused():
         ask({"oracle": "length", "at_least": 1}, {"oracle": "weak"})
 
 
+def test_a_member_that_is_a_plain_function_is_refused(monkeypatch):
+    monkeypatch.setitem(oracles.ORACLES, "old", lambda: lambda prompts, responses: None)
+    with pytest.raises(ConfigError, match="oracle old: its factory returned a function"):
+        combine(members='[{"oracle": "old"}]')
+
+
 def test_a_prompt_fails_when_one_member_does():
     verdict = ask({"oracle": "length"}, {"oracle": "sick"})
     assert verdict.failed[0] is None and verdict.failed[1].reason == "sick: sick"
@@ -122,15 +129,13 @@ def test_a_prompt_fails_when_one_member_does():
 
 def test_checks_and_portions_are_those_of_the_members(monkeypatch):
     def picky():
-        def oracle(prompts, responses):
+        def ask(prompts, responses):
             raise AssertionError
 
         def check(prompts):
             raise DataError("no answer")
 
-        oracle.check, oracle.at_once, oracle.on_device = check, 3, True
-        oracle.place = placed.append
-        return oracle
+        return Oracle(ask, check, placed.append, on_device=True, at_once=3)
 
     placed = []
 
@@ -142,7 +147,7 @@ def test_checks_and_portions_are_those_of_the_members(monkeypatch):
         and made.on_device
         and not combine(members='[{"oracle": "length"}]').on_device
     )
-    assert made.at_once == 3 and not hasattr(combine(members='[{"oracle": "length"}]'), "at_once")
+    assert made.at_once == 3 and combine(members='[{"oracle": "length"}]').at_once == 64
     with pytest.raises(DataError, match="no answer"):
         made.check(PROMPTS)
 
@@ -153,10 +158,15 @@ def test_checks_and_portions_are_those_of_the_members(monkeypatch):
         ("[", "not JSON"),
         ("[]", "at least one; as in"),
         ('["length"]', "list of objects"),
-        ('[{"oracle": "combine"}]', "must be one of length, sick, strong, vowel, weak"),
-        ('[{"oracle": "length", "sacle": 1}]', "length has no keyword 'sacle'; it has scale, kind"),
+        (
+            '[{"oracle": "combine"}]',
+            "'combine' is not known; allowed: length, sick, strong, vowel, weak",
+        ),
+        ('[{"oracle": "length", "sacle": 1}]', "length takes no 'sacle'; did you mean 'scale'"),
         ('[{"oracle": "length", "kind": 1}]', "length.kind takes str, as in 'x'"),
         ('[{"oracle": "length", "scale": true}]', "length.scale takes float"),
+        ('[{"oracle": "length", "scale": -1}]', "length.scale=-1: must be 0 or more"),
+        ('[{"oracle": "length", "weight": null}]', "weight of length is None"),
         ('[{"oracle": "length", "weight": -1}]', "weight of length is -1"),
         ('[{"oracle": "length", "weight": 0}]', "must not all be 0"),
         ('[{"oracle": "length"}, {"oracle": "length"}]', "length more than once"),

@@ -62,7 +62,7 @@ def ids_of(source, first, second):
 
 def test_preferences_come_from_both_orders_of_every_pair(folder):
     loaded = load_ranker(folder)
-    verdict = checked(pairrm(source=str(folder))(PROMPTS, RESPONSES), (2, 3))
+    verdict = checked(pairrm(source=str(folder)).ask(PROMPTS, RESPONSES), (2, 3))
 
     def logit(b, i, j):
         ids = np.array([ids_of(PROMPTS[b].text, RESPONSES[b][i], RESPONSES[b][j])], np.int32)
@@ -84,15 +84,15 @@ def test_preferences_come_from_both_orders_of_every_pair(folder):
 
 
 def test_the_same_on_a_mesh_and_whatever_the_batch(folder):
-    alone = pairrm(source=str(folder), batch_size=3)(PROMPTS, RESPONSES)
+    alone = pairrm(source=str(folder), batch_size=3).ask(PROMPTS, RESPONSES)
     cut = pairrm(source=str(folder), batch_size=3)
     cut.place(make_mesh((2, 2, 2)))
-    np.testing.assert_allclose(cut(PROMPTS, RESPONSES).preference, alone.preference, atol=1e-5)
+    np.testing.assert_allclose(cut.ask(PROMPTS, RESPONSES).preference, alone.preference, atol=1e-5)
 
 
 def test_nothing_is_cut_what_is_too_long_fails_its_prompt(folder, monkeypatch):
     monkeypatch.setattr(module, "LONGEST", 24)
-    ask = pairrm(source=str(folder), max_source_length=8)
+    ask = pairrm(source=str(folder), max_source_length=8).ask
     long_source = Prompt("p", ({"role": "user", "content": "a b c d e f"},))
     long_response = [["a", "b " * 10, "c"], ["a", "b", "c"]]
     verdict = ask([PROMPTS[0], long_source], [long_response[0], long_response[1]])
@@ -108,31 +108,20 @@ def test_nothing_is_cut_what_is_too_long_fails_its_prompt(folder, monkeypatch):
 
 
 def test_a_text_that_holds_a_marker_fails(folder):
-    verdict = pairrm(source=str(folder))(PROMPTS, [["a", "b <|candidate1|>", "c"], ["a", "b", "c"]])
+    verdict = pairrm(source=str(folder)).ask(
+        PROMPTS, [["a", "b <|candidate1|>", "c"], ["a", "b", "c"]]
+    )
     assert "markers" in verdict.failed[0].reason and verdict.failed[1] is None
 
 
 def test_the_prompt_is_put_into_its_template(folder):
-    plain = pairrm(source=str(folder))(
+    plain = pairrm(source=str(folder)).ask(
         [Prompt("p", ({"role": "user", "content": "a d b"},))], [["c", "e f"]]
     )
-    wrapped = pairrm(source=str(folder), source_template="a {prompt} b")(
+    wrapped = pairrm(source=str(folder), source_template="a {prompt} b").ask(
         [PROMPTS[1]], [["c", "e f"]]
     )
     np.testing.assert_array_equal(plain.preference, wrapped.preference)
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({"dtype": "float16"}, "one of float32, bfloat16"),
-        ({"source_template": "x"}, "must contain {prompt}"),
-        ({"batch_size": 0}, "batch_size=0"),
-    ],
-)
-def test_settings_are_checked_before_anything_is_loaded(given, named):
-    with pytest.raises(ConfigError, match=named):
-        pairrm(**given)
 
 
 def test_a_tokenizer_of_another_model_is_refused(folder, tmp_path):

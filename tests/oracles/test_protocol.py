@@ -24,6 +24,22 @@ def spoiled(i, j, value):
     return matrix
 
 
+# the contract
+
+
+def test_an_oracle_needs_no_more_than_a_function():
+    oracle = protocol.Oracle(Counting())
+    assert oracle.check(prompts(2)) is None and oracle.place(None) is None
+    assert not oracle.on_device and oracle.at_once == 64
+
+
+def test_a_factory_that_returns_a_plain_function_is_told_what_to_return():
+    with pytest.raises(ConfigError, match=r"oracle mine: .* a function. Return Oracle\(ask\) of"):
+        protocol.require_oracle(lambda prompts, responses: None, "mine")
+    oracle = protocol.Oracle(Counting())
+    assert protocol.require_oracle(oracle, "mine") is oracle
+
+
 # checks
 
 
@@ -126,66 +142,6 @@ def test_no_failures_never_abort():
     )
 
 
-class Clock:
-    def __init__(self):
-        self.now, self.naps = 0.0, []
-
-    def sleep(self, seconds):
-        self.naps.append(seconds)
-        self.now += seconds
-
-
-def retried(fn, *, attempts=3, base_delay=1.0, deadline=100.0):
-    clock = Clock()
-    rng = np.random.default_rng(0)
-    settings = dict(attempts=attempts, base_delay=base_delay, deadline=deadline, rng=rng)
-    return protocol.with_retries(fn, **settings, sleep=clock.sleep, clock=lambda: clock.now), clock
-
-
-def test_retries_end_with_the_first_answer_and_wait_longer_each_time():
-    answers = iter([OSError("reset"), OSError("reset"), 7])
-
-    def flaky(x):
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer + x
-
-    tried, clock = retried(flaky)
-    assert tried(1) == 8
-    assert len(clock.naps) == 2 and 0.5 <= clock.naps[0] < 1.5 and 1.0 <= clock.naps[1] < 3.0
-
-
-def test_retries_are_bounded_and_end_in_failed_not_in_a_number():
-    calls = []
-    tried, clock = retried(lambda: calls.append(1) or 1 / 0, attempts=4)
-    assert tried() == Failed("ZeroDivisionError: division by zero")
-    assert len(calls) == 4 and len(clock.naps) == 3
-
-
-def test_waits_have_jitter():
-    tried, clock = retried(lambda: 1 / 0, attempts=6, deadline=1e9)
-    tried()
-    scaled = np.array(clock.naps) / 2.0 ** np.arange(5)
-    assert np.ptp(scaled) > 0.1 and (scaled >= 0.5).all() and (scaled < 1.5).all()
-
-
-def test_no_retry_begins_after_the_deadline():
-    tried, clock = retried(lambda: 1 / 0, attempts=50, deadline=10.0)
-    assert "deadline" in tried().reason
-    assert clock.now <= 10.0 and 1 <= len(clock.naps) < 6
-
-
-def test_a_users_error_is_not_retried():
-    def wrong():
-        raise ConfigError("no such judge")
-
-    tried, clock = retried(wrong)
-    with pytest.raises(ConfigError):
-        tried()
-    assert clock.naps == []
-
-
 # both orders
 
 
@@ -240,25 +196,19 @@ class Counting:
 
     def __call__(self, prompts, responses):
         self.asked += [p.text for p in prompts]
-        rows = []
-        for p, group in zip(prompts, responses, strict=True):
-            n = np.array([len(text) for text in group])
-            gap = (n[:, None] - n[None]) / 3.0
-            rows.append(
-                Failed("refused")
-                if p.text in self.fail
-                else (1 / (1 + np.exp(-gap))).astype(np.float32)
-            )
-        return protocol.verdict_of_rows(rows, len(responses[0]), pairwise=True)
+        n = np.array([[len(text) for text in group] for group in responses])
+        gap = (n[:, :, None] - n[:, None]) / 3.0
+        failed = tuple(Failed("refused") if p.text in self.fail else None for p in prompts)
+        return Verdict((1 / (1 + np.exp(-gap))).astype(np.float32), None, failed)
 
 
 RESPONSES = [["a", "bbb"], ["cc", ""], ["d\u2028d", "\ud800 e"]]
 
 
-def ask(oracle, path, identity="length", n=3):
-    return protocol.consult(
-        oracle, prompts(n), RESPONSES[:n], journal=protocol.Journal(path), identity=identity
-    )
+def ask(judge, path, n=3):
+    journal = protocol.open_journal(path)
+    oracle = protocol.Oracle(judge)
+    return protocol.consult(oracle, prompts(n), RESPONSES[:n], journal=journal, identity="length")
 
 
 def test_a_judgement_is_never_asked_for_twice_and_comes_back_bit_for_bit(tmp_path):
@@ -271,7 +221,7 @@ def test_a_judgement_is_never_asked_for_twice_and_comes_back_bit_for_bit(tmp_pat
     assert again.asked == []
     np.testing.assert_array_equal(once_more.preference, whole.preference)
     np.testing.assert_array_equal(part.preference[0], whole.preference[0])
-    direct = protocol.consult(Counting(), prompts(3), RESPONSES)
+    direct = protocol.consult(protocol.Oracle(Counting()), prompts(3), RESPONSES)
     np.testing.assert_array_equal(direct.preference, whole.preference)
     assert whole.preference.dtype == np.float32
 
@@ -305,12 +255,12 @@ def test_a_torn_last_line_is_dropped_and_only_its_prompt_is_asked_again(tmp_path
     path = tmp_path / "journal.jsonl"
     whole = ask(Counting(), path)
     path.write_bytes(path.read_bytes()[:-9])
-    assert protocol.Journal(path).torn == 1
+    assert protocol.open_journal(path).torn
     oracle = Counting()
     np.testing.assert_array_equal(ask(oracle, path).preference, whole.preference)
     assert oracle.asked == ["question 2"]
-    journal = protocol.Journal(path)  # the new line was not glued to the torn one
-    assert journal.torn == 0 and len(journal) == 3
+    journal = protocol.open_journal(path)  # the new line was not glued to the torn one
+    assert not journal.torn and len(journal.known) == 3
 
 
 @pytest.mark.parametrize(
@@ -322,7 +272,7 @@ def test_a_bad_line_in_the_middle_is_named(tmp_path, line):
     lines = path.read_text().splitlines()
     path.write_text("\n".join([lines[0], line, *lines[1:]]) + "\n")
     with pytest.raises(UserError, match=r"journal\.jsonl:2"):
-        protocol.Journal(path)
+        protocol.open_journal(path)
 
 
 def test_failures_are_reported_but_asked_again_by_the_next_run(tmp_path):
@@ -335,11 +285,10 @@ def test_failures_are_reported_but_asked_again_by_the_next_run(tmp_path):
 
 
 def test_equal_prompts_in_one_batch_are_asked_once(tmp_path):
-    oracle, journal = Counting(), protocol.Journal(tmp_path / "j")
+    oracle, journal = Counting(), protocol.open_journal(tmp_path / "j")
     twins = [prompts(1)[0], prompts(2)[1], prompts(1)[0]]
-    verdict = protocol.consult(
-        oracle, twins, [["a", "bb"], ["c", "d"], ["a", "bb"]], journal=journal
-    )
+    texts = [["a", "bb"], ["c", "d"], ["a", "bb"]]
+    verdict = protocol.consult(protocol.Oracle(oracle), twins, texts, journal=journal)
     assert oracle.asked == ["question 0", "question 1"]
     np.testing.assert_array_equal(verdict.preference[0], verdict.preference[2])
 
@@ -363,7 +312,7 @@ def test_an_out_of_range_answer_is_not_journalled(tmp_path):
 
 def test_ragged_groups_and_unhashable_meta_are_refused():
     with pytest.raises(UserError, match="sizes"):
-        protocol.consult(Counting(), prompts(2), [["a"], ["b", "c"]])
+        protocol.consult(protocol.Oracle(Counting()), prompts(2), [["a"], ["b", "c"]])
     with pytest.raises(UserError, match="'p0' cannot be journalled"):
         protocol.journal_key("x", Prompt("p0", prompts(1)[0].messages, {"answer": {1, 2}}), ["a"])
 

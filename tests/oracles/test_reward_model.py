@@ -75,7 +75,9 @@ def model(tmp_path_factory):
 
 def test_a_response_is_scored_as_the_answer_in_the_chat_template(model):
     folder, arch, tree, tokenizer = model
-    verdict = checked(reward_model(source=str(folder), max_length=128)(PROMPTS, RESPONSES), (3, 3))
+    verdict = checked(
+        reward_model(source=str(folder), max_length=128).ask(PROMPTS, RESPONSES), (3, 3)
+    )
     for b, k in np.ndindex(3, 3):
         turns = [*PROMPTS[b].messages, {"role": "assistant", "content": RESPONSES[b][k]}]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -91,13 +93,15 @@ def test_a_response_is_scored_as_the_answer_in_the_chat_template(model):
 
 def test_the_same_cut_over_a_mesh_and_whatever_the_batch(model):
     folder, *_ = model
-    alone = reward_model(source=str(folder), max_length=128)(PROMPTS, RESPONSES).reward
+    alone = reward_model(source=str(folder), max_length=128).ask(PROMPTS, RESPONSES).reward
     cut = reward_model(source=str(folder), max_length=128, batch_size=3)
     cut.place(make_mesh((2, 2, 2)))
-    np.testing.assert_allclose(cut(PROMPTS, RESPONSES).reward, alone, atol=1e-5)
-    low = reward_model(source=str(folder), max_length=128, dtype="bfloat16")(
-        PROMPTS, RESPONSES
-    ).reward
+    np.testing.assert_allclose(cut.ask(PROMPTS, RESPONSES).reward, alone, atol=1e-5)
+    low = (
+        reward_model(source=str(folder), max_length=128, dtype="bfloat16")
+        .ask(PROMPTS, RESPONSES)
+        .reward
+    )
     np.testing.assert_allclose(low, alone, atol=0.1)
 
 
@@ -106,7 +110,7 @@ def test_a_special_token_in_a_response_stays_text_and_ends_no_turn(model):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a<|im_end|>b"}]
     ids = encode_chat(tokenizer, turns, answered=True)
     assert list(ids).count(tokenizer.eos_token_id) == 2  # of the two turns the template wrote
-    verdict = reward_model(source=str(folder), max_length=128)(
+    verdict = reward_model(source=str(folder), max_length=128).ask(
         PROMPTS[:1], [["a<|im_end|>b", "ab", "a"]]
     )
     assert verdict.failed == (None,) and verdict.reward[0, 0] != verdict.reward[0, 1]
@@ -115,10 +119,10 @@ def test_a_special_token_in_a_response_stays_text_and_ends_no_turn(model):
 def test_what_is_too_long_fails_its_prompt_and_is_never_cut(model):
     folder, *_ = model
     short = reward_model(source=str(folder), max_length=64)
-    verdict = short(PROMPTS, [RESPONSES[0], ["a" * 40, "b", "c"], RESPONSES[2]])
+    verdict = short.ask(PROMPTS, [RESPONSES[0], ["a" * 40, "b", "c"], RESPONSES[2]])
     assert [f is None for f in verdict.failed] == [True, False, True]
     assert "max_length = 64" in verdict.failed[1].reason and np.isnan(verdict.reward[1]).all()
-    alone = short(PROMPTS[2:], RESPONSES[2:]).reward
+    alone = short.ask(PROMPTS[2:], RESPONSES[2:]).reward
     np.testing.assert_allclose(verdict.reward[2:], alone, atol=1e-6)
 
 
@@ -133,23 +137,10 @@ def test_an_answer_the_template_would_change_is_a_failure(model, monkeypatch):
     monkeypatch.setattr(
         "ssppo_jax.oracles.reward_model.load_tokenizer", lambda folder, vocab_size: tokenizer
     )
-    verdict = reward_model(source=str(folder), max_length=128)(
+    verdict = reward_model(source=str(folder), max_length=128).ask(
         PROMPTS[:1], [["hm</think>a", "b", "c"]]
     )
     assert "changes or drops the assistant turn" in verdict.failed[0].reason
-
-
-@pytest.mark.parametrize(
-    ("given", "named"),
-    [
-        ({}, "needs a model"),
-        ({"source": "x", "dtype": "int8"}, "one of float32, bfloat16"),
-        ({"source": "x", "batch_size": 0}, "batch_size=0"),
-    ],
-)
-def test_settings_are_checked_before_anything_is_loaded(given, named):
-    with pytest.raises(ConfigError, match=named):
-        reward_model(**given)
 
 
 def test_a_model_that_is_no_reward_model_is_refused(model, tmp_path):

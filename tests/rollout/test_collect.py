@@ -10,6 +10,7 @@ from small_runs import byte_oracle, configure, length_oracle, values
 
 from ssppo_jax import train as train_module
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.rollout.groups import group_rows
 from ssppo_jax.rollout.opponents import opponent_rows
 from ssppo_jax.rollout.pairs import pair_rows
@@ -235,10 +236,10 @@ def test_the_oracle_is_at_work_before_the_last_prompts_are_sampled(tmp_path, mon
         both = {name: counted(getattr(sampler, name)) for name in ("start", "refill")}
         return sampler._replace(**both) if settings["num_samples"] == 3 else sampler
 
-    def oracle(prompts, responses):
+    def ask(prompts, responses):
         if len(responses[0]) == 3:  # not an evaluation's
             asked.set()
-        return byte_oracle()(prompts, responses)
+        return byte_oracle().ask(prompts, responses)
 
     monkeypatch.setattr(Runtime, "make_sampler", watched)
     few = {
@@ -248,7 +249,7 @@ def test_the_oracle_is_at_work_before_the_last_prompts_are_sampled(tmp_path, mon
         "eval__num_samples": 1,
         "eval__final_num_samples": 1,
     }
-    run(tmp_path, oracle, loss="sspo", **few)
+    run(tmp_path, Oracle(ask), loss="sspo", **few)
     assert len(calls) == 4
     assert [f.name for f in tmp_path.glob("checkpoints/step_*")] == [
         "step_00000001"

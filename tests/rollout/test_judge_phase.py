@@ -5,11 +5,13 @@ import threading
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.errors import UserError
-from ssppo_jax.oracles.protocol import Journal, consult
-from ssppo_jax.rollout.judge import PrefetchJudge, concatenated, judge, part_stats
+from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.oracles import ORACLES
+from ssppo_jax.oracles.protocol import Oracle, consult, open_journal
+from ssppo_jax.rollout.judge import PrefetchJudge, build_oracle, concatenated, judge, part_stats
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 HALF = np.full((2, 2, 2), 0.5, np.float32)
@@ -44,10 +46,12 @@ def test_a_rewards_parts_are_logged_as_their_means():
 
 
 def test_parts_of_preferences_survive_the_journal_and_a_batch_that_failed_whole(tmp_path):
-    journal = Journal(tmp_path / "journal.jsonl")
+    journal = open_journal(tmp_path / "journal.jsonl")
     asked, responses = prompts(2), [["a", "b"], ["c", "d"]]
-    first = consult(asymmetric, asked, responses, journal=journal)
-    again = consult(None, asked, responses, journal=Journal(tmp_path / "journal.jsonl"))
+    first = consult(Oracle(asymmetric), asked, responses, journal=journal)
+    again = consult(
+        Oracle(None), asked, responses, journal=open_journal(tmp_path / "journal.jsonl")
+    )
     for verdict in (first, again):
         np.testing.assert_array_equal(verdict.parts["asymmetry"], FIRST)
     broken = Verdict(HALF * np.nan, None, (Failed("x"),) * 2)
@@ -56,17 +60,16 @@ def test_parts_of_preferences_survive_the_journal_and_a_batch_that_failed_whole(
     np.testing.assert_array_equal(both.parts["asymmetry"][2:], FIRST)
 
 
-@pytest.mark.parametrize(("at_once", "calls"), [(None, [5]), (2, [2, 2, 1])])
+@pytest.mark.parametrize(("at_once", "calls"), [(64, [5]), (2, [2, 2, 1])])
 def test_an_oracle_may_say_how_many_prompts_one_call_takes(at_once, calls, monkeypatch):
     monkeypatch.setenv("SSPPO_PROGRESS", "off")
     seen = []
 
-    def oracle(asked, responses):
+    def ask(asked, responses):
         seen.append(len(asked))
         return Verdict(None, np.zeros((len(asked), 2)), (None,) * len(asked))
 
-    if at_once:
-        oracle.at_once = at_once
+    oracle = Oracle(ask, at_once=at_once)
     verdict = judge(oracle, encoded(5), [["a", "b"]] * 5, journal=None, identity="")
     assert seen == calls and len(verdict.failed) == 5
 
@@ -78,14 +81,8 @@ def encoded(n):
 class Slow:
     """Rewards nothing, remembers who it was asked about, and waits to be let go."""
 
-    def __init__(self, on_device=False):
-        self.asked, self.entered, self.go, self.at_once = (
-            [],
-            threading.Event(),
-            threading.Event(),
-            1,
-        )
-        self.on_device = on_device
+    def __init__(self):
+        self.asked, self.entered, self.go = [], threading.Event(), threading.Event()
 
     def __call__(self, asked, responses):
         self.entered.set()
@@ -95,40 +92,48 @@ class Slow:
 
 
 def test_what_is_judged_ahead_is_found_in_the_journal(tmp_path):
-    oracle, journal, texts = Slow(), Journal(tmp_path / "journal.jsonl"), [["a", "b"]] * 4
-    oracle.go.set()
+    slow, texts = Slow(), [["a", "b"]] * 4
+    oracle, journal = Oracle(slow, at_once=1), open_journal(tmp_path / "journal.jsonl")
+    slow.go.set()
     with PrefetchJudge(oracle, journal=journal, identity="x") as ahead:
         ahead.add(encoded(2), texts[:2])
         ahead.pool.submit(lambda: None).result()  # both were judged
-        assert oracle.asked == ["p0", "p1"]
+        assert slow.asked == ["p0", "p1"]
     judge(oracle, encoded(4), texts, journal=journal, identity="x")
-    assert oracle.asked == ["p0", "p1", "p2", "p3"]
+    assert slow.asked == ["p0", "p1", "p2", "p3"]
 
 
 def test_leaving_ends_with_the_call_under_way_and_the_rest_is_judged_afterwards(tmp_path):
-    oracle, journal, texts = Slow(), Journal(tmp_path / "journal.jsonl"), [["a", "b"]] * 4
+    slow, texts = Slow(), [["a", "b"]] * 4
+    oracle, journal = Oracle(slow, at_once=1), open_journal(tmp_path / "journal.jsonl")
     with PrefetchJudge(oracle, journal=journal, identity="x") as ahead:
         ahead.add(encoded(4), texts)
-        assert oracle.entered.wait(10)
-        threading.Timer(0.2, oracle.go.set).start()
-    assert oracle.asked == ["p0"]
+        assert slow.entered.wait(10)
+        threading.Timer(0.2, slow.go.set).start()
+    assert slow.asked == ["p0"]
     assert judge(oracle, encoded(4), texts, journal=journal, identity="x").failed == (None,) * 4
-    assert oracle.asked == ["p0", "p1", "p2", "p3"]
+    assert slow.asked == ["p0", "p1", "p2", "p3"]
 
 
 def test_an_oracle_on_the_runs_own_devices_is_not_asked_ahead(tmp_path):
-    oracle = Slow(on_device=True)
-    with PrefetchJudge(oracle, journal=Journal(tmp_path / "journal.jsonl"), identity="x") as ahead:
+    slow, journal = Slow(), open_journal(tmp_path / "journal.jsonl")
+    with PrefetchJudge(Oracle(slow, on_device=True), journal=journal, identity="x") as ahead:
         ahead.add(encoded(1), [["a", "b"]])
-    assert oracle.asked == []
+    assert slow.asked == []
 
 
 def test_what_fails_ahead_fails_again_where_it_is_noticed(tmp_path):
-    def broken(asked, responses):
+    def ask(asked, responses):
         raise UserError("no such model")
 
-    journal = Journal(tmp_path / "journal.jsonl")
+    broken, journal = Oracle(ask), open_journal(tmp_path / "journal.jsonl")
     with PrefetchJudge(broken, journal=journal, identity="x") as ahead:
         ahead.add(encoded(1), [["a", "b"]])
     with pytest.raises(UserError, match="no such model"):
         judge(broken, encoded(1), [["a", "b"]], journal=journal, identity="x")
+
+
+def test_a_configured_factory_that_returns_a_plain_function_is_refused(monkeypatch):
+    monkeypatch.setitem(ORACLES, "old", lambda: asymmetric)
+    with pytest.raises(ConfigError, match="oracle old: its factory returned a function"):
+        build_oracle(ConfigDict({"oracle": {"name": "old"}}))

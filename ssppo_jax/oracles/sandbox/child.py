@@ -1,4 +1,4 @@
-"""The process in which a response's code runs against its tests. `sandbox` runs it as a file; it
+"""The process in which a response's code runs against its tests. `run` executes this file; it
 imports no ssppo_jax.
 
     stdin: one pickled request  ->  file descriptor 3: one JSON line for the code and one for each
@@ -7,7 +7,7 @@ imports no ssppo_jax.
 Before any of it runs, this process gives up for good: starting processes, the network, signals to
 others, reading outside Python and the system's libraries, writing outside its folder, and more than
 its share of memory, processor time and file size. Landlock and seccomp, Linux's filters for files
-and system calls, enforce it; neither needs privileges, and nothing in the process can undo them.
+and system calls, enforce this. Neither needs privileges, and nothing in the process can undo them.
 """
 
 from __future__ import annotations
@@ -30,12 +30,7 @@ _NO_NEW_PRIVS, _SECCOMP, _FILTER = 38, 22, 2
 
 _CREATE, _ADD, _RESTRICT = 444, 445, 446  # the same on every architecture
 _READ = (1 << 0) | (1 << 2) | (1 << 3)  # execute (shared libraries), read files, list folders
-_RIGHTS = {
-    1: (1 << 13) - 1,
-    2: (1 << 14) - 1,
-    3: (1 << 15) - 1,
-    5: (1 << 16) - 1,
-}  # by the kernel's Landlock version
+_RIGHTS = {1: 0x1FFF, 2: 0x3FFF, 3: 0x7FFF, 5: 0xFFFF}  # by the kernel's Landlock version
 READABLE = ("/usr", "/lib", "/lib64", "/bin", "/etc", "/dev/null", "/dev/urandom", "/dev/zero")
 
 
@@ -74,70 +69,28 @@ def _allow(libc, ruleset: int, path: str, rights: int) -> None:
 # ---- system calls: seccomp -----------------------------------------------------------------------
 
 # name: (x86_64, aarch64); -1 where an architecture has none
+# fmt: off
 _REFUSED = {
-    "fork": (57, -1),
-    "vfork": (58, -1),
-    "execve": (59, 221),
-    "execveat": (322, 281),
-    "kill": (62, 129),
-    "tkill": (200, 130),
-    "rt_sigqueueinfo": (129, 138),
-    "rt_tgsigqueueinfo": (297, 240),
-    "pidfd_send_signal": (424, 424),
-    "pidfd_getfd": (438, 438),
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "socket": (41, 198),
-    "io_uring_setup": (425, 425),
-    "setsid": (112, 157),
-    "setpgid": (109, 154),
-    "setrlimit": (160, 164),
-    "setpriority": (141, 140),
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "mknod": (133, -1),
-    "mknodat": (259, 33),
-    "truncate": (76, 45),
-    "chmod": (90, -1),
-    "fchmod": (91, 52),
-    "fchmodat": (268, 53),
-    "fchmodat2": (452, 452),
-    "chown": (92, -1),
-    "fchown": (93, 55),
-    "lchown": (94, -1),
-    "fchownat": (260, 54),
-    "utime": (132, -1),
-    "utimes": (235, -1),
-    "utimensat": (280, 88),
-    "futimesat": (261, -1),
-    "setxattr": (188, 5),
-    "lsetxattr": (189, 6),
-    "fsetxattr": (190, 7),
-    "shmget": (29, 194),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "personality": (135, 92),
-    "init_module": (175, 105),
-    "finit_module": (313, 273),
-    "kexec_load": (246, 104),
-    "reboot": (169, 142),
-    "swapon": (167, 224),
-    "settimeofday": (164, 170),
-    "clock_settime": (227, 112),
+    "fork": (57, -1), "vfork": (58, -1), "execve": (59, 221), "execveat": (322, 281),
+    "kill": (62, 129), "tkill": (200, 130), "rt_sigqueueinfo": (129, 138),
+    "rt_tgsigqueueinfo": (297, 240), "pidfd_send_signal": (424, 424), "pidfd_getfd": (438, 438),
+    "ptrace": (101, 117), "process_vm_readv": (310, 270), "process_vm_writev": (311, 271),
+    "socket": (41, 198), "io_uring_setup": (425, 425), "setsid": (112, 157), "setpgid": (109, 154),
+    "setrlimit": (160, 164), "setpriority": (141, 140), "unshare": (272, 97), "setns": (308, 268),
+    "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41), "chroot": (161, 51),
+    "mknod": (133, -1), "mknodat": (259, 33), "truncate": (76, 45), "chmod": (90, -1),
+    "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, -1),
+    "fchown": (93, 55), "lchown": (94, -1), "fchownat": (260, 54), "utime": (132, -1),
+    "utimes": (235, -1), "utimensat": (280, 88), "futimesat": (261, -1), "setxattr": (188, 5),
+    "lsetxattr": (189, 6), "fsetxattr": (190, 7), "shmget": (29, 194), "msgget": (68, 186),
+    "semget": (64, 190), "mq_open": (240, 180), "add_key": (248, 217), "request_key": (249, 218),
+    "keyctl": (250, 219), "bpf": (321, 280), "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282), "personality": (135, 92), "init_module": (175, 105),
+    "finit_module": (313, 273), "kexec_load": (246, 104), "reboot": (169, 142),
+    "swapon": (167, 224), "settimeofday": (164, 170), "clock_settime": (227, 112),
     "sethostname": (170, 161),
 }
+# fmt: on
 _CLONE, _CLONE3, _TGKILL, _PRLIMIT = (56, 220), (435, 435), (234, 131), (302, 261)
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
@@ -162,22 +115,24 @@ def _seccomp() -> None:
 
 
 def _program(which: int, machine: int) -> list[tuple[int, int, int, int]]:
-    """(code, jump if true, jump if false, value) of the classic BPF filter over struct
-    seccomp_data."""
+    """Return (code, jump if true, jump if false, value) of the steps of a classic BPF filter over
+    struct seccomp_data."""
     refused = (_RETURN, 0, 0, 0x00050000 | errno.EPERM)
-    number, low, high = (
-        (_LOAD, 0, 0, 0),
-        lambda n: (_LOAD, 0, 0, 16 + 8 * n),
-        lambda n: (_LOAD, 0, 0, 20 + 8 * n),
-    )
+    number = (_LOAD, 0, 0, 0)
+
+    def low(n: int) -> tuple[int, int, int, int]:  # half of the system call's argument n
+        return (_LOAD, 0, 0, 16 + 8 * n)
+
+    def high(n: int) -> tuple[int, int, int, int]:
+        return (_LOAD, 0, 0, 20 + 8 * n)
+
     steps = [(_LOAD, 0, 0, 4), (_EQUAL, 1, 0, machine), (_RETURN, 0, 0, _KILLED), number]
     if which == 0:  # the x32 calls of x86_64 have numbers of their own
         steps += [(_AT_LEAST, 0, 1, 0x40000000), refused]
     for numbers in _REFUSED.values():
         if numbers[which] >= 0:
             steps += [(_EQUAL, 0, 1, numbers[which]), refused]
-    # glibc falls back to clone, whose flags can be looked at: threads are allowed, processes are
-    # not
+    # glibc falls back to clone, whose flags can be read: threads are allowed, processes are not
     steps += [(_EQUAL, 0, 1, _CLONE3[which]), (_RETURN, 0, 0, 0x00050000 | errno.ENOSYS)]
     steps += [(_EQUAL, 0, 3, _CLONE[which]), low(0), (_ANY_BIT, 1, 0, _THREAD), refused, number]
     # a signal to oneself (abort) is allowed
@@ -243,11 +198,11 @@ def main() -> None:
     if not reason:
         for test in request["tests"]:
             say(test=_run(test, scope))
-    os._exit(0)  # whatever threads and exit handlers the code left behind
+    os._exit(0)  # without the threads and exit handlers that the code left behind
 
 
 def _run(code: str, scope: dict) -> str:
-    """Empty when it ran to its end, else why not."""
+    """Return why the code did not run to its end; empty if it did."""
     try:
         exec(compile(code, "<response>", "exec"), scope)
         return ""

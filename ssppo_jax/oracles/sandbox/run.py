@@ -1,15 +1,15 @@
-"""Running a response's code against unit tests where it can do no harm: a process of its own,
+"""Run a response's code against unit tests where it can do no harm: in a process of its own that is
 killed as a group.
 
-Threat model. The code is a model's: wrong, careless, or looking for the reward by odd means, and it
-may do anything Python can. Contained (`child`): processes and fork bombs, the network,
-signals to other processes, reads outside Python's and the system's folders, writes outside its own
-folder, memory, processor and wall time, file sizes, floods of output. Its environment is empty: no
-keys to read.
+Threat model. A model wrote the code: it may be wrong, careless, or look for the reward by odd
+means, and it may do anything Python can. Contained (`child`): processes and fork bombs, the
+network, signals to other processes, reads outside Python's and the system's folders, writes outside
+its own folder, memory, processor and wall time, file sizes, floods of output. Its environment is
+empty: there are no keys to read.
 
-Not contained: the tests share the process with the code, so code that sets out to can make a
-failing test pass; what it may read (/etc, /usr, installed packages) it can read; a hole in the
-kernel is a hole here. Against people who attack you, put the run in a virtual machine."""
+Not contained: the tests share the process with the code, so code written to do so can make a
+failing test pass. It can read /etc, /usr and installed packages. A hole in the kernel is a hole
+here. Against human attackers, put the run in a virtual machine."""
 
 from __future__ import annotations
 
@@ -40,12 +40,11 @@ class Limits(NamedTuple):
     seconds: float  # wall time of the code and all its tests
     memory_mb: int  # address space
     disk_mb: int  # in the folder, and of one file
-    # False: these limits and an empty environment, but no filters of files and system calls
-    strict: bool
+    strict: bool  # false: no filters of files and system calls, only limits, empty environment
 
 
 class Outcome(NamedTuple):
-    """What became of one response."""
+    """The end of one response's code."""
 
     outcome: str  # one of OUTCOMES
     passed: int  # tests that ran to their end
@@ -53,12 +52,12 @@ class Outcome(NamedTuple):
 
 
 def run_tests(code: str, tests: list[str], limits: Limits) -> Outcome:
-    """The code, then each test in the same namespace; a test passes when it raises nothing.
+    """Run the code, then each test in the same namespace; a test passes when it raises nothing.
 
     Raises:
       ConfigError: `strict`, and this system cannot do it.
     """
-    # a folder that the process cannot leave, gone afterwards with all that was written
+    # a folder that the process cannot leave, removed afterwards with all that was written
     with tempfile.TemporaryDirectory(prefix="ssppo-code-", ignore_cleanup_errors=True) as folder:
         results, write = os.pipe()
         child = _start(folder, write)
@@ -93,8 +92,11 @@ def _start(folder: str, write: int) -> subprocess.Popen:
     )
 
 
-def _watch(child, results: int, request: bytes, folder: Path, limits: Limits) -> tuple[bytes, str]:
-    """What it reported, and which limit ended it ("" if none did)."""
+def _watch(
+    child: subprocess.Popen, results: int, request: bytes, folder: Path, limits: Limits
+) -> tuple[bytes, str]:
+    """Return what the child reported, and which limit ended it ("" if none did)."""
+    assert child.stdin and child.stdout  # both are pipes
     try:
         child.stdin.write(request)
         child.stdin.close()
@@ -116,34 +118,30 @@ def _watch(child, results: int, request: bytes, folder: Path, limits: Limits) ->
                 return reported, ""
             if not piece:
                 ready.unregister(stream)
-            reported, printed = (
-                (reported + piece, printed)
-                if stream == results
-                else (reported, printed + len(piece))
-            )
+            if stream == results:
+                reported += piece
+            else:
+                printed += len(piece)
         if printed > MOST_OUTPUT or len(reported) > MOST_OUTPUT:
             return reported, "output"
 
 
 def _size(folder: Path) -> int:
-    """Bytes in the folder, as far as they can be seen."""
+    """Return the bytes in the folder, as far as they can be seen."""
     total = 0
-    for path, _, files in os.walk(folder, onerror=None):
+    for path, _, files in os.walk(folder):
         for name in files:
-            try:
+            with contextlib.suppress(OSError):
                 total += os.lstat(os.path.join(path, name)).st_blocks * 512
-            except OSError:
-                continue
     return total
 
 
 def _lines(reported: bytes, token: str) -> list[dict]:
+    """Return the JSON lines that carry the token."""
     found = []
     for line in reported.split(b"\n"):
-        try:
+        with contextlib.suppress(ValueError):
             found.append(json.loads(line))
-        except ValueError:
-            continue
     return [line for line in found if isinstance(line, dict) and line.get("token") == token]
 
 
@@ -151,8 +149,9 @@ def _end(child: subprocess.Popen) -> None:
     """Kill the whole group, whatever is left of it."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child.pid, signal.SIGKILL)
-    child.stdout.close()
-    child.stdin.close()
+    for stream in (child.stdout, child.stdin):
+        if stream is not None:
+            stream.close()
     child.wait()
 
 
@@ -173,10 +172,6 @@ def _outcome(lines: list[dict], limit: str, code: int, tests: int) -> Outcome:
     if wrong:
         return Outcome("memory" if wrong.startswith("MemoryError") else "failed", passed, wrong)
     if len(done) < tests:
-        over = code == -signal.SIGXCPU
-        return Outcome(
-            "time" if over else "crash",
-            passed,
-            f"ended with {code} after {len(done)} of {tests} tests",
-        )
+        end = "time" if code == -signal.SIGXCPU else "crash"
+        return Outcome(end, passed, f"ended with {code} after {len(done)} of {tests} tests")
     return Outcome("passed", passed, "")

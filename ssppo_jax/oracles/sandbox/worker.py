@@ -20,23 +20,25 @@ FILE = Path(__file__).with_name("worker_child.py")
 
 
 class Worker:
-    """Asks the process, which is started at the first question and again after it had to be
-    killed."""
+    """Ask the process, which is started at the first question and again after it was killed.
+
+    Args:
+        seconds: that one comparison may take.
+    """
 
     def __init__(self, seconds: float):
-        self.seconds = seconds  # that one comparison may take
+        self.seconds = seconds
         self._child: subprocess.Popen | None = None
         self._rest = b""
 
     def ask(self, kind: str, **values: Any) -> dict:
-        """The reply of `worker_child`; {"unreadable": "killed"} when none came in time or the answer
-        ended it.
+        """Return the reply of `worker_child`; {"unreadable": "killed"} if none came in time or the
+        answer ended it.
 
         Raises:
-            ConfigError: a library is missing. UserError: the process cannot even load.
+            ConfigError: a library is missing.
+            UserError: the process cannot even load.
         """
-        if self._child is None:
-            self._start()
         request = pickle.dumps((kind, 2 * self.seconds + 1, values))
         if not self._send(request) or self._line(LOADING) != b"begun":
             self.close()
@@ -56,11 +58,12 @@ class Worker:
             )
         return reply
 
-    def _start(self) -> None:
-        threads = {
-            "OPENBLAS_NUM_THREADS": "1",
-            "OMP_NUM_THREADS": "1",
-        }  # each would take of the memory allowed
+    def _process(self) -> subprocess.Popen:
+        """Return the process, started if there is none."""
+        if self._child is not None:
+            return self._child
+        # each of their threads would take of the memory allowed
+        threads = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
         self._rest = b""
         self._child = subprocess.Popen(
             [sys.executable, "-P", "-B", str(FILE)],  # -P: its folder is no place to import from
@@ -71,25 +74,29 @@ class Worker:
             env=os.environ | threads,
             start_new_session=True,  # Ctrl-C is for the run, which ends this process itself
         )
+        return self._child
 
     def _send(self, request: bytes) -> bool:
+        stream = self._process().stdin
+        assert stream is not None
         try:
             while request:
-                request = request[self._child.stdin.write(request) :]
+                request = request[stream.write(request) :]
         except OSError:
             return False
         return True
 
     def _line(self, seconds: float) -> bytes | None:
-        """The next line; None when it does not come in time or the process has ended."""
-        end = time.monotonic() + seconds
+        """Return the next line; None if it does not come in time or the process has ended."""
+        end, stream = time.monotonic() + seconds, self._process().stdout
+        assert stream is not None
         ready = select.poll()  # not select: a large run has more than 1024 files open
-        ready.register(self._child.stdout, select.POLLIN)
+        ready.register(stream, select.POLLIN)
         while b"\n" not in self._rest:
             left = end - time.monotonic()
             if left <= 0 or not ready.poll(left * 1000):
                 return None
-            piece = os.read(self._child.stdout.fileno(), 65536)
+            piece = os.read(stream.fileno(), 65536)
             if not piece:
                 return None
             self._rest += piece
@@ -100,8 +107,9 @@ class Worker:
         """End the process, whatever it is doing."""
         if self._child is not None:
             self._child.kill()
-            self._child.stdin.close()
-            self._child.stdout.close()
+            for stream in (self._child.stdin, self._child.stdout):
+                if stream is not None:
+                    stream.close()
             self._child.wait()
             self._child = None
 

@@ -1,4 +1,4 @@
-"""The process in which a model's answers are compared. `worker.Worker` runs it as a file; it
+"""The process in which a model's answers are compared. `worker.Worker` executes this file; it
 imports no ssppo_jax.
 
     one pickled request after another  ->  two lines for each: "begun" once all is loaded, then a
@@ -12,7 +12,7 @@ imports no ssppo_jax.
 Several reasoning-gym tasks call `eval` on the answer, and sympy's parser does too: what a model
 writes is run as Python here. While an answer is compared, writing files, starting processes,
 signals and the network are refused and memory is limited. That guards a run against what a model
-happens to write; it is no sandbox against an attacker."""
+happens to write. It is no sandbox against an attacker."""
 
 from __future__ import annotations
 
@@ -30,53 +30,35 @@ MEMORY = 4 << 30  # bytes of address space
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 REFUSED = (  # beginnings of the names of Python's audit events
     *("subprocess.", "socket.", "shutil.", "ctypes.", "pty.", "signal.", "resource."),
-    *(
-        "os.system",
-        "os.exec",
-        "os.spawn",
-        "os.posix_spawn",
-        "os.fork",
-        "os.kill",
-        "os.putenv",
-        "os.truncate",
-    ),
-    *(
-        "os.remove",
-        "os.rename",
-        "os.rmdir",
-        "os.mkdir",
-        "os.link",
-        "os.symlink",
-        "os.ch",
-        "os.utime",
-    ),
+    *("os.system", "os.exec", "os.spawn", "os.posix_spawn", "os.fork", "os.kill", "os.putenv"),
+    *("os.truncate", "os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.link", "os.symlink"),
+    *("os.ch", "os.utime"),
 )
 
 _comparing = False
 
 
 def task(name: str, settings: str, entry: dict, answer: str) -> Callable[[], dict]:
-    """A reasoning-gym task's own score of an answer to one of its entries."""
+    """Return how to score an answer to an entry of a reasoning-gym task by the task itself."""
     made = _dataset(name, settings)
     return lambda: {"score": float(made.score_answer(answer, entry))}
 
 
 @functools.cache
 def _dataset(name: str, settings: str):
-    sys.modules.setdefault(
-        "pycosat", types.ModuleType("pycosat")
-    )  # imported where questions are made, not for scores
+    # imported where questions are made, not for scores
+    sys.modules.setdefault("pycosat", types.ModuleType("pycosat"))
     import reasoning_gym
 
     return reasoning_gym.create_dataset(name, seed=0, size=1, **json.loads(settings))
 
 
 def mathematics(gold: str, answer: str) -> Callable[[], dict]:
-    """Whether two answers are equal as mathematics, by math-verify."""
+    """Return how to compare two answers as mathematics, by math-verify."""
     from math_verify import parse, verify
 
     def parsed(text: str) -> list:
-        """As LaTeX, else as plain text."""
+        """Return the text read as LaTeX, else as plain text."""
         found = parse(f"${text}$", parsing_timeout=None) if text.strip() else []
         return found or parse(text, parsing_timeout=None)
 
@@ -90,12 +72,12 @@ def mathematics(gold: str, answer: str) -> Callable[[], dict]:
     return compare
 
 
-KINDS = {"task": task, "mathematics": mathematics}
+KINDS: dict[str, Callable[..., Callable[[], dict]]] = {"task": task, "mathematics": mathematics}
 
 
 def serve() -> None:
-    """Answers requests until there are no more. The streams are moved to where an answer can
-    neither read nor print."""
+    """Answer requests until there are no more, on streams that an answer can neither read nor
+    print to."""
     requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
@@ -119,9 +101,7 @@ def _answer(replies, kind: str, seconds: float, values: dict) -> None:
         _say(replies, "begun")
         return _say(replies, json.dumps({"missing": str(error)}))
     _say(replies, "begun")
-    signal.setitimer(
-        signal.ITIMER_REAL, seconds
-    )  # the end of this process should nobody be there to kill it
+    signal.setitimer(signal.ITIMER_REAL, seconds)  # ends this process if nobody is left to kill it
     _say(replies, json.dumps(_guarded(compare)))
     signal.setitimer(signal.ITIMER_REAL, 0)
 
