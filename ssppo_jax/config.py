@@ -255,6 +255,8 @@ def load_module(spec: str) -> ModuleType:
     """
     path = _config_file(spec)
     module_spec = importlib.util.spec_from_file_location("_config_" + Path(path).stem, path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"--config={spec}: {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
     run_file(module, module_spec.loader.exec_module, module)
     return module
@@ -284,7 +286,7 @@ def _config_file(spec: str) -> str:
         found = importlib.util.find_spec(given)
     except (ImportError, ValueError):
         found = None
-    if found is None or not found.has_location:
+    if found is None or found.origin is None or not found.has_location:
         raise ConfigError(
             f"--config={spec}: no such config; {_nearest(given, config_names())}the package has"
             f" {names}; or give the path of a Python file, or an importable module"
@@ -297,19 +299,12 @@ def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
     try:
         return function(*arguments)
     except Exception as error:  # whatever a user's file can raise
-        frames = [
-            f.lineno
-            for f in traceback.extract_tb(error.__traceback__)
-            if f.filename == module.__file__
-        ]
-        line = (
-            getattr(error, "lineno", None)
-            if isinstance(error, SyntaxError)
-            else (frames or [None])[-1]
-        )
-        place = module.__file__ + (f":{line}" if line else "")
+        file = str(module.__file__)
+        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+        line = error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
+        place = file + (f":{line}" if line else "")
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{place}: {kind}{error}{_renamed_in(module, line)}") from error
+        raise ConfigError(f"{place}: {kind}{error}{_renamed_in(file, line)}") from error
 
 
 def renamed(path: str) -> str | None:
@@ -320,9 +315,9 @@ def renamed(path: str) -> str | None:
     return None
 
 
-def _renamed_in(module: ModuleType, line: int | None) -> str:
+def _renamed_in(file: str, line: int | None) -> str:
     """Say what the keys of an earlier release are called that a line of a config file uses."""
-    text = Path(module.__file__).read_text(encoding="utf-8").splitlines()[line - 1] if line else ""
+    text = Path(file).read_text(encoding="utf-8").splitlines()[line - 1] if line else ""
     names = re.findall(r"[a-z_]+\.([a-z_]+(?:\.[a-z_]+)*)", text)  # behind the config's variable
     found = [(old, renamed(old)) for old in names]
     return "".join(f"; {old} is now {new}" for old, new in found if new)
@@ -330,7 +325,7 @@ def _renamed_in(module: ModuleType, line: int | None) -> str:
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, Any]:
     """Return {"a.b": value} of every leaf."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, ConfigDict):
             flat |= flatten(value, f"{prefix}{name}.")
@@ -354,9 +349,8 @@ def override(
     that takes more than its own node."""
     by_path = {c.path: c for c in components}
     problems, rest, refused = [], {}, []
-    for path, text in sorted(
-        overrides.items(), key=lambda item: item[0] != "loss.name"
-    ):  # it may bring others
+    loss_first = sorted(overrides.items(), key=lambda item: item[0] != "loss.name")
+    for path, text in loss_first:  # a loss may bring other keys
         base = path.removesuffix(".name")
         if base in by_path:
             try:
@@ -371,13 +365,11 @@ def override(
             rest[path] = text
     known = flatten(config)
     for path, text in rest.items():
-        if path.startswith(
-            tuple(refused)
-        ):  # which keywords it has is not known; its name is reported
+        if path.startswith(tuple(refused)):  # its keywords are not known; its name is reported
             continue
         if path not in known:
             nearest = _nearest(path, known) or "train --config=FILE --help lists them"
-            if _leaf(path) in (elsewhere or {}):
+            if elsewhere and _leaf(path) in elsewhere:
                 nearest = f"here it is {elsewhere[_leaf(path)]}"
             if renamed(path) is not None:
                 nearest = (

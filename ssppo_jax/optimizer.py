@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -67,7 +70,12 @@ def sgd(*, momentum: NonNegative = 0.0):
     return optax.trace(decay=momentum) if momentum else optax.identity()
 
 
-OPTIMIZERS = {"rmsprop": rmsprop, "adamw": adamw, "lion": lion, "sgd": sgd}
+OPTIMIZERS: dict[str, Callable[..., Any]] = {
+    "rmsprop": rmsprop,
+    "adamw": adamw,
+    "lion": lion,
+    "sgd": sgd,
+}
 
 STATE_DTYPES = ("param", "float32", "bfloat16")
 SCHEDULES = ("linear", "cosine", "constant")

@@ -176,7 +176,7 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
         attention_chunk=config.model.attention_chunk,
     )
     if decoder.lora is not None:
-        _check_targets(decoder)
+        _check_targets(decoder, decoder.lora.targets)
     return decoder
 
 
@@ -213,7 +213,7 @@ def lora_of(config: ConfigDict) -> Lora | None:
     return Lora(c.rank, float(c.alpha), float(c.dropout), c.targets) if c.rank else None
 
 
-def _check_targets(decoder: Decoder) -> None:
+def _check_targets(decoder: Decoder, targets: str) -> None:
     shapes = jax.eval_shape(lambda: init_params(decoder, jax.random.key(0)))
     if not split(shapes)[1]:
         kernels = [
@@ -222,7 +222,7 @@ def _check_targets(decoder: Decoder) -> None:
             if path.endswith("kernel")
         ]
         raise ConfigError(
-            f"lora.targets={decoder.lora.targets!r} is found in no projection of this model; they"
+            f"lora.targets={targets!r} is found in no projection of this model; they"
             " are " + ", ".join(f"layers/{path}" for path in kernels)
         )
 

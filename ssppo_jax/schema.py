@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -418,21 +418,22 @@ def select(config: ConfigDict, path: str, name: str, **overrides) -> None:
     A loss brings the settings elsewhere that make it the published method (`losses.COMPANIONS`);
     lines after this one may change them."""
     table = next(c.table for c in COMPONENTS if c.path == path)
-    before = COMPANIONS.get(config.loss.name, {}) if path == "loss" else {}
+    before = _companions(config)
     cfg.choose(config, path, table, name, **overrides)
     if path == "loss":
         _bring_companions(config, before)
+
+
+def _companions(config: ConfigDict) -> Mapping[str, Any]:
+    """Return the keys outside the loss that belong to the chosen loss's method."""
+    return cast(Mapping[str, Any], COMPANIONS.get(config.loss.name, {}))
 
 
 def _bring_companions(config: ConfigDict, before: Mapping[str, Any]) -> None:
     """Set the keys that belong to the chosen loss's method; reset those that the former loss had
     set.
     """
-    now, default, flat = (
-        COMPANIONS.get(config.loss.name, {}),
-        cfg.flatten(base_config()),
-        cfg.flatten(config),
-    )
+    now, default, flat = _companions(config), cfg.flatten(base_config()), cfg.flatten(config)
     for path, value in before.items():
         if path not in now and flat[path] == value:
             cfg.assign(config, COMPONENTS, path, default[path])
@@ -443,7 +444,7 @@ def _bring_companions(config: ConfigDict, before: Mapping[str, Any]) -> None:
 def method_notes(config: ConfigDict) -> list[str]:
     """Say which keys the loss has set, and which of them depart from the published method."""
     flat, name = cfg.flatten(config), config.loss.name
-    wanted = COMPANIONS.get(name, {})
+    wanted = _companions(config)
     kept = [f"{path}={value}" for path, value in wanted.items() if flat[path] == value]
     notes = [f"loss.name={name} brings " + " ".join(kept)] if kept else []
     return notes + [
@@ -510,14 +511,13 @@ def _keyword_problems(config: ConfigDict, known: list[str]) -> list[str]:
 
     A component that breaks a rule already is not asked: its answer would be the same problem.
     """
-    row, pair, tokens = (
-        jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((1,), (1, 2), (1, 2, 1))
-    )
-    fields = dict.fromkeys(Batch._fields, tokens)
+    shapes = ((1,), (1, 2), (1, 2, 1))
+    row, pair, tokens = (_abstract(shape, jnp.float32) for shape in shapes)
+    fields: dict[str, Any] = dict.fromkeys(Batch._fields, tokens)
     fields |= dict.fromkeys(("win_rate", "target", "advantage"), pair)
     fields |= dict.fromkeys(("p_win", "similarity", "weight"), row)
     for name, shape in (("prompt", (1, 1)), ("prompt_length", (1,)), ("completion", (1, 2, 1))):
-        fields[name] = jax.ShapeDtypeStruct(shape, jnp.int32)
+        fields[name] = _abstract(shape, jnp.int32)
     questions = (
         ("loss", config.loss, LOSSES, (Policy(tokens, tokens), Batch(**fields))),
         ("pairs.gate", config.pairs.gate, GATES, (row,)),
@@ -532,6 +532,11 @@ def _keyword_problems(config: ConfigDict, known: list[str]) -> list[str]:
         except (ConfigError, ValueError) as error:
             problems.append(f"{path}={node.name}: {error}")
     return problems
+
+
+def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return an array without values, which stands for one while a function is traced."""
+    return jax.ShapeDtypeStruct(shape, dtype)
 
 
 def _rows_problems(config: ConfigDict) -> list[str]:

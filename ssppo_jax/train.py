@@ -91,7 +91,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
         if result is not None:
             log.info("%s: this run is finished; its result:", workdir)
             return result
-        metrics = stack.enter_context(MetricLog(workdir) if hosts.is_first() else NoLog())
+        metrics: MetricLog | NoLog = MetricLog(workdir) if hosts.is_first() else NoLog()
+        stack.enter_context(metrics)
         return Trainer(build_runtime(config), workdir, metrics, stop).run(profile=profile)
 
 
@@ -106,7 +107,9 @@ def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
 class Trainer:
     """Hold one run's parts; `run` reads as the algorithm does."""
 
-    def __init__(self, runtime: Runtime, workdir: Path, metrics: MetricLog, stop: StopSignal):
+    def __init__(
+        self, runtime: Runtime, workdir: Path, metrics: MetricLog | NoLog, stop: StopSignal
+    ):
         self.runtime, self.config = runtime, runtime.config
         self.workdir, self.metrics, self.stop = workdir, metrics, stop
         self.prompts, heldout, account = prepare_prompts(
@@ -146,7 +149,7 @@ class Trainer:
             boundary, policy = self.metrics.offset(), self._policy(state)
             try:
                 result = self._evaluate(policy, baseline, at)
-                if at.iteration == self.config.train.iterations:
+                if result is not None and at.iteration == self.config.train.iterations:
                     return self._finish(policy, result)
                 if at.iteration == traced and hosts.is_first():
                     jax.profiler.start_trace(self.workdir / "profile")
@@ -261,7 +264,8 @@ class Trainer:
         """
         c, last = self.config, at.iteration == self.config.train.iterations
         if at == Position():
-            return self._evaluate_start(baseline, at)
+            self._evaluate_start(baseline, at)
+            return None
         if at.step_in_iteration or not (last or _is_due(c.eval.every, at.iteration)):
             return None
         k = c.eval.final_num_samples if last else c.eval.num_samples
@@ -388,7 +392,7 @@ class Trainer:
                     take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets)
                 )
                 extra = self._term_norms(state.params, batch, i)
-                extra["learning_rate"] = Mean(rates[i], 1.0)
+                extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
                 state, metrics = self.step(state, batch, self.frozen)
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 if self.losses:

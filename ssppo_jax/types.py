@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, Int, Int8, PyTree, UInt32
 
 Array = jax.Array | np.ndarray
-Scalar = jax.Array | np.ndarray | np.floating  # one float32 number
+Scalar = jax.Array | np.ndarray | np.floating | float  # one number, float32 on devices
 
 FINISH_EOS, FINISH_LENGTH = 0, 1  # Samples.finish codes
 FINISH_NAMES = ("eos", "length")

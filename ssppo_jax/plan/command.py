@@ -32,6 +32,7 @@ def plan_command(
     """
     config = schema.load(path, overrides, len(devices))
     arch, chip = read_model(model or config.model.source), chip_of(devices[0].device_kind)
+    assert chip is not None  # `devices_of` knows no others
     print(f"{path} on {len(devices)} x {chip.name}: {model or config.model.source}, nothing is run")
     if sweep:
         tried = _sweep(path, overrides, arch, devices)
@@ -42,7 +43,7 @@ def plan_command(
         )
     else:
         with bar(len(phases), what="compile", unit="steps") as progress:
-            found = plan(config, arch, devices, phases, progress.update)
+            found = plan(config, arch, devices, phases, lambda: progress.update())
         for one in found:
             print(describe(one, chip))
         records, fits = [record(one) for one in found], all(one.fits for one in found)

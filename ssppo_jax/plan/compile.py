@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
@@ -51,7 +52,7 @@ class Plan:
 
     @property
     def binds(self) -> str:
-        return max(self.seconds, key=self.seconds.get)
+        return max(self.seconds, key=lambda need: self.seconds[need])
 
 
 def read_model(source: str) -> Arch:
@@ -114,7 +115,8 @@ def plan(
 
 
 def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
-    start, peak, refusal, sent = time.perf_counter(), None, "", {}
+    start, peak, refusal = time.perf_counter(), None, ""
+    sent: dict[str, float] | None = {}
     held = memory_of(runtime, planned)
     try:
         compiled = planned.step.lower(*planned.arguments).compile()
@@ -149,7 +151,7 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
 
 def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
     try:
-        return collective_bytes(compiled.as_text())
+        return collective_bytes(compiled.as_text() or "")
     except (
         JaxRuntimeError
     ):  # of some programs for three-dimensional slices this compiler's own text is not sound
@@ -181,7 +183,7 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
     data, fsdp, tensor = runtime.mesh.axis_sizes
     params = shard_bytes(runtime.abstract_params)
     layers = shard_bytes(runtime.abstract_params["layers"])
-    size, heads = runtime.decoder.dtype.itemsize, arch.num_heads / tensor
+    size, heads = jnp.dtype(runtime.decoder.dtype).itemsize, arch.num_heads / tensor
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     held = {"parameters": params, "one layer, gathered": layers / arch.num_layers * fsdp}
     if planned.phase == "generate":
@@ -206,7 +208,7 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
         single = c.train.micro_batches == 1
         held["optimizer"] = shard_bytes(state.opt_state)
         held["gradients"] = trained if single else trained * 4 / runtime.param_dtype.itemsize
-        per_token = arch.hidden_size
+        per_token = float(arch.hidden_size)
         if c.model.remat != "full":
             wide = (
                 2 * arch.num_heads * arch.head_dim
@@ -260,7 +262,7 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
             * arch.num_kv_heads
             / tensor
             * arch.head_dim
-            * runtime.decoder.dtype.itemsize
+            * jnp.dtype(runtime.decoder.dtype).itemsize
             * arch.num_layers
         )
         rows = c.sampling.batch_size / (data * fsdp)
@@ -286,7 +288,7 @@ def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, objec
     """List the overrides to try: ways to cut the mesh, micro-batches, remat; impossible ones are
     left out.
     """
-    found = []
+    found: list[dict[str, object]] = []
     for tensor in (1, 2, 4, 8):
         if chips % tensor or arch.num_kv_heads % tensor or arch.mlp_dim % tensor:
             continue
@@ -296,7 +298,7 @@ def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, objec
                 continue
             for remat in ("none", "dots", "full"):
                 mesh = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
-                found.append(mesh | {"train.micro_batches": micro, "model.remat": remat})
+                found.append({**mesh, "train.micro_batches": micro, "model.remat": remat})
     return found
 
 

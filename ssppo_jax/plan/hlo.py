@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections import Counter, defaultdict
+from collections import defaultdict
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {
@@ -58,7 +58,7 @@ def collective_bytes(text: str) -> dict[str, float]:
 
     if entry is not None:
         walk(entry, 1)
-    total: Counter[str] = Counter()
+    total: dict[str, float] = defaultdict(float)
     for key, (kind, size) in once.items():
         total[kind] += times[key] * size
     return dict(total)

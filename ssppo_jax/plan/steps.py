@@ -4,9 +4,8 @@ shardings.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,11 +29,9 @@ class Planned(NamedTuple):
     """Hold one phase's step and what it needs."""
 
     phase: str
-    step: Callable  # jitted
+    step: Any  # jitted
     arguments: tuple  # jax.ShapeDtypeStruct, with shardings
-    flops: (
-        float  # of all devices, as computed: padding to the widest bucket, recomputation included
-    )
+    flops: float  # of all devices, as computed: padding and recomputation included
     useful: float  # of those, what is no recomputation
     tokens: int  # of completions, that one step advances
 
@@ -54,7 +51,7 @@ def _generate(runtime: Runtime) -> Planned:
     k = 1 if ROWS[c.loss.name] == "opponent" else c.sampling.num_samples
     b, p, t = c.sampling.batch_size, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, runtime)
-    fields = {
+    fields: dict[str, Any] = {
         "tokens": rows((b, p), jnp.int32),
         "length": rows((b,), jnp.int32),
         "address": rows((b,), jnp.uint32),
@@ -131,7 +128,7 @@ def recomputed(arch: Arch, remat: str, prompt: np.ndarray, completion: np.ndarra
     return again
 
 
-def _rows(runtime: Runtime, shape: tuple[int, ...], dtype, axis: int = 0) -> jax.ShapeDtypeStruct:
+def _rows(runtime: Runtime, shape: tuple[int, ...], dtype, axis: int = 0) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(runtime.mesh, axis))
 
 

@@ -145,10 +145,8 @@ class Collector:
           Interrupted: `stopped()` became true; the journal holds the verdicts so far.
         """
         start, counts = time.perf_counter(), RolloutStats()
-        if self.rows == "opponent":
-            initial = functools.cache(
-                initial
-            )  # the opponent's, and the reference of scoring: loaded once
+        if self.rows == "opponent" and initial is not None:
+            initial = functools.cache(initial)  # the opponent, and the reference: loaded once
         judged = self._judged(params, initial, iteration, stopped, counts)
         generated, verdicts, sampling = counts.metrics()
         rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)

@@ -35,7 +35,7 @@ def group_rows(
     del embedder
     groups, stats = make_groups(
         reward_of(config, judged.verdict),
-        judged.samples.length,
+        np.asarray(judged.samples.length),
         bind(ADVANTAGES, config.advantage),
         max_length=config.sampling.max_new_tokens,
         overlong_buffer_len=overlong_buffer(config),
@@ -60,8 +60,11 @@ def group_rows(
         )
     ]
     values = {name: float(m.result()) for name, m in stats.items()}
-    values |= {"group/truncated": mean_or_zero(truncated), "group/rows": float(len(records))}
-    return Rows(batch, judged.samples.logp, records, values)
+    values |= {
+        "group/truncated": mean_or_zero(np.asarray(truncated)),
+        "group/rows": float(len(records)),
+    }
+    return Rows(batch, np.asarray(judged.samples.logp), records, values)
 
 
 def overlong_buffer(config: ConfigDict) -> int:
@@ -78,19 +81,19 @@ def reward_of(config: ConfigDict, verdict: Verdict) -> np.ndarray:  # [B,K] floa
     """
     if verdict.reward is not None:
         return verdict.reward
-    return mean_win_rate(verdict.preference, include_self=config.pairs.include_self).astype(
-        np.float32
-    )
+    assert verdict.preference is not None  # a verdict has one of the two
+    rate = mean_win_rate(verdict.preference, include_self=config.pairs.include_self)
+    return rate.astype(np.float32)
 
 
-def teaches(reward: np.ndarray) -> np.ndarray:  # [B,K] as the oracle gave it  # [B] bool
+def teaches(reward: np.ndarray) -> np.ndarray:  # [B,K] as the oracle gave it -> [B] bool
     """Return whether the rewards of each group differ.
 
     A group of equal rewards has no advantage, and DAPO's dynamic sampling leaves it out. The
     oracle's reward decides, before any length penalty: arXiv 2503.14476 eq. 11 speaks of the
     accuracy.
     """
-    return ~zero_std(reward)
+    return ~np.asarray(zero_std(reward))
 
 
 def make_groups(

@@ -21,7 +21,7 @@ from ssppo_jax.losses.gates import calibrate, linear
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
 from ssppo_jax.rollout.similarity import EmbedCounts, SentenceEmbedder, score_similarity
-from ssppo_jax.types import Mean, Samples
+from ssppo_jax.types import Array, Mean, Samples
 
 # logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
 SCORE_CLIP = 1e-6
@@ -93,7 +93,7 @@ def pair_rows(
         | {"oracle/pairs": float(len(rows))}
         | counts
     )
-    return Rows(batch, samples.logp, records, values)
+    return Rows(batch, np.asarray(samples.logp), records, values)
 
 
 def _similarity(
@@ -117,7 +117,9 @@ def _similarity(
     order, parts = hosts.share([e.address for e in judged.encoded], work, "comparing responses")
     matrices, counted = zip(*parts, strict=True)
     matrix = np.concatenate(matrices)[order]
-    counts = EmbedCounts(*map(sum, zip(*counted, strict=True)))._asdict() if embedder else {}
+    counts = (
+        EmbedCounts(*(sum(n) for n in zip(*counted, strict=True)))._asdict() if embedder else {}
+    )
     counts["of_two_samples"] = float(off_diagonal_mean(matrix).mean())
     return matrix, {f"similarity/{name}": float(n) for name, n in counts.items()}
 
@@ -188,9 +190,7 @@ def select(score: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # [
 def make_pairs(
     preference: np.ndarray,  # [B,K,K] float32, no failed rows
     similarity: np.ndarray | None,  # [B,K,K] float32, symmetric; None only with gate_level "none"
-    gate: Callable[
-        [np.ndarray], np.ndarray
-    ] = linear,  # S -> factor, an entry of `GATES` with its keywords bound
+    gate: Callable[..., Array] = linear,  # S -> factor, an entry of `GATES`, keywords bound
     *,
     win_rate_estimator: str = "pairwise",
     include_self: bool = True,
@@ -224,13 +224,14 @@ def make_pairs(
     rate = mean_win_rate(matrix, include_self=include_self)
     rows = np.arange(len(matrix))
     if gate_level == "pairwise":
-        target = mean_win_rate(calibrate(matrix, gate(similarity)), include_self=include_self)
+        calibrated = np.asarray(calibrate(matrix, gate(similarity)))
+        target = mean_win_rate(calibrated, include_self=include_self)
     elif gate_level == "none":
         target = rate
     else:
         of_the_pair = similarity[rows, winner, loser][:, None]
         alike = of_the_pair if gate_level == "pair" else off_diagonal_mean(similarity)
-        target = calibrate(rate, gate(alike))
+        target = np.asarray(calibrate(rate, gate(alike)))
 
     def of_pair(x):
         return np.stack([x[rows, winner], x[rows, loser]], axis=-1).astype(np.float32)

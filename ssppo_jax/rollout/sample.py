@@ -50,7 +50,11 @@ def sample_prompts(
     Raises:
       Interrupted: `stopped()` became true between two rounds of decoding.
     """
-    parts, order, texts, start, steps = [], [], [], time.perf_counter(), Counter()
+    parts: list[Samples] = []
+    order: list[np.ndarray] = []
+    texts: list[list[str]] = []
+    steps: Counter[str] = Counter()
+    start = time.perf_counter()
     with bar(len(encoded), what=what, unit="prompts") as progress:
 
         def finish(rows: np.ndarray, samples: Samples) -> None:
@@ -98,7 +102,8 @@ def _serve(
     slots = sampler.start(
         params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real)
     )
-    waiting, leaving = line.rows[size:], None
+    waiting = line.rows[size:]
+    leaving: tuple[np.ndarray, Samples] | None = None
     while (holds >= 0).any():
         if stopped():
             raise Interrupted
@@ -118,7 +123,8 @@ def _serve(
             slots = sampler.refill(
                 params, slots, put_rows(runtime.mesh, more.prompts), key, _number(runtime, which)
             )
-    finish(*leaving)
+    if leaving is not None:
+        finish(*leaving)
     counts = jax.device_get((slots.steps, slots.used))
     return Counter(slots=int(counts[0]) * size, used=int(counts[1]))
 

@@ -45,7 +45,10 @@ def score_batch(
     init_logp = np.zeros_like(logp)
     if initial is not None:
         init_logp, _ = score_rows(runtime, score, initial(), batch)
-    tokens, responses = max(float(batch.mask.sum()), 1.0), max(np.prod(batch.mask.shape[:2]), 1)
+    tokens, responses = (
+        max(float(batch.mask.sum()), 1.0),
+        max(int(np.prod(batch.mask.shape[:2])), 1),
+    )
     metrics = {
         "sampler_gap": gap,
         "entropy": float(entropy.sum()) / tokens,
@@ -69,7 +72,7 @@ def score_rows(
     size = config.train.batch_size // config.train.micro_batches
     logp, entropy = np.zeros_like(batch.mask), np.zeros_like(batch.mask)
     with bar(len(batch.weight), what="score", unit="prompts") as progress:
-        for rows in _by_length(batch.prompt_length, size):
+        for rows in _by_length(np.asarray(batch.prompt_length), size):
             part = take_rows(batch, rows, size, config.data.prompt_buckets)
             fields = (part.prompt, part.prompt_length, part.completion, part.mask)
             scored = jax.device_get(score(params, *put_rows(runtime.mesh, fields)))

@@ -10,7 +10,7 @@ sentence-transformers cuts them, and counted.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -49,9 +49,7 @@ class SentenceEmbedder:
 
     def __init__(
         self,
-        apply: Callable[
-            [PyTree, Array, Array], Array
-        ],  # (params, tokens [R,S], length [R]) -> [R,D]
+        apply: Callable[..., Any],  # (params, tokens [R,S], length [R]) -> [R,D]
         params: PyTree,
         tokenizer: Tokenizer,
         *,
@@ -111,8 +109,12 @@ class SentenceEmbedder:
             raise ConfigError(
                 f"max_length={max_length}, but the encoder {source!r} has {positions} positions"
             )
+
+        def apply(params: PyTree, tokens: Array, length: Array) -> Any:
+            return loaded.encoder.apply({"params": params}, tokens, length)
+
         return cls(
-            lambda params, tokens, length: loaded.encoder.apply({"params": params}, tokens, length),
+            apply,
             loaded.params,
             read_tokenizer(loaded.folder),
             max_length=max_length,
@@ -139,7 +141,6 @@ class SentenceEmbedder:
         return counts
 
     def _embed_ids(self, ids: list[list[int]]) -> np.ndarray:  # [R,D]
-        out: np.ndarray | None = None
         pending = []
         for rows, slots in buckets(
             [len(i) for i in ids], self._max_length, self._batch_size, self._shortest
@@ -148,10 +149,9 @@ class SentenceEmbedder:
             # Explicit put and get: implicit transfers raise inside the training loop's transfer
             # guard.
             pending.append((rows, self._apply(self._params, *jax.device_put((tokens, length)))))
-        for rows, vectors in pending:
-            values = jax.device_get(vectors)[: len(rows)]
-            out = np.zeros((len(ids), values.shape[1]), np.float32) if out is None else out
-            out[rows] = values
+        found = [jax.device_get(vectors)[: len(rows)] for rows, vectors in pending]
+        out = np.zeros((len(ids), found[0].shape[1]), np.float32)
+        out[np.concatenate([rows for rows, _ in pending])] = np.concatenate(found)
         return out
 
 
@@ -200,7 +200,7 @@ def _jaccard(words: list[frozenset]) -> np.ndarray:
     )
 
 
-SIMILARITIES: dict[str, Callable[[Texts, Embed | None], np.ndarray]] = {
+SIMILARITIES: dict[str, Callable[..., np.ndarray]] = {  # (texts, embed)
     "relu_cosine": relu_cosine,
     "cosine": cosine,
     "token_jaccard": token_jaccard,
