@@ -95,7 +95,7 @@ def make_train_step(
         metrics |= {
             "grad_norm": _once(norm),
             "update_norm": _once(moved),
-            "finite": Min(finite.astype(jnp.float32)),
+            "finite": Min(jnp.float32(finite)),
         }
         return TrainState(params, opt_state, state.step + 1), metrics
 

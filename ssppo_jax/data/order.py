@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from ssppo_jax.errors import ConfigError
@@ -113,6 +112,8 @@ def fingerprint(prompts: Sequence[Prompt], **settings: int | float | str | bool 
 
 
 def _shuffled(count: int, seed: int, start: int, stop: int) -> np.ndarray:
+    import grain  # takes a second to import
+
     # Grain shuffles epoch e with seed + e: seeds 0 and 1 would share all passes but one. The hash
     # separates them.
     stream = (

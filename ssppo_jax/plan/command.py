@@ -43,7 +43,7 @@ def plan_command(
         )
     else:
         with bar(len(phases), what="compile", unit="steps") as progress:
-            found = plan(config, arch, devices, phases, lambda: progress.update())
+            found = plan(config, arch, devices, phases, progress.update)
         for one in found:
             print(describe(one, chip))
         records, fits = [record(one) for one in found], all(one.fits for one in found)

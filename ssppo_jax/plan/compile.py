@@ -91,7 +91,7 @@ def plan(
     arch: Arch,
     devices: Sequence[jax.Device],
     phases: Sequence[str] = PHASES,
-    progress: Callable[[], None] = lambda: None,
+    progress: Callable[[], object] = lambda: None,
 ) -> list[Plan]:
     """Compile the phases' steps for these devices, under the mesh and the sizes of the config.
 

@@ -119,9 +119,9 @@ def recomputed(arch: Arch, remat: str, prompt: np.ndarray, completion: np.ndarra
     """Count the operations done again in the backward pass: logits always, layers or attention by
     remat.
     """
-    again = flops.head(arch, completion.sum())
+    again = flops.head(arch, float(completion.sum()))
     if remat == "full":
-        again += flops.forward(arch, prompt, completion) - flops.head(arch, completion.sum())
+        again += flops.forward(arch, prompt, completion) - flops.head(arch, float(completion.sum()))
     elif remat in ("dots", "offload"):
         again += flops.attention(arch, np.zeros_like(prompt), prompt)
         again += flops.attention(arch, prompt[:, None], completion)

@@ -117,9 +117,10 @@ def _similarity(
     order, parts = hosts.share([e.address for e in judged.encoded], work, "comparing responses")
     matrices, counted = zip(*parts, strict=True)
     matrix = np.concatenate(matrices)[order]
-    counts = (
-        EmbedCounts(*(sum(n) for n in zip(*counted, strict=True)))._asdict() if embedder else {}
-    )
+    counts: dict[str, float] = {}
+    if embedder:
+        totals = (sum(int(n) for n in column) for column in zip(*counted, strict=True))
+        counts |= EmbedCounts(*totals)._asdict()
     counts["of_two_samples"] = float(off_diagonal_mean(matrix).mean())
     return matrix, {f"similarity/{name}": float(n) for name, n in counts.items()}
 

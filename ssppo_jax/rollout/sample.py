@@ -18,7 +18,7 @@ from ssppo_jax.errors import Interrupted
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.sampling.sampler import CompiledSampler
-from ssppo_jax.types import Array, PyTree, Samples
+from ssppo_jax.types import PyTree, Samples
 
 
 class Responses(NamedTuple):
@@ -35,7 +35,7 @@ def sample_prompts(
     sampler: CompiledSampler,
     params: PyTree,
     encoded: Sequence[EncodedPrompt],
-    key: Array,
+    key: jax.Array,
     *,
     stopped: Callable[[], bool] = lambda: False,
     ready: Callable[[list[EncodedPrompt], list[list[str]]], None] = lambda encoded, texts: None,
@@ -89,7 +89,7 @@ def _serve(
     params: PyTree,
     encoded: Sequence[EncodedPrompt],
     line: LengthGroup,
-    key: Array,
+    key: jax.Array,
     finish: Callable[[np.ndarray, Samples], None],
     stopped: Callable[[], bool],
 ) -> Counter:
@@ -137,7 +137,7 @@ def refill_rows(runtime: Runtime) -> int:
     return min(c.batch_size, max(1, round(c.refill * c.batch_size / ways)) * ways)
 
 
-def _number(runtime: Runtime, value: int | np.ndarray) -> Array:
+def _number(runtime: Runtime, value: int | np.ndarray) -> jax.Array:
     return put_whole(runtime.mesh, np.asarray(value, np.int32))
 
 
