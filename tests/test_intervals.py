@@ -34,9 +34,10 @@ def test_two_prompts_by_hand():
 
 
 def test_a_skewed_sample_reaches_further_on_the_side_of_its_tail():
+    # The percentile interval, which BCa corrects, reaches 1.2 times as far here.
     p = np.random.default_rng(0).beta(0.3, 2.0, 30)
     result = win_rate(p, rng=np.random.default_rng(1))
-    assert result.high - result.mean > 1.2 * (result.mean - result.low)
+    assert result.high - result.mean > 1.35 * (result.mean - result.low)
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():
