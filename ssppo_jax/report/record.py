@@ -1,38 +1,35 @@
-"""What a run left in its folder, read for people: whatever is missing, torn or malformed is noted,
-never fatal.
+"""Read what a run left in its folder; note what is missing, torn or malformed.
 
-    config.json      {"config": the exact configuration, "command", and versions and devices by
-    name} metrics.jsonl    {"phase", "step", "iteration", "values": numbers by name, "wall":
-    {"time", "seconds", ...},
-                     "nonfinite": [names]} a record; numbers may also stand beside "phase"
-    pairs.jsonl      {"iteration", "prompt_id", "prompt", "winner", "loser", "win_rate" [2],
-                     "target" [2], "similarity", "p_win", "tied"} a selected pair
-    groups.jsonl     {"iteration", "prompt_id", "prompt", "answer" or null, "responses" [K],
-                     "reward" [K], "advantage" [K], "length" [K]} a prompt with its K responses
-    opponents.jsonl  {"iteration", "prompt_id", "prompt", "policy", "opponent", "p_win"} a response
-    and its opponent's samples.jsonl    {"stage": "start" | "iter_k" | "final", "prompt_id",
-    "prompt", "response", and "score" if known}
-                     a held-out text, any number for one prompt
-    result.json      {"win_rate", "low", "high", "prompts"}: the final win rate over the starting
-                     policy; and of every reward or part of one {"X", "X_start", "X_gain_low",
-                     "X_gain_high"}
+config.json      {"config": the exact configuration, "command", and versions and devices by name}
+metrics.jsonl    a record: {"phase", "step", "iteration", "values": numbers by name,
+                 "wall": {"time", "seconds", ...}}; null stands for a number that was not finite;
+                 numbers may also stand beside "phase"
+pairs.jsonl      a selected pair: {"iteration", "prompt_id", "prompt", "winner", "loser",
+                 "win_rate" [2], "target" [2], "similarity", "p_win", "tied"}
+groups.jsonl     a prompt with its K responses: {"iteration", "prompt_id", "prompt",
+                 "answer" or null, "responses" [K], "reward" [K], "advantage" [K], "length" [K]}
+opponents.jsonl  a response and its opponent's: {"iteration", "prompt_id", "prompt", "policy",
+                 "opponent", "p_win"}
+samples.jsonl    a held-out text, any number for one prompt: {"stage": "start" | "iter_k" |
+                 "final", "prompt_id", "prompt", "response", and "score" if known}
+result.json      {"win_rate", "low", "high", "prompts"}: the final win rate over the starting
+                 policy. For a reward or a part of one, X: {"X", "X_start", "X_gain_low",
+                 "X_gain_high"}
 
 A run trains on pairs, groups or opponents, and has the one file.
 """
 
 from __future__ import annotations
 
-import collections
 import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 
-from ssppo_jax.report.plots import Line
-
-CONTEXT_KEYS = ("phase", "step", "iteration", "time")
+CONTEXT_KEYS = ("phase", "step", "iteration", "nonfinite")
 TRAINED_ON = ("pairs", "groups", "opponents")
 LARGEST = 1e100  # beyond it the limits of an axis overflow
 
@@ -42,7 +39,7 @@ class Run(NamedTuple):
 
     config: Any
     start: dict  # what config.json says beside the configuration: command, versions, devices
-    metrics: list[dict]  # flat
+    metrics: pd.DataFrame  # see `metric_frame`
     pairs: list[dict]
     groups: list[dict]
     opponents: list[dict]
@@ -51,25 +48,37 @@ class Run(NamedTuple):
     notes: list[str]  # what is missing or damaged
 
 
+class Series(NamedTuple):
+    """One metric of one phase over its run."""
+
+    phase: str
+    key: str
+    x: np.ndarray  # steps while training, iterations in other phases
+    y: np.ndarray  # finite values only
+    lost: int  # non-finite values, which are not drawn
+
+
+# ---- files ---------------------------------------------------------------------------------------
+
+
 def read_run(folder: Path) -> Run:
-    """Reads what is there; what is missing, torn or malformed goes to `notes`."""
+    """Read the files of a run folder."""
     notes: list[str] = []
     config, result = (_read_json(folder / f"{name}.json", notes) for name in ("config", "result"))
     start: dict = {}
     if isinstance(config, dict) and "config" in config:
         start = {key: value for key, value in config.items() if key != "config"}
         config = config["config"]
-    metrics = [_flat(record) for record in _read_lines(folder / "metrics.jsonl", notes)]
-    files = {name: folder / f"{name}.jsonl" for name in TRAINED_ON}
-    rows = {
-        name: _read_lines(path, notes) if path.is_file() else [] for name, path in files.items()
-    }
-    if not any(path.is_file() for path in files.values()):
+    metrics = metric_frame(_read_lines(folder / "metrics.jsonl", notes))
+    rows: dict[str, list[dict]] = {name: [] for name in TRAINED_ON}
+    present = [name for name in TRAINED_ON if (folder / f"{name}.jsonl").is_file()]
+    for name in present:
+        rows[name] = _read_lines(folder / f"{name}.jsonl", notes)
+    if not present:
         notes.append("pairs.jsonl (groups.jsonl, opponents.jsonl) is missing.")
     samples = _read_lines(folder / "samples.jsonl", notes)
-    return Run(
-        config, start, metrics, **rows, samples=samples, result=_as_dict(result), notes=notes
-    )
+    result = _as_dict(result)
+    return Run(config, start, metrics, **rows, samples=samples, result=result, notes=notes)
 
 
 def _read_json(path: Path, notes: list[str]) -> Any:
@@ -87,9 +96,9 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict]:
     if not path.is_file():
         notes.append(f"{path.name} is missing.")
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")
     rows, bad = [], []
-    lines = text.split("\n")  # not splitlines: U+2028 may stand unescaped inside a JSON string
+    # Not splitlines: U+2028 may stand unescaped inside a JSON string.
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
     for place, line in enumerate(lines, 1):
         if not line.strip():
             continue
@@ -110,7 +119,7 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict]:
         notes.append(
             f"{path.name}: {len(bad)} lines are not JSON objects and are left out (line {listed})."
         )
-    if not rows:
+    if not (rows or bad):
         notes.append(f"{path.name} holds no records.")
     return rows
 
@@ -120,8 +129,7 @@ def _as_dict(value: Any) -> dict:
 
 
 def number(value: Any) -> float | None:
-    """A JSON number as a float (NaN and infinities included); None for anything else, booleans
-    too."""
+    """Return a JSON number as a float, NaN and infinities included; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -131,103 +139,80 @@ def number(value: Any) -> float | None:
 
 
 def finite(value: Any) -> float | None:
-    """A JSON number that can be drawn; None for anything else."""
+    """Return a JSON number that can be drawn as a float; None for anything else."""
     found = number(value)
     return found if found is not None and abs(found) < LARGEST else None  # NaN fails too
 
 
-def _flat(record: dict) -> dict:
-    """A metrics record with its `values` and `wall` beside its phase, and NaN for the names in
-    `nonfinite`."""
-    context = {
-        key: value for key, value in record.items() if key not in ("values", "wall", "nonfinite")
-    }
-    names = record.get("nonfinite")
-    lost = (
-        {name: math.nan for name in names if isinstance(name, str)}
-        if isinstance(names, list)
-        else {}
-    )
-    return _as_dict(record.get("values")) | lost | _as_dict(record.get("wall")) | context
+# ---- metrics -------------------------------------------------------------------------------------
 
 
-def _numbers(record: dict) -> dict[str, float]:
-    numbers = {key: number(value) for key, value in record.items() if key not in CONTEXT_KEYS}
-    return {key: value for key, value in numbers.items() if value is not None}
+def metric_frame(records: list[dict]) -> pd.DataFrame:
+    """Return one row for every number of every record, in the order of the file.
 
-
-# ---- series of the metrics -----------------------------------------------------------------------
-
-
-def metric_lines(metrics: list[dict]) -> list[Line]:
-    """Every number of flat metrics records as a series, in order of first appearance."""
-    points: dict[tuple[str, str], list[tuple[float, float]]] = collections.defaultdict(list)
-    seen: collections.Counter[str] = collections.Counter()
-    for record in metrics:
+    Columns: `record` (its place in the file), `phase`, `step`, `iteration`, `key`, `value`. A null
+    becomes NaN.
+    """
+    rows = []
+    for place, record in enumerate(records):
         phase = str(record.get("phase", "?"))
-        x = number(record.get("step" if phase == "train" else "iteration"))
-        x = float(seen[phase]) if x is None else x
-        seen[phase] += 1
-        for key, value in _numbers(record).items():
-            points[phase, key].append((x, value))
-    lines = []
-    for (phase, key), values in points.items():
-        x, y = np.array(values).T
-        ok = np.isfinite(x) & (np.abs(y) < LARGEST)
-        lines.append(Line(phase, key, x[ok], y[ok], int((~ok).sum())))
-    return lines
+        step, iteration = number(record.get("step")), number(record.get("iteration"))
+        beside = {key: value for key, value in record.items() if key not in CONTEXT_KEYS}
+        values, wall = _as_dict(record.get("values")), _as_dict(record.get("wall"))
+        for key, value in (values | wall | beside).items():
+            found = math.nan if value is None else number(value)
+            if found is not None:
+                rows.append((place, phase, step, iteration, key, found))
+    columns = ["record", "phase", "step", "iteration", "key", "value"]
+    types = {"step": float, "iteration": float, "value": float}
+    return pd.DataFrame(rows, columns=columns).astype(types)
 
 
-def held_out(metrics: list[dict]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Of every quantity X that evaluations logged with X_low and X_high: iteration, X, low, high;
-    NaN for a bound that is lost. The win rate comes last: it says nothing of the start."""
-    rows: dict[str, list[tuple[float, float, float, float]]] = collections.defaultdict(list)
-    evaluations = [record for record in metrics if record.get("phase") == "evaluate"]
-    names = {
-        key.removesuffix("_low") for record in evaluations for key in record if key.endswith("_low")
-    }
-    names &= {
-        key.removesuffix("_high")
-        for record in evaluations
-        for key in record
-        if key.endswith("_high")
-    }
-    for record in evaluations:
-        iteration = finite(record.get("iteration"))
-        for name in [key for key in record if key in names]:
-            value = finite(record[name])
-            if iteration is not None and value is not None:
-                low, high = (finite(record.get(f"{name}_{end}")) for end in ("low", "high"))
-                rows[name].append(
-                    (iteration, value, *(math.nan if v is None else v for v in (low, high)))
-                )
-    return dict(sorted(rows.items(), key=lambda item: item[0] == "win_rate"))
+def metric_series(metrics: pd.DataFrame) -> list[Series]:
+    """Return every metric but the clock's, in order of first appearance."""
+    found = []
+    shown = metrics[~metrics.key.isin(["time", "seconds"])]
+    for (phase, key), rows in shown.groupby(["phase", "key"], sort=False):
+        x = (rows.step if phase == "train" else rows.iteration).to_numpy()
+        x = np.where(np.isfinite(x), x, np.arange(len(x)))
+        y = rows.value.to_numpy()
+        ok = np.abs(y) < LARGEST
+        found.append(Series(str(phase), str(key), x[ok], y[ok], int((~ok).sum())))
+    return found
 
 
-def phase_seconds(metrics: list[dict]) -> dict[str, dict[float, float]]:
-    """Seconds by phase and iteration: the records' own `seconds`, and where a phase has none, its
-    share of `time`.
+def held_out(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return every quantity X that evaluations logged with X_low and X_high.
 
-    That share is the time since the record before; the first record of the file and clock jumps
-    backwards count 0."""
-    own = {
-        str(record.get("phase")) for record in metrics if number(record.get("seconds")) is not None
-    }
-    total: dict[str, dict[float, float]] = collections.defaultdict(
-        lambda: collections.defaultdict(float)
-    )
-    before = None
-    for record in (r for r in metrics if r.get("phase") != "iteration"):  # which sums up others
-        phase, now = str(record.get("phase")), number(record.get("time"))
-        elapsed = now - before if now is not None and before is not None else 0.0
-        before = before if now is None else now
-        spent = number(record.get("seconds")) if phase in own else elapsed
-        iteration = number(record.get("iteration"))
-        if (
-            spent is not None
-            and iteration is not None
-            and math.isfinite(spent)
-            and math.isfinite(iteration)
-        ):
-            total[phase][iteration] += max(spent, 0.0)
-    return {phase: dict(spent) for phase, spent in total.items() if any(spent.values())}
+    Columns: `iteration`, `value`, `low`, `high`, where a bound that was lost is NaN. The win rate
+    comes last, because it does not tell where the run started.
+    """
+    rows = metrics[(metrics.phase == "evaluate") & np.isfinite(metrics.iteration)]
+    wide = rows.pivot(index=["record", "iteration"], columns="key", values="value")
+    wide = wide.where(wide.abs() < LARGEST)
+    names = [key for key in wide if {f"{key}_low", f"{key}_high"} <= {*wide.columns}]
+    found = {}
+    for name in sorted(names, key=lambda name: name == "win_rate"):
+        columns = {"value": wide[name], "low": wide[f"{name}_low"], "high": wide[f"{name}_high"]}
+        one = pd.DataFrame(columns).dropna(subset="value")
+        if len(one):
+            found[name] = one.reset_index("iteration")
+    return found
+
+
+def phase_seconds(metrics: pd.DataFrame) -> pd.DataFrame:
+    """Return seconds by iteration (rows) and phase (columns).
+
+    A phase whose records hold no `seconds` is given its share of `time`: what passed since the
+    record before. The first record of the file and clock jumps backwards count 0.
+    """
+    rows = metrics[metrics.key.isin(["time", "seconds"]) & np.isfinite(metrics.iteration)]
+    rows = rows[rows.phase != "iteration"]  # it sums up the others
+    clock = rows.pivot(index=["record", "phase", "iteration"], columns="key", values="value")
+    clock = clock.reindex(columns=["time", "seconds"])
+    elapsed = clock.time.ffill().diff()
+    own = clock.seconds.groupby("phase").transform("count") > 0
+    spent = clock.seconds.where(own, elapsed).clip(lower=0)
+    spent = spent.where(spent < LARGEST).groupby(["iteration", "phase"], sort=False).sum()
+    by_phase = spent.unstack("phase", fill_value=0.0, sort=False).sort_index()
+    return by_phase.loc[:, by_phase.any()]

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ssppo_jax.errors import UserError
-from ssppo_jax.evaluate import cross_win_probability, win_rate
+from ssppo_jax.evaluate import cross_win_probability, mean_interval, win_rate
 
 
 def test_the_mean_is_the_mean_over_prompts_and_lies_inside():
@@ -27,29 +27,46 @@ def test_a_large_sample_gives_the_normal_interval():
 
 
 def test_two_prompts_by_hand():
-    # bootstrap means are 0.2, 0.5, 0.8 with weights 1/4, 1/2, 1/4: both quantiles are the ends,
-    # widened by sqrt(2)
+    # The bootstrap means are 0.2, 0.5, 0.8 with weights 1/4, 1/2, 1/4. Nothing is skewed, so BCa
+    # takes the 2.5% and 97.5% quantiles, which are the ends.
     result = win_rate(np.array([0.2, 0.8]), rng=np.random.default_rng(0))
-    assert result.low == pytest.approx(0.5 - 0.3 * 2**0.5) and result.high == pytest.approx(
-        0.5 + 0.3 * 2**0.5
-    )
+    assert result.low == pytest.approx(0.2) and result.high == pytest.approx(0.8)
+
+
+def test_a_skewed_sample_reaches_further_on_the_side_of_its_tail():
+    # The percentile interval, which BCa corrects, reaches 1.2 times as far here.
+    p = np.random.default_rng(0).beta(0.3, 2.0, 30)
+    result = win_rate(p, rng=np.random.default_rng(1))
+    assert result.high - result.mean > 1.35 * (result.mean - result.low)
 
 
 def test_the_interval_covers_the_truth_about_95_times_in_100():
     rng = np.random.default_rng(0)
     inside = 0
-    for _ in range(400):
-        result = win_rate(rng.beta(1.2, 0.8, 25), rng=rng, resamples=300)  # true mean 0.6
+    for _ in range(1000):
+        result = win_rate(rng.beta(1.2, 0.8, 25), rng=rng, resamples=500)  # true mean 0.6
         inside += result.low <= 0.6 <= result.high
-    assert (
-        0.91 <= inside / 400 <= 0.98
-    )  # binomial error 0.011; a 90% or a 99% interval falls outside
+    # Binomial error 0.007. A 90% or a 99% interval falls outside.
+    assert 0.925 <= inside / 1000 <= 0.97
+
+
+def test_rewards_have_no_bounds():
+    rng = np.random.default_rng(0)
+    result = mean_interval(np.array([-3.0, 5.0, 8.0, 2.0]), rng=rng)
+    assert -3 <= result.low < 0 < result.mean == 3.0 < result.high <= 8
+    assert mean_interval(np.array([2.0]), rng=rng) == (2.0, -np.inf, np.inf, 1)
 
 
 def test_one_prompt_says_nothing_and_unanimity_has_no_width():
     assert win_rate(np.array([0.7]), rng=np.random.default_rng(0)) == (0.7, 0.0, 1.0, 1)
     same = win_rate(np.full(5, 0.3), rng=np.random.default_rng(0))
     assert same.low == pytest.approx(0.3) and same.high == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("x", [[0.3, 0.1 + 0.2, 0.3], [1.0, 1.0], [0.0, 5e-17, 0.0]])
+def test_numbers_equal_but_for_rounding_have_no_width(x):
+    result = mean_interval(np.array(x), rng=np.random.default_rng(0))
+    assert result.low == result.mean == result.high
 
 
 @pytest.mark.parametrize("p", [[], [[0.5]], [0.5, np.nan], [1.01], [-0.01, 0.5]])
