@@ -146,7 +146,7 @@ def _variance(squares: Mean, norm: Array) -> Mean:
     Micro-batches of filler rows are not counted; unequal weights make it an approximation.
     """
     variance = (squares.result() - norm**2) / jnp.maximum(squares.weight - 1, 1)
-    return Mean(variance, (squares.weight > 1).astype(jnp.float32))
+    return Mean(variance, jnp.float32(squares.weight > 1))
 
 
 def _neutral(kind):

@@ -88,12 +88,12 @@ class Arch:
 
     @property
     def score_scale(self) -> float:
-        """What attention scores are multiplied by."""
+        """Return the factor of attention scores."""
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5
 
 
 def tiny_arch(**overrides: Any) -> Arch:
-    """A model small enough for tests and the smoke config: about 40 thousand parameters."""
+    """Make a model small enough for tests and the smoke config: about 40 thousand parameters."""
     sizes: dict[str, Any] = {
         "vocab_size": 256,
         "hidden_size": 32,

@@ -14,18 +14,18 @@ from ssppo_jax.models.arch import Arch
 
 
 def layer_parameters(arch: Arch) -> int:
-    """Entries of one layer's matrices."""
+    """Count the entries of one layer's matrices."""
     heads = 2 * arch.num_heads + 2 * arch.num_kv_heads  # q and o, k and v
     return arch.hidden_size * (heads * arch.head_dim + 3 * arch.mlp_dim)
 
 
 def dense(arch: Arch, tokens: float) -> float:
-    """All layers' matrices, forward, for so many tokens."""
+    """Count the operations of all layers' matrices, forward, for so many tokens."""
     return 2.0 * tokens * arch.num_layers * layer_parameters(arch)
 
 
 def head(arch: Arch, tokens: float) -> float:
-    """Logits of so many tokens."""
+    """Count the operations of the logits of so many tokens."""
     return 2.0 * tokens * arch.hidden_size * arch.vocab_size
 
 
@@ -34,8 +34,7 @@ def attention(
     past: np.ndarray,  # [...] tokens in front of each stretch
     length: np.ndarray,  # [...] tokens of each stretch
 ) -> float:
-    """Scores and mixing, forward, of stretches of tokens that look at themselves, causally, and at
-    what is in front.
+    """Count the operations of scores and mixing, forward, of stretches of tokens.
 
     Layers with a sliding window look no further back than it reaches.
     """

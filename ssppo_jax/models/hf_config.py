@@ -76,7 +76,7 @@ _IDLE_AT = {"pretraining_tp": 1}  # harmless at this value only
 
 
 def arch_from_hf(config: dict[str, Any]) -> Arch:
-    """The `Arch` that a transformers 4 or 5 `config.json` describes.
+    """Return the `Arch` that a transformers 4 or 5 `config.json` describes.
 
     transformers 5 nests rope settings in `rope_parameters`; 4 writes `rope_theta` and
     `rope_scaling`. Both are read. Fields left out take transformers' own defaults for that model
@@ -132,8 +132,7 @@ def arch_from_hf(config: dict[str, Any]) -> Arch:
 
 
 def arch_to_hf(arch: Arch) -> dict[str, Any]:
-    """The `config.json` of an `Arch`, in a spelling that transformers 4 and 5 both read:
-    `arch_from_hf`'s inverse."""
+    """Return the `config.json` of an `Arch`, the inverse of `arch_from_hf`."""
     family, act = arch.family, "gelu_pytorch_tanh" if arch.family.gemma else "silu"
     config: dict[str, Any] = {
         "architectures": [family.classifier if arch.num_labels else family.architecture],
@@ -174,14 +173,14 @@ def arch_to_hf(arch: Arch) -> dict[str, Any]:
 
 
 def id_tuple(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:
-    """`eos_token_id` in any of its spellings as a tuple without repeats, order kept."""
+    """Return `eos_token_id` in any of its spellings as a tuple without repeats, order kept."""
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(dict.fromkeys(value))
 
 
 def _labels(config: dict, family: Family) -> int:
-    """How many outputs a classification head has; 0 without one."""
+    """Return the outputs of a classification head; 0 without one."""
     if family.classifier not in (config.get("architectures") or ()):
         return 0
     return (
@@ -194,7 +193,7 @@ def _number(value: Any) -> float | None:
 
 
 def _field(config: dict, key: str) -> Any:
-    """The field, or what transformers assumes where it is left out. An explicit null stays null."""
+    """Return the field, or transformers' default where it is left out; an explicit null stays null."""
     return config[key] if key in config else FAMILIES[config["model_type"]].omitted.get(key)
 
 
@@ -255,7 +254,7 @@ def _scaling_to_hf(scaling: Llama3Scaling | LinearScaling) -> dict[str, Any]:
 
 
 def _sliding_layers(config: dict, family: Family) -> tuple[int, ...]:
-    """The layers that look back over a window only."""
+    """Return the layers that look back over a window only."""
     count, model_type = config["num_hidden_layers"], config["model_type"]
     qwen = model_type.startswith("qwen")
     if family.windows == "none" or _field(config, "sliding_window") is None:
@@ -295,7 +294,7 @@ def _windows_to_hf(arch: Arch) -> dict[str, Any]:
 
 
 def _unsupported(config: dict, family: Family, rope: dict, local: dict):
-    """Fields that would change the model's numbers and that this decoder does not implement."""
+    """List fields that change the model's numbers and that this decoder does not implement."""
     yield from _unknown(config, family)
     # transformers reads a gemma's hidden_activation only; early exports have another hidden_act
     # beside it

@@ -175,7 +175,7 @@ def plot_phase_times(seconds: pd.DataFrame) -> Plot:
         whole_numbers(ax, "iteration")
         floors = seconds.cumsum(axis=1) - seconds
         for phase in seconds:
-            label = shorten(phase, 20)
+            label = shorten(str(phase), 20)
             ax.bar(seconds.index, seconds[phase], bottom=floors[phase], width=0.8, label=label)
         ax.set(ylabel="seconds", title="time by phase")
         figure.legend(loc="outside lower center", ncols=4)

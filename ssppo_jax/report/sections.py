@@ -156,7 +156,8 @@ def _pair_frame(pairs: list[dict]) -> pd.DataFrame:
             one[name] = finite(pair.get(name))
         for name, ends in (("raw", pair.get("win_rate")), ("gated", pair.get("target"))):
             known = [finite(end) for end in ends] if isinstance(ends, list) else []
-            one[name] = known[0] - known[1] if len(known) == 2 and None not in known else None
+            first, second = known if len(known) == 2 else (None, None)
+            one[name] = None if first is None or second is None else first - second
         rows.append(one)
     columns = ["similarity", "p_win", "raw", "gated"]
     frame = pd.DataFrame(rows, columns=["iteration", "tied", *columns])
@@ -168,7 +169,7 @@ def _pair_rows(pairs: list[dict]) -> list[list[str]]:
     rows = []
     for iteration, mine in _pair_frame(pairs).groupby("iteration", sort=False):
         counts = [str(len(mine)), str(mine.tied.sum())]
-        rows.append([iteration, *counts, _mean(mine.similarity), _mean(mine.p_win)])
+        rows.append([str(iteration), *counts, _mean(mine.similarity), _mean(mine.p_win)])
     return rows
 
 

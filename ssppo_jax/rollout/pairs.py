@@ -119,8 +119,8 @@ def _similarity(
     matrix = np.concatenate(matrices)[order]
     counts: dict[str, float] = {}
     if embedder:
-        totals = (sum(int(n) for n in column) for column in zip(*counted, strict=True))
-        counts |= EmbedCounts(*totals)._asdict()
+        totals = np.sum(np.array(counted), axis=0)
+        counts |= dict(zip(EmbedCounts._fields, totals.tolist(), strict=True))
     counts["of_two_samples"] = float(off_diagonal_mean(matrix).mean())
     return matrix, {f"similarity/{name}": float(n) for name, n in counts.items()}
 

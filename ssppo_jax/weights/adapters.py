@@ -76,6 +76,6 @@ def _exported(adapters: PyTree, arch: Arch):
 
 
 def _theirs(row: np.ndarray, which: str) -> np.ndarray:
-    """[*inside, r] -> [r, in], or [r, *outside] -> [out, r]: a torch Linear stores [out, in]."""
+    """Turn [*inside, r] into [r, in], [r, *outside] into [out, r]: a torch Linear is [out, in]."""
     two = row.reshape(-1, row.shape[-1]) if which == A else row.reshape(row.shape[0], -1)
     return np.ascontiguousarray(two.T)

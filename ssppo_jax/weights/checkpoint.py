@@ -121,7 +121,7 @@ class Checkpoints:
         hosts.on_first(lambda: self._prune(step, generation))
 
     def latest(self, validate: bool = True) -> int | None:
-        """The newest step whose manifest verifies; None when no save has ever finished here.
+        """Return the newest step whose manifest verifies; None if no save has ever finished here.
 
         Damaged checkpoints are skipped, warned about and listed in `self.damaged`.
 
@@ -132,8 +132,7 @@ class Checkpoints:
         return hosts.on_first(lambda: self._newest(validate))
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict]:
-        """The arrays of `step`, straight into the shardings of `like`, and the meta given to
-        `save`.
+        """Restore the arrays of `step` into the shardings of `like`, and the meta given to `save`.
 
         The mesh may differ from the one saved with.
 
@@ -262,8 +261,8 @@ class Checkpoints:
 
 
 def read_arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
-    """The leaves of one verified checkpoint folder whose path starts with `prefix`, on the host,
-    keyed by the rest.
+    """Read the leaves under `prefix` of one verified checkpoint folder to the host, keyed by the
+    rest.
 
     Raises:
         UserError: the folder is damaged, or holds no such leaf.
@@ -302,8 +301,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Why this checkpoint must not be used, or None: every listed file is read and its SHA-256
-    compared."""
+    """Return why this checkpoint must not be used, or None; every listed file is read and hashed."""
     try:
         raw = (folder / MANIFEST).read_bytes()
         body = raw[: raw.rfind(b"# ")]
@@ -347,8 +345,7 @@ def _name(step: int, generation: int) -> str:
 
 
 def _flatten(tree: PyTree) -> dict:
-    """Leaves by path ("params/embed"). Flat, so that Orbax never sees NamedTuples, None or empty
-    optimizer states."""
+    """Return leaves by path ("params/embed"): Orbax sees no NamedTuples, None or empty states."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
     if len(flat) != len(leaves):

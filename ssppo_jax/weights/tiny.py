@@ -36,7 +36,7 @@ def write_tiny(folder: str | Path) -> Path:
 
 
 def byte_tokenizer():
-    """256 bytes and special tokens: any text has ids, and ids map back to the same text."""
+    """Make a tokenizer of 256 bytes and special tokens; any text has ids that map back to it."""
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

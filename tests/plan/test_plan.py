@@ -110,7 +110,7 @@ def held_layer():
 
 def test_remat_says_what_is_done_again():
     prompt, own = np.full(4, 8), np.full((4, 2), 6)
-    logits = flops.head(ARCH, own.sum())
+    logits = flops.head(ARCH, float(own.sum()))
     looked = flops.attention(ARCH, np.zeros(4), prompt) + flops.attention(
         ARCH, prompt[:, None], own
     )
