@@ -88,15 +88,14 @@ def combine(*, members: str = "[]", temperature: NonNegative = 1.0) -> Oracle:
 def _check_use(members: list[Member], *, rewards: bool) -> None:
     """Raise ConfigError for a gate among preferences or a margin among rewards: neither would have
     an effect."""
-    idle = [m.name for m in members if (m.margin if rewards else m.at_least) is not None]
-    if idle and rewards:
-        raise ConfigError(
-            f"oracle combine: margin of {idle[0]} is of preferences, and all members give rewards"
-        )
+    what, why = (
+        ("margin", "of preferences, and all members give rewards")
+        if rewards
+        else ("at_least", "of rewards, and a member gives preferences")
+    )
+    idle = [member.name for member in members if getattr(member, what) is not None]
     if idle:
-        raise ConfigError(
-            f"oracle combine: at_least of {idle[0]} is of rewards, and a member gives preferences"
-        )
+        raise ConfigError(f"oracle combine: {what} of {idle[0]} is {why}")
 
 
 def _summed(members: list[Member], verdicts: list[Verdict]) -> np.ndarray:  # [B,K]
@@ -147,18 +146,14 @@ def _members(text: str) -> list[Member]:
     made = [_member(dict(one)) for one in given]
     names = [member.name for member in made]
     twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"oracle combine: members named {', '.join(twice)} more than once; give each oracle"
-            " once"
-        )
-    if any(m.at_least is not None and m.margin is not None for m in made):
-        raise ConfigError(
-            "oracle combine: at_least is of rewards and margin of preferences; give a member one of"
-            " them"
-        )
-    if not sum(member.weight for member in made) > 0:
-        raise ConfigError("oracle combine: the weights must not all be 0")
+    both = any(m.at_least is not None and m.margin is not None for m in made)
+    for wrong, why in (
+        (twice, f"members named {', '.join(twice)} more than once; give each oracle once"),
+        (both, "at_least is of rewards and margin of preferences; give a member one of them"),
+        (not sum(member.weight for member in made) > 0, "the weights must not all be 0"),
+    ):
+        if wrong:
+            raise ConfigError(f"oracle combine: {why}")
     return made
 
 

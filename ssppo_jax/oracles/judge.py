@@ -43,14 +43,10 @@ def _address(x: str) -> str | None:
     return None if ok else "an address that begins with http:// or https://"
 
 
-def _model_name(x: str) -> str | None:
-    return None if x else "the endpoint's name for a model, as in --config.oracle.model=NAME"
-
-
 def judge(
     *,
     base_url: Annotated[str, _address] = "http://localhost:8000/v1",
-    model: Annotated[str, _model_name] = "",
+    model: str = "",
     style: Annotated[str, one_of(*STYLES)] = "alpaca_eval",
     api_key_env: str = "OPENAI_API_KEY",
     logprobs: bool = True,
@@ -89,16 +85,21 @@ def judge(
           $SSPPO_CACHE.
 
     Raises:
-        ConfigError: when asked, the server refuses the key or does not know the model.
+        ConfigError: no model is named; when asked, the server refuses the key or does not know the
+          model.
     """
+    if not model:
+        raise ConfigError(
+            "oracle judge: model is empty; say which model the endpoint shall use, as in"
+            " --config.oracle.model=NAME"
+        )
     # urllib3 does not wait after a first failure: one counted beforehand makes it wait
     retry = Retry(attempts, backoff_factor=retry_delay / 2, backoff_jitter=retry_delay / 2)
     retry = retry.increment("POST", base_url)
     endpoint = _Endpoint(base_url, api_key_env, retry, timeout, deadline)
     endpoint.session.mount(base_url, HTTPAdapter(pool_maxsize=concurrency))
-    kept = KeyedStore(
-        replies or _default_file(base_url, model), lambda fields: float(fields["value"])
-    )
+    file = replies or _default_file(base_url, model)
+    kept = KeyedStore(file, lambda fields: float(fields["value"]))
     asked = {
         "model": model,
         "temperature": temperature,
@@ -114,12 +115,10 @@ def judge(
         return answer
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
-        k = len(responses[0])
-        orders = list(itertools.permutations(range(k), 2))
         bodies = [
-            asked | {"messages": messages_of(STYLES[style], prompt, group[i], group[j])}
+            asked | {"messages": messages_of(STYLES[style], prompt, first, second)}
             for prompt, group in zip(prompts, responses, strict=True)
-            for i, j in orders
+            for first, second in itertools.permutations(group, 2)
         ]
         keys = [_key(body) for body in bodies]
         different = dict(zip(keys, bodies, strict=True))  # equal requests are sent once
@@ -127,7 +126,7 @@ def judge(
         with ThreadPoolExecutor(concurrency) as pool:
             found = pool.map(one, different.keys(), different.values())
             answers = dict(zip(different, found, strict=True))
-        return _verdict([answers[key] for key in keys], orders, len(prompts), k)
+        return _verdict([answers[key] for key in keys], len(prompts), len(responses[0]))
 
     return Oracle(ask, at_once=AT_ONCE)
 
@@ -152,21 +151,16 @@ def _read(style: str, reply: dict[str, Any]) -> float:
     return found
 
 
-def _verdict(
-    answers: list[float | Failed], orders: list[tuple[int, int]], b: int, k: int
-) -> Verdict:
-    """Return preferences from P(first is better) in every order. A prompt fails with the reason of
-    its first failure."""
+def _verdict(answers: list[float | Failed], b: int, k: int) -> Verdict:
+    """Return preferences from P(first is better) of every permutation. A prompt fails with the
+    reason of its first failure."""
+    n = k * (k - 1)
+    failed = tuple(first_failure(answers[row * n : (row + 1) * n]) for row in range(b))
+    numbers = [np.nan if isinstance(answer, Failed) else answer for answer in answers]
     shown_first = np.full((b, k, k), 0.5)
-    n = len(orders)
-    groups = [answers[row * n : (row + 1) * n] for row in range(b)]
-    failed = tuple(first_failure(group) for group in groups)
-    for row, group in enumerate(groups):
-        for (i, j), answer in zip(orders, group, strict=True):
-            shown_first[row, i, j] = np.nan if isinstance(answer, Failed) else answer
+    shown_first[:, ~np.eye(k, dtype=bool)] = np.reshape(numbers, (b, n))  # row by row
+    shown_first[[f is not None for f in failed]] = np.nan
     both = symmetrise(shown_first, shown_first.swapaxes(1, 2))
-    for x in both:
-        x[[f is not None for f in failed]] = np.nan
     return Verdict(both.preference, None, failed, {"asymmetry": both.asymmetry})
 
 
@@ -214,7 +208,8 @@ class _Endpoint:
             except ConfigError:
                 raise
             except Exception as error:  # of the network, the server, or a reply without a verdict
-                reason, response = _brief(error), getattr(error, "response", None)
+                reason = f"{type(error).__name__}: {_short(str(error), 120)}"
+                response = getattr(error, "response", None)
             try:
                 retry = retry.increment("POST", self.url)
             except MaxRetryError:
@@ -269,12 +264,11 @@ def _said(content: bytes) -> str:
         text = message["message"] if isinstance(message, dict) else str(message)
     except (ValueError, KeyError, TypeError):
         text = content.decode(errors="replace")
-    return " ".join(text.split())[:200]
+    return _short(text, 200)
 
 
-def _brief(error: Exception) -> str:
-    lines = str(error).splitlines()
-    return f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+def _short(text: str, most: int) -> str:
+    return " ".join(text.split())[:most]
 
 
 ORACLES = {"judge": judge}

@@ -77,27 +77,17 @@ def pairrm(
         kept = [group for group in groups if not isinstance(group, Failed)]
         failed = tuple(group if isinstance(group, Failed) else None for group in groups)
         logits = scorer([ids for group in kept for ids in group]).reshape(len(kept), len(orders))
-        first = np.full((len(groups), k, k), np.nan)  # s_ij, i shown first; NaN rows failed
-        first[[f is None for f in failed]] = _matrices(logits, orders, k)
-        return _verdict(first, failed)
+        judged = np.zeros((len(kept), k, k))
+        judged[:, ~np.eye(k, dtype=bool)] = logits  # permutations go row by row
+        first = np.full((len(groups), k, k), np.nan)  # s_ij, i shown first
+        first[[f is None for f in failed]] = judged
+        second = first.swapaxes(1, 2)
+        preference = _sigmoid((first - second) / 2)
+        asymmetry = _sigmoid(first) + _sigmoid(second) - 1
+        parts = {"asymmetry": asymmetry.astype(np.float32)}
+        return Verdict(preference.astype(np.float32), None, failed, parts)
 
     return Oracle(ask, place=scorer.place, on_device=True)
-
-
-def _matrices(logits: np.ndarray, orders: list[tuple[int, int]], k: int) -> np.ndarray:
-    """Return logits [R,K(K-1)], one for each order, as [R,K,K] with 0 on the diagonal."""
-    out = np.zeros((len(logits), k, k))
-    for at, (i, j) in enumerate(orders):
-        out[:, i, j] = logits[:, at]
-    return out
-
-
-def _verdict(first: np.ndarray, failed: tuple[Failed | None, ...]) -> Verdict:
-    second = first.swapaxes(1, 2)
-    preference = _sigmoid((first - second) / 2)
-    asymmetry = _sigmoid(first) + _sigmoid(second) - 1
-    parts = {"asymmetry": asymmetry.astype(np.float32)}
-    return Verdict(preference.astype(np.float32), None, failed, parts)
 
 
 def _sigmoid(x: np.ndarray) -> np.ndarray:

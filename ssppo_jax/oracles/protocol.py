@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,10 +119,14 @@ def checked(verdict: Verdict, shape: tuple[int, int] | None = None) -> Verdict:
     for x in (values, *parts.values()):
         x[[f is not None for f in failed]] = np.nan
     named = {name: part.astype(np.float32) for name, part in parts.items()} or None
-    return _verdict(values.astype(np.float32), failed, named, pairwise=pairwise)
+    return verdict_of(values.astype(np.float32), failed, named)
 
 
-def _verdict(values, failed, parts, *, pairwise: bool) -> Verdict:
+def verdict_of(
+    values: np.ndarray, failed: tuple[Failed | None, ...], parts: dict[str, np.ndarray] | None
+) -> Verdict:
+    """Return a verdict of preferences [B,K,K] or of rewards [B,K]."""
+    pairwise = values.ndim == 3
     return Verdict(values if pairwise else None, None if pairwise else values, failed, parts)
 
 
@@ -169,9 +173,9 @@ def _part_problem(parts: dict[str, np.ndarray]) -> Failed | None:
 # ---- failures ------------------------------------------------------------------------------------
 
 
-def first_failure(group: Sequence[Any]) -> Failed | None:
+def first_failure(answers: Iterable[Any]) -> Failed | None:
     """Return the first `Failed` of a prompt's answers; None if there is none."""
-    return next((answer for answer in group if isinstance(answer, Failed)), None)
+    return next((answer for answer in answers if isinstance(answer, Failed)), None)
 
 
 class Kept(NamedTuple):
@@ -207,8 +211,7 @@ def take_rows(verdict: Verdict, rows: np.ndarray) -> Verdict:
     """Return the verdict on some of the prompts, in the order of `rows`."""
     parts = None if verdict.parts is None else {name: x[rows] for name, x in verdict.parts.items()}
     failed = tuple(verdict.failed[b] for b in rows)
-    pairwise = verdict.preference is not None
-    return _verdict(values_of(verdict)[rows], failed, parts, pairwise=pairwise)
+    return verdict_of(values_of(verdict)[rows], failed, parts)
 
 
 # ---- both orders of presentation -----------------------------------------------------------------
@@ -370,7 +373,7 @@ def _judgements(verdict: Verdict) -> list[Judgement]:
 
 
 def _assembled(judgements: Sequence[Judgement]) -> Verdict:
-    """Return one verdict of many judgements. Parts of a failed one are NaN."""
+    """Return the verdict of a judgement per prompt. Parts of a failed one are NaN."""
     values = np.stack([one.value for one in judgements])
     judged = [one.parts for one in judgements if one.failed is None]
     names = next((list(parts) for parts in judged if parts), [])
@@ -383,5 +386,4 @@ def _assembled(judgements: Sequence[Judgement]) -> Verdict:
     missing = dict.fromkeys(names, np.full_like(values[0], np.nan))
     rows = [missing if one.failed else one.parts for one in judgements]
     parts = {name: np.stack([row[name] for row in rows]) for name in names} or None
-    failed = tuple(one.failed for one in judgements)
-    return _verdict(values, failed, parts, pairwise=values.ndim == 3)
+    return verdict_of(values, tuple(one.failed for one in judgements), parts)

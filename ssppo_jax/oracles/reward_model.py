@@ -25,13 +25,9 @@ from ssppo_jax.weights.source import load_tokenizer, resolve
 from ssppo_jax.weights.table import DTYPES
 
 
-def _model_name(x: str) -> str | None:
-    return None if x else "a model: --config.oracle.source=owner/name or a folder"
-
-
 def reward_model(
     *,
-    source: Annotated[str, _model_name] = "",
+    source: str = "",
     dtype: Annotated[str, one_of(*DTYPES)] = "float32",
     batch_size: Annotated[int, positive] = 16,
     max_length: Annotated[int, positive] = 2048,
@@ -53,9 +49,13 @@ def reward_model(
         template: model (the tokenizer's own) or plain, as for prompts.
 
     Raises:
-        ConfigError: the model is no reward model of one output, or reads fewer than `max_length`
-          tokens.
+        ConfigError: no model is named, it is no reward model of one output, or it reads fewer than
+          `max_length` tokens.
     """
+    if not source:
+        raise ConfigError(
+            "oracle reward_model needs a model: --config.oracle.source=owner/name or a folder"
+        )
     folder = resolve(source)
     arch = hf.read_arch(folder)
     if arch.num_labels != 1:

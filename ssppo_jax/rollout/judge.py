@@ -26,6 +26,7 @@ from ssppo_jax.oracles.protocol import (
     require_oracle,
     take_rows,
     values_of,
+    verdict_of,
 )
 from ssppo_jax.types import Verdict
 
@@ -174,8 +175,7 @@ def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
     names = next((list(verdict.parts) for verdict in verdicts if verdict.parts), [])
     parts = {name: np.concatenate([_part(v, name) for v in verdicts]) for name in names} or None
     failed = tuple(f for verdict in verdicts for f in verdict.failed)
-    pairwise = verdicts[0].preference is not None
-    return Verdict(values if pairwise else None, None if pairwise else values, failed, parts)
+    return verdict_of(values, failed, parts)
 
 
 def _part(verdict: Verdict, name: str) -> np.ndarray:

@@ -159,7 +159,8 @@ def fails(how):
 
 
 FAILURES = [
-    "garbage", "no verdict", "other JSON", "500", "429", "redirect", "endless", "hangs", "half a reply", "nothing"
+    "garbage", "no verdict", "other JSON", "500", "429",
+    "redirect", "endless", "hangs", "half a reply", "nothing",
 ]  # fmt: skip
 
 
