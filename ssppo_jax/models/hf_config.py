@@ -193,7 +193,7 @@ def _number(value: Any) -> float | None:
 
 
 def _field(config: dict, key: str) -> Any:
-    """Return the field, or transformers' default where it is left out; an explicit null stays null."""
+    """Return the field, or transformers' default where it is left out; a null stays null."""
     return config[key] if key in config else FAMILIES[config["model_type"]].omitted.get(key)
 
 

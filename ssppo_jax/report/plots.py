@@ -55,7 +55,8 @@ def drawing(size: tuple[float, float], **style: Any) -> Iterator[Figure]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE | style):
+    settings: Any = STYLE | style
+    with rc_context(settings):
         yield Figure(figsize=size, layout="constrained")
 
 

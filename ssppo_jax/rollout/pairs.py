@@ -114,7 +114,9 @@ def _similarity(
         )
         return matrix, embedder.take_counts() if embedder else EmbedCounts()
 
-    order, parts = hosts.share([e.address for e in judged.encoded], work, "comparing responses")
+    order, parts = hosts.share(
+        [int(e.address) for e in judged.encoded], work, "comparing responses"
+    )
     matrices, counted = zip(*parts, strict=True)
     matrix = np.concatenate(matrices)[order]
     counts: dict[str, float] = {}

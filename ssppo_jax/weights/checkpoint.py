@@ -301,7 +301,7 @@ def write_manifest(folder: Path) -> None:
 
 
 def find_damage(folder: Path) -> str | None:
-    """Return why this checkpoint must not be used, or None; every listed file is read and hashed."""
+    """Return why this checkpoint must not be used, or None, after hashing every listed file."""
     try:
         raw = (folder / MANIFEST).read_bytes()
         body = raw[: raw.rfind(b"# ")]
