@@ -60,22 +60,15 @@ class Arch:
     model_type: str = "llama"
     bos_id: int | None = None
     eos_ids: tuple[int, ...] = ()
-    rope_scaling: Llama3Scaling | LinearScaling | None = (
-        None  # of layers without a window, if RoPE differs by layer
-    )
-    sliding_window: int | None = (
-        None  # tokens a layer may look back over, itself included; None: all
-    )
+    # of layers without a window, if RoPE differs by layer
+    rope_scaling: Llama3Scaling | LinearScaling | None = None
+    sliding_window: int | None = None  # tokens a layer looks back over, itself included; None: all
     sliding_layers: tuple[int, ...] = ()  # the layers that the window binds, ascending
     local_rope_theta: float | None = None  # RoPE base of those layers; None: as the others
-    query_pre_attn_scalar: float | None = (
-        None  # scores are divided by its root; None: by the root of head_dim
-    )
+    query_pre_attn_scalar: float | None = None  # scores are divided by its root; None: head_dim's
     attn_softcap: float | None = None
     final_softcap: float | None = None
-    num_labels: int = (
-        0  # outputs of a classification head (a reward model has 1); 0: a language model
-    )
+    num_labels: int = 0  # outputs of a classification head (a reward model: 1); 0: none
 
     def __post_init__(self):
         problems = list(_arch_problems(self))
@@ -112,16 +105,8 @@ def tiny_arch(**overrides: Any) -> Arch:
 
 
 def _arch_problems(arch: Arch):
-    sizes = (
-        "vocab_size",
-        "hidden_size",
-        "num_layers",
-        "num_heads",
-        "num_kv_heads",
-        "head_dim",
-        "mlp_dim",
-    )
-    for name in (*sizes, "max_positions"):
+    sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim")
+    for name in (*sizes, "mlp_dim", "max_positions"):
         value = getattr(arch, name)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield f"{name} must be a whole number >= 1, got {value!r}"
@@ -130,14 +115,9 @@ def _arch_problems(arch: Arch):
         yield f"num_heads {arch.num_heads} must be a multiple of num_kv_heads {arch.num_kv_heads}"
     if arch.head_dim % 2:
         yield f"head_dim {arch.head_dim} must be even: RoPE rotates pairs"
-    for name in (
-        "rope_theta",
-        "norm_eps",
-        "local_rope_theta",
-        "query_pre_attn_scalar",
-        "attn_softcap",
-        "final_softcap",
-    ):
+    softcaps = ("attn_softcap", "final_softcap")
+    scalars = ("rope_theta", "norm_eps", "local_rope_theta", "query_pre_attn_scalar")
+    for name in scalars + softcaps:
         value = getattr(arch, name)
         if value is not None and not (math.isfinite(value) and value > 0):
             yield f"{name} must be finite and > 0, got {value}"
@@ -154,10 +134,8 @@ def _arch_problems(arch: Arch):
         yield (
             f"local_rope_theta {arch.local_rope_theta} does not fit model_type {arch.model_type!r}"
         )
-    for name in ("query_pre_attn_scalar",) * (not arch.family.gemma) + (
-        "attn_softcap",
-        "final_softcap",
-    ) * (not arch.family.softcaps):
+    refused: tuple[str, ...] = () if arch.family.gemma else ("query_pre_attn_scalar",)
+    for name in refused if arch.family.softcaps else refused + softcaps:
         if getattr(arch, name) is not None:
             yield f"{name} {getattr(arch, name)} does not fit model_type {arch.model_type!r}"
 

@@ -20,9 +20,7 @@ class Family:
     omitted: Mapping[str, Any]
     qkv_bias: bool = False
     qk_norm: bool = False  # RMSNorm over the head dim of queries and keys, before they are rotated
-    post_norms: bool = (
-        False  # a second norm behind attention and behind the mlp, before each is added
-    )
+    post_norms: bool = False  # a second norm behind attention and the mlp, before each is added
     # norms scale by 1 + weight in float32, embeddings by sqrt(D), and the mlp's gate is GELU (tanh)
     gemma: bool = False
     # which layers may look back over a sliding window only: none, all, or some (layer_types)

@@ -61,28 +61,23 @@ def forward(
     prompt: Iterable[int] | np.ndarray,  # [B] tokens
     completion: np.ndarray,  # [B,K] tokens
 ) -> float:
-    """Log-probs of K completions of each prompt, the prompt computed once: to score them, or to
-    sample them."""
+    """Count the operations of scoring or sampling K completions of each prompt, computed once."""
     prompt, completion = np.asarray(prompt, float), np.asarray(completion, float)
     tokens = prompt.sum() + completion.sum()
-    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(
-        arch, prompt[:, None], completion
-    )
+    own = attention(arch, prompt[:, None], completion)
+    looked = attention(arch, np.zeros_like(prompt), prompt) + own
     return dense(arch, tokens) + looked + head(arch, completion.sum())
 
 
 def train_step(
     arch: Arch, prompt: np.ndarray, completion: np.ndarray, *, adapters: bool = False
 ) -> float:
-    """Forward and backward. Frozen matrices (`adapters`) have no gradient of their own: twice the
-    forward, not thrice.
+    """Count the operations of forward and backward, without recomputation (`model.remat`).
 
-    Recomputation (`model.remat`) is not counted: it is no use to anyone but memory.
-    """
+    Frozen matrices (`adapters`) have no gradient of their own: twice the forward, not thrice."""
     whole = forward(arch, prompt, completion)
     if not adapters:
         return 3.0 * whole
-    looked = attention(arch, np.zeros_like(prompt), prompt) + attention(
-        arch, np.asarray(prompt)[:, None], completion
-    )
+    own = attention(arch, np.asarray(prompt)[:, None], completion)
+    looked = attention(arch, np.zeros_like(prompt), prompt) + own
     return 2.0 * whole + looked

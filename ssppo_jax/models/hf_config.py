@@ -15,32 +15,14 @@ from ssppo_jax.models.family import FAMILIES, Family
 SILU, GELU_TANH = ("silu", "swish"), ("gelu_pytorch_tanh",)
 FULL, SLIDING = "full_attention", "sliding_attention"
 _REQUIRED = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-)
+    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
+)  # fmt: skip
 _READ = {
-    *_REQUIRED,
-    "model_type",
-    "num_key_value_heads",
-    "head_dim",
-    "hidden_act",
-    "max_position_embeddings",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "rope_parameters",
-    "partial_rotary_factor",
-    "tie_word_embeddings",
-    "attention_bias",
-    "mlp_bias",
-    "attention_dropout",
-    "quantization_config",
-    "bos_token_id",
-    "eos_token_id",
-}
+    *_REQUIRED, "model_type", "num_key_value_heads", "head_dim", "hidden_act",
+    "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "rope_parameters",
+    "partial_rotary_factor", "tie_word_embeddings", "attention_bias", "mlp_bias",
+    "attention_dropout", "quantization_config", "bos_token_id", "eos_token_id",
+}  # fmt: skip
 _READ_BY = {  # further fields, by what a family has
     "windows_all": {"sliding_window"},
     "windows_some": {"sliding_window", "layer_types", "use_sliding_window", "max_window_layers"},
@@ -50,28 +32,12 @@ _READ_BY = {  # further fields, by what a family has
 }
 # Fields that say how a model was made or is run, and change none of its numbers here.
 _IDLE = {
-    "architectures",
-    "auto_map",
-    "cache_implementation",
-    "dtype",
-    "id2label",
-    "initializer_range",
-    "is_llama_config",
-    "label2id",
-    "num_labels",
-    "pad_token_id",
-    "problem_type",
-    "torch_dtype",
-    "transformers.js_config",
-    "transformers_version",
-    "use_cache",
-    "_attn_implementation",
-    "_attn_implementation_autoset",
-    "_commit_hash",
-    "_name_or_path",
-    "unsloth_fixed",
+    "architectures", "auto_map", "cache_implementation", "dtype", "id2label", "initializer_range",
+    "is_llama_config", "label2id", "num_labels", "pad_token_id", "problem_type", "torch_dtype",
+    "transformers.js_config", "transformers_version", "use_cache", "_attn_implementation",
+    "_attn_implementation_autoset", "_commit_hash", "_name_or_path", "unsloth_fixed",
     "unsloth_version",
-}
+}  # fmt: skip
 _IDLE_AT = {"pretraining_tp": 1}  # harmless at this value only
 
 
@@ -183,9 +149,7 @@ def _labels(config: dict, family: Family) -> int:
     """Return the outputs of a classification head; 0 without one."""
     if family.classifier not in (config.get("architectures") or ()):
         return 0
-    return (
-        len(config.get("id2label") or ()) or config.get("num_labels") or 2
-    )  # transformers' default
+    return len(config.get("id2label") or ()) or config.get("num_labels") or 2  # their default
 
 
 def _number(value: Any) -> float | None:
@@ -213,9 +177,8 @@ def _ropes(config: dict, family: Family) -> tuple[dict[str, Any], dict[str, Any]
     local: dict = {}
     if FULL in nested or SLIDING in nested:
         own, local = nested.get(FULL) or {}, nested.get(SLIDING) or {}
-    return _rope(own, _field(config, "rope_theta")), _rope(
-        local, _field(config, "rope_local_base_freq")
-    )
+    local_theta = _field(config, "rope_local_base_freq")
+    return _rope(own, _field(config, "rope_theta")), _rope(local, local_theta)
 
 
 def _rope(settings: dict, theta: float | None) -> dict[str, Any]:

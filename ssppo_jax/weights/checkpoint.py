@@ -2,11 +2,10 @@
 
 One checkpoint is one folder, written under a temporary name and renamed when it is complete:
 
-    step_00000012/            (`step_00000012.1` when step 12 is saved again: nothing is ever
-      overwritten) arrays/                 Orbax (OCDBT), one entry per leaf, named by its path in
-      the tree meta.json               step, shape and dtype of every leaf, and the caller's JSON
-      manifest.sha256         SHA-256 of every file above, and of itself; `sha256sum -c
-      manifest.sha256` reads it
+    step_00000012/      (step_00000012.1 when step 12 is saved again: nothing is overwritten)
+      arrays/           Orbax (OCDBT), one entry per leaf, named by its path in the tree
+      meta.json         step, shape and dtype of every leaf, and the caller's JSON
+      manifest.sha256   SHA-256 of every file above, and of itself; read by `sha256sum -c`
 
 The manifest is written last (temporary file, fsync, rename), because Orbax restores flipped bits
 without a word. The folder must be on a file system every process can see; object stores
@@ -68,12 +67,9 @@ class Checkpoints:
         self.folder = Path(folder).absolute()  # Orbax refuses relative paths
         self.keep = keep
         self.damaged: dict[str, str] = {}  # folder name -> reason, as the last look found them
-        self._trusted: Path | None = (
-            None  # verified by the last `latest`, so `restore` need not read it twice
-        )
-        self._orbax = ocp.Checkpointer(
-            ocp.PyTreeCheckpointHandler(use_compression=False)
-        )  # floats do not compress
+        self._trusted: Path | None = None  # verified by `latest`: `restore` need not read it again
+        handler = ocp.PyTreeCheckpointHandler(use_compression=False)  # floats do not compress
+        self._orbax = ocp.Checkpointer(handler)
 
     def save(self, step: int, arrays: PyTree, meta: dict, *, finite: bool) -> None:
         """Write one checkpoint, verify it, and only then delete the oldest.
@@ -161,20 +157,18 @@ class Checkpoints:
         found = self._orbax.restore(
             path / "arrays", args=ocp.args.PyTreeRestore(item=wanted, restore_args=arguments)
         )
-        return (
-            jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted]),
-            record["meta"],
-        )
+        tree = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
+        return tree, record["meta"]
 
     # What follows runs on process 0 only; what it returns, or raises, reaches the others.
 
     def _saved(self) -> list[Saved]:
-        """Finished checkpoints, newest first."""
-        names = [
-            (re.fullmatch(r"step_(\d{8,})(?:\.(\d+))?", p.name), p)
-            for p in self.folder.glob("step_*")
-        ]
-        return sorted((Saved(int(m[1]), int(m[2] or 0), p) for m, p in names if m), reverse=True)
+        """List finished checkpoints, newest first."""
+        saved = []
+        for path in self.folder.glob("step_*"):
+            if match := re.fullmatch(r"step_(\d{8,})(?:\.(\d+))?", path.name):
+                saved.append(Saved(int(match[1]), int(match[2] or 0), path))
+        return sorted(saved, reverse=True)
 
     def _next_generation(self, step: int) -> int:
         """Clear what killed saves left, refuse to go back in time, and number this save."""
