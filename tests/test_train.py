@@ -12,6 +12,7 @@ from ssppo_jax import train as train_module
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.evaluate import compare
+from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.train import train
 from ssppo_jax.types import Prompt, Verdict
@@ -214,7 +215,7 @@ def test_an_evaluation_asks_about_each_response_under_its_own_prompt():
         ]
         return Verdict(None, np.array(reward), (None,) * len(prompts))
 
-    found = compare(configure(), own_name, encoded, [["a"], ["b"]], [["b"], ["a"]])
+    found = compare(configure(), Oracle(own_name), encoded, [["a"], ["b"]], [["b"], ["a"]])
     assert (
         found.rewards["reward"].candidate.mean == 1 and found.rewards["reward"].baseline.mean == 0
     )
