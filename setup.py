@@ -54,7 +54,9 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["ssppo_jax", "ssppo_jax.*"]),
-    package_data={"ssppo_jax": ["configs/models/*.json", "data/prompts/*.jsonl", "py.typed", "report/*.j2"]},
+    package_data={
+        "ssppo_jax": ["configs/models/*.json", "data/prompts/*.jsonl", "py.typed", "report/*.j2"]
+    },
     install_requires=REQUIRES,
     extras_require=EXTRAS,
 )
