@@ -19,9 +19,9 @@ def main(workdir: Path) -> None:
     runs = json.loads((workdir / "sweep.json").read_text())["runs"]
     for label in dict.fromkeys(run["label"] for run in runs):
         folders = [workdir / Path(run["folder"]).name for run in runs if run["label"] == label]
-        courses = [read_courses(folder / "metrics.jsonl", SOURCES)[0] for folder in folders]
+        courses = [read_courses(folder / "metrics.jsonl") for folder in folders]
         for source in SOURCES:
-            values = np.stack([course[source].y for course in courses])
+            values = np.stack([course[source] for course in courses])
             error = values.std(0, ddof=1) / len(values) ** 0.5
             cells = (f"{mean:.2f} ± {e:.2f}" for mean, e in zip(values.mean(0), error, strict=True))
             print(f"{label} | {source} | {' | '.join(cells)}")

@@ -1,14 +1,16 @@
-"""CPU cores for several runs at a time on one machine.
+"""Share CPU cores between several runs at a time on one machine.
 
-XLA's CPU client makes one thread a core that its process may use (sched_getaffinity; with jaxlib
-0.10.2, NPROC in the environment overrides the number), and splits the longest sums over them, so
-the number of threads shows in the last bits. A run with a share of the cores is therefore held to
-it by its affinity, which a process cannot exceed, and told through NPROC to split its sums as if it
-had them all: its numbers are those of a run that does."""
+XLA's CPU client makes one thread for each core of its process (sched_getaffinity). It splits the
+longest sums over the threads, so their number shows in the last bits of a result. With jaxlib
+0.10.2, NPROC in the environment overrides that number. A run with a share of the cores is therefore
+held to it by its affinity, and NPROC tells it to split its sums as if it had all cores. Its numbers
+are then those of a run that has them all.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import subprocess
 import sys
@@ -16,8 +18,10 @@ from collections.abc import Iterator
 
 
 def platform() -> str:
-    """What JAX computes on here ("cpu", "gpu", "tpu"; "" when it cannot start). A process of its
-    own finds out: an accelerator belongs to one process, which must not be this one."""
+    """Return what JAX computes on here: "cpu", "gpu", "tpu", or "" when it cannot start.
+
+    A process of its own finds out, because an accelerator belongs to the process that starts it.
+    """
     code = "import jax; print(jax.default_backend())"
     quiet = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
     done = subprocess.run([sys.executable, "-c", code], env=quiet, capture_output=True, text=True)
@@ -25,27 +29,26 @@ def platform() -> str:
 
 
 def available() -> list[int]:
-    """The cores this process may use; none where the system does not tell (macOS)."""
+    """Return the cores this process may use; none where the system does not tell (macOS)."""
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 
 
 def shares(cores: list[int], parts: int) -> list[list[int]]:
-    """The cores in `parts` runs of neighbours, none empty: with fewer cores than parts, some get
-    the same one."""
-    n = len(cores)
-    return [
-        cores[i * n // parts : (i + 1) * n // parts] or [cores[i * n // parts]]
-        for i in range(parts)
-    ]
+    """Return the cores in `parts` runs of neighbours, none empty.
+
+    With fewer cores than parts, some parts get the same core.
+    """
+    starts = [i * len(cores) // parts for i in range(parts + 1)]
+    return [cores[a : max(b, a + 1)] for a, b in itertools.pairwise(starts)]
 
 
 @contextlib.contextmanager
 def held_to(share: list[int]) -> Iterator[dict[str, str]]:
-    """Processes started inside, with the environment it gives, use these cores only; an empty share
-    is all of them.
+    """Hold processes that are started inside to these cores; an empty share is all of them.
 
-    The affinity is set here and inherited: set in the child, by a preexec_fn, it would need the
-    kind of fork that JAX warns of."""
+    Start them with the environment that it gives. They inherit the affinity of this process. To
+    set it in the child, by a preexec_fn, would need the kind of fork that JAX warns of.
+    """
     if not share:
         yield dict(os.environ)
         return

@@ -1,8 +1,8 @@
-"""A grid of runs: what a swept file asks for, checked before anything runs.
+"""Plan a grid of runs: read what a swept file asks for, and check it before anything runs.
 
-A swept file is a config file (it defines get_config) with a function sweep(add), which calls add
-once per grid point with the keys that point changes. It may say which seeds (else the config's own)
-and what to tabulate:
+A swept file is a config file (it defines get_config) with a function sweep(add). That function
+calls add once for each grid point, with the keys that the point changes. The file may also say
+which seeds (else the config's own) and what to tabulate:
 
     SEEDS = (0, 1, 2)
     METRICS = ("evaluate/accuracy", "evaluate/accuracy:gain", "train/ratio/max:max")
@@ -12,10 +12,11 @@ and what to tabulate:
             add({"loss.beta": beta})
         add({"loss.beta": 0.05, "pairs.gate_level": "none"}, label="no gate")
 
-Every point runs once per seed, all points with the first seed before any with the second: a third
-of the time shows all of them. `add()` without keys is the config as it stands. A point that names a
-component (`loss.name`) gives it its own defaults, as on the command line. Values have the type of
-the key they replace. A label stands for the point's keys in tables, plots and folder names."""
+Every point runs once for each seed, all points with the first seed before any with the second.
+`add()` without keys is the config as it stands. A point that names a component (`loss.name`) gives
+it its own defaults, as on the command line. Values have the type of the key they replace. A label
+stands for the point's keys in tables, plots and folder names.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +39,7 @@ from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.sweep import measure
 from ssppo_jax.sweep.measure import Measure
 
-# This process must not touch a device: an accelerator belongs to one process, and the runs need it.
+# A process for each run: an accelerator belongs to one process, so this one must not touch it.
 TRAIN = (sys.executable, "-m", "ssppo_jax", "train")
 LONGEST_NAME = 120
 METRICS = ("evaluate/win_rate",)
@@ -56,33 +57,32 @@ class Run:
     folder: Path
     command: list[str]
     status: str = "pending"  # done, failed, stopped, or pending
-    values: dict[str, float | None] = dataclasses.field(
-        default_factory=dict
-    )  # by measure, once done
-    missing: dict[str, str] = dataclasses.field(
-        default_factory=dict
-    )  # why a value is None, by measure
+    # Once done, by measure: the value, and why it is None.
+    values: dict[str, float | None] = dataclasses.field(default_factory=dict)
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
     result: dict[str, Any] = dataclasses.field(default_factory=dict)  # its result.json
     reason: str = ""  # of a failure: exit code or signal, and the last line the run printed
     seconds: float = 0.0  # of every attempt at it together
 
     @property
     def name(self) -> str:
-        """Of its grid point."""
+        """Return the name of its grid point."""
         return self.label or key_text(self.point)
 
 
 class Grid(NamedTuple):
+    """The runs of a sweep, and what is measured of each."""
+
     runs: list[Run]
     measures: tuple[Measure, ...]
 
 
 def plan(spec: str, workdir: Path, overrides: Mapping[str, str]) -> Grid:
-    """Every run of the sweep, checked; those with a result are already `done`.
+    """Return every run of the sweep, checked; those with a result are already `done`.
 
     Raises:
-      ConfigError: no sweep(add), or points that cannot run (all of them, with the nearest keys), or
-        a folder that holds a run with another configuration.
+      ConfigError: there is no sweep(add), some points cannot run (all are named, with the nearest
+        keys), or a folder holds a run with another configuration.
     """
     base = schema.load(spec, dict(overrides))
     module = cfg.load_module(spec)
@@ -108,10 +108,12 @@ def read_result(run: Run, measures: tuple[Measure, ...]) -> None:
 
 
 def key_text(point: Point) -> str:
+    """Return the keys of a point with their values, as in "loss.beta=0.1"."""
     return ",".join(f"{key}={text(value)}" for key, value in point.items()) or "as-configured"
 
 
 def text(value: Any) -> str:
+    """Return a value as the command line takes it."""
     return value if isinstance(value, str) else repr(value).replace(" ", "")
 
 
@@ -121,7 +123,7 @@ def text(value: Any) -> str:
 def _asked(
     spec: str, module: ModuleType, own_seed: int, overrides: Mapping[str, str]
 ) -> tuple[list[tuple[str, Point]], tuple[int, ...], tuple[Measure, ...]]:
-    """Its labelled points, its seeds, its measures."""
+    """Return the file's points with their labels, its seeds and its measures."""
     if not hasattr(module, "sweep"):
         raise ConfigError(
             f"--config={spec}: it defines no sweep(add); a swept file must, next to get_config()"
@@ -129,9 +131,8 @@ def _asked(
     points: list[tuple[str, Point]] = []
 
     def add(changes: Mapping[str, Any] | None = None, /, *, label: str = "", **more: Any) -> None:
-        points.append(
-            (label, {key: _plain(value) for key, value in {**(changes or {}), **more}.items()})
-        )
+        given = dict(changes or {}) | more
+        points.append((label, {key: _plain(value) for key, value in given.items()}))
 
     cfg.run_file(module, module.sweep, add)
     seeds = tuple(getattr(module, "SEEDS", (own_seed,)))
@@ -141,50 +142,41 @@ def _asked(
         problems.append(
             f"{spec}: SEEDS={seeds!r}: must be distinct whole numbers from 0, such as (0, 1, 2)"
         )
-    swept = {key for _, point in points for key in point} | (
-        {"seed"} if hasattr(module, "SEEDS") else set()
-    )
-    problems += [
-        f"--config.{key}: {spec} sweeps it; leave it out" for key in sorted(swept & set(overrides))
-    ]
+    swept = {"seed"} if hasattr(module, "SEEDS") else set()
+    swept = swept.union(*(point for _, point in points)) & set(overrides)
+    problems += [f"--config.{key}: {spec} sweeps it; leave it out" for key in sorted(swept)]
     cfg.raise_problems(problems)
     return points, seeds, measures
 
 
 def _point_problems(spec: str, points: list[tuple[str, Point]]) -> list[str]:
-    problems = (
-        []
-        if points
-        else [f"{spec}: sweep(add) added nothing; call add() for the config as it stands"]
-    )
+    """Return what is wrong with points and labels, whatever their keys mean."""
+    problems: list[str] = []
+    if not points:
+        problems.append(f"{spec}: sweep(add) added nothing; call add() for the config as it stands")
     bare = [point for _, point in points]
     problems += [f"{spec}: added twice: {key_text(p)}" for i, p in enumerate(bare) if p in bare[:i]]
     if any("seed" in point for point in bare):
         problems.append(f"{spec}: seeds are not swept by add; write SEEDS = (0, 1, 2) in the file")
-    labels = [label for label, _ in points]
-    wrong = [label for label in labels if not isinstance(label, str) or not label.isprintable()]
-    problems += [
-        f'{spec}: label={label!r}: must be a line of text, such as label="no gate"'
-        for label in wrong
-    ]
+    for label, _ in points:
+        if not isinstance(label, str) or not label.isprintable():
+            problems.append(
+                f'{spec}: label={label!r}: must be a line of text, such as label="no gate"'
+            )
     names = [label or key_text(point) for label, point in points]
-    twice = [
-        name for i, name in enumerate(names) if labels[i] and name in names[:i] + names[i + 1 :]
-    ]
-    problems += [
-        f"{spec}: label={name!r} names two points; give each its own"
-        for name in dict.fromkeys(twice)
-    ]
+    twice = {label for label, _ in points if label and names.count(label) > 1}
+    for label in sorted(twice, key=names.index):
+        problems.append(f"{spec}: label={label!r} names two points; give each its own")
     return problems
 
 
 def _measures(spec: str, wanted: Any) -> tuple[tuple[Measure, ...], list[str]]:
-    """The file's METRICS, and what is wrong with them."""
+    """Return the file's METRICS, and what is wrong with them."""
     if not isinstance(wanted, tuple | list) or not wanted:
-        return (), [
-            f'{spec}: METRICS={wanted!r}: must be a list, such as METRICS = ("evaluate/win_rate",)'
-        ]
-    measures, problems = [], []
+        example = 'METRICS = ("evaluate/win_rate",)'
+        return (), [f"{spec}: METRICS={wanted!r}: must be a list, such as {example}"]
+    measures: list[Measure] = []
+    problems: list[str] = []
     for one in wanted:
         try:
             found = measure.parse(one)
@@ -203,14 +195,13 @@ def _measures(spec: str, wanted: Any) -> tuple[tuple[Measure, ...], list[str]]:
 def _planned(
     spec: str, workdir: Path, overrides: Mapping[str, str], label: str, point: Point, seed: int
 ) -> tuple[Run, list[str]]:
-    """One run, and what is wrong with it."""
+    """Return one run, and what is wrong with it."""
     name = label or key_text(point)
     changes = {**overrides, **{key: text(value) for key, value in point.items()}, "seed": str(seed)}
     folder = workdir / _folder_name(f"{name},seed={seed}")
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
-    run = Run(
-        point, label, seed, folder, [*TRAIN, f"--config={spec}", *flags, f"--workdir={folder}"]
-    )
+    command = [*TRAIN, f"--config={spec}", *flags, f"--workdir={folder}"]
+    run = Run(point, label, seed, folder, command)
     try:
         config = schema.load(spec, changes)
     except ConfigError as error:
@@ -232,8 +223,10 @@ def _planned(
 
 
 def _seconds_before(workdir: Path) -> dict[str, float]:
-    """Seconds that earlier calls of this sweep spent on each run, by folder; a sweep.json that is
-    none counts 0."""
+    """Return the seconds that earlier calls of this sweep spent on each run, by folder.
+
+    A sweep.json that cannot be read counts 0.
+    """
     try:
         records = json.loads((workdir / "sweep.json").read_text())["runs"]
         return {Path(record["folder"]).name: float(record["seconds"]) for record in records}
@@ -242,14 +235,16 @@ def _seconds_before(workdir: Path) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """NumPy scalars (np.logspace is a natural grid) and lists as what a config holds."""
+    """Return NumPy scalars (np.logspace is a natural grid) and lists as what a config holds."""
     value = value.item() if isinstance(value, np.generic) else value
     return tuple(value) if isinstance(value, list) else value
 
 
 def _folder_name(label: str) -> str:
-    """A label as a folder name: what a file system or shell may dislike is replaced, and a hash
-    keeps it unique."""
+    """Return a label as a folder name, without what a file system or shell may dislike.
+
+    A hash keeps a changed name unique.
+    """
     name = re.sub(r"[^\w.,=+-]", "_", label, flags=re.ASCII)
     if name == label and len(name) <= LONGEST_NAME:
         return name

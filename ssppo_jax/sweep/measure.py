@@ -1,5 +1,4 @@
-"""A quantity that a run logged, written "phase/name[:how]": its course in metrics.jsonl, and one
-number made of it."""
+"""Read a quantity that a run logged, written "phase/name[:how]", and make one number of it."""
 
 from __future__ import annotations
 
@@ -10,18 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from ssppo_jax.errors import DataError
 from ssppo_jax.runs.metrics import read_metrics
 
-PHASES = (
-    "generate",
-    "judge",
-    "score",
-    "train",
-    "iteration",
-    "evaluate",
-)  # what `train` logs under; see its `_log`
+PHASES = ("generate", "judge", "score", "train", "iteration", "evaluate")  # that `train` logs under
 HOW: dict[str, Callable[[np.ndarray], float]] = {
     "last": lambda y: y[-1],
     "first": lambda y: y[0],
@@ -47,22 +40,15 @@ class Measure(NamedTuple):
         return self.source if self.how == "last" else f"{self.source}:{self.how}"
 
 
-class Course(NamedTuple):
-    """One logged quantity over a run."""
-
-    x: np.ndarray  # steps while training, iterations in other phases
-    y: np.ndarray  # NaN where the run logged that it was not finite
-
-
 class Measured(NamedTuple):
-    """What a run gives for each measure, by the measure's text."""
+    """The numbers of a run for each measure, by the measure's text."""
 
     values: dict[str, float | None]  # None: see `missing`
     missing: dict[str, str]  # why there is no value
 
 
 def parse(text: object) -> Measure:
-    """ "train/ratio/max:max" -> Measure("train", "ratio/max", "max").
+    """Return the measure that a text names: "train/ratio/max:max" is ("train", "ratio/max", "max").
 
     Raises:
       ValueError: says what is wrong and what is allowed.
@@ -78,62 +64,62 @@ def parse(text: object) -> Measure:
     return Measure(phase, name, how or "last")
 
 
-def read_courses(path: Path, sources: Iterable[str]) -> tuple[dict[str, Course], set[str]]:
-    """The course of each "phase/name" that the log holds, and every "phase/name" in it.
+def read_courses(path: Path) -> dict[str, pd.Series]:
+    """Return the course of every "phase/name" in a log: values by step or iteration.
+
+    The index is the step in the phase `train`, the iteration in others. A value that was not
+    finite is NaN.
 
     Raises:
       DataError: there is no log, or a line of it is not JSON.
     """
     if not path.is_file():
         raise DataError(f"{path.name} is missing")
-    points: dict[str, list[tuple[float, float]]] = {source: [] for source in sources}
-    logged: set[str] = set()
+    rows = []
     for record in read_metrics(path):
-        phase, values = record["phase"], record.get("wall", {}) | record["values"]
-        x = record["step" if phase == "train" else "iteration"]
-        for name, value in values.items():
-            logged.add(source := f"{phase}/{name}")
-            if source in points:
-                points[source].append((x, math.nan if value is None else value))
-    found = {source: Course(*np.array(mine, float).T) for source, mine in points.items() if mine}
-    return found, logged
+        x = record["step" if record["phase"] == "train" else "iteration"]
+        for name, value in (record.get("wall", {}) | record["values"]).items():
+            rows.append((f"{record['phase']}/{name}", x, value))
+    frame = pd.DataFrame(rows, columns=["source", "x", "value"]).astype({"value": float})
+    courses = frame.set_index("x").groupby("source", sort=False).value
+    return {str(source): course for source, course in courses}
 
 
 def measure_run(folder: Path, measures: Iterable[Measure]) -> Measured:
-    """Every measure of a finished run. One that cannot be had is None, with the reason; nothing is
-    raised."""
-    measures = tuple(measures)
+    """Return every measure of a finished run; None with the reason where there is none."""
+    values: dict[str, float | None] = {}
+    missing: dict[str, str] = {}
     try:
-        courses, logged = read_courses(folder / "metrics.jsonl", [m.source for m in measures])
+        courses, broken = read_courses(folder / "metrics.jsonl"), ""
     except DataError as error:
-        return Measured({str(m): None for m in measures}, {str(m): str(error) for m in measures})
-    found = {str(m): _value(m, courses.get(m.source), logged) for m in measures}
-    return Measured(
-        {text: value for text, (value, _) in found.items()},
-        {text: why for text, (_, why) in found.items() if why},
-    )
+        courses, broken = {}, str(error)
+    for measure in measures:
+        value, why = (None, broken) if broken else _value(measure, courses)
+        values[str(measure)] = value
+        if why:
+            missing[str(measure)] = why
+    return Measured(values, missing)
 
 
-def _value(measure: Measure, course: Course | None, logged: set[str]) -> tuple[float | None, str]:
-    """The number, or None and why."""
-    if course is None:
-        near = _nearest(measure, logged)
+def _value(measure: Measure, courses: dict[str, pd.Series]) -> tuple[float | None, str]:
+    """Return the number, or None and why."""
+    if measure.source not in courses:
+        near = _nearest(measure, courses)
         return None, "not logged" + (f"; did you mean {near!r}?" if near else "")
-    if measure.how == "gain" and len(course.y) < 2:
+    y = courses[measure.source].to_numpy()
+    if measure.how == "gain" and len(y) < 2:
         return None, "logged only once, so it has no gain"
-    value = float(HOW[measure.how](course.y))  # a NaN among the values is never averaged away
+    value = float(HOW[measure.how](y))  # a NaN among the values is never averaged away
     return (value, "") if math.isfinite(value) else (None, "not finite")
 
 
-def _nearest(measure: Measure, logged: set[str]) -> str | None:
-    """The same name in another phase, or one much like it in the same phase."""
-    elsewhere = [
-        f"{phase}/{measure.name}" for phase in PHASES if f"{phase}/{measure.name}" in logged
-    ]
+def _nearest(measure: Measure, logged: Iterable[str]) -> str | None:
+    """Return the same name in another phase, or one much like it in the same phase."""
+    for phase in PHASES:
+        if f"{phase}/{measure.name}" in logged:
+            return f"{phase}/{measure.name}"
     names = [
-        source.partition("/")[2]
-        for source in sorted(logged)
-        if source.startswith(f"{measure.phase}/")
+        source.partition("/")[2] for source in logged if source.startswith(f"{measure.phase}/")
     ]
     alike = difflib.get_close_matches(measure.name, names, n=1)
-    return next(iter(elsewhere + [f"{measure.phase}/{name}" for name in alike]), None)
+    return f"{measure.phase}/{alike[0]}" if alike else None

@@ -1,211 +1,149 @@
-"""A sweep's pictures: where every grid point ended (sweep.png), and how it got there
-(curves.png)."""
+"""Draw a sweep: where every grid point ended (sweep.png), and how it got there (curves.png)."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from ssppo_jax.errors import DataError
-from ssppo_jax.report.plots import COLOURS
+from ssppo_jax.report.plots import COLOURS, drawing, shorten, whole_numbers
 from ssppo_jax.sweep.grid import Grid
-from ssppo_jax.sweep.measure import Course, read_courses
+from ssppo_jax.sweep.measure import Measure, read_courses
 from ssppo_jax.sweep.table import by_point, done, summary
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 LINESTYLES = ("-", "--", ":", "-.")  # 8 colours in 4 styles: the first 32 points differ at a glance
 MOST_STEPS = 60  # points of a curve; longer courses are drawn as means of equal slices
 LONGEST_NAME = 90
-STYLE = {
-    "text.parse_math": False,  # a value may hold $
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-}
+DASHED = {"color": "0.6", "linewidth": 0.8, "linestyle": "--"}
+ALARM = "#c0392b"
 
 
 def plot_points(grid: Grid, path: Path) -> None:
-    """One panel per measure: every seed a dot, mean and standard error on top; failed points are
-    named so."""
+    """Draw one panel for each measure: a dot for each seed, and mean and standard error on top."""
     rows, points = summary(grid), by_point(grid)
-    names = [
-        _shorten(row["name"]) + (f"  ({row['failed']} failed)" if row["failed"] else "")
-        for row in rows
-    ]
+    names = []
+    for row in rows:
+        failed = f"  ({row['failed']} failed)" if row["failed"] else ""
+        names.append(shorten(row["name"], LONGEST_NAME) + failed)
     across, down = _panels(len(grid.measures))
     size = (0.6 + 0.065 * max(map(len, names)) + 3.1 * across, down * (1.0 + 0.26 * len(rows)))
-    with _figure(path, size) as figure:
+    with drawing(size) as figure:
         axes = figure.subplots(down, across, squeeze=False, sharey=True).ravel()
         for ax, measure in zip(axes, grid.measures, strict=False):
-            _zero_lines(ax, measure.name, measure.how)
+            _mark_unchanged(ax, measure)
             for y, row in enumerate(rows):
-                _point(
-                    ax,
-                    y,
-                    row,
-                    str(measure),
-                    [run.values[str(measure)] for run in done(points[row["name"]])],
-                )
+                seeds = [run.values[str(measure)] for run in done(points[row["name"]])]
+                _draw_point(ax, y, row, str(measure), [v for v in seeds if v is not None])
             ax.set_title(str(measure))
             ax.locator_params(axis="x", nbins=5)
             ax.set_yticks(range(len(rows)), names)
             ax.set_ylim(len(rows) - 0.5, -0.5)
-            ax.grid(axis="y", alpha=0.2)
         for ax in axes[len(grid.measures) :]:
             ax.set_visible(False)
         figure.supxlabel("dots: seeds; circle and bar: mean ± standard error", fontsize=8)
+        figure.savefig(path, dpi=150)
 
 
-def _point(ax: Any, y: int, row: dict, measure: str, values: list[float | None]) -> None:
-    known = [value for value in values if value is not None]
-    ax.scatter(known, [y] * len(known), s=14, color="0.65", zorder=2)
-    found = row["metrics"][measure]
-    if found["mean"] is not None:
-        ax.errorbar(
-            found["mean"],
-            y,
-            xerr=found["standard_error"],
-            fmt="o",
-            ms=5,
-            color="#1f6feb",
-            capsize=3,
-            zorder=3,
-        )
+def _draw_point(ax: Axes, y: int, row: dict, measure: str, seeds: list[float]) -> None:
+    ax.scatter(seeds, [y] * len(seeds), s=14, color="0.65", zorder=2)
+    mean, error, _ = row["metrics"][measure].values()
+    if mean is not None:
+        ax.errorbar(mean, y, xerr=error, fmt="o", ms=5, color=COLOURS[0], capsize=3, zorder=3)
         return
     why = "no value" if row["n"] else "failed" if row["failed"] else "not run"
     over = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
-    ax.text(
-        0.02, y, why, va="center", color="#c0392b", transform=ax.get_yaxis_transform(), bbox=over
-    )
+    place = ax.get_yaxis_transform()
+    ax.text(0.02, y, why, va="center", color=ALARM, transform=place, bbox=over)
 
 
 def _panels(n: int) -> tuple[int, int]:
-    """Across and down."""
+    """Return how many panels stand across and down."""
     across = {1: 1, 2: 2, 4: 2}.get(n, 3)
     return across, math.ceil(n / across)
 
 
-def _zero_lines(ax: Any, name: str, how: str) -> None:
-    """Where nothing has changed: a win rate of 0.5, a gain of 0."""
-    if how == "gain":
-        ax.axvline(0.0, color="0.6", linewidth=0.8, linestyle="--")
-    elif name.startswith("win_rate"):
-        ax.axvline(0.5, color="0.6", linewidth=0.8, linestyle="--")
+def _mark_unchanged(ax: Axes, measure: Measure) -> None:
+    """Draw where nothing has changed: a win rate of 0.5, a gain of 0."""
+    if measure.how == "gain":
+        ax.axvline(0.0, **DASHED)
+    elif measure.name.startswith("win_rate"):
+        ax.axvline(0.5, **DASHED)
 
 
 def plot_courses(grid: Grid, path: Path) -> None:
-    """One panel per logged quantity: a line per grid point, mean over its finished seeds, band ±
-    standard error."""
+    """Draw one panel for each logged quantity, with a line for each grid point.
+
+    A line is the mean over the point's finished seeds; its band is ± the standard error.
+    """
     sources = list(dict.fromkeys(measure.source for measure in grid.measures))
-    courses = {
-        name: [_courses(run.folder, sources) for run in done(runs)]
-        for name, runs in by_point(grid).items()
-    }
-    names = {
-        name: f"{_shorten(name)}{'' if found else ' (not finished)'}"
-        for name, found in courses.items()
-    }
+    labels, courses = [], []
+    for name, runs in by_point(grid).items():
+        labels.append(shorten(name, LONGEST_NAME) + ("" if done(runs) else " (not finished)"))
+        courses.append([_courses(run.folder) for run in done(runs)])
     across, down = _panels(len(sources))
     width = max(6.4, 4.2 * across)
-    columns = max(1, int(width / (0.6 + 0.062 * max(map(len, names.values())))))
-    height = 2.7 * down + 0.17 * math.ceil(len(names) / columns) + 0.3
-    with _figure(path, (width, height)) as figure:
+    columns = max(1, int(width / (0.6 + 0.062 * max(map(len, labels)))))
+    height = 2.7 * down + 0.17 * math.ceil(len(courses) / columns) + 0.3
+    with drawing((width, height)) as figure:
         axes = figure.subplots(down, across, squeeze=False).ravel()
         for ax, source in zip(axes, sources, strict=False):
-            for i, (name, seeds) in enumerate(courses.items()):
-                style = {
-                    "color": COLOURS[i % len(COLOURS)],
-                    "linestyle": LINESTYLES[i // len(COLOURS) % 4],
-                }
-                band = 0.14 if len(courses) <= len(COLOURS) else 0.05
-                _curve(
-                    ax, [seed[source] for seed in seeds if source in seed], names[name], style, band
-                )
-            _label(ax, source, courses.values())
+            lines = [[seed[source] for seed in seeds if source in seed] for seeds in courses]
+            _draw_courses(ax, source, labels, lines)
         for ax in axes[len(sources) :]:
             ax.set_visible(False)
-        handles, labels = axes[0].get_legend_handles_labels()
+        handles = axes[0].get_legend_handles_labels()[0]
         figure.legend(handles, labels, loc="outside lower left", ncols=columns, handlelength=3)
+        figure.savefig(path, dpi=150)
 
 
-def _courses(folder: Path, sources: list[str]) -> dict[str, Course]:
+def _courses(folder: Path) -> dict[str, pd.Series]:
     try:
-        return read_courses(folder / "metrics.jsonl", sources)[0]
+        return read_courses(folder / "metrics.jsonl")
     except DataError:  # the table says so
         return {}
 
 
-def _curve(ax: Any, seeds: list[Course], name: str, style: dict, band: float) -> None:
-    """A line that the legend names even when there is nothing to draw."""
-    x, mean, error = mean_course(seeds)
-    marker = "o" if 0 < len(x) <= 15 else ""
-    ax.plot(x, mean, label=name, marker=marker, markersize=2.5, linewidth=1.4, **style)
-    ax.fill_between(x, mean - error, mean + error, color=style["color"], alpha=band, linewidth=0)
-
-
-def mean_course(seeds: list[Course]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """x, and mean and standard error of the seeds' values at each x that all have; NaN where one is
-    not finite.
-
-    More than MOST_STEPS values of x are first averaged in equal slices. One seed has an error of 0.
-    """
-    if not seeds:
-        return np.zeros(0), np.zeros(0), np.zeros(0)
-    x = seeds[0].x
-    for seed in seeds:
-        x = np.intersect1d(x, seed.x)
-    y = np.stack([seed.y[np.searchsorted(seed.x, x)] for seed in seeds])  # [seeds, x]
-    slices = np.array_split(np.arange(len(x)), min(len(x), MOST_STEPS))
-    x = np.array([x[s].mean() for s in slices])
-    y = np.array([y[:, s].mean(axis=1) for s in slices]).reshape(len(slices), len(seeds))
-    error = y.std(axis=1, ddof=1) / math.sqrt(len(seeds)) if len(seeds) > 1 else np.zeros(len(x))
-    return x, y.mean(axis=1), error
-
-
-def _label(ax: Any, source: str, courses: Iterable[list[dict[str, Course]]]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
+def _draw_courses(ax: Axes, source: str, labels: list[str], lines: list[list[pd.Series]]) -> None:
+    """Draw every line, and name it in the legend even when there is nothing to draw."""
+    band = 0.14 if len(lines) <= len(COLOURS) else 0.05
+    for i, (label, seeds) in enumerate(zip(labels, lines, strict=True)):
+        colour, style = COLOURS[i % len(COLOURS)], LINESTYLES[i // len(COLOURS) % 4]
+        mean = mean_course(seeds)
+        marker = "o" if len(mean) <= 15 else ""
+        look = {"marker": marker, "markersize": 2.5, "linestyle": style}
+        ax.plot(mean.index, mean["mean"], label=label, color=colour, **look)
+        low, high = mean["mean"] - mean.error, mean["mean"] + mean.error
+        ax.fill_between(mean.index, low, high, color=colour, alpha=band, linewidth=0)
     ax.set_title(source)
-    if not any(source in seed for seeds in courses for seed in seeds):
+    longest = max((len(seed) for seeds in lines for seed in seeds), default=0)
+    if not longest:
         ax.set(xticks=[], yticks=[])
-        ax.text(
-            0.5,
-            0.5,
-            "no finished run logged it",
-            ha="center",
-            color="#c0392b",
-            transform=ax.transAxes,
-        )
+        why = "no finished run logged it"
+        ax.text(0.5, 0.5, why, ha="center", color=ALARM, transform=ax.transAxes)
         return
-    longest = max(
-        (len(seed[source].x) for seeds in courses for seed in seeds if source in seed), default=0
-    )
     what = "step" if source.startswith("train/") else "iteration"
-    ax.set_xlabel(f"{what}, in {MOST_STEPS} slices" if longest > MOST_STEPS else what)
-    ax.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-    ax.grid(alpha=0.2)
+    whole_numbers(ax, f"{what}, in {MOST_STEPS} slices" if longest > MOST_STEPS else what)
     if source.startswith("evaluate/win_rate"):
-        ax.axhline(0.5, color="0.6", linewidth=0.8, linestyle="--")
+        ax.axhline(0.5, **DASHED)
 
 
-@contextmanager
-def _figure(path: Path, size: tuple[float, float]) -> Iterator[Any]:
-    """A figure to draw on, saved when done."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
+def mean_course(seeds: list[pd.Series]) -> pd.DataFrame:
+    """Return `mean` and standard `error` over seeds, by the values of x that all seeds have.
 
-    with rc_context(STYLE):
-        figure = Figure(figsize=size, layout="constrained")
-        yield figure
-        figure.savefig(path, dpi=150)
-
-
-def _shorten(name: str) -> str:
-    return name if len(name) <= LONGEST_NAME else f"{name[: LONGEST_NAME - 1]}…"
+    More than MOST_STEPS values of x are first averaged in equal slices. One seed has an error of
+    0. A mean is NaN where a seed's value is.
+    """
+    first = [seed[~seed.index.duplicated()] for seed in seeds]
+    y = pd.concat(first, axis=1, join="inner").sort_index() if seeds else pd.DataFrame()
+    slices = np.arange(len(y)) * min(len(y), MOST_STEPS) // max(len(y), 1)
+    y = y.reset_index().groupby(slices).agg(lambda values: values.mean(skipna=False))
+    y = y.set_index(y.columns[0])
+    error = y.sem(axis=1, skipna=False) if len(seeds) > 1 else 0.0
+    return pd.DataFrame({"mean": y.mean(axis=1, skipna=False), "error": error})

@@ -1,5 +1,4 @@
-"""Runs a grid (`grid.py`): one process per run, some at a time, resumable, ending in a table and
-plots."""
+"""Run a grid (`grid.py`): one process for each run, some at a time, then a table and plots."""
 
 from __future__ import annotations
 
@@ -28,20 +27,17 @@ POLL_SECONDS = 0.2
 def sweep(
     spec: str, workdir: Path, overrides: Mapping[str, str], *, jobs: int = 1, dry_run: bool = False
 ) -> int:
-    """Run (or continue) every grid point of a file times its seeds, `jobs` at a time.
+    """Run or continue every grid point of a file with each of its seeds.
 
-    A run whose folder has a result.json is done; an unfinished or failed one is started again and
-    continues. A failed run is kept in the table as failed. SIGINT and SIGTERM are passed on to the
-    runs at work, which save, and end the sweep. Writes sweep.json and sweep.md (after every run),
-    sweep.png and curves.png into `workdir`.
-
-    Args:
-      jobs: at least 1
+    At most `jobs` runs (1 or more) work at a time. A run whose folder has a result.json is done.
+    An unfinished or failed run is started again and continues. SIGINT and SIGTERM end the sweep:
+    they are passed on to the runs at work, which save. Writes sweep.json and sweep.md after every
+    run, and at the end sweep.png and curves.png, into `workdir`.
 
     Returns the exit code: 0, 1 when runs failed, 75 when stopped.
 
     Raises:
-      ConfigError: before anything runs: what `grid.plan` finds.
+      ConfigError: what `grid.plan` finds, before anything runs.
     """
     grid = plan(spec, workdir, overrides)
     if dry_run:
@@ -64,7 +60,7 @@ def sweep(
 
 
 class Job(NamedTuple):
-    """A run at work."""
+    """A run at work, and where it writes."""
 
     run: Run
     child: subprocess.Popen
@@ -74,14 +70,14 @@ class Job(NamedTuple):
 
 
 def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
-    """Every run that is not done, in the grid's order; after a stop none is started and those at
-    work are told."""
+    """Run everything that is not done, in the grid's order.
+
+    After a stop no run is started, and those at work are told to save.
+    """
     waiting = [run for run in grid.runs if run.status != "done"]
-    shares, at_work, told = (
-        _shares(min(jobs, len(waiting))),
-        {},
-        False,
-    )  # Job by its place among the shares
+    shares = _shares(min(jobs, len(waiting)))
+    at_work: dict[int, Job] = {}  # by place among the shares
+    told = False
     with bar(len(waiting), what="sweep", unit="runs") as progress:
         if len(waiting) < len(grid.runs):
             done = len(grid.runs) - len(waiting)
@@ -89,21 +85,22 @@ def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
         try:
             while True:
                 stopping = stop.requested or any(run.status == "stopped" for run in grid.runs)
-                for place in range(len(shares)):
+                for place, share in enumerate(shares):
                     if waiting and place not in at_work and not stopping:
-                        at_work[place] = _start(waiting.pop(0), shares[place])
+                        at_work[place] = _start(waiting.pop(0), share)
                 if not at_work:
                     return
                 if stopping and not told:
-                    _tell(at_work)
+                    for job in at_work.values():
+                        # SIGTERM whichever came: Ctrl-C has already reached the runs, and a second
+                        # SIGINT would not let them save.
+                        job.child.terminate()
                     told = True
                 time.sleep(POLL_SECONDS)
-                for place in [
-                    place for place, job in at_work.items() if job.child.poll() is not None
-                ]:
-                    _finish(
-                        at_work.pop(place), grid, workdir, progress, told=told or stop.requested
-                    )
+                ended = [place for place, job in at_work.items() if job.child.poll() is not None]
+                for place in ended:
+                    job = at_work.pop(place)
+                    _finish(job, grid, workdir, progress, told=told or stop.requested)
                 _show(at_work, progress)
         except BaseException:  # a second Ctrl-C: stop at once
             _kill(at_work)
@@ -112,8 +109,7 @@ def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
 
 
 def _shares(jobs: int) -> list[list[int]]:
-    """The cores for each run at work: when several compute on the CPU, each gets its part, else all
-    get all."""
+    """Return the cores for each run: its part if several compute on the CPU, else all."""
     everything: list[list[int]] = [[]] * jobs
     if jobs < 2 or not cores.available():
         return everything
@@ -129,7 +125,7 @@ def _shares(jobs: int) -> list[list[int]]:
 
 
 def _start(run: Run, share: list[int]) -> Job:
-    """A run in its own process, its output added to output.log."""
+    """Start a run in its own process, its output added to output.log."""
     run.folder.mkdir(parents=True, exist_ok=True)
     output = run.folder / "output.log"
     before = output.stat().st_size if output.is_file() else 0
@@ -138,13 +134,6 @@ def _start(run: Run, share: list[int]) -> Job:
             run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
     return Job(run, child, output, before, time.perf_counter())
-
-
-def _tell(at_work: dict[int, Job]) -> None:
-    for job in at_work.values():
-        # SIGTERM whichever came: Ctrl-C has already reached the runs, and a second SIGINT would not
-        # let them save.
-        job.child.terminate()
 
 
 def _kill(at_work: dict[int, Job]) -> None:
@@ -173,13 +162,11 @@ def _finish(job: Job, grid: Grid, workdir: Path, progress: tqdm, *, told: bool) 
 
 
 def _show(at_work: dict[int, Job], progress: tqdm) -> None:
-    """On a terminal, the last line of each run at work."""
+    """Show the last line of each run at work, on a terminal."""
     if sys.stderr.isatty():
         room = 100 // max(len(at_work), 1)
-        shown = [
-            f"{job.run.folder.name}: {_last_line(job.output)}"[-room:] for job in at_work.values()
-        ]
-        progress.set_postfix_str(" | ".join(shown))
+        lines = [f"{job.run.folder.name}: {_last_line(job.output)}" for job in at_work.values()]
+        progress.set_postfix_str(" | ".join(line[-room:] for line in lines))
 
 
 def _last_line(path: Path, since: int = 0) -> str:

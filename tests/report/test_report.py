@@ -1,17 +1,21 @@
+"""Reports of fabricated run folders, whole, damaged and hostile."""
+
 import html.parser
 import json
+import os
 import re
+import subprocess
+import sys
+from collections import Counter
 
 import numpy as np
+import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from ssppo_jax.errors import UserError
 from ssppo_jax.report import build as report
-from ssppo_jax.report import curves as report_curves
-from ssppo_jax.report import plots
+from ssppo_jax.report import plots, sections
 from ssppo_jax.report import record as run_record
-from ssppo_jax.report import texts as report_texts
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp; \"q\""
 
@@ -118,10 +122,11 @@ class Page(html.parser.HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
     def handle_data(self, data):
-        self.words.append(data)
+        if data.strip():
+            self.words.append(data)
 
     def labels(self):
-        return [attrs["aria-label"] for tag, attrs in self.tags if tag == "svg"]
+        return [attrs["aria-label"] for _, attrs in self.tags if attrs.get("role") == "img"]
 
 
 def test_a_whole_run_shows_every_plot_and_has_nothing_to_complain_of(drawn):
@@ -185,8 +190,9 @@ def test_nothing_is_loaded_from_anywhere_and_nothing_runs(drawn):
 
 
 def test_hostile_text_is_shown_as_text_wherever_it_comes_from(workdir):
-    jsonl(workdir / "samples.jsonl", [dict(stage=s, prompt_id=HOSTILE, prompt=HOSTILE, response=HOSTILE) for s in
-                                      ("start", "final", HOSTILE)])  # fmt: skip
+    text = dict(prompt_id=HOSTILE, prompt=HOSTILE, response=HOSTILE)
+    stages = ("start", "final", HOSTILE)
+    jsonl(workdir / "samples.jsonl", [dict(stage=stage, **text) for stage in stages])
     jsonl(workdir / "pairs.jsonl", [pair(0.5, 0.5, iteration=HOSTILE)])
     config = {"config": {HOSTILE: HOSTILE}, "command": HOSTILE, HOSTILE: HOSTILE}
     (workdir / "config.json").write_text(json.dumps(config))
@@ -207,7 +213,7 @@ def test_samples_stand_side_by_side_with_the_last_stage(workdir):
     assert "iter_10 reply 0" in text and "iter_2 reply" not in text
     stages = ["final", "iter_10", "iter_9", "start"]
     assert (
-        sorted(stages, key=report_texts.stage_order) == stages[::-1]
+        sorted(stages, key=sections.stage_order) == stages[::-1]
     )  # by number: as text, iter_9 would be the later
 
 
@@ -289,13 +295,13 @@ def test_numbers_that_are_not_finite_are_counted_in_the_plot(workdir):
     assert "loss  (2 non-finite)" in Page(report.build_report(workdir)).words
 
 
-def test_metric_lines_are_series_by_phase_over_steps_or_iterations():
+def test_metrics_are_series_by_phase_over_steps_or_iterations():
     metrics = [
         dict(phase="train", step=4, iteration=1, time=1.0, loss=2.0, ok=True, note="text"),
         dict(phase="train", step=5, iteration=1, time=2.0, loss=1.0),
         dict(phase="generate", step=5, iteration=2, time=3.0, loss=9.0),
     ]
-    lines = run_record.metric_lines(metrics)
+    lines = run_record.metric_series(run_record.metric_frame(metrics))
     assert [(line.phase, line.key, line.x.tolist(), line.y.tolist()) for line in lines] == [
         ("train", "loss", [4, 5], [2, 1]),
         ("generate", "loss", [2], [9]),
@@ -322,8 +328,10 @@ def test_metric_lines_are_series_by_phase_over_steps_or_iterations():
         ("weekly", None),
         ("term/kl", "Loss and its terms"),
         ("grad_norm/kl", "Gradient norms"),
-        ("tokens_per_second", "Throughput"),
-        ("tokens/s", "Throughput"),
+        ("rewards/margins", "Rewards and advantages"),
+        ("judge: frac_reward_zero_std", "Rewards and advantages"),
+        ("tokens_per_second", "Time and throughput"),
+        ("tokens/s", "Time and throughput"),
         ("loss_per_sample", "Loss and its terms"),
         ("score_per_sample", None),
         ("eos_rate", "Entropy, EOS rate, repetition"),
@@ -334,10 +342,7 @@ def test_each_metric_finds_its_section(key, title):
     """Keys are those of the train phase unless another stands before them."""
     phase, colon, rest = key.partition(": ")
     phase, key = (phase, rest) if colon else ("train", key)
-    assert (
-        next((topic.title for topic in report_curves.TOPICS if topic.claims(phase, key)), None)
-        == title
-    )
+    assert sections.topic_of(phase, key) == (title or "")
 
 
 def test_phase_seconds_come_from_the_record_or_from_the_clock():
@@ -351,10 +356,8 @@ def test_phase_seconds_come_from_the_record_or_from_the_clock():
         dict(phase="generate", iteration=2, time=50.0, seconds=6.0),
         dict(phase="train", iteration=2, time=51.5),
     ]
-    assert run_record.phase_seconds(metrics) == {
-        "generate": {1: 4.0, 2: 6.0},
-        "train": {1: 5.0, 2: 1.5},
-    }
+    seconds = run_record.phase_seconds(run_record.metric_frame(metrics))
+    assert seconds.to_dict() == {"generate": {1: 4.0, 2: 6.0}, "train": {1: 5.0, 2: 1.5}}
 
 
 def test_many_pairs_embed_a_bitmap_and_stay_small(workdir):
@@ -383,9 +386,35 @@ def test_the_same_folder_gives_the_same_page(drawn):
     assert report.build_report(drawn).read_bytes() == first
 
 
-def test_plots_take_their_ink_from_the_page_so_that_dark_mode_is_legible(drawn):
+def test_plots_have_black_ink_on_no_ground_which_dark_mode_inverts(drawn):
     raw = report.build_report(drawn).read_text()
-    assert raw.count("currentColor") > 20 and plots.INK not in raw and "<metadata" not in raw
+    dark = raw[raw.index("prefers-color-scheme: dark") : raw.index("</style>")]
+    assert "svg { filter: invert(" in dark and "<metadata" not in raw
+    figures = raw[raw.index("<main>") :]
+    grounds = re.findall(r'<g id="patch_1">\s*<path [^>]*style="([^"]*)"', figures)
+    assert len(grounds) == figures.count("<svg") and set(grounds) == {"fill: none"}
+
+
+def test_what_a_figure_refers_to_is_its_own(drawn):
+    """Ids hold for the whole page, so a figure's clip path must not be another's."""
+    raw = report.build_report(drawn).read_text()
+    wanted = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', raw))
+    ids = Counter(attrs["id"] for _, attrs in Page(drawn / "report.html").tags if "id" in attrs)
+    assert wanted and {ids[name] for name in wanted} == {1}
+
+
+def test_the_first_figure_on_a_machine_prints_nothing(tmp_path):
+    """matplotlib tells of the font cache that it makes then."""
+    code = (
+        "import logging; logging.basicConfig(level=logging.INFO)\n"
+        "from ssppo_jax.report.plots import drawing\n"
+        "with drawing((2, 2)) as figure:\n    figure.savefig('figure.png')\n"
+    )
+    environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert list((tmp_path / "cache").glob("fontlist*")) and (tmp_path / "figure.png").is_file()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path):
@@ -539,7 +568,7 @@ def test_groups_of_the_first_and_last_iteration_show_responses_from_best_to_wors
         *(("2", r) for r in ("0.5", "0.5")),
     ]
     best = words.index("response 0 of reward 1.0")
-    assert words[best - 3 : best] == ["reward 1.000", " ", "advantage +0.562, 8 tokens"]
+    assert words[best - 2 : best] == ["reward 1.000", "advantage +0.562, 8 tokens"]
     assert (
         words.count("answer: 42") == 3 and "answer: None" not in words
     )  # three of seven groups, and one without
@@ -555,8 +584,9 @@ def test_of_a_large_group_the_best_and_the_worst_are_open_and_the_rest_folded(re
 
 
 def test_group_rewards_are_drawn_as_mean_best_and_worst_of_each_iteration(monkeypatch):
-    monkeypatch.setattr(plots, "_svg", lambda draw, size, label: draw(figure := Figure()) or figure)
-    groups = {0: [np.array([0.0, 1.0]), np.array([0.0, 0.0])], 2: [np.array([1.0, 0.5, 0.0])]}
+    monkeypatch.setattr(plots, "_plot", lambda figure, label: figure)
+    rows = [(0, 0.5, 1.0, 0.0), (0, 0.0, 0.0, 0.0), (2, 0.5, 1.0, 0.0)]
+    groups = pd.DataFrame(rows, columns=["iteration", "mean", "best", "worst"])
     over, spread = plots.plot_group_rewards(groups).axes
     assert {line.get_label(): list(line.get_ydata()) for line in over.lines} == {
         "mean": [0.25, 0.5],
@@ -641,7 +671,8 @@ def test_held_out_quantities_are_those_with_an_interval_and_the_win_rate_comes_l
         dict(phase="evaluate", iteration=4, accuracy="x"),
         dict(phase="train", iteration=2, a=1, a_low=1, a_high=1),
     ]
-    found = run_record.held_out(metrics)
-    assert list(found) == ["accuracy", "win_rate"] and found["win_rate"] == [(2, 0.6, 0.5, 0.7)]
-    ((iteration, value, low, high),) = found["accuracy"]
+    found = run_record.held_out(run_record.metric_frame(metrics))
+    assert list(found) == ["accuracy", "win_rate"]
+    assert found["win_rate"].to_numpy().tolist() == [[2, 0.6, 0.5, 0.7]]
+    ((iteration, value, low, high),) = found["accuracy"].to_numpy()
     assert (iteration, value, high) == (2, 0.3, 0.4) and np.isnan(low)

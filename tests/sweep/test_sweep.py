@@ -63,7 +63,8 @@ if beta != 11:
     with open(folder + "/metrics.jsonl", "w") as f:
         for i in range(3):
             values = {"win_rate": rate - 0.1 * (2 - i)}
-            record = {"phase": "evaluate", "step": i, "iteration": i, "values": values, "wall": {"time": 0.0}}
+            record = {"phase": "evaluate", "step": i, "iteration": i, "values": values}
+            record["wall"] = {"time": 0.0}
             f.write(json.dumps(record) + "\\n")
     open(folder + "/result.json", "w").write(json.dumps({"win_rate": rate, "prompts": 8}))
 sys.exit(1 if beta == 0.3 else 0)

@@ -3,13 +3,13 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from swept import log
 
 from ssppo_jax.sweep import grid, measure
 from ssppo_jax.sweep import plots as sweep_plots
 from ssppo_jax.sweep import table as sweep_table
-from ssppo_jax.sweep.measure import Course
 
 WIN_RATE = ("evaluate/win_rate",)
 
@@ -55,8 +55,10 @@ def test_the_summary_counts_what_is_missing_and_plots_are_drawn_even_of_failures
         ended(beta(3), 1, "stopped"),
     ]
     found = grid.Grid(runs, measures(WIN_RATE))
-    rows = [(*r["metrics"]["evaluate/win_rate"].values(), r["n"], r["failed"], r["unfinished"]) for r in
-            sweep_table.summary(found)]  # fmt: skip
+    rows = []
+    for row in sweep_table.summary(found):
+        counts = (row["n"], row["failed"], row["unfinished"])
+        rows.append((*row["metrics"]["evaluate/win_rate"].values(), *counts))
     assert rows == [(0.6, None, 1, 1, 1, 0), (None, None, 0, 0, 1, 0), (None, None, 0, 0, 0, 2)]
     lines = sweep_table.table(found).splitlines()
     assert lines[2:5] == [
@@ -108,8 +110,8 @@ def test_every_metric_is_a_column_and_one_that_was_not_logged_is_named_under_the
     )
     assert sweep_table.table(grid.Grid(runs, measures(metrics))).splitlines() == [
         (
-            "| loss.beta | evaluate/accuracy:gain | train/lr | train/effective_update_ratio:mean | n | failed |"
-            " unfinished |"
+            "| loss.beta | evaluate/accuracy:gain | train/lr |"
+            " train/effective_update_ratio:mean | n | failed | unfinished |"
         ),
         "| --- | --- | --- | --- | --- | --- | --- |",
         "| 1 | 0.250 ± 0.050 | 2e-05 ± 0 | - | 2 |  |  |",
@@ -119,8 +121,8 @@ def test_every_metric_is_a_column_and_one_that_was_not_logged_is_named_under_the
         "- evaluate/accuracy:gain: not finite (1 of 4 finished runs: loss.beta=2,seed=0)",
         "- train/lr: not logged (2 of 4 finished runs: loss.beta=2,seed=0; loss.beta=2,seed=1)",
         (
-            "- train/effective_update_ratio:mean: not logged (2 of 4 finished runs: loss.beta=1,seed=0;"
-            " loss.beta=1,seed=1)"
+            "- train/effective_update_ratio:mean: not logged (2 of 4 finished runs:"
+            " loss.beta=1,seed=0; loss.beta=1,seed=1)"
         ),
     ]
 
@@ -156,19 +158,23 @@ def test_the_record_keeps_every_runs_values(tmp_path, finished):
 
 
 def test_a_curve_is_the_mean_over_seeds_at_the_steps_they_share():
-    x = np.arange(4.0)
-    seeds = [Course(x, x), Course(x[1:], 3 * x[1:])]
-    steps, mean, error = sweep_plots.mean_course(seeds)
-    np.testing.assert_array_equal(steps, [1, 2, 3])
-    np.testing.assert_array_equal(mean, [2, 4, 6])
-    np.testing.assert_allclose(error, [1, 2, 3])  # values a, 3a: deviation a sqrt(2), over sqrt(2)
-    assert not sweep_plots.mean_course(seeds[:1])[2].any()
-    assert all(part.size == 0 for part in sweep_plots.mean_course([]))
+    first = pd.Series([0.0, 1.0, 2.0, 3.0], index=[0, 1, 2, 3])
+    seeds = [first, pd.Series([9.0, 6.0, 3.0], index=[3, 2, 1])]
+    course = sweep_plots.mean_course(seeds)
+    assert course["mean"].to_dict() == {1: 2, 2: 4, 3: 6}
+    np.testing.assert_allclose(course.error, [1, 2, 3])  # a, 3a: deviation a sqrt(2), over sqrt(2)
+    assert not sweep_plots.mean_course(seeds[:1]).error.any()
+    assert sweep_plots.mean_course([]).empty
+
+
+def test_of_two_values_at_one_step_a_curve_takes_the_first():
+    course = sweep_plots.mean_course([pd.Series([1.0, 2.0, 5.0], index=[0, 1, 1])])
+    assert course["mean"].to_dict() == {0: 1, 1: 2}
 
 
 def test_a_long_curve_is_drawn_as_means_of_slices_and_a_lost_value_leaves_a_gap():
     x = np.arange(600.0)
     y = np.where(x == 25, np.nan, x)
-    steps, mean, _ = sweep_plots.mean_course([Course(x, y)])
-    assert steps[0] == mean[0] == 4.5 and len(steps) == 60  # the mean of 0 ... 9
-    assert np.flatnonzero(np.isnan(mean)).tolist() == [2]
+    mean = sweep_plots.mean_course([pd.Series(y, index=x)])["mean"]
+    assert mean.index[0] == mean.iloc[0] == 4.5 and len(mean) == 60  # the mean of 0 ... 9
+    assert np.flatnonzero(mean.isna()).tolist() == [2]
