@@ -46,13 +46,8 @@ def _opponents(policy: Policy, batch: Batch) -> tuple[Policy, Batch, Float[Array
 def _check(beta: float, mixture_coef: float) -> None:
     require(beta > 0, "beta", beta, "must be > 0", "give a positive number")
     rule = "must be in [0, 1]"
-    require(
-        0 <= mixture_coef <= 1,
-        "mixture_coef",
-        mixture_coef,
-        rule,
-        "0 is the policy itself, 1 the reference",
-    )
+    remedy = "0 is the policy itself, 1 the reference"
+    require(0 <= mixture_coef <= 1, "mixture_coef", mixture_coef, rule, remedy)
 
 
 def _label(batch: Batch) -> Float[Array, "B"]:
@@ -144,16 +139,10 @@ def xpo(
         sampler alone
     """
     _check(beta, mixture_coef)
-    require(
-        loss_type in LOSS_TYPES, "loss_type", loss_type, "must be sigmoid or ipo", "write 'sigmoid'"
-    )
-    require(
-        alpha >= 0,
-        "alpha",
-        alpha,
-        "must be >= 0",
-        "it weighs the exploration term; 0 leaves it out",
-    )
+    known, rule = loss_type in LOSS_TYPES, "must be sigmoid or ipo"
+    require(known, "loss_type", loss_type, rule, "write 'sigmoid'")
+    remedy = "it weighs the exploration term; 0 leaves it out"
+    require(alpha >= 0, "alpha", alpha, "must be >= 0", remedy)
     policy, batch, r = _opponents(policy, batch)
     label, margin = _label(batch), r[:, 0] - r[:, 1]
 

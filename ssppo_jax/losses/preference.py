@@ -46,13 +46,9 @@ def _positive(**fields: float) -> None:
 
 def _smoothing(value: float, limit: float, *, open_at_zero: bool = False) -> None:
     low = value > 0 if open_at_zero else value >= 0
-    require(
-        low and value < limit,
-        "label_smoothing",
-        value,
-        f"must be in {'(' if open_at_zero else '['}0, {limit})",
-        "it is the chance that a label is wrong",
-    )
+    rule = f"must be in {'(' if open_at_zero else '['}0, {limit})"
+    remedy = "it is the chance that a label is wrong"
+    require(low and value < limit, "label_smoothing", value, rule, remedy)
 
 
 def _finish(
@@ -63,14 +59,12 @@ def _finish(
     loss, metrics = sum_terms({name: weighted_mean(term, weight) for name, term in terms.items()})
     winner, loser = reward[:, 0], reward[:, 1]
     rewards = {
-        "chosen": winner,
-        "rejected": loser,
-        "margins": winner - loser,
-        "accuracies": winner > loser,
+        "rewards/chosen": winner,
+        "rewards/rejected": loser,
+        "rewards/margins": winner - loser,
+        "rewards/accuracies": winner > loser,
     }
-    return loss, metrics | {
-        f"rewards/{name}": weighted_mean(x, weight) for name, x in rewards.items()
-    }
+    return loss, metrics | {name: weighted_mean(x, weight) for name, x in rewards.items()}
 
 
 def _regression(
@@ -78,9 +72,8 @@ def _regression(
 ) -> Float[Array, "B 2"]:
     """Return the squared distance of r to (P - log_z_coef)/beta."""
     _positive(beta=beta)
-    require(
-        0 <= log_z_coef <= 1, "log_z_coef", log_z_coef, "must be in [0, 1]", "0.5 is the papers'"
-    )
+    rule = "must be in [0, 1]"
+    require(0 <= log_z_coef <= 1, "log_z_coef", log_z_coef, rule, "0.5 is the papers'")
     return (r - (win_rate - log_z_coef) / beta) ** 2
 
 
@@ -129,13 +122,8 @@ def s_sppo(
       pair_reduction: mean or sum of the two squared errors of a pair
     """
     require(repulsion_weight >= 0, "repulsion_weight", repulsion_weight, "must be >= 0", "0 is off")
-    require(
-        pair_reduction in ("mean", "sum"),
-        "pair_reduction",
-        pair_reduction,
-        "must be mean or sum",
-        "write 'mean'",
-    )
+    known, rule = pair_reduction in ("mean", "sum"), "must be mean or sum"
+    require(known, "pair_reduction", pair_reduction, rule, "write 'mean'")
     policy, batch, r = _pair(policy, batch)
     similarity = cosine(policy.hidden[:, 0], policy.hidden[:, 1])
     error = _regression(r, batch.target, beta, log_z_coef)
@@ -292,11 +280,8 @@ def simpo(
     _positive(beta=beta)
     policy, batch, _ = _pair(policy, batch)
     reward = beta * sequence_mean(policy.logp, batch.mask)
-    return _finish(
-        {"preference": -jax.nn.log_sigmoid(reward[:, 0] - reward[:, 1] - simpo_gamma)},
-        reward,
-        batch,
-    )
+    loss = -jax.nn.log_sigmoid(reward[:, 0] - reward[:, 1] - simpo_gamma)
+    return _finish({"preference": loss}, reward, batch)
 
 
 def orpo(policy: Policy, batch: Batch, *, beta: float = 0.1) -> tuple[Mean, Metrics]:
@@ -436,13 +421,8 @@ def inpo(
       tau: weight of the reference against pi_t, in [0, eta]
     """
     _positive(eta=eta)
-    require(
-        0 <= tau <= eta,
-        "tau",
-        tau,
-        f"must be in [0, eta], eta being {eta!r}",
-        "eta/3 is the default",
-    )
+    rule = f"must be in [0, eta], eta being {eta!r}"
+    require(0 <= tau <= eta, "tau", tau, rule, "eta/3 is the default")
     policy, batch, r = _pair(policy, batch)
     r_t = sequence_logratio(policy.logp, batch.old_logp, batch.mask)
     mixed = (tau / eta) * r + (1.0 - tau / eta) * r_t
