@@ -55,7 +55,8 @@ def drawing(size: tuple[float, float], **style: Any) -> Iterator[Figure]:
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(STYLE | style):
+    settings: Any = STYLE | style
+    with rc_context(settings):
         yield Figure(figsize=size, layout="constrained")
 
 
@@ -95,7 +96,8 @@ def plot_series(title: str, rows: pd.DataFrame) -> Plot:
         whole_numbers(ax, over)
         for key, line in rows[good].groupby("key", sort=False):
             marker = "o" if len(line) <= 40 else ""
-            ax.plot(line[over], line.value, label=shorten(key, 24), marker=marker, markersize=2.5)
+            label = shorten(str(key), 24)
+            ax.plot(line[over], line.value, label=label, marker=marker, markersize=2.5)
         lost = len(rows) - good.sum()
         ax.set_title(shorten(title) + (f"  ({lost} non-finite)" if lost else ""))
         if len(ax.lines) > 1:
@@ -180,7 +182,7 @@ def plot_phase_times(seconds: pd.DataFrame) -> Plot:
         whole_numbers(ax, "iteration")
         floors = seconds.cumsum(axis=1) - seconds
         for phase in seconds:
-            label = shorten(phase, 20)
+            label = shorten(str(phase), 20)
             ax.bar(seconds.index, seconds[phase], bottom=floors[phase], width=0.8, label=label)
         ax.set(ylabel="seconds", title="time by phase")
         figure.legend(loc="outside lower center", ncols=4)

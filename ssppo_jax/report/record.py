@@ -171,7 +171,8 @@ def held_out(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
     rows = metrics[(metrics.phase == "evaluate") & metrics.iteration.notna()]
     wide = rows.pivot(index=["record", "iteration"], columns="key", values="value")
     wide = wide.where(wide.abs() < LARGEST)
-    names = [key for key in wide if {f"{key}_low", f"{key}_high"} <= {*wide.columns}]
+    keys = list(map(str, wide.columns))
+    names = [key for key in keys if {f"{key}_low", f"{key}_high"} <= {*keys}]
     found = {}
     for name in sorted(names, key=lambda name: name == "win_rate"):
         columns = {"value": wide[name], "low": wide[f"{name}_low"], "high": wide[f"{name}_high"]}
@@ -195,5 +196,5 @@ def phase_seconds(metrics: pd.DataFrame) -> pd.DataFrame:
     own = clock.seconds.groupby("phase").transform("count") > 0
     spent = clock.seconds.where(own, elapsed).clip(lower=0)
     spent = spent.where(spent < LARGEST).groupby(["iteration", "phase"], sort=False).sum()
-    by_phase = spent.unstack("phase", fill_value=0.0, sort=False).sort_index()
+    by_phase = spent.unstack("phase", fill_value=0, sort=False).sort_index()
     return by_phase.loc[:, by_phase.any()]

@@ -90,7 +90,7 @@ def metric_topics(run: Run) -> tuple[dict[str, list[Plot]], list[Plot]]:
     rows = rows[(rows.phase != "evaluate") | ~rows.key.isin(shown)]
     mine: dict[str, list[pd.DataFrame]] = defaultdict(list)
     for (phase, key), metric in rows.groupby(["phase", "key"], sort=False):
-        mine[topic_of(phase, key)].append(metric)
+        mine[topic_of(str(phase), str(key))].append(metric)
     topics = {topic.title: _topic_plots(topic, mine[topic.title]) for topic in TOPICS}
     seconds = phase_seconds(run.metrics)
     if len(seconds.columns):
@@ -159,8 +159,10 @@ def _pair_frame(pairs: list[dict]) -> pd.DataFrame:
 
 
 def _margin(ends: Any) -> float | None:
-    known = finite_list(ends)
-    return known[0] - known[1] if len(known) == 2 and None not in known else None
+    match finite_list(ends):
+        case [float(first), float(second)]:
+            return first - second
+    return None
 
 
 def _pair_rows(pairs: pd.DataFrame) -> list[list[str]]:
@@ -168,7 +170,7 @@ def _pair_rows(pairs: pd.DataFrame) -> list[list[str]]:
     rows = []
     for iteration, mine in pairs.groupby("iteration", sort=False):
         counts = [str(len(mine)), str(mine.tied.sum())]
-        rows.append([iteration, *counts, _mean(mine.similarity), _mean(mine.p_win)])
+        rows.append([str(iteration), *counts, _mean(mine.similarity), _mean(mine.p_win)])
     return rows
 
 
@@ -221,7 +223,7 @@ def _is_whole(group: dict) -> bool:
 def _group_card(group: dict) -> Card:
     """Return a prompt, the answer wanted, and its responses from the best to the worst."""
     rewards = group["reward"]
-    none = [None] * len(rewards)
+    none: list[float | None] = [None] * len(rewards)
     advantages, lengths = (finite_list(group.get(key)) + none for key in ("advantage", "length"))
     texts = []
     for i in sorted(range(len(rewards)), key=lambda i: -rewards[i]):
