@@ -1,4 +1,4 @@
-"""The plots of `run.py`, in the report's style."""
+"""Draw the plots of `run.py`, in the report's style."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from typing import Any
 
 import numpy as np
 from game import averaged
-from matplotlib import rc_context
-from matplotlib.figure import Figure
 
-from ssppo_jax.report.plots import COLOURS, INK, STYLE
+from ssppo_jax.report.plots import COLOURS, drawing
 
-PAPER = {
-    key: "black" if value == INK else value for key, value in STYLE.items()
-}  # a file has no page to take ink from
-PAPER["text.parse_math"] = True  # the ticks of logarithmic axes
+STYLE = {"text.parse_math": True, "svg.hashsalt": "ssppo_jax"}  # for the ticks of logarithmic axes
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])  # rock, paper, scissors
 
 
 def _save(path: Path, size: tuple[float, float], draw: Callable[[Any], None]) -> None:
-    with rc_context(PAPER):
-        figure = Figure(figsize=size, layout="constrained")
+    with drawing(size, **STYLE) as figure:
         draw(figure)
         figure.savefig(path, metadata={"Date": None})  # the same numbers, the same file
 

@@ -12,14 +12,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ssppo_jax.errors import UserError
 from ssppo_jax.report import sections
 from ssppo_jax.report.record import TRAINED_ON, Run, finite, read_run
 
-PACKAGES = (
+PACKAGES = [
     "jax",
     "jaxlib",
     "flax",
@@ -28,7 +27,7 @@ PACKAGES = (
     "numpy",
     "transformers",
     "matplotlib",
-)
+]
 
 
 def build_report(workdir: str | os.PathLike) -> Path:
@@ -116,9 +115,8 @@ def _extent(run: Run) -> list[tuple[str, str]]:
     """Return how much was trained."""
     tiles = []
     training = run.metrics[run.metrics.phase == "train"]
-    steps = training.step[np.isfinite(training.step)]
-    if len(steps):
-        tiles.append(("optimizer steps", f"{steps.max():g}"))
+    if training.step.notna().any():
+        tiles.append(("optimizer steps", f"{training.step.max():g}"))
     if training.iteration.nunique():
         tiles.append(("iterations", str(training.iteration.nunique())))
     for name in TRAINED_ON:

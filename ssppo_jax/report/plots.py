@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from ssppo_jax.report.record import Series
+from ssppo_jax.report.record import LARGEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,17 +84,23 @@ def shorten(text: str, most: int = 48) -> str:
     return text if len(text) <= most else text[: most - 1] + "…"
 
 
-def plot_series(title: str, lines: list[Series]) -> Plot:
-    """Draw metrics of one phase; the title counts the values that were not finite."""
+def plot_series(title: str, rows: pd.DataFrame) -> Plot:
+    """Draw metrics of one phase: rows of a `metric_frame`.
+
+    The title counts the values that were not finite.
+    """
+    over = "step" if rows.phase.iloc[0] == "train" else "iteration"
+    good = rows.value.abs() < LARGEST  # not NaN either
     with drawing(SMALL) as figure:
         ax = figure.subplots()
-        whole_numbers(ax, "step" if lines[0].phase == "train" else "iteration")
-        for line in lines:
-            marker = "o" if line.x.size <= 40 else ""
-            ax.plot(line.x, line.y, label=shorten(line.key, 24), marker=marker, markersize=2.5)
-        lost = sum(line.lost for line in lines)
+        whole_numbers(ax, over)
+        for key, line in rows[good].groupby("key", sort=False):
+            marker = "o" if len(line) <= 40 else ""
+            label = shorten(str(key), 24)
+            ax.plot(line[over], line.value, label=label, marker=marker, markersize=2.5)
+        lost = len(rows) - good.sum()
         ax.set_title(shorten(title) + (f"  ({lost} non-finite)" if lost else ""))
-        if len(lines) > 1:
+        if len(ax.lines) > 1:
             figure.legend(loc="outside lower center", ncols=3)
         return _plot(figure, title)
 

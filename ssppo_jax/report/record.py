@@ -26,7 +26,6 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 
 CONTEXT_KEYS = ("phase", "step", "iteration", "nonfinite")
@@ -46,16 +45,6 @@ class Run(NamedTuple):
     samples: list[dict]
     result: dict
     notes: list[str]  # what is missing or damaged
-
-
-class Series(NamedTuple):
-    """One metric of one phase over its run."""
-
-    phase: str
-    key: str
-    x: np.ndarray  # steps while training, iterations in other phases
-    y: np.ndarray  # finite values only
-    lost: int  # non-finite values, which are not drawn
 
 
 # ---- files ---------------------------------------------------------------------------------------
@@ -144,6 +133,11 @@ def finite(value: Any) -> float | None:
     return found if found is not None and abs(found) < LARGEST else None  # NaN fails too
 
 
+def finite_list(value: Any) -> list[float | None]:
+    """Return what `finite` makes of every entry of a JSON list; [] for anything else."""
+    return [finite(entry) for entry in value] if isinstance(value, list) else []
+
+
 # ---- metrics -------------------------------------------------------------------------------------
 
 
@@ -156,7 +150,7 @@ def metric_frame(records: list[dict]) -> pd.DataFrame:
     rows = []
     for place, record in enumerate(records):
         phase = str(record.get("phase", "?"))
-        step, iteration = number(record.get("step")), number(record.get("iteration"))
+        step, iteration = finite(record.get("step")), finite(record.get("iteration"))
         beside = {key: value for key, value in record.items() if key not in CONTEXT_KEYS}
         values, wall = _as_dict(record.get("values")), _as_dict(record.get("wall"))
         for key, value in (values | wall | beside).items():
@@ -168,29 +162,17 @@ def metric_frame(records: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).astype(types)
 
 
-def metric_series(metrics: pd.DataFrame) -> list[Series]:
-    """Return every metric but the clock's, in order of first appearance."""
-    found = []
-    shown = metrics[~metrics.key.isin(["time", "seconds"])]
-    for (phase, key), rows in shown.groupby(["phase", "key"], sort=False):
-        x = (rows.step if phase == "train" else rows.iteration).to_numpy()
-        x = np.where(np.isfinite(x), x, np.arange(len(x)))
-        y = rows.value.to_numpy()
-        ok = np.abs(y) < LARGEST
-        found.append(Series(str(phase), str(key), x[ok], y[ok], int((~ok).sum())))
-    return found
-
-
 def held_out(metrics: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return every quantity X that evaluations logged with X_low and X_high.
 
     Columns: `iteration`, `value`, `low`, `high`, where a bound that was lost is NaN. The win rate
     comes last, because it does not tell where the run started.
     """
-    rows = metrics[(metrics.phase == "evaluate") & np.isfinite(metrics.iteration)]
+    rows = metrics[(metrics.phase == "evaluate") & metrics.iteration.notna()]
     wide = rows.pivot(index=["record", "iteration"], columns="key", values="value")
     wide = wide.where(wide.abs() < LARGEST)
-    names = [key for key in wide if {f"{key}_low", f"{key}_high"} <= {*wide.columns}]
+    keys = list(map(str, wide.columns))
+    names = [key for key in keys if {f"{key}_low", f"{key}_high"} <= {*keys}]
     found = {}
     for name in sorted(names, key=lambda name: name == "win_rate"):
         columns = {"value": wide[name], "low": wide[f"{name}_low"], "high": wide[f"{name}_high"]}
@@ -206,7 +188,7 @@ def phase_seconds(metrics: pd.DataFrame) -> pd.DataFrame:
     A phase whose records hold no `seconds` is given its share of `time`: what passed since the
     record before. The first record of the file and clock jumps backwards count 0.
     """
-    rows = metrics[metrics.key.isin(["time", "seconds"]) & np.isfinite(metrics.iteration)]
+    rows = metrics[metrics.key.isin(["time", "seconds"]) & metrics.iteration.notna()]
     rows = rows[rows.phase != "iteration"]  # it sums up the others
     clock = rows.pivot(index=["record", "phase", "iteration"], columns="key", values="value")
     clock = clock.reindex(columns=["time", "seconds"])
@@ -214,5 +196,5 @@ def phase_seconds(metrics: pd.DataFrame) -> pd.DataFrame:
     own = clock.seconds.groupby("phase").transform("count") > 0
     spent = clock.seconds.where(own, elapsed).clip(lower=0)
     spent = spent.where(spent < LARGEST).groupby(["iteration", "phase"], sort=False).sum()
-    by_phase = spent.unstack("phase", fill_value=0.0, sort=False).sort_index()
+    by_phase = spent.unstack("phase", fill_value=0, sort=False).sort_index()
     return by_phase.loc[:, by_phase.any()]

@@ -14,8 +14,7 @@ import pandas as pd
 
 from ssppo_jax.report import plots
 from ssppo_jax.report.plots import Plot
-from ssppo_jax.report.record import Run, Series, finite, held_out, metric_series, number
-from ssppo_jax.report.record import phase_seconds as seconds_of
+from ssppo_jax.report.record import Run, finite, finite_list, held_out, phase_seconds
 
 SAMPLES_OPEN, SAMPLES_MOST = 8, 200  # prompts shown at once, and shown at all
 EXAMPLES = 3  # groups, and opponents, shown of the first and of the last iteration
@@ -58,13 +57,13 @@ class Text(NamedTuple):
 
 
 class Card(NamedTuple):
-    """A prompt with texts of models, two abreast."""
+    """A prompt with texts of models, which stand two abreast."""
 
     prompt: Any
-    top: Sequence[tuple[Text | None, ...]]
+    top: list[Text]
     fold: str = ""  # tells what is folded
-    folded: Sequence[tuple[Text | None, ...]] = ()
-    bottom: Sequence[tuple[Text | None, ...]] = ()
+    folded: Sequence[Text] = ()
+    bottom: Sequence[Text] = ()
     answer: Any = None
 
 
@@ -84,19 +83,20 @@ def held_out_results(run: Run) -> tuple[list[Plot], str]:
     return [plots.plot_interval(name, rows, wide=wide) for name, rows in found.items()], caption
 
 
-def metric_topics(run: Run) -> tuple[list[tuple[str, list[Plot]]], list[Plot]]:
+def metric_topics(run: Run) -> tuple[dict[str, list[Plot]], list[Plot]]:
     """Return the plots of every topic, and those of the metrics that no topic claims."""
-    shown = {f"{name}{end}" for name in held_out(run.metrics) for end in ("", "_low", "_high")}
-    mine: dict[str, list[Series]] = defaultdict(list)
-    for line in metric_series(run.metrics):
-        if line.phase != "evaluate" or line.key not in shown:
-            mine[topic_of(line.phase, line.key)].append(line)
-    topics = [(topic.title, _topic_plots(topic, mine[topic.title])) for topic in TOPICS]
-    seconds = seconds_of(run.metrics)
+    shown = [f"{name}{end}" for name in held_out(run.metrics) for end in ("", "_low", "_high")]
+    rows = run.metrics[~run.metrics.key.isin(["time", "seconds"])]
+    rows = rows[(rows.phase != "evaluate") | ~rows.key.isin(shown)]
+    mine: dict[str, list[pd.DataFrame]] = defaultdict(list)
+    for (phase, key), metric in rows.groupby(["phase", "key"], sort=False):
+        mine[topic_of(str(phase), str(key))].append(metric)
+    topics = {topic.title: _topic_plots(topic, mine[topic.title]) for topic in TOPICS}
+    seconds = phase_seconds(run.metrics)
     if len(seconds.columns):
-        dict(topics)[TIME].insert(0, plots.plot_phase_times(seconds))
-    rest = [plots.plot_series(_label(line), [line]) for line in mine[""]]
-    return [(title, drawn) for title, drawn in topics if drawn], rest
+        topics[TIME].insert(0, plots.plot_phase_times(seconds))
+    rest = [plots.plot_series(_title(metric), metric) for metric in mine[""]]
+    return {title: drawn for title, drawn in topics.items() if drawn}, rest
 
 
 def topic_of(phase: str, key: str) -> str:
@@ -105,20 +105,18 @@ def topic_of(phase: str, key: str) -> str:
     return next(claims, "")
 
 
-def _topic_plots(topic: Topic, lines: list[Series]) -> list[Plot]:
-    if not topic.overlay:
-        return [plots.plot_series(_label(line), [line]) for line in lines]
-    by_phase: dict[str, list[Series]] = defaultdict(list)
-    for line in lines:
-        by_phase[line.phase].append(line)
-    return [
-        plots.plot_series(f"{topic.title}, {phase}" if len(mine) > 1 else _label(mine[0]), mine)
-        for phase, mine in by_phase.items()
-    ]
+def _topic_plots(topic: Topic, metrics: list[pd.DataFrame]) -> list[Plot]:
+    if topic.overlay and metrics:
+        metrics = [rows for _, rows in pd.concat(metrics).groupby("phase", sort=False)]
+    return [plots.plot_series(_title(rows, topic.title), rows) for rows in metrics]
 
 
-def _label(line: Series) -> str:
-    return line.key if line.phase == "train" else f"{line.phase}: {line.key}"
+def _title(rows: pd.DataFrame, together: str = "") -> str:
+    """Return the name of a metric, or of several together, with its phase."""
+    phase, key = rows.phase.iloc[0], rows.key.iloc[0]
+    if rows.key.nunique() > 1:
+        return f"{together}, {phase}"
+    return key if phase == "train" else f"{phase}: {key}"
 
 
 # ---- pairs ---------------------------------------------------------------------------------------
@@ -126,7 +124,8 @@ def _label(line: Series) -> str:
 
 def pair_margins(run: Run) -> dict[str, Any] | None:
     """Return the plot of margins, its caption and the table of pairs; None without any pair."""
-    good = _pair_frame(run.pairs).dropna(subset=["similarity", "raw", "gated"])
+    pairs = _pair_frame(run.pairs)
+    good = pairs.dropna(subset=["similarity", "raw", "gated"])
     skipped = len(run.pairs) - len(good)
     if skipped:
         run.notes.append(
@@ -143,31 +142,33 @@ def pair_margins(run: Run) -> dict[str, Any] | None:
             f"Above 0.9 similarity ({len(alike)} pairs) the mean margin is {alike.raw.mean():.3f}"
             f" raw and {alike.gated.mean():.3f} gated."
         )
-    return {"plot": plots.plot_margins(good), "caption": caption, "rows": _pair_rows(run.pairs)}
+    return {"plot": plots.plot_margins(good), "caption": caption, "rows": _pair_rows(pairs)}
 
 
 def _pair_frame(pairs: list[dict]) -> pd.DataFrame:
     """Return one row for each pair; NaN for what is not a finite number."""
     rows = []
     for pair in pairs:
-        one: dict[str, Any] = {"iteration": str(pair.get("iteration", "?"))}
-        one["tied"] = pair.get("tied") is True
-        for name in ("similarity", "p_win"):
-            one[name] = finite(pair.get(name))
-        for name, ends in (("raw", pair.get("win_rate")), ("gated", pair.get("target"))):
-            known = [finite(end) for end in ends] if isinstance(ends, list) else []
-            first, second = known if len(known) == 2 else (None, None)
-            one[name] = None if first is None or second is None else first - second
-        rows.append(one)
+        iteration, tied = str(pair.get("iteration", "?")), pair.get("tied") is True
+        measured = finite_list([pair.get("similarity"), pair.get("p_win")])
+        margins = [_margin(pair.get(name)) for name in ("win_rate", "target")]
+        rows.append((iteration, tied, *measured, *margins))
     columns = ["similarity", "p_win", "raw", "gated"]
     frame = pd.DataFrame(rows, columns=["iteration", "tied", *columns])
     return frame.astype(dict.fromkeys(columns, float))
 
 
-def _pair_rows(pairs: list[dict]) -> list[list[str]]:
+def _margin(ends: Any) -> float | None:
+    match finite_list(ends):
+        case [float(first), float(second)]:
+            return first - second
+    return None
+
+
+def _pair_rows(pairs: pd.DataFrame) -> list[list[str]]:
     """Return iteration, pairs, ties, mean similarity and mean P(winner > loser)."""
     rows = []
-    for iteration, mine in _pair_frame(pairs).groupby("iteration", sort=False):
+    for iteration, mine in pairs.groupby("iteration", sort=False):
         counts = [str(len(mine)), str(mine.tied.sum())]
         rows.append([str(iteration), *counts, _mean(mine.similarity), _mean(mine.p_win)])
     return rows
@@ -212,42 +213,30 @@ def group_examples(run: Run) -> dict[str, Any] | None:
 
 
 def _is_whole(group: dict) -> bool:
-    responses, reward = group.get("responses"), group.get("reward")
-    if not isinstance(responses, list) or not isinstance(reward, list):
+    """Return whether a group has an iteration and a finite reward for every response."""
+    responses, rewards = group.get("responses"), finite_list(group.get("reward"))
+    if not isinstance(responses, list) or not len(responses) == len(rewards) > 0:
         return False
-    if not len(responses) == len(reward) > 0:
-        return False
-    return finite(group.get("iteration")) is not None and None not in map(finite, reward)
+    return None not in rewards and finite(group.get("iteration")) is not None
 
 
 def _group_card(group: dict) -> Card:
     """Return a prompt, the answer wanted, and its responses from the best to the worst."""
-    advantages, lengths = (_column(group, key) for key in ("advantage", "length"))
+    rewards = group["reward"]
+    none: list[float | None] = [None] * len(rewards)
+    advantages, lengths = (finite_list(group.get(key)) + none for key in ("advantage", "length"))
     texts = []
-    for i in sorted(range(len(group["reward"])), key=lambda i: -group["reward"][i]):
+    for i in sorted(range(len(rewards)), key=lambda i: -rewards[i]):
         measured = []
         if advantages[i] is not None:
             measured.append(f"advantage {advantages[i]:+.3f}")
         if lengths[i] is not None:
             measured.append(f"{lengths[i]:g} tokens")
-        name = f"reward {group['reward'][i]:.3f}"
+        name = f"reward {rewards[i]:.3f}"
         texts.append(Text(name, group["responses"][i] or "", ", ".join(measured)))
     best, between, worst = texts[:ENDS], texts[ENDS:-ENDS], texts[ENDS:][-ENDS:]
     fold = f"{len(between)} responses between"
-    sides = (_two_abreast(part) for part in (best, between, worst))
-    top, folded, bottom = sides
-    return Card(group.get("prompt"), top, fold, folded, bottom, group.get("answer"))
-
-
-def _two_abreast(texts: list[Text]) -> list[tuple[Text | None, ...]]:
-    return list(itertools.zip_longest(texts[::2], texts[1::2]))
-
-
-def _column(group: dict, key: str) -> list[float | None]:
-    """Return a finite number for each response, or None."""
-    values = group.get(key)
-    known = [finite(value) for value in values] if isinstance(values, list) else []
-    return [*known, *[None] * len(group["reward"])]
+    return Card(group.get("prompt"), best, fold, between, worst, group.get("answer"))
 
 
 # ---- opponents -----------------------------------------------------------------------------------
@@ -271,7 +260,7 @@ def _opponent_card(record: dict) -> Card:
     p = finite(record.get("p_win"))
     own = Text("policy", record.get("policy") or "", "" if p is None else f"wins with {p:.3f}")
     opponent = Text("opponent", record.get("opponent") or "")
-    return Card(record.get("prompt"), [(own, opponent)])
+    return Card(record.get("prompt"), [own, opponent])
 
 
 # ---- held-out samples ----------------------------------------------------------------------------
@@ -298,16 +287,15 @@ def stage_order(stage: str) -> tuple[int, int]:
 
 
 def _sample_card(before: list[dict], after: list[dict], name: str) -> Card:
-    sides = [
-        (_sample_text("start", old), _sample_text(name, new))
-        for old, new in itertools.zip_longest(before, after)
-    ]
+    texts = []
+    for old, new in itertools.zip_longest(before, after):
+        texts += [_sample_text("start", old), _sample_text(name, new)]
     prompt = (before + after or [{}])[0].get("prompt")
-    return Card(prompt, sides[:1], f"{len(sides) - 1} more samples", sides[1:])
+    return Card(prompt, texts[:2], f"{len(texts) // 2 - 1} more samples", texts[2:])
 
 
 def _sample_text(stage: str, sample: dict | None) -> Text:
     if sample is None:
         return Text(stage, None)
-    score = number(sample.get("score"))
+    score = finite(sample.get("score"))
     return Text(stage, sample.get("response") or "", "" if score is None else f"score {score:.3f}")

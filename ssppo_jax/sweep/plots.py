@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 LINESTYLES = ("-", "--", ":", "-.")  # 8 colours in 4 styles: the first 32 points differ at a glance
 MOST_STEPS = 60  # points of a curve; longer courses are drawn as means of equal slices
 LONGEST_NAME = 90
-DASHED = {"color": "0.6", "linewidth": 0.8, "linestyle": "--"}
+DASHED: dict[str, Any] = {"color": "0.6", "linewidth": 0.8, "linestyle": "--"}
 ALARM = "#c0392b"
 
 
@@ -117,7 +117,7 @@ def _draw_courses(ax: Axes, source: str, labels: list[str], lines: list[list[pd.
         colour, style = COLOURS[i % len(COLOURS)], LINESTYLES[i // len(COLOURS) % 4]
         mean = mean_course(seeds)
         marker = "o" if len(mean) <= 15 else ""
-        look = {"marker": marker, "markersize": 2.5, "linestyle": style}
+        look: dict[str, Any] = {"marker": marker, "markersize": 2.5, "linestyle": style}
         ax.plot(mean.index, mean["mean"], label=label, color=colour, **look)
         low, high = mean["mean"] - mean.error, mean["mean"] + mean.error
         ax.fill_between(mean.index, low, high, color=colour, alpha=band, linewidth=0)
@@ -143,7 +143,8 @@ def mean_course(seeds: list[pd.Series]) -> pd.DataFrame:
     first = [seed[~seed.index.duplicated()] for seed in seeds]
     y = pd.concat(first, axis=1, join="inner").sort_index() if seeds else pd.DataFrame()
     slices = np.arange(len(y)) * min(len(y), MOST_STEPS) // max(len(y), 1)
-    y = y.reset_index().groupby(slices).agg(lambda values: values.mean(skipna=False))
+    y = y.reset_index()
+    y = y.groupby(slices).mean().where(y.notna().groupby(slices).all())
     y = y.set_index(y.columns[0])
     error = y.sem(axis=1, skipna=False) if len(seeds) > 1 else 0.0
     return pd.DataFrame({"mean": y.mean(axis=1, skipna=False), "error": error})

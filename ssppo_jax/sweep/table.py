@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +40,14 @@ def summary(grid: Grid) -> list[dict]:
     records = [{"name": run.name, "status": run.status} | run.values for run in grid.runs]
     frame = pd.DataFrame(records, columns=["name", "status", *measures])
     frame = frame.astype(dict.fromkeys(measures, float))  # None becomes NaN, which is not counted
-    groups = frame.groupby("name", sort=False)
-    statistics = groups[measures].agg(["mean", "sem", "count"])
-    status = groups.status.value_counts().unstack(fill_value=0)
-    status = status.reindex(columns=["done", "failed", "stopped", "pending"], fill_value=0)
+    statistics = frame.groupby("name", sort=False)[measures].agg(["mean", "sem", "count"])
     rows = []
     for name, runs in by_point(grid).items():
-        counts = status.loc[name]
-        row = {"name": name, "point": runs[0].point}
-        row["metrics"] = {m: _estimate(statistics.loc[name, m]) for m in measures}
-        row |= {"n": int(counts.done), "failed": int(counts.failed)}
-        rows.append(row | {"unfinished": int(counts.stopped + counts.pending)})
+        counts = Counter(run.status for run in runs)
+        row: dict[str, Any] = {"name": name, "point": runs[0].point}
+        row["metrics"] = {m: _estimate(statistics[m].loc[name]) for m in measures}
+        row |= {"n": counts["done"], "failed": counts["failed"]}
+        rows.append(row | {"unfinished": counts["stopped"] + counts["pending"]})
     return rows
 
 

@@ -295,17 +295,32 @@ def test_numbers_that_are_not_finite_are_counted_in_the_plot(workdir):
     assert "loss  (2 non-finite)" in Page(report.build_report(workdir)).words
 
 
-def test_metrics_are_series_by_phase_over_steps_or_iterations():
+def test_every_number_of_a_record_is_a_row_of_the_metrics():
     metrics = [
-        dict(phase="train", step=4, iteration=1, time=1.0, loss=2.0, ok=True, note="text"),
-        dict(phase="train", step=5, iteration=1, time=2.0, loss=1.0),
-        dict(phase="generate", step=5, iteration=2, time=3.0, loss=9.0),
+        dict(phase="train", step=4, iteration=1, loss=2.0, ok=True, note="text"),
+        record("generate", 5, "two", 3.0, {"loss": None, "big": 10**400}, rate=7),
     ]
-    lines = run_record.metric_series(run_record.metric_frame(metrics))
-    assert [(line.phase, line.key, line.x.tolist(), line.y.tolist()) for line in lines] == [
-        ("train", "loss", [4, 5], [2, 1]),
-        ("generate", "loss", [2], [9]),
+    frame = run_record.metric_frame(metrics).astype(object)
+    assert frame.where(frame.notna(), None).to_numpy().tolist() == [
+        [0, "train", 4, 1, "loss", 2],
+        [1, "generate", 5, None, "loss", None],
+        [1, "generate", 5, None, "big", np.inf],
+        [1, "generate", 5, None, "time", 3],
+        [1, "generate", 5, None, "rate", 7],
     ]
+
+
+def test_a_metric_is_drawn_over_steps_in_training_and_over_iterations_elsewhere(monkeypatch):
+    monkeypatch.setattr(plots, "_plot", lambda figure, label: figure)
+    for phase, x in (("train", [4, 5]), ("judge", [1, 2])):
+        metrics = [
+            dict(phase=phase, step=4, iteration=1, a=2.0, b=3.0),
+            dict(phase=phase, step=5, iteration=2, a=1.0, b=float("nan")),
+        ]
+        (ax,) = plots.plot_series("t", run_record.metric_frame(metrics)).axes
+        drawn = {line.get_label(): line.get_xydata().tolist() for line in ax.lines}
+        assert drawn == {"a": [[x[0], 2], [x[1], 1]], "b": [[x[0], 3]]}
+        assert ax.get_title(loc="left") == "t  (1 non-finite)"
 
 
 @pytest.mark.parametrize(
