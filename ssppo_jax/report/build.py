@@ -15,6 +15,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ssppo_jax.errors import UserError
+from ssppo_jax.files import write_atomically
 from ssppo_jax.report import sections
 from ssppo_jax.report.record import TRAINED_ON, Run, finite, read_run
 
@@ -51,10 +52,9 @@ def build_report(workdir: str | os.PathLike) -> Path:
     page = environment.get_template("page.html.j2").render(
         name=folder.resolve().name, **_contents(read_run(folder))
     )
-    target, partial = folder / "report.html", folder / "report.html.tmp"
+    target = folder / "report.html"
     # Lone surrogates are legal in JSON, not in UTF-8.
-    partial.write_text(page, encoding="utf-8", errors="replace")
-    os.replace(partial, target)
+    write_atomically(target, lambda file: file.write(page.encode("utf-8", errors="replace")))
     return target
 
 

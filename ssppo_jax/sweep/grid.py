@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import sys
 from collections.abc import Mapping
@@ -34,7 +33,8 @@ import numpy as np
 
 from ssppo_jax import config as cfg
 from ssppo_jax import schema
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.files import read_json
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.sweep import measure
 from ssppo_jax.sweep.measure import Measure
@@ -103,7 +103,7 @@ def read_result(run: Run, measures: tuple[Measure, ...]) -> None:
     """Mark a run that has a result.json as done, with what it measured."""
     path = run.folder / "result.json"
     if path.is_file():
-        run.status, run.reason, run.result = "done", "", json.loads(path.read_text())
+        run.status, run.reason, run.result = "done", "", read_json(path)
         run.values, run.missing = measure.measure_run(run.folder, measures)
 
 
@@ -228,9 +228,9 @@ def _seconds_before(workdir: Path) -> dict[str, float]:
     A sweep.json that cannot be read counts 0.
     """
     try:
-        records = json.loads((workdir / "sweep.json").read_text())["runs"]
+        records = read_json(workdir / "sweep.json")["runs"]
         return {Path(record["folder"]).name: float(record["seconds"]) for record in records}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, DataError, KeyError, TypeError):
         return {}
 
 

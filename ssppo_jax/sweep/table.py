@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ssppo_jax.files import write_lines
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.sweep.grid import Grid, Run, key_text, text
 
@@ -126,6 +126,4 @@ def write(grid: Grid, workdir: Path) -> None:
     """Write sweep.json, with every run's values, and sweep.md, as things stand."""
     records = [dataclasses.asdict(run) | {"folder": str(run.folder)} for run in grid.runs]
     run_folder.write_json(workdir / "sweep.json", {"runs": records, "table": summary(grid)})
-    partial = workdir / "sweep.md.tmp"
-    partial.write_text(table(grid) + "\n")
-    os.replace(partial, workdir / "sweep.md")
+    write_lines(workdir / "sweep.md", [table(grid)])
