@@ -371,7 +371,7 @@ def _tables(positions: Int[Array, "B S"], arch: Arch) -> tuple[Table, Table | No
     return table, None if local is None else rotary_table(positions, arch.head_dim, local)
 
 
-def output_kernel(params: PyTree[Array], arch: Arch) -> Float[Array, "D V"]:
+def output_kernel(params: PyTree, arch: Arch) -> Float[Array, "D V"]:
     """Return the matrix from hidden states to logits: the embedding transposed, or a head."""
     return params["embed"]["embedding"].T if arch.tie_embeddings else params["head"]["kernel"]
 
