@@ -9,6 +9,7 @@ function adds its keys. A keyword's rule stands in its annotation: `decay: Unit 
 from __future__ import annotations
 
 import ast
+import dataclasses
 import difflib
 import functools
 import importlib
@@ -70,8 +71,18 @@ def fraction(x) -> str | None:
     return None if 0 < x <= 1 else "above 0 and at most 1"
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Allow some values; `--help` lists them."""
+
+    allowed: tuple
+
+    def __call__(self, x: Any) -> str | None:
+        return None if x in self.allowed else "one of " + ", ".join(map(repr, self.allowed))
+
+
 def one_of(*allowed) -> Rule:
-    return lambda x: None if x in allowed else "one of " + ", ".join(map(repr, allowed))
+    return OneOf(allowed)
 
 
 def increasing(x) -> str | None:
@@ -120,7 +131,7 @@ def keyword_meanings(function: Callable) -> dict[str, str]:
     return found
 
 
-def component(table: Mapping[str, Callable], name: str, **overrides) -> ConfigDict:
+def component(table: Mapping[str, Callable], name: str, /, **overrides) -> ConfigDict:
     """Return a node with `name` and the function's keyword defaults, some of them overridden.
 
     Raises:
@@ -131,12 +142,26 @@ def component(table: Mapping[str, Callable], name: str, **overrides) -> ConfigDi
             f"{name!r} is not known; {_nearest(name, table)}allowed: {', '.join(sorted(table))}"
         )
     defaults = keyword_defaults(table[name])
+    parameters = inspect.signature(table[name]).parameters.values()
+    for bare in (p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty):
+        raise ConfigError(
+            f"{name}: its keyword {bare!r} has no default, so it cannot be a key of a config; give"
+            f" it one in the function, as in {bare}: str = ''"
+        )
     unknown = [k for k in overrides if k not in defaults]
     if unknown:
         raise ConfigError(
             f"{name} takes no {unknown[0]!r}; {_nearest(unknown[0], defaults)}it takes:"
             f" {', '.join(defaults)}"
         )
+    for keyword, value in overrides.items():
+        default = defaults[keyword]
+        fits = default is None or isinstance(value, type(default))
+        if not fits and not (isinstance(default, float) and type(value) is int):
+            raise ConfigError(
+                f"{name} takes {keyword}={value!r}: expected {_type_name(default)}, as in"
+                f" {default!r}"
+            )
     node = ConfigDict({"name": name, **defaults, **overrides})
     return node.lock()
 
@@ -165,7 +190,7 @@ def build(keys: Iterable[Key], components: Iterable[Component]) -> ConfigDict:
 
 
 def choose(
-    config: ConfigDict, path: str, table: Mapping[str, Callable], name: str, **overrides
+    config: ConfigDict, path: str, table: Mapping[str, Callable], name: str, /, **overrides
 ) -> None:
     """Put a component with its own defaults at `path`; keep the run's keys in that node."""
     node, parent = component(table, name, **overrides), _parent(config, path)
@@ -244,7 +269,10 @@ def load_config(spec: str) -> ConfigDict:
     module, argument = load_module(spec), spec.partition(":")[2]
     if not hasattr(module, "get_config"):
         raise ConfigError(f"--config={spec}: it defines no get_config(); a config file must")
-    return run_file(module, module.get_config, *([argument] if argument else []))
+    config = run_file(module, module.get_config, *([argument] if argument else []))
+    if config is None:
+        raise ConfigError(f"--config={spec}: get_config() returns nothing; end it: return config")
+    return config
 
 
 def load_module(spec: str) -> ModuleType:
@@ -469,7 +497,10 @@ def help_text(keys: Iterable[Key], components: Iterable[Component], config: Conf
     """Return every key with its meaning and its value in `config`."""
     flat, lines = flatten(config), []
     for key in keys:
-        lines.append(f"  --config.{key.path}={_shown(flat[key.path])}\n        {key.meaning}")
+        allowed = [str(x) for x in key.rule.allowed] if isinstance(key.rule, OneOf) else []
+        told = all(word in key.meaning for word in allowed)
+        meaning = key.meaning if told else f"{key.meaning}: {', '.join(allowed)}"
+        lines.append(f"  --config.{key.path}={_shown(flat[key.path])}\n        {meaning}")
     for c in components:
         name = flat[f"{c.path}.name"]
         lines.append(

@@ -397,6 +397,7 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "per_device_train_batch_size": "train.batch_size, in prompts (TRL counts completions)",
     "attn_implementation": "model.attention",
     "learning_rate": "optimizer.learning_rate",
+    "lr": "optimizer.learning_rate",
     "loss_type": "loss.name",
     "epsilon": "loss.epsilon",
     "epsilon_high": "loss.epsilon_high",
@@ -412,12 +413,15 @@ def base_config() -> ConfigDict:
     return cfg.build(KEYS, COMPONENTS)
 
 
-def select(config: ConfigDict, path: str, name: str, **overrides) -> None:
+def select(config: ConfigDict, path: str, name: str, /, **overrides) -> None:
     """Choose a component in a config file, e.g. select(config, "loss", "dpo", beta=0.1).
 
     A loss brings the settings elsewhere that make it the published method (`losses.COMPANIONS`);
     lines after this one may change them."""
-    table = next(c.table for c in COMPONENTS if c.path == path)
+    tables = {c.path: c.table for c in COMPONENTS}
+    if path not in tables:
+        raise ConfigError(f"select(config, {path!r}, ...): choose one of {', '.join(tables)}")
+    table = tables[path]
     before = _companions(config)
     cfg.choose(config, path, table, name, **overrides)
     if path == "loss":
@@ -541,7 +545,7 @@ def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:
 
 def _rows_problems(config: ConfigDict) -> list[str]:
     """List what the loss's kind of rows asks of other keys."""
-    kind, name, problems = ROWS[config.loss.name], config.loss.name, []
+    kind, name, problems = ROWS.get(config.loss.name, "pair"), config.loss.name, []
     if kind == "opponent":
         if config.sampling.num_samples != 2:
             problems.append(

@@ -143,3 +143,31 @@ def test_a_run_says_what_its_loss_brought(caplog):
     assert notes[0].startswith("loss.name=dapo brings group.max_num_gen_batches=10")
     assert "group.filter_groups=False is not the published method, which has True" not in notes[0]
     assert notes[1].endswith("which has group.filter_groups=True")
+
+
+def test_a_config_file_that_cannot_be_read_says_what_to_type(tmp_path):
+    head = "from ssppo_jax.schema import *\ndef get_config():\n    c = base_config()\n"
+    for line, words in (
+        ("select(c, 'gate', 'linear')", r"choose one of data\.source, oracle"),
+        ("select(c, 'loss', 'dpo', beta='big')", r"dpo takes beta='big': expected a number"),
+        ("pass", r"get_config\(\) returns nothing; end it: return config"),
+    ):
+        file = tmp_path / "c.py"
+        file.write_text(head + f"    {line}\n")
+        with pytest.raises(ConfigError, match=words):
+            schema.load(str(file), {})
+    file.write_text(head + "    select(c, 'data.source', 'jsonl', path='p.jsonl')\n    return c\n")
+    assert schema.load(str(file), {}).data.source.path == "p.jsonl"
+
+
+def test_a_keyword_without_a_default_cannot_be_a_key():
+    def topics(*, file: str):
+        """Read topics."""
+
+    with pytest.raises(ConfigError, match="its keyword 'file' has no default"):
+        cfg.component({"topics": topics}, "topics")
+
+
+def test_help_lists_the_words_that_a_key_allows():
+    text = schema.help_text(schema.base_config())
+    assert "or nowhere: pair, group_mean, pairwise, none" in text

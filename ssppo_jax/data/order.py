@@ -39,7 +39,7 @@ def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Spli
     """
     if not 0 <= heldout < len(prompts):
         raise ConfigError(
-            f"heldout={heldout} of {len(prompts)} prompts; allowed: 0 to {len(prompts) - 1}"
+            f"data.heldout={heldout} of {len(prompts)} prompts; allowed: 0 to {len(prompts) - 1}"
         )
     ordered = sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())
     out, rest = ordered[:heldout], ordered[heldout:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ from ssppo_jax import data
 from ssppo_jax.config import bind
 from ssppo_jax.data.batches import EncodedPrompt, encode_prompts
 from ssppo_jax.data.order import split_prompts
+from ssppo_jax.errors import DataError
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,13 @@ def prepare_prompts(settings: Mapping[str, Any], tokenizer: Any, *, seed: int) -
         ConfigError, DataError: see the source, `split_prompts` and `encode_prompts`.
     """
     prompts = bind(data.SOURCES, settings["source"])()
+    counts = Counter(prompt.id for prompt in prompts)
+    twice = [name for name, count in counts.items() if count > 1]
+    if twice:
+        raise DataError(
+            f"data source {settings['source']['name']!r}: prompt ids must be unique;"
+            f" {twice[0]!r} occurs {counts[twice[0]]} times ({len(twice)} ids in all)"
+        )
     split = split_prompts(prompts, heldout=settings["heldout"], seed=seed)
     limit = settings["max_prompt_length"]
     train, dropped = encode_prompts(split.train, tokenizer, max_prompt_length=limit)

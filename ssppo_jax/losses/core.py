@@ -91,7 +91,16 @@ def weighted_mean(
 
 
 def sum_terms(terms: dict[str, Mean]) -> tuple[Mean, Metrics]:
-    """Add a loss's terms, all of one weight; return them again under `term/` keys."""
+    """Add a loss's terms, all of one weight; return them again under `term/` keys.
+
+    Raises:
+      ConfigError: a term is an array, not a `Mean`.
+    """
+    for name, term in terms.items():
+        remedy = "average it with weighted_mean(x, batch.weight)"
+        require(
+            isinstance(term, Mean), f"term {name}", type(term).__name__, "must be a Mean", remedy
+        )
     total = cast(Scalar, sum(term.total for term in terms.values()))
     weight = next(iter(terms.values())).weight
     return Mean(total, weight), {f"term/{name}": term for name, term in terms.items()}

@@ -43,12 +43,14 @@ def plan_step(runtime: Runtime, phase: str) -> Planned:
 
 def rows_per_prompt(runtime: Runtime) -> int:
     """Return the completions of one training row, by the loss's kind of row."""
-    return runtime.config.sampling.num_samples if ROWS[runtime.config.loss.name] == "group" else 2
+    return (
+        runtime.config.sampling.num_samples if ROWS.get(runtime.config.loss.name) == "group" else 2
+    )
 
 
 def _generate(runtime: Runtime) -> Planned:
     c = runtime.config
-    k = 1 if ROWS[c.loss.name] == "opponent" else c.sampling.num_samples
+    k = 1 if ROWS.get(c.loss.name) == "opponent" else c.sampling.num_samples
     b, p, t = c.sampling.batch_size, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, runtime)
     fields: dict[str, Any] = {

@@ -100,7 +100,7 @@ class Collector:
             oracle,
             score,
         )
-        self.rows = ROWS[config.loss.name]
+        self.rows = ROWS.get(config.loss.name, "pair")
         self.journal = open_journal(journal)
         self.embedder = _embedder(runtime) if self.rows == "pair" else None
         self.rounds = sampling_rounds(config)

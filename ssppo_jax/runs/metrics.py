@@ -291,6 +291,6 @@ def _board_class(tensorboard: str):
             raise ConfigError(
                 "tensorboard='on', but it is not installed: pip install tensorboard"
             ) from error
-        log.info("tensorboard is not installed: metrics go to metrics.jsonl only")
+        log.info("no TensorBoard mirror: pip install 'ssppo_jax[tensorboard]' adds one")
         return None
     return Writer
