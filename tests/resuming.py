@@ -1,0 +1,90 @@
+"""Processes that train and are killed at a chosen place: shared by the tests of resuming."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+# Runs `train` with one function replaced by a version that kills the process at its n-th call.
+KILLER = """
+import os, signal, sys
+from ssppo_jax import train, runtime
+from ssppo_jax.report import build
+from ssppo_jax.rollout import collect
+from ssppo_jax.rollout import score as score_phase
+from ssppo_jax.weights import checkpoint
+from ssppo_jax.__main__ import main
+
+def deadly(owner, name, call, number=signal.SIGKILL):
+    original, calls = getattr(owner, name), []
+    def replacement(*args, **kwargs):
+        calls.append(1)
+        if len(calls) == call:
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)
+    setattr(owner, name, replacement)
+
+build.build_report = lambda folder: folder  # no report: its figures take seconds
+where = os.environ["KILL"]
+if where == "asked":         # SIGTERM in the first iteration's training: saves, exits with 75
+    deadly(train, "take_rows", 1, signal.SIGTERM)
+elif where == "sampling":    # the second iteration's samples are being made
+    deadly(collect, "sample_prompts", 1)
+elif where == "scoring":     # they are sampled and judged, the rollout is not yet written
+    deadly(score_phase, "score_rows", 1)
+elif where == "saving":      # a checkpoint in the second iteration: arrays written, manifest not
+    deadly(checkpoint, "write_manifest", 1)
+elif where == "other keys":  # not a kill: the negative control, random keys that were not restored
+    key = runtime.Runtime.key
+    runtime.Runtime.key = lambda self, stream, index=0: key(self, stream, index + 1000)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def launcher(shared):
+    """Return run(workdir, kill, expect, kind), whose processes share caches in a folder."""
+    environment = os.environ | {
+        "XLA_FLAGS": "",
+        "SSPPO_CACHE": str(shared / "models"),
+        "SSPPO_PROGRESS": "off",
+        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+    def run(workdir, kill="never", expect=0, kind=()):
+        command = [
+            sys.executable,
+            "-c",
+            KILLER,
+            "train",
+            "--config=smoke",
+            f"--workdir={workdir}",
+        ]
+        overrides = ["--config.data.heldout=2", *kind]
+        done = subprocess.run(
+            command + overrides,
+            cwd=ROOT,
+            env=environment | {"KILL": kill},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert done.returncode == expect, done.stderr[-3000:]
+        return workdir
+
+    return run
+
+
+def log_of(workdir):
+    records = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in r.items() if k != "wall"} for r in records]
+
+
+def files_of(workdir, rows="pairs"):
+    names = ["policy/model.safetensors", f"{rows}.jsonl", "samples.jsonl", "result.json"]
+    return {name: (workdir / name).read_bytes() for name in names}
