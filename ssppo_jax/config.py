@@ -156,8 +156,10 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
         )
     for keyword, value in overrides.items():
         default = defaults[keyword]
-        fits = default is None or isinstance(value, type(default))
-        if not fits and not (isinstance(default, float) and type(value) is int):
+        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(
+            default, bool
+        )
+        if not (default is None or same or (isinstance(default, float) and type(value) is int)):
             raise ConfigError(
                 f"{name} takes {keyword}={value!r}: expected {_type_name(default)}, as in"
                 f" {default!r}"

@@ -187,17 +187,10 @@ def _number(given: dict, key: str, default: D, *, of: Any, least: float = 0.0) -
 def _problems(table: dict[str, Any], name: Any, given: dict[str, Any]) -> list[str]:
     """List what is wrong with a member's oracle and its keywords."""
     try:
-        defaults, node = component(table, name), component(table, name, **given)
+        node = component(table, name, **given)
     except ConfigError as error:
         return [str(error)]
-    wrong = [
-        f"{name}.{key} takes {type(defaults[key]).__name__}, as in {defaults[key]!r}"
-        for key, value in given.items()
-        if type(value) is not type(defaults[key])
-        and not (isinstance(defaults[key], float) and type(value) is int)
-    ]
-    where = (Component(name, table, name, ""),)
-    return wrong or rule_problems(ConfigDict({name: node}), (), where)
+    return rule_problems(ConfigDict({name: node}), (), (Component(name, table, name, ""),))
 
 
 ORACLES = {"combine": combine}
