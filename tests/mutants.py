@@ -378,11 +378,19 @@ GROUP = [
     ("sapo", "weighted_mean(gated.slope", "weighted_mean(1 - gated.slope", "EUR upside down"),
     ("sapo", "loss_agg_mode=loss_agg_mode,", "", "the aggregation is ignored"),
     ("gspo", "sequence_mean(u", "sequence_sum(u", "1/L is dropped"),
-    ("gspo", "advantage, low, high)", "advantage, high, low)", "epsilons swapped"),
-    ("gspo", "_responses(batch)", "jnp.ones_like(s)", "clip fraction over empty responses"),
     ("rloo", "sequence_sum(u", "sequence_mean(u", "GSPO's ratio"),
-    ("rloo", "batch.advantage, low, high)", "batch.advantage, high, low)", "epsilons swapped"),
-    ("rloo", "_responses(batch)", "jnp.ones_like(s)", "clip fraction over empty responses"),
+    (
+        "_clipped_responses",
+        "batch.advantage, low, high)",
+        "batch.advantage, high, low)",
+        "epsilons swapped",
+    ),
+    (
+        "_clipped_responses",
+        "_responses(batch)",
+        "jnp.ones_like(s)",
+        "clip fraction over empty responses",
+    ),
     (
         "gspo_token",
         "jax.lax.stop_gradient(ratio(sequence_mean(u, batch.mask)))",

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -88,3 +89,16 @@ def log_of(workdir):
 def files_of(workdir, rows="pairs"):
     names = ["policy/model.safetensors", f"{rows}.jsonl", "samples.jsonl", "result.json"]
     return {name: (workdir / name).read_bytes() for name in names}
+
+
+def check_continues(shared, rows, settings):
+    """Fail unless a run that was stopped and killed ends like the uninterrupted one."""
+    launch = launcher(shared)
+    kind = [f"--config.{setting}" for setting in settings]
+    whole = launch(shared / "whole", kind=kind)
+    launch(shared / "killed", kill="asked", expect=75, kind=kind)
+    launch(shared / "killed", kill="saving", expect=-signal.SIGKILL, kind=kind)
+    killed = launch(shared / "killed", kind=kind)
+    assert files_of(killed, rows) == files_of(whole, rows)
+    assert log_of(killed) == log_of(whole)
+    assert any(r["phase"] == "train" and r["values"]["update_norm"] > 0 for r in log_of(whole))

@@ -262,6 +262,16 @@ def sapo(
 # ---- sequence ratios -----------------------------------------------------------------------------
 
 
+def _clipped_responses(
+    s: Responses, policy: Policy, batch: Batch, epsilon: float, epsilon_high: float, beta: float
+) -> tuple[Mean, Metrics]:
+    """Finish a loss that clips one ratio s per response, and count responses in its metrics."""
+    low, high = _clip_range(epsilon, epsilon_high)
+    gain, under, over = _clipped(s, batch.advantage, low, high)
+    metrics = _clip_metrics(under, over, _responses(batch))
+    return _finish(_spread(gain, policy.logp), policy, batch, metrics, beta=beta)
+
+
 def gspo(
     policy: Policy,
     batch: Batch,
@@ -280,12 +290,9 @@ def gspo(
       epsilon_high: how far s may go above 1; 0: the same as epsilon
       beta: weight of the KL to the reference (k3); 0 leaves it out
     """
-    low, high = _clip_range(epsilon, epsilon_high)
-    policy, batch, u, advantage = _group(policy, batch)
+    policy, batch, u, _ = _group(policy, batch)
     s = ratio(sequence_mean(u, batch.mask))
-    gain, under, over = _clipped(_spread(s, u), advantage, low, high)
-    metrics = _clip_metrics(under[:, :, 0], over[:, :, 0], _responses(batch))
-    return _finish(gain, policy, batch, metrics, beta=beta)
+    return _clipped_responses(s, policy, batch, epsilon, epsilon_high, beta)
 
 
 def gspo_token(
@@ -364,14 +371,10 @@ def rloo(
       epsilon_high: how far s may go above 1; 0: the same as epsilon
       beta: weight of the KL to the reference (k3); 0 leaves it out
     """
-    low, high = _clip_range(epsilon, epsilon_high)
     policy, batch, u, _ = _group(policy, batch)
     s = ratio(sequence_sum(u, batch.mask))
-    gain, under, over = _clipped(s, batch.advantage, low, high)
-    metrics = _clip_metrics(under, over, _responses(batch)) | _over_responses(
-        "sequence_weight", s, batch
-    )
-    return _finish(_spread(gain, u), policy, batch, metrics, beta=beta)
+    loss, metrics = _clipped_responses(s, policy, batch, epsilon, epsilon_high, beta)
+    return loss, metrics | _over_responses("sequence_weight", s, batch)
 
 
 # ---- token ratios --------------------------------------------------------------------------------
