@@ -77,3 +77,10 @@ def test_the_package_knows_nothing_of_experiments_and_tests():
 
 def test_every_room_in_the_rule_exists():
     assert set(FLOOR) == {room(file) for file in FILES}
+
+
+def test_no_two_test_files_share_a_name():
+    """Pytest imports a test file by its bare name, so the second of two would not be collected."""
+    found = Path(__file__).parent.rglob("*.py")
+    names = [file.name for file in found if file.name != "conftest.py"]
+    assert len(names) == len(set(names)), sorted({n for n in names if names.count(n) > 1})
