@@ -81,6 +81,16 @@ class OneOf:
         return None if x in self.allowed else "one of " + ", ".join(map(repr, self.allowed))
 
 
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """Check by another rule; a message does not show the value, which may hold a password."""
+
+    rule: Rule
+
+    def __call__(self, x: Any) -> str | None:
+        return self.rule(x)
+
+
 def one_of(*allowed) -> Rule:
     return OneOf(allowed)
 
@@ -491,7 +501,8 @@ def rule_problems(
             continue
         allowed = rule(value)
         if allowed:
-            problems.append(f"{path}={value!r}: must be {allowed}")
+            shown = "(not shown)" if isinstance(rule, Hidden) else repr(value)
+            problems.append(f"{path}={shown}: must be {allowed}")
     return problems
 
 

@@ -27,21 +27,25 @@ class KeyedStore(Generic[T]):
           AttributeError for fields that hold none.
 
     Raises:
-        UserError: a whole line holds no record: the file was edited or the disk is bad.
+        UserError: the file cannot be read, or a whole line holds no record: the file was edited or
+          the disk is bad.
     """
 
     def __init__(self, path: str | os.PathLike, read: Callable[[dict[str, Any]], T]):
         self.path, self.read, self.lock = Path(path), read, threading.Lock()
         self.known: dict[str, T] = {}
-        lines, self.torn = whole_lines(self.path) if self.path.exists() else ([], False)
+        try:
+            lines, self.torn = whole_lines(self.path) if self.path.exists() else ([], False)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read: {error.strerror}") from error
         for number, line in enumerate(lines, 1):
             try:
                 fields = json.loads(line)
                 self.known[fields["key"]] = read(fields)
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise UserError(
-                    f"{path}:{number}: not a record ({type(error).__name__}). Delete this line, or"
-                    " the file: what it held will then be asked again."
+                    f"{path}:{number}: not a record (no JSON, or a field is missing or wrong)."
+                    " Delete this line, or the file: what it held will then be asked again."
                 ) from error
 
     def add(self, records: Mapping[str, dict[str, Any]], *, sync: bool = True) -> None:

@@ -8,16 +8,16 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
-def reply(text, tokens=None):
+def reply(text, tokens=None, **choice):
     """A chat completion; `tokens` are the entries of logprobs.content."""
     logprobs = None if tokens is None else {"content": tokens}
-    return json.dumps(
-        {"choices": [{"message": {"role": "assistant", "content": text}, "logprobs": logprobs}]}
-    ).encode()
+    message = {"role": "assistant", "content": text}
+    return json.dumps({"choices": [{"message": message, "logprobs": logprobs, **choice}]}).encode()
 
 
-def token(text, **logprobs):
+def token(text, odds=None, **logprobs):
     """One entry of logprobs.content with its alternatives."""
+    logprobs = (odds or {}) | logprobs
     return {
         "token": text,
         "logprob": 0.0,
@@ -37,7 +37,7 @@ def shown(body):
 
 class Server:
     """`behave(body, n) -> (status, bytes, headers)` answers request number n; or raises
-    Hang(seconds) or Cut(bytes)."""
+    Hang(seconds), Cut(bytes) or Raw(pieces)."""
 
     def __init__(self, behave):
         self.behave, self.lock = behave, threading.Lock()
@@ -65,6 +65,10 @@ class Cut(Exception):
     """Promise more than these bytes, and close."""
 
 
+class Raw(Exception):
+    """Send these bytes as they are, status line and all, and close; a number is a pause."""
+
+
 @contextlib.contextmanager
 def serving(behave):
     """(server, its base URL)"""
@@ -88,11 +92,21 @@ def serving(behave):
                 self.wfile.write(cut.args[0])
                 self.close_connection = True
                 return
+            except Raw as raw:
+                self.close_connection = True
+                with contextlib.suppress(OSError):  # the client had enough
+                    for piece in raw.args[0]:
+                        if isinstance(piece, bytes):
+                            self.wfile.write(piece)
+                        else:
+                            time.sleep(piece)
+                return
             self.send_response(status)
             for name, value in {"Content-Length": str(len(content)), **headers}.items():
                 self.send_header(name, value)
             self.end_headers()
-            self.wfile.write(content)
+            with contextlib.suppress(OSError):
+                self.wfile.write(content)
 
         def log_message(self, *_):
             pass

@@ -2,6 +2,7 @@
 fail."""
 
 import itertools
+import json
 import math
 import time
 
@@ -10,8 +11,8 @@ import pytest
 from http_judge import Cut, Hang, reply, serving, shown, token
 
 from ssppo_jax.errors import ConfigError, GateError, UserError
-from ssppo_jax.oracles.judge import judge
-from ssppo_jax.oracles.judge_prompts import STYLES, messages_of, probability
+from ssppo_jax.oracles.judge import _trusted, judge
+from ssppo_jax.oracles.judge_prompts import STYLES, NoVerdict, messages_of, probability
 from ssppo_jax.oracles.protocol import checked, consult, drop_failed
 from ssppo_jax.types import Prompt
 
@@ -114,6 +115,98 @@ def test_without_token_probabilities_the_words_count_and_a_tie_is_one_half():
     assert (
         probability(style, "[[A]]", [token("[[A]]", A=0.0)]) == 1.0
     )  # no token is the verdict alone: the words
+
+
+def odds(first, second, *rest):
+    """Log-probs of tokens: 0.6 for the first, 0.2 for the second; others share the rest."""
+    shares = {first: 0.6, second: 0.2} | dict.fromkeys(rest, 0.2 / max(1, len(rest)))
+    return {text: math.log(share) for text, share in shares.items()}
+
+
+WRONG = {"A": math.log(0.1), "B": math.log(0.9)}  # of a letter that is not the verdict
+SPLIT = [token("[["), token("A", odds("A", "B", "As")), token("]]")]
+SMILE = "\N{SLIGHTLY SMILING FACE}".encode()
+TOKENISED = {
+    "the letter with its brackets": (
+        [token("Not"), token(" A", WRONG), token(": [[A", odds(": [[A", ": [[B")), token("]]")]
+    ),
+    "the letter with the closing ones": [token("[["), token("A]]", odds("A]]", "B]]", "A is"))],
+    "one token": [token("[[A]]", odds("[[A]]", "[[B]]", "[[", "A"))],
+    "several ways to go on": [
+        token("[["),
+        token("A", {"A": math.log(0.4), "A]]": math.log(0.2), "B]]\n": math.log(0.2)}),
+        token("]]"),
+    ],
+    "a letter behind it": [*SPLIT, token(" as"), token(" A", WRONG), token(" is fine.")],
+    "a letter in front": [token("A", WRONG), token(" is worse: "), *SPLIT],
+    "an end mark": [*SPLIT, token("<|im_end|>")],
+    "a token that was not among the likeliest": [
+        token("[["),
+        {**token("A", B=math.log(0.2)), "logprob": math.log(0.6)},
+        token("]]"),
+    ],
+    "half a letter in each of two tokens": [
+        {**token("\ufffd"), "bytes": list(SMILE[:2])},
+        {**token("\ufffd"), "bytes": list(SMILE[2:])},
+        *SPLIT,
+    ],
+    "signs of the vocabulary": [token("▁Well"), token("Ċ"), token("Ġ[["), *SPLIT[1:]],
+}
+
+
+@pytest.mark.parametrize("how", TOKENISED)
+def test_the_verdict_does_not_depend_on_how_it_is_cut_into_tokens(how):
+    pieces = [bytes(t.get("bytes") or t["token"].encode()) for t in TOKENISED[how]]
+    text = (
+        b"".join(pieces).decode().removesuffix("<|im_end|>").translate(str.maketrans("▁Ċ", " \n"))
+    )
+    text = text.replace("Ġ", " ").strip()
+    assert probability(STYLES["mt_bench"], text, TOKENISED[how]) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("m", [token("m", odds("m", "M", "model"))]),
+        ("m", [token("\n"), token(" m", odds(" m", " M", "Model")), token("<|im_end|>")]),
+        ("**m**", [token("**"), token("m", odds("m", "M")), token("**")]),
+        ("**m**", [token("**m", odds("**m", "M", "**model")), token("**")]),
+        ("m.", [token("m.", odds("m.", "M.", "m is"))]),
+    ],
+)
+def test_a_short_verdict_does_not_depend_on_how_it_is_cut_into_tokens(text, tokens):
+    assert probability(STYLES["alpaca_eval"], text, tokens) == pytest.approx(0.75)
+
+
+def test_the_tokens_of_the_thinking_do_not_count():
+    style, thought = STYLES["mt_bench"], [token("[["), token("B", WRONG), token("]]")]
+    tokens = [token("<think>"), *thought, token("</think>"), *SPLIT]
+    hidden = probability(style, "[[A]]", tokens)  # the server took the thinking out of the text
+    shown = probability(style, "<think>[[B]]</think>[[A]]", tokens)
+    assert hidden == shown == pytest.approx(0.75)
+    short = [token("<think>"), token("M"), token("</think>"), token("m", odds("m", "M"))]
+    assert probability(STYLES["alpaca_eval"], "<think>M</think>m", short) == pytest.approx(0.75)
+
+
+def test_thinking_that_did_not_end_is_no_verdict():
+    assert probability(STYLES["mt_bench"], "<think>At first [[A]], but", None) is None
+    assert probability(STYLES["alpaca_eval"], "<think>m", None) is None
+
+
+def test_tokens_of_another_text_leave_the_words():
+    assert probability(STYLES["mt_bench"], "[[A]]", [token("so"), token("A", WRONG)]) == 1.0
+
+
+@pytest.mark.parametrize("logprob", [math.nan, math.inf, 1.0, "-1", None, True, 10**400])
+def test_a_log_prob_that_is_none_is_no_verdict(logprob):
+    tokens = [token("m", m=-0.5, M=logprob)]
+    with pytest.raises(NoVerdict, match="is not a number of at most 0"):
+        probability(STYLES["alpaca_eval"], "m", tokens)
+
+
+@pytest.mark.parametrize("logprob", [-math.inf, -9999, -(10**400)])
+def test_a_log_prob_without_bound_is_no_chance(logprob):
+    assert probability(STYLES["alpaca_eval"], "m", [token("m", m=-0.5, M=logprob)]) == 1.0
 
 
 def test_texts_are_shown_as_they_are_and_in_both_orders(make):
@@ -241,7 +334,7 @@ def test_no_attempt_begins_after_the_deadline(make):
     start = time.monotonic()
     with serving(lambda body, n: fails("500")) as (server, url):
         reason = one_pair(make(url, attempts=50, retry_delay=0.1, deadline=0.5, concurrency=2))
-        assert reason.startswith("deadline of 0.5 s passed: HTTPError: HTTP 500")
+        assert reason.startswith("deadline of 0.5 s passed: HTTP 500")
         assert 4 <= len(server.bodies) <= 8 and time.monotonic() - start < 3
     with serving(lambda body, n: (429, b"", {"Retry-After": "3600"})) as (_, url):
         assert "deadline" in one_pair(make(url))  # it is not even waited for
@@ -253,7 +346,7 @@ def test_nobody_there_ends_soon_and_says_so(make):
     verdict = oracle.ask(many(9), [["a", "b"]] * 9)
     assert all(failed is not None for failed in verdict.failed)
     reasons = [failed.reason for failed in verdict.failed]
-    assert "ConnectionError" in reasons[0] and reasons[-1].startswith(
+    assert "no connection to the judge" in reasons[0] and reasons[-1].startswith(
         "not asked: 10 requests in a row had failed"
     )
 
@@ -304,6 +397,49 @@ def test_a_request_the_server_will_not_take_is_not_repeated(make):
     )
 
 
+@pytest.mark.parametrize("style", STYLES)
+def test_a_reply_that_was_cut_holds_no_verdict_and_the_setting_is_named(style, make):
+    words = {"alpaca_eval": "m", "mt_bench": "At first I would say [[A]], but"}[style]
+    with serving(lambda body, n: (200, reply(words, finish_reason="length"), {})) as (_, url):
+        assert "raise oracle.max_tokens" in one_pair(make(url, style=style, attempts=1))
+
+
+def test_an_endpoint_of_the_newer_name_is_asked_with_it_and_asked_once_more_only(make):
+    refusal = {"error": {"message": "Unsupported parameter: use 'max_completion_tokens' instead."}}
+
+    def behave(body, n):
+        if "max_tokens" in body:
+            return 400, json.dumps(refusal).encode(), {}
+        return fair(body, n)
+
+    with serving(behave) as (server, url):
+        assert ask(make(url, concurrency=1, max_tokens=7)).failed == (None, None)
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None] + [7] * 9
+    assert not any("max_tokens" in body for body in server.bodies[1:])
+    refused = (400, json.dumps(refusal).encode(), {})
+    with serving(lambda body, n: refused) as (server, url):
+        assert "refused the request (400)" in one_pair(make(url, concurrency=1, model="other"))
+    assert len(server.bodies) == 3  # the second request goes by the newer name at once
+
+
+def test_all_attempts_together_end_at_the_deadline(make):
+    def behave(body, n):
+        raise Hang(0.8)
+
+    start = time.monotonic()
+    with serving(behave) as (server, url):
+        reason = one_pair(make(url, attempts=9, timeout=0.3, deadline=0.4, concurrency=2))
+    assert "deadline of 0.4 s passed: no whole reply in time" in reason
+    assert len(server.bodies) == 4 and time.monotonic() - start < 2
+
+
+def test_a_response_with_half_a_letter_is_asked_about(make):
+    with serving(lambda body, n: ok("m")) as (server, url):
+        verdict = make(url).ask(many(1), [["a\ud800", "b"]])
+    assert verdict.failed == (None,)
+    assert any("a\ud800" in body["messages"][1]["content"] for body in server.bodies)
+
+
 # ---- what it costs and what it keeps -------------------------------------------------------------
 
 
@@ -335,9 +471,11 @@ def test_a_torn_last_line_is_asked_again_and_a_bad_one_is_named(make, tmp_path):
         path.write_bytes(path.read_bytes()[:-3])
         ask(make(url), n=1)
         assert len(server.bodies) == 7
-        path.write_bytes(b"{}\n" + path.read_bytes())
-        with pytest.raises(UserError, match=r"replies.jsonl:1: not a record"):
-            make(url)
+        whole = path.read_bytes()
+        for bad in (b"{}", b'{"key": "a", "value": NaN}', b'{"key": "a", "value": 7}', b"[" * 9999):
+            path.write_bytes(bad + b"\n" + whole)
+            with pytest.raises(UserError, match=r"replies.jsonl:1: not a record"):
+                make(url)
 
 
 def test_the_key_goes_to_the_server_and_nowhere_else(make, monkeypatch, tmp_path, capfd):
@@ -362,3 +500,23 @@ def test_so_many_requests_are_under_way_at_a_time(concurrency, make):
     with serving(behave) as (server, url):
         ask(make(url, concurrency=concurrency))
     assert server.most == concurrency
+
+
+def test_a_key_that_no_header_can_hold_is_named_by_its_variable_alone(make, monkeypatch, tmp_path):
+    with serving(fair) as (server, url):
+        for key in (f"{CANARY}\nX: y", f"{CANARY}é"):
+            monkeypatch.setenv("OPENAI_API_KEY", key)
+            with pytest.raises(ConfigError, match="variable OPENAI_API_KEY holds") as error:
+                ask(make(url))
+            assert CANARY not in str(error.value) and not server.bodies
+        monkeypatch.setenv("OPENAI_API_KEY", f" {CANARY}\r\n")  # as from a file
+        ask(make(url))
+    assert set(server.keys) == {f"Bearer {CANARY}"}
+
+
+@pytest.mark.parametrize("name", ["ALL_PROXY", "SSL_CERT_FILE"])
+def test_a_proxy_or_certificates_that_cannot_be_used_are_named(name, make, monkeypatch):
+    _trusted.cache_clear()
+    monkeypatch.setenv(name, "gopher://nonsense")
+    with pytest.raises(ConfigError, match=name):
+        ask(make("http://127.0.0.1:9/v1"))

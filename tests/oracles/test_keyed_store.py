@@ -26,8 +26,11 @@ def test_nothing_added_makes_no_file_and_a_record_that_cannot_be_read_is_named(t
     KeyedStore(path, read).add({})
     assert not path.exists()
     path.write_text('{"key": "a", "text": "x"}\n{"key": "b"}\n')
-    with pytest.raises(UserError, match=r"store\.jsonl:2: not a record \(KeyError\)"):
+    with pytest.raises(UserError, match=r"store\.jsonl:2: not a record \(no JSON, or a field"):
         KeyedStore(path, read)
+    with pytest.raises(UserError, match=r"new: cannot be read: Is a directory"):
+        (tmp_path / "new").mkdir()
+        KeyedStore(tmp_path / "new", read)
 
 
 def test_a_line_torn_by_a_kill_is_cut_off(tmp_path):

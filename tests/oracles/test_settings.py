@@ -25,6 +25,11 @@ def problems(name, **given):
         ("length", {"target": -1}, "target=-1: must be 0 or more"),
         ("combine", {"temperature": -1.0}, "temperature=-1.0"),
         ("judge", {"base_url": "localhost:8000"}, "begins with http:// or https://"),
+        ("judge", {"base_url": "http:///v1"}, "begins with http:// or https://"),
+        ("judge", {"base_url": "http://h:99999999/v1"}, "begins with http:// or https://"),
+        ("judge", {"base_url": "http://me:secret@h/v1"}, "base_url=(not shown): must be an addr"),
+        ("judge", {"base_url": "http://h/v1?key=secret"}, "without a password, ? or #"),
+        ("judge", {"api_key_env": "sk-secret"}, "api_key_env=(not shown): must be the name of"),
         ("judge", {"style": "arena"}, "one of 'alpaca_eval', 'mt_bench'"),
         ("judge", {"concurrency": 0}, "concurrency=0"),
         ("judge", {"attempts": 0}, "attempts=0"),
@@ -55,7 +60,7 @@ def problems(name, **given):
 )
 def test_a_setting_out_of_range_is_named(name, given, named):
     (problem,) = problems(name, **given)
-    assert problem.startswith("oracle.") and named in problem
+    assert problem.startswith("oracle.") and named in problem and "secret" not in problem
 
 
 def test_all_wrong_settings_are_named_at_once():
