@@ -48,7 +48,7 @@ from ssppo_jax.steps import (
 )
 from ssppo_jax.types import Batch, Mean, PyTree, TrainState
 from ssppo_jax.weights import hf
-from ssppo_jax.weights.adapters import save_adapters
+from ssppo_jax.weights.adapters import base_of, save_adapters
 from ssppo_jax.weights.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -487,7 +487,7 @@ class Trainer:
                     arch,
                     lora,
                     self.workdir / "adapters",
-                    base=self.config.model.source,
+                    base=base_of(self.config.model.source, self.runtime.folder),
                 )
                 params = merged(params, lora.scale)
             hf.save_params(params, arch, folder, tokenizer_from=self.runtime.folder)

@@ -44,9 +44,10 @@ def test_the_run_trains_and_sampler_and_trainer_agree(run):
 def test_the_policy_left_behind_is_the_model_with_the_adapters_left_behind(run):
     folder, *_ = run
     arch = hf.read_arch(folder / "policy")
-    start = hf.load_params(resolve("random:tiny"), arch)
     policy = dict(hf.flatten(hf.load_params(folder / "policy", arch)))
     settings = json.loads((folder / "adapters/adapter_config.json").read_text())
+    assert settings["base_model_name_or_path"] == str(resolve("random:tiny"))
+    start = hf.load_params(settings["base_model_name_or_path"], arch)
     assert (settings["r"], settings["lora_alpha"]) == (4, 8.0)
     moved = {path for path, leaf in hf.flatten(start) if not np.array_equal(leaf, policy[path])}
     assert moved == {

@@ -29,18 +29,21 @@ def save_adapters(
       arch: of the model they belong to.
       lora: their rank, alpha and dropout.
       folder: where to; must not exist, or be empty.
-      base: what PEFT is told to load them onto.
+      base: the model that they belong to: its folder, or a repo id with an optional '@revision'
+        (`base_of`).
     """
     tensors = dict(_exported(adapters, arch))
     if not hosts.is_first():
         return Path(folder)
+    name, _, revision = (base, "", "") if Path(base).is_dir() else base.partition("@")
     modules = sorted({re.sub(r".*\.(\w+)\.lora_[AB]\.weight", r"\1", name) for name in tensors})
     with hf.new_folder(folder) as tmp:
         save_file(tensors, tmp / WEIGHTS, metadata={"format": "pt"})
         settings = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",
-            "base_model_name_or_path": base,
+            "base_model_name_or_path": name,
+            "revision": revision or None,
             "r": lora.rank,
             "lora_alpha": lora.alpha,
             "lora_dropout": lora.dropout,
@@ -51,6 +54,18 @@ def save_adapters(
         }
         hf.write_json(tmp / CONFIG, settings)
     return Path(folder)
+
+
+def base_of(source: str, folder: Path) -> str:
+    """Return a model source in words that PEFT knows: a repo id as it is, else the full path.
+
+    Args:
+      source: as in `model.source`. PEFT knows neither `embedded:NAME` nor a GGUF file nor a run's
+        checkpoint.
+      folder: what `weights.source.resolve` made of it, a Hugging Face folder.
+    """
+    is_repo = ":" not in source and not Path(source).expanduser().exists()
+    return source if is_repo else str(folder.resolve())
 
 
 def _targets(arch: Arch) -> list[names.Leaf]:

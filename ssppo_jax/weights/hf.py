@@ -36,6 +36,7 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
     "chat_template.jinja", "chat_template.json", "vocab.json", "merges.txt", "tokenizer.model",
 )  # fmt: skip
+MORE_TEMPLATES = "additional_chat_templates"  # a folder: a template each, as for tool calls
 _TILE = 256  # elements of a side
 _FLOATS = ("F64", "F32", "F16", "BF16")
 # constants that old exports stored as tensors
@@ -137,8 +138,9 @@ def save_params(
       params: the decoder's tree; leaves NumPy or JAX arrays.
       arch: its architecture.
       folder: where to; must not exist, or be empty.
-      tokenizer_from: a model folder whose tokenizer files and generation_config.json are copied;
-        none when None.
+      tokenizer_from: a model folder whose tokenizer files, chat templates and
+        generation_config.json are copied, and whose padding id and label names are kept; none when
+        None.
       dtype: of the written tensors; each leaf's own when None.
       max_shard_bytes: start a new shard above this.
 
@@ -162,8 +164,10 @@ def save_params(
     with new_folder(folder) as tmp:
         write_tensors(tmp, nbytes, _exported(flat, arch, kinds), max_shard_bytes)
         main = kinds["embed/embedding"].name
-        write_json(tmp / "config.json", arch_to_hf(arch) | {"torch_dtype": main})
-        write_json(tmp / "generation_config.json", generation_config(arch))
+        kept = _kept_fields(tokenizer_from, arch)
+        write_json(tmp / "config.json", arch_to_hf(arch) | kept | {"torch_dtype": main})
+        padding = {"pad_token_id": kept["pad_token_id"]} if "pad_token_id" in kept else {}
+        write_json(tmp / "generation_config.json", generation_config(arch) | padding)
         if tokenizer_from is not None:
             _copy_tokenizer(Path(tokenizer_from), tmp)
     return Path(folder)
@@ -177,6 +181,17 @@ def generation_config(arch: Arch) -> dict[str, Any]:
         "eos_token_id": eos[0] if len(eos) == 1 else (eos or None),
         "pad_token_id": eos[0] if eos else None,
     }
+
+
+def _kept_fields(source: str | Path | None, arch: Arch) -> dict[str, Any]:
+    """Return the fields of a model's config.json that no number depends on here, but users do."""
+    if source is None or not (Path(source) / "config.json").is_file():
+        return {}
+    config = read_json(Path(source) / "config.json")
+    wanted = ["pad_token_id"]
+    if arch.num_labels and len(config.get("id2label") or ()) == arch.num_labels:
+        wanted += ["id2label", "label2id", "problem_type"]
+    return {name: config[name] for name in wanted if config.get(name) is not None}
 
 
 def write_tensors(
@@ -480,6 +495,10 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         found.append("generation_config.json")
     for name in found:
         shutil.copyfile(source / name, target / name)
+    for file in (source / MORE_TEMPLATES).glob("*.jinja"):
+        (target / MORE_TEMPLATES).mkdir(exist_ok=True)
+        shutil.copyfile(file, target / MORE_TEMPLATES / file.name)
+        sync(target / MORE_TEMPLATES / file.name)
 
 
 def _few(items: list[str], most: int = 8) -> str:

@@ -31,7 +31,8 @@ FORMS = (
 _CONVERTER = 1  # part of the cache key: raise when a conversion's output changes
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
-_UNUSED = ("consolidated*", "original/*", "*/*")
+# no folder is fetched but additional_chat_templates
+_UNUSED = ("consolidated*", "[!a]*/*", "a[!d]*/*", "ad[!d]*/*")
 
 
 def resolve(source: str, cache_dir: str | Path | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from tiny import random_adapters
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.lora import Lora, join, merged
 from ssppo_jax.weights import hf
-from ssppo_jax.weights.adapters import save_adapters
+from ssppo_jax.weights.adapters import base_of, save_adapters
 
 ARCHES = {
     "llama": tiny_arch(head_dim=6),
@@ -58,6 +59,32 @@ def test_tensors_mean_what_peft_makes_of_them(kind, tmp_path, make_tree):
         "up_proj",
         "v_proj",
     ]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "revision"),
+    [
+        ("owner/name", "owner/name", None),
+        ("owner/name@v1.2", "owner/name", "v1.2"),
+        ("embedded:smollm2", "FOLDER", None),
+        ("random:tiny", "FOLDER", None),
+        ("local", "FOLDER", None),
+        ("model.gguf", "FOLDER", None),
+    ],
+)
+def test_the_base_is_named_in_words_that_peft_knows(source, name, revision, tmp_path, monkeypatch):
+    """PEFT hands name and revision to transformers, which takes a repo id or a folder's path."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("local", "cache @1/converted"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "model.gguf").touch()
+    converted = Path("local") if source == "local" else Path("cache @1/converted")
+    base = base_of(source, converted)
+    arch = ARCHES["llama"]
+    made = save_adapters(random_adapters(arch, LORA), arch, LORA, tmp_path / "a", base=base)
+    settings = json.loads((made / "adapter_config.json").read_text())
+    want = str(tmp_path / converted) if name == "FOLDER" else name
+    assert (settings["base_model_name_or_path"], settings["revision"]) == (want, revision)
 
 
 def test_only_targets_are_written(tmp_path):

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file, save_file
 from ssppo_jax.distributed.mesh import abstract, make_mesh
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import tiny_arch
-from ssppo_jax.weights import hf, names
+from ssppo_jax.weights import hf, names, tiny
+from ssppo_jax.weights.source import load_tokenizer
 
 ARCHS = {
     "llama": tiny_arch(tie_embeddings=False, head_dim=6),
@@ -313,6 +314,57 @@ def test_export_takes_the_tokenizer_and_generation_config_along(tiny_folder, tmp
     assert hf.read_arch(out).eos_ids == (2, 9)  # a stop id that only generation_config.json names
     with pytest.raises(ConfigError, match="no tokenizer files"):
         hf.save_params(tree, arch, tmp_path / "none", tokenizer_from=folder)
+
+
+def test_export_takes_every_chat_template_along(tiny_folder, tmp_path):
+    """transformers 5 keeps a default template in a file and the others in a folder."""
+    _, arch, tree = tiny_folder
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = {"default": "{{ 1 }}", "tool_use": "{{ 2 }}", "rag": "{{ 3 }}"}
+    tokenizer.save_pretrained(tmp_path / "source")
+    (tmp_path / "source/additional_chat_templates/evil.py").touch()
+    out = hf.save_params(tree, arch, tmp_path / "out", tokenizer_from=tmp_path / "source")
+    assert load_tokenizer(out).chat_template == tokenizer.chat_template
+    assert sorted(file.name for file in (out / hf.MORE_TEMPLATES).iterdir()) == [
+        "rag.jinja",
+        "tool_use.jinja",
+    ]
+
+
+@pytest.mark.parametrize("labels", [0, 1, 2])
+def test_export_keeps_the_padding_id_and_the_label_names(labels, make_tree, tmp_path):
+    """transformers cannot score a batch without a padding id, and shows scores by label name."""
+    arch = tiny_arch(num_labels=labels)
+    source = hf.save_params(make_tree(arch), arch, tmp_path / "source")
+    named = {
+        "pad_token_id": 5,
+        "id2label": {str(i): f"name {i}" for i in range(labels)},
+        "label2id": {f"name {i}": i for i in range(labels)},
+        "problem_type": "regression",
+    }
+    config = hf.read_json(source / "config.json")
+    hf.write_json(source / "config.json", config | named)
+    (source / "generation_config.json").unlink()
+    (source / "tokenizer.json").touch()
+    again = hf.read_arch(source)
+    out = hf.save_params(
+        hf.load_params(source, again), again, tmp_path / "o", tokenizer_from=source
+    )
+    kept = hf.read_json(out / "config.json")
+    assert kept["pad_token_id"] == 5
+    assert hf.read_json(out / "generation_config.json")["pad_token_id"] == 5
+    if labels:
+        assert kept | named == kept and hf.read_arch(out) == arch
+    else:
+        assert "id2label" not in kept
+
+
+def test_label_names_of_a_tokenizers_model_are_not_another_models(make_tree, tmp_path):
+    one, two = tiny_arch(num_labels=1), tiny_arch(num_labels=2)
+    source = hf.save_params(make_tree(two), two, tmp_path / "two")
+    (source / "tokenizer.json").touch()
+    out = hf.save_params(make_tree(one), one, tmp_path / "one", tokenizer_from=source)
+    assert hf.read_arch(out) == one
 
 
 def test_configs_that_cannot_be_read_are_named(tmp_path):

@@ -164,11 +164,14 @@ def test_a_repo_id_downloads_no_pickles(given, repo, revision, monkeypatch, tmp_
         "onnx/config.json",
         "modeling_x.py",
         "README.md",
+        "adapter/model.safetensors",
+        "assets/x.json",
+        "additional_chat_templates/tool_use.jinja",
     ]
     kept = huggingface_hub.utils.filter_repo_objects(
         listing, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
     )
-    assert list(kept) == listing[:8]
+    assert list(kept) == [*listing[:8], "additional_chat_templates/tool_use.jinja"]
 
 
 def test_a_repo_of_pickles_and_an_unreachable_one_are_explained(monkeypatch, tmp_path):
