@@ -10,6 +10,7 @@ and words of the endpoint that give the API key away are not shown."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import email.utils
@@ -286,6 +287,7 @@ class _Endpoint:
                 " (HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE, SSL_CERT_DIR) cannot be used"
             ) from None
         with start_blocking_portal() as portal, portal.wrap_async_context_manager(client):
+            portal.call(_look_up_apart)
             yield functools.partial(portal.call, _exchange, client, self.url, self.largest)
 
     def half_open(self) -> None:
@@ -387,6 +389,18 @@ class _Endpoint:
 def _trusted() -> ssl.SSLContext:
     """Return the certificates that are trusted; reading them takes a tenth of a second."""
     return httpx2.create_ssl_context()
+
+
+class _NoWait(ThreadPoolExecutor):
+    """Ends without its threads: one may wait for a name server that does not answer."""
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+
+
+async def _look_up_apart() -> None:
+    """Let the event loop, when it closes, not wait for the threads that look up names."""
+    asyncio.get_running_loop().set_default_executor(_NoWait())
 
 
 def _body(request: dict[str, Any], limit: str) -> bytes:
