@@ -100,11 +100,13 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
 
     Args:
       folder: a model folder.
-      vocab_size: the model's; ids beyond it would be looked up wrongly without an error, so they
-        are refused here.
+      vocab_size: the model's. An id beyond it has no embedding and no logit: it is never sampled,
+        and in a prompt it would be looked up wrongly without an error. Special tokens may lie
+        beyond it, such as the image token of Gemma 3: no text becomes one. `encode_chat` refuses a
+        template that writes one.
 
     Raises:
-      ConfigError: no tokenizer, or one whose ids do not fit the model.
+      ConfigError: no tokenizer, or one that can turn text into ids beyond the model's.
     """
     from transformers import AutoTokenizer  # seconds to import
 
@@ -114,12 +116,25 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
         )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{folder}: no tokenizer could be loaded: {error}") from None
-    if vocab_size is not None and len(tokenizer) > vocab_size:
-        raise ConfigError(
-            f"{folder}: the tokenizer has {len(tokenizer)} ids but the model only {vocab_size}"
-            " embeddings; use the tokenizer that belongs to the model"
-        )
+    if vocab_size is not None:
+        tokenizer.beyond_model = _beyond(tokenizer, vocab_size, folder)
     return tokenizer
+
+
+def _beyond(tokenizer: Any, vocab_size: int, folder: str | Path) -> dict[int, str]:
+    """Return the tokens without an embedding, by id; refuse those that text can become."""
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= vocab_size}
+    harmless = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    harmless -= {tokenizer.unk_token_id, tokenizer.eos_token_id}  # the encoder, the end of a turn
+    reached = sorted(beyond.keys() - harmless)
+    if reached:
+        shown = ", ".join(f"{beyond[i]!r} ({i})" for i in reached[:5])
+        more = f" and {len(reached) - 5} more" if len(reached) > 5 else ""
+        raise ConfigError(
+            f"{folder}: the model has {vocab_size} embeddings, and text can become tokens beyond"
+            f" them: {shown}{more}; use the tokenizer that belongs to the model"
+        )
+    return beyond
 
 
 def _converted(path: Path, cache: Path) -> Path:
