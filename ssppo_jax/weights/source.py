@@ -28,7 +28,7 @@ FORMS = (
     " checkpoint folder, or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct'"
     " (optionally '@revision')"
 )
-_CONVERTER = 1  # part of the cache key: raise when a conversion's output changes
+_CONVERTER = 2  # part of the cache key: raise when a conversion's output changes
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 _UNUSED = ("consolidated*", "original/*", "*/*")
