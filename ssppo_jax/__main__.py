@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from ssppo_jax import __version__
 from ssppo_jax.errors import ConfigError, Interrupted, UserError
-from ssppo_jax.files import default_cache, write_lines
+from ssppo_jax.files import default_cache, to_json, write_records
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
@@ -266,11 +266,11 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         _folder(Path(args.output).parent)
     if args.model:
         config.model.source = args.model
-    lines = [json.dumps(row, ensure_ascii=False) for row in respond(config, args.prompt)]
+    rows = respond(config, args.prompt)
     if args.output:
-        write_lines(Path(args.output), lines)
+        write_records(Path(args.output), rows)
     else:
-        sys.stdout.write("".join(line + "\n" for line in lines))
+        sys.stdout.write("".join(to_json(row) + "\n" for row in rows))
     return 0
 
 

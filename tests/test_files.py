@@ -34,13 +34,37 @@ def test_json_keeps_every_letter_whatever_the_locale_says(tmp_path, monkeypatch)
     value = {"text": "é\u2028☕", "list": [1, 2.5, None]}
     files.write_json(tmp_path / "v.json", value)
     assert files.read_json(tmp_path / "v.json") == value
-    assert "é\u2028☕".encode() in (tmp_path / "v.json").read_bytes()
+    assert "é\\u2028☕".encode() in (tmp_path / "v.json").read_bytes()
 
 
 def test_records_are_cut_at_line_feeds_alone(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_bytes('\ufeff{"text": "a\u2028b\u0085c"}\r\n{"n": 1}\n'.encode())
     assert list(files.read_records(path)) == [{"text": "a\u2028b\u0085c"}, {"n": 1}]
+
+
+LINE_ENDS = [*"\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"]  # all that str.splitlines knows
+
+
+@pytest.mark.parametrize("character", [*LINE_ENDS, "\ud83d"], ids=ascii)
+def test_a_record_is_one_line_for_every_reader_and_comes_back_whole(tmp_path, character):
+    """Also half of a surrogate pair, which UTF-8 cannot hold."""
+    path, record = tmp_path / "r.jsonl", {f"a{character}b": [f"é{character}☕", {"x": character}]}
+    files.write_records(path, [record, {"n": 1}])
+    assert len(path.read_bytes().splitlines()) == 2
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+    assert list(files.read_records(path)) == [record, {"n": 1}]
+    assert "é".encode() in path.read_bytes() and "☕".encode() in path.read_bytes()
+    files.write_json(tmp_path / "r.json", record)
+    assert files.read_json(tmp_path / "r.json") == record
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"null", b"[" * 100_000])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"r\.jsonl:2: not a JSON record"):
+        list(files.read_records(path))
 
 
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path, caplog):

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import files
 from ssppo_jax.config import flatten
 from ssppo_jax.distributed import hosts
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
 
 FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a run is continued
 
@@ -79,15 +79,16 @@ def append_records(path: Path, rows: list[dict], iteration: int) -> None:
     """Add an iteration's records to a JSONL file. Process 0 writes.
 
     Records of this iteration or a later one, which a killed attempt left, are replaced.
+
+    Raises:
+      DataError: the file was edited and a line holds no record of an iteration.
     """
     if not hosts.is_first():
         return
     kept = []
-    for line in files.read_lines(path.read_bytes()) if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:  # torn by a kill: its content is being written again
-            continue
+    for number, record in enumerate(files.read_records(path) if path.is_file() else (), 1):
+        if not isinstance(record.get("iteration"), int):
+            raise DataError(f"{path}:{number}: a record without its iteration; remove the line")
         if record["iteration"] < iteration:
-            kept.append(line.decode())
-    files.write_lines(path, kept + [json.dumps(row, ensure_ascii=False) for row in rows])
+            kept.append(record)
+    files.write_records(path, kept + rows)

@@ -189,7 +189,7 @@ def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock between processes; the kernel drops it when the holder dies."""
-    with path.open("w") as handle:
+    with path.open("ab") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from ssppo_jax import schema
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.runs import folder as run_folder
 
 
@@ -73,6 +73,25 @@ def test_records_of_an_iteration_replace_its_own_and_later_ones_and_a_torn_line(
         {"iteration": 1, "v": "é"},
         {"iteration": 1, "v": "b"},
     ]
+
+
+@pytest.mark.parametrize("character", "\x85\u2028\u2029")
+def test_records_of_a_release_that_wrote_line_ends_raw_are_kept_whole(tmp_path, character):
+    path = tmp_path / "r.jsonl"
+    old = [{"iteration": 0, "winner": f"a{character}{n}"} for n in range(3)]
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in old), "utf-8")
+    new = {"iteration": 1, "winner": f"b{character}"}
+    run_folder.append_records(path, [new], 1)
+    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == [*old, new]
+
+
+@pytest.mark.parametrize("line", ["oops", '{"winner": "a"}', "[1]"])
+def test_a_record_that_was_edited_away_is_named_and_not_lost(tmp_path, line):
+    path = tmp_path / "r.jsonl"
+    path.write_text('{"iteration": 0}\n' + line + "\n")
+    with pytest.raises(DataError, match=r"r\.jsonl:2: "):
+        run_folder.append_records(path, [{"iteration": 1}], 1)
+    assert line in path.read_text()
 
 
 def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path, monkeypatch):
