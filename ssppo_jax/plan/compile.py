@@ -28,6 +28,7 @@ from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt, sh
 from ssppo_jax.runs.throughput import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
 from ssppo_jax.weights import hf
+from ssppo_jax.weights.source import check_no_run
 
 GIB = 2**30
 
@@ -67,6 +68,7 @@ def read_model(source: str) -> Arch:
     if own.is_file():
         return arch_from_hf(hf.read_json(own))
     if path.is_dir():
+        check_no_run(path)
         return hf.read_arch(path)
     if path.suffix == ".json" and path.is_file():
         return arch_from_hf(hf.read_json(path))

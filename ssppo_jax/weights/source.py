@@ -58,7 +58,10 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
         return _made_once(folder, lambda: tiny.write_tiny(folder))
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_checkpoint(path, cache) if (path / MANIFEST).is_file() else path
+        if (path / MANIFEST).is_file():
+            return _from_checkpoint(path, cache)
+        check_no_run(path)
+        return path
     if source.lower().endswith(".gguf"):
         if not path.is_file():
             raise ConfigError(f"model source {source!r}: no such file; give {FORMS}")
@@ -140,6 +143,30 @@ def _beyond(tokenizer: Any, vocab_size: int, folder: str | Path) -> dict[int, st
 def _converted(path: Path, cache: Path) -> Path:
     folder = cache / f"{path.stem}-{_sha256(path)[:16]}-v{_CONVERTER}"
     return _made_once(folder, lambda: convert_gguf(path, folder))
+
+
+def check_no_run(path: Path) -> None:
+    """Refuse a folder of a run that holds no model itself, and name those in it that do.
+
+    Raises:
+      ConfigError: it is a run's folder, its checkpoints or adapters, or a sweep's folder.
+    """
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        what, run = "holds adapters alone", path.parent
+    elif path.name == "checkpoints" and (path.parent / "config.json").is_file():
+        what, run = "holds a run's checkpoints", path.parent
+    elif (path / "sweep.json").is_file():
+        what, run = "is the folder of a sweep; each of its runs has a folder in it", None
+    elif (path / "config.json").is_file() and "config" in hf.read_json(path / "config.json"):
+        what, run = "is a run's folder", path
+    else:
+        return
+    found = []
+    if run is not None:
+        steps = sorted(file.parent for file in run.glob(f"checkpoints/step_*/{MANIFEST}"))
+        found = [folder for folder in (run / "policy", *steps[-1:]) if folder.is_dir()]
+    give = " or ".join(map(str, found)) or "RUN/policy or RUN/checkpoints/step_..."
+    raise ConfigError(f"model source '{path}' {what}; give a model of it: {give}")
 
 
 def _from_checkpoint(path: Path, cache: Path) -> Path:

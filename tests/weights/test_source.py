@@ -1,5 +1,6 @@
 import importlib.metadata
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -11,6 +12,7 @@ from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache
 from ssppo_jax.weights import source
+from ssppo_jax.weights.checkpoint import MANIFEST
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
 from ssppo_jax.weights.table import read_tokenizer
 from ssppo_jax.weights.tiny import CHAT_TEMPLATE, byte_tokenizer
@@ -41,6 +43,46 @@ def file(tmp_path):
 
 def test_a_folder_is_itself(tmp_path):
     assert resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run's folder with a policy and two checkpoints."""
+    run = tmp_path / "run"
+    for name in ("policy", "adapters", "checkpoints/step_00000004", "checkpoints/step_00000012"):
+        (run / name).mkdir(parents=True)
+    for file in run.glob("checkpoints/*"):
+        (file / MANIFEST).write_text("")
+    (run / "config.json").write_text('{"config": {"model.source": "x"}, "command": "train"}')
+    (run / "adapters/adapter_config.json").write_text("{}")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("part", "is_what"),
+    [
+        (".", "is a run's folder"),
+        ("checkpoints", "holds a run's checkpoints"),
+        ("adapters", "holds adapters alone"),
+    ],
+)
+def test_a_runs_folder_names_the_models_in_it(run_folder, part, is_what):
+    with pytest.raises(ConfigError) as caught:
+        resolve(str(run_folder / part))
+    assert str(caught.value) == (
+        f"model source '{run_folder / part}' {is_what}; give a model of it: {run_folder}/policy or"
+        f" {run_folder}/checkpoints/step_00000012"
+    )
+
+
+def test_a_runs_folder_without_a_model_and_a_sweeps_say_what_to_give(run_folder, tmp_path):
+    shutil.rmtree(run_folder / "policy")
+    shutil.rmtree(run_folder / "checkpoints")
+    with pytest.raises(ConfigError, match=r"run's folder; .*RUN/policy or RUN/checkpoints/step_"):
+        resolve(str(run_folder))
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="folder of a sweep; each of its runs has a folder"):
+        resolve(str(tmp_path))
 
 
 def test_a_file_is_converted_once_and_again_when_its_bytes_change(file, fake_convert, tmp_path):
