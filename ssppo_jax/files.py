@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ssppo_jax.errors import DataError
+from ssppo_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
@@ -21,8 +21,32 @@ _ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 
 def default_cache() -> Path:
-    """Return $SSPPO_CACHE, or ~/.cache/ssppo_jax."""
-    return Path(os.environ.get("SSPPO_CACHE") or Path.home() / ".cache" / "ssppo_jax")
+    """Return $SSPPO_CACHE, or ~/.cache/ssppo_jax.
+
+    Raises:
+      ConfigError: neither is known.
+    """
+    given = os.environ.get("SSPPO_CACHE")
+    try:
+        return Path(given or Path.home() / ".cache" / "ssppo_jax")
+    except RuntimeError:  # a user without an entry in the system's list, and no HOME
+        raise ConfigError(
+            "no folder for the cache is known; set SSPPO_CACHE to one, or HOME"
+        ) from None
+
+
+def expanded(path: str) -> Path:
+    """Return a path with ~ and ~user replaced by the home folder.
+
+    Raises:
+      ConfigError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path!r} begins with the home folder of a user who has none here; give a whole path"
+        ) from None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:

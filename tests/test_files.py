@@ -5,7 +5,10 @@ import os
 import pytest
 
 from ssppo_jax import files
-from ssppo_jax.errors import DataError
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.plan.compile import read_model
+from ssppo_jax.weights.encoder import locate_encoder
+from ssppo_jax.weights.source import resolve
 
 
 def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path):
@@ -81,6 +84,12 @@ def test_another_line_that_is_not_json_is_named(tmp_path):
     path.write_bytes(b'{"n": 1}\noops\n{"n": 2}\n')
     with pytest.raises(DataError, match=r"r\.jsonl:2: not a JSON record"):
         list(files.read_records(path))
+
+
+@pytest.mark.parametrize("read", [files.expanded, read_model, locate_encoder, resolve])
+def test_the_home_of_a_user_that_is_not_there_is_named_wherever_a_path_is_read(read):
+    with pytest.raises(ConfigError, match="'~nosuchuser/x' begins with the home folder of a user"):
+        read("~nosuchuser/x")
 
 
 def test_the_cache_folder_is_the_users_choice(monkeypatch, tmp_path):

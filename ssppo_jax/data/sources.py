@@ -9,13 +9,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import read_lines
+from ssppo_jax.files import expanded, read_lines
 from ssppo_jax.types import Prompt
 
 ROLES = ("system", "user", "assistant")
@@ -55,7 +54,7 @@ def jsonl(*, path: str = "") -> list[Prompt]:
             "data source 'jsonl' needs a path: --config.data.source.path=prompts.jsonl"
         )
     try:
-        blob = Path(path).read_bytes()
+        blob = expanded(path).read_bytes()
     except OSError as exc:
         raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
     return _prompts(_json_rows(blob, path))

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import CONFIGS
 from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import expanded
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.plan.hlo import collective_bytes
@@ -63,7 +64,7 @@ def read_model(source: str) -> Arch:
     Raises:
       ConfigError: none of these.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     own = CONFIGS / "models" / f"{source}.json"
     if own.is_file():
         return arch_from_hf(hf.read_json(own))

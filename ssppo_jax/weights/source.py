@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.files import default_cache
+from ssppo_jax.files import default_cache, expanded
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
@@ -56,7 +56,7 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     if source == TINY:
         folder = cache / f"random-tiny-v{tiny.VERSION}"
         return _made_once(folder, lambda: tiny.write_tiny(folder))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return _from_checkpoint(path, cache)

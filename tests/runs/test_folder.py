@@ -36,6 +36,7 @@ def test_the_same_config_may_continue_and_its_record_stays(tmp_path, config):
 
 def test_another_config_is_refused_with_every_difference(tmp_path, config):
     run_folder.claim(tmp_path, config, "1")
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
     config.loss.beta, config.seed = 0.5, 3
     schema.select(config, "pairs.gate", "power")
     with pytest.raises(ConfigError) as error:
@@ -46,6 +47,48 @@ def test_another_config_is_refused_with_every_difference(tmp_path, config):
     assert "pairs.gate.exponent: the run has None, given 2.0" in message
     assert "learning_rate" not in message
     assert len(run_folder.differences(tmp_path, config)) == 4
+
+
+def test_a_start_that_computed_nothing_gives_its_folder_to_another_config(tmp_path, config):
+    run_folder.claim(tmp_path, config, "1")
+    (tmp_path / "prompts.json").write_text("{}")
+    (tmp_path / "metrics.jsonl").write_text("")
+    (tmp_path / "run.lock").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "nohup.out").write_text("error: no such model")
+    config.loss.beta = 0.5
+    assert run_folder.differences(tmp_path, config) == []
+    run_folder.claim(tmp_path, config, "1")
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["config"]["loss.beta"] == 0.5
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "baseline.json",
+        "metrics.jsonl",
+        "verdicts_1.jsonl",
+        "rollouts/iteration_00000.npz",
+        "checkpoints/step_00000004/MANIFEST.sha256",
+        "policy/config.json",
+    ],
+)
+def test_whatever_was_computed_belongs_to_its_config(tmp_path, config, name):
+    run_folder.claim(tmp_path, config, "1")
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("{}")
+    config.loss.beta = 0.5
+    with pytest.raises(ConfigError, match=r"loss\.beta: the run has 0\.001, given 0\.5"):
+        run_folder.claim(tmp_path, config, "1")
+
+
+@pytest.mark.parametrize("text", ['{"model_type": "llama"}', "[1]"])
+def test_a_config_of_another_program_is_not_overwritten(tmp_path, config, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ConfigError, match=r"config\.json is no config of a run"):
+        run_folder.claim(tmp_path, config, "1")
+    assert (tmp_path / "config.json").read_text() == text
 
 
 def test_a_folder_without_a_run_differs_in_nothing(tmp_path, config):
