@@ -67,7 +67,10 @@ class _Metadata:
     def get(self, key: str) -> Any:
         """Return the value, or None where the file has no such key."""
         field = self.reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{self.path}: metadata key {key!r} is unreadable: {error}") from None
 
     def need(self, key: str) -> Any:
         value = self.get(key)
@@ -242,7 +245,13 @@ def _open(path: Path) -> Any:
 
 
 def _check_whole(meta: _Metadata) -> None:
-    """Check that this file is the whole model: a large one may be split, and each part is one."""
+    """Check that this file is a whole model, not an adapter or one part of a split model."""
+    kind = meta.get("general.type") or "model"
+    if kind != "model":
+        raise ConfigError(
+            f"{meta.path} is a GGUF file of type {kind!r}; supported: model. Give the model's own"
+            " file"
+        )
     count = meta.number("split.count") or 1
     if count > 1:
         part = (meta.number("split.no") or 0) + 1

@@ -203,6 +203,7 @@ def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
         ({"llama__rope__scaling__attn_factor": 2.0}, r"attn_factor 2\.0 is not supported"),
         ({"llama__rope__dimension_count": 4}, "RoPE on 4 of 8"),
         ({"split__count": 3, "split__no": 1}, "part 2 of a model split into 3 GGUF files.*--merge"),
+        ({"general__type": "adapter"}, "a GGUF file of type 'adapter'; supported: model"),
         ({"llama__block_count": [2, 2]}, r"block_count is \[2, 2\]; supported: one number"),
         ({"llama__attention__sliding_window": 64}, "sliding window"),
         ({"drop": ("blk.1.ffn_up.weight",)}, r"missing blk\.1\.ffn_up\.weight"),
@@ -217,6 +218,14 @@ def test_what_is_not_understood_is_refused_by_name_and_writes_nothing(
     with pytest.raises(ConfigError, match=named):
         convert_gguf(file, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_metadata_that_is_no_utf_8_is_named(tmp_path, make_tree):
+    arch = make_arch()
+    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, general__type="model")
+    file.write_bytes(file.read_bytes().replace(b"<user>", b"<us\xff\xff>"))
+    with pytest.raises(DataError, match=r"'tokenizer\.ggml\.tokens' is unreadable: 'utf-8'"):
+        convert_gguf(file, tmp_path / "out")
 
 
 def test_other_architectures_are_refused(tmp_path):
