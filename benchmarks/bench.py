@@ -20,6 +20,7 @@ import numpy as np
 import work
 
 from ssppo_jax.distributed.progress import bar
+from ssppo_jax.files import write_json
 from ssppo_jax.models import flops
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
@@ -185,13 +186,14 @@ def main() -> None:
         "iteration": iteration,
         "records": [{"side": side} | r for (_, side), rs in found.items() for r in rs],
     }
-    (HERE / "results.json").write_text(json.dumps(made, indent=1) + "\n")
-    (HERE / "README.md").write_text(page(made, table(found, ceiling, useful(folder))))
+    write_json(HERE / "results.json", made)
+    text = page(made, table(found, ceiling, useful(folder)))
+    (HERE / "README.md").write_text(text, encoding="utf-8")
     print(HERE / "README.md")
 
 
 def machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n")
     cpu = next(
         (line.split(":")[1].strip() for line in lines if "model name" in line), platform.processor()
     )

@@ -21,6 +21,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from ssppo_jax import schema
 from ssppo_jax.distributed.progress import bar
+from ssppo_jax.files import read_json, write_json
 from ssppo_jax.plan.compile import GIB, plan, read_model
 from ssppo_jax.plan.topology import devices_of
 from ssppo_jax.runs.throughput import chip_of
@@ -84,7 +85,7 @@ def tunix(topology: str) -> list[dict]:
 
 
 def main() -> None:
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    found = read_json(RESULTS) if RESULTS.is_file() else {}
     work = [("tunix", "8b", topology) for topology in BESIDE]
     work += [("ours", model, topology) for model, slices in SLICES.items() for topology in slices]
     only = sys.argv[1:]
@@ -97,9 +98,10 @@ def main() -> None:
             key = f"{who} {model} {topology}"
             if key not in found:
                 found[key] = ours(model, topology) if who == "ours" else tunix(topology)
-                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+                write_json(RESULTS, found)
             progress.update()
-    (HERE / "SLICES.md").write_text(PAGE.format(beside=beside(found), rows=rows(found)))
+    text = PAGE.format(beside=beside(found), rows=rows(found))
+    (HERE / "SLICES.md").write_text(text, encoding="utf-8")
     print(HERE / "SLICES.md")
 
 

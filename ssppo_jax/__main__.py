@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
+import io
 import json
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from ssppo_jax import __version__
 from ssppo_jax.errors import ConfigError, Interrupted, UserError
-from ssppo_jax.files import default_cache, write_lines
+from ssppo_jax.files import default_cache, expanded, to_json, write_records
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
@@ -33,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     0 is success, 65 bad data, 70 a failed gate, 75 interrupted, 78 a bad configuration.
     """
     argv = sys.argv[1:] if argv is None else argv
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is, also where the locale says ASCII
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("absl", "jax", "transformers", "orbax", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
@@ -50,6 +54,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(argv: list[str]) -> int:
+    argv = [_text(arg) for arg in argv]
     parser, commands = _parsers()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(parser.format_help())
@@ -80,6 +85,19 @@ def _run(argv: list[str]) -> int:
             + (" and --config.KEY=VALUE" if command.takes_config else "")
         )
     return command.run(args, overrides)
+
+
+def _text(arg: str) -> str:
+    """Return an argument as UTF-8 text; where the locale says ASCII, it came as escaped bytes."""
+    try:
+        arg.encode()
+        return arg
+    except UnicodeEncodeError:
+        pass
+    try:
+        return os.fsencode(arg).decode("utf-8")
+    except UnicodeError:
+        raise ConfigError(f"the argument {arg!a} is not UTF-8; write it in UTF-8") from None
 
 
 # ---- options -------------------------------------------------------------------------------------
@@ -124,7 +142,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
         )
         found.run, found.takes_config = run, "config" in required
         for flag, meaning in required.items():
-            found.add_argument(f"--{flag}", action=_Once, required=True, help=meaning)
+            kind = _path if flag in ("workdir", "output") else str
+            found.add_argument(f"--{flag}", action=_Once, required=True, help=meaning, type=kind)
         commands[name] = found
         return found
 
@@ -139,12 +158,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     one = command("evaluate", _evaluate, "estimate the held-out win rate of two models",
                   config=config, candidate="a model", baseline="a model")  # fmt: skip
-    one.add_argument("--output", action=_Once, help="folder for the result and all texts")
+    one.add_argument(
+        "--output", action=_Once, type=_path, help="folder for the result and all texts"
+    )
 
     one = command("generate", _generate, "write responses as JSON lines", config=config)
     one.add_argument("--model", action=_Once, help="a model in place of model.source")
     one.add_argument("--prompt", action="append", help="a prompt; repeat for several")
-    one.add_argument("--output", action=_Once, help="file; default: standard output")
+    one.add_argument("--output", action=_Once, type=_path, help="file; default: standard output")
 
     one = command("convert", _convert, "write a model as a Hugging Face folder",
                   input="a model", output="new folder")  # fmt: skip
@@ -162,8 +183,13 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one.add_argument("--model", action=_Once, help="a model, a config.json, or llama3_8b")
     one.add_argument("--phases", action=_Once, default="generate,score,train", help="which steps")
     one.add_argument("--sweep", action="store_true", help="try and rank ways to cut the mesh")
-    one.add_argument("--output", action=_Once, help="folder for plan.json")
+    one.add_argument("--output", action=_Once, type=_path, help="folder for plan.json")
     return parser, commands
+
+
+def _path(text: str) -> str:
+    """Return a path with ~ as the home folder: a shell leaves it alone behind --workdir=."""
+    return str(expanded(text))
 
 
 def _count(text: str) -> int:
@@ -218,6 +244,12 @@ def _folder(path: str | Path) -> Path:
         raise ConfigError(
             f"{path}: no folder can be made there ({error.strerror}); give another"
         ) from None
+    try:
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: no file can be written there ({error.strerror}); give another folder"
+        ) from None
     return Path(path)
 
 
@@ -264,13 +296,18 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     if args.output:
         _folder(Path(args.output).parent)
+        if Path(args.output).is_dir():
+            raise ConfigError(
+                f"--output={args.output} is a folder; give a file, such as"
+                f" {Path(args.output) / 'responses.jsonl'}"
+            )
     if args.model:
         config.model.source = args.model
-    lines = [json.dumps(row, ensure_ascii=False) for row in respond(config, args.prompt)]
+    rows = respond(config, args.prompt)
     if args.output:
-        write_lines(Path(args.output), lines)
+        write_records(Path(args.output), rows)
     else:
-        sys.stdout.write("".join(line + "\n" for line in lines))
+        sys.stdout.write("".join(to_json(row) + "\n" for row in rows))
     return 0
 
 
@@ -296,7 +333,7 @@ def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     if not Path(args.workdir).is_dir():
         raise ConfigError(f"--workdir={args.workdir}: no such folder; give the folder of a run")
-    print(f"report: {build_report(Path(args.workdir))}")
+    print(f"report: {build_report(_folder(args.workdir))}")
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -19,7 +18,7 @@ from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.errors import UserError
-from ssppo_jax.files import write_json, write_lines
+from ssppo_jax.files import write_json, write_records
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, drop_failed
@@ -250,8 +249,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
         rows = heldout.records(texts["baseline"], "start", 0) + heldout.records(
             texts["candidate"], "final", 0
         )
-        lines = (json.dumps(row, ensure_ascii=False) for row in rows)
-        write_lines(output / "samples.jsonl", lines)
+        write_records(output / "samples.jsonl", rows)
     return result
 
 

@@ -5,20 +5,48 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ssppo_jax.errors import DataError
+from ssppo_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+# What other readers (str.splitlines) take for the end of a line, and halves of surrogate pairs,
+# which UTF-8 cannot hold. json.dumps escapes the other line ends itself.
+_ESCAPED = re.compile("[\x85\u2028\u2029\ud800-\udfff]")
 
 
 def default_cache() -> Path:
-    """Return $SSPPO_CACHE, or ~/.cache/ssppo_jax."""
-    return Path(os.environ.get("SSPPO_CACHE") or Path.home() / ".cache" / "ssppo_jax")
+    """Return $SSPPO_CACHE, or ~/.cache/ssppo_jax.
+
+    Raises:
+      ConfigError: neither is known.
+    """
+    given = os.environ.get("SSPPO_CACHE")
+    try:
+        return Path(given or Path.home() / ".cache" / "ssppo_jax")
+    except RuntimeError:  # a user without an entry in the system's list, and no HOME
+        raise ConfigError(
+            "no folder for the cache is known; set SSPPO_CACHE to one, or HOME"
+        ) from None
+
+
+def expanded(path: str) -> Path:
+    """Return a path with ~ and ~user replaced by the home folder.
+
+    Raises:
+      ConfigError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path!r} begins with the home folder of a user who has none here; give a whole path"
+        ) from None
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -33,10 +61,16 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync(path.parent)
 
 
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Return JSON text that UTF-8 can hold; without `indent` it is one line for every reader."""
+    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value atomically, in UTF-8."""
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_atomically(path, lambda file: file.write(text.encode()))
+    content = (to_json(value, indent=1) + "\n").encode()
+    write_atomically(path, lambda file: file.write(content))
 
 
 def read_json(path: Path) -> Any:
@@ -47,7 +81,7 @@ def read_json(path: Path) -> Any:
     """
     try:
         return json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
 
 
@@ -55,6 +89,11 @@ def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines of text atomically, in UTF-8."""
     content = "".join(line + "\n" for line in lines).encode()
     write_atomically(path, lambda file: file.write(content))
+
+
+def write_records(path: Path, records: Iterable[dict]) -> None:
+    """Write a JSONL file atomically: a record a line, in UTF-8."""
+    write_lines(path, map(to_json, records))
 
 
 def read_lines(data: bytes) -> list[bytes]:
@@ -91,9 +130,12 @@ def read_records(path: Path) -> Iterator[dict]:
         log.warning("%s:%d: the last line is incomplete and left out", path, number)
     for number, line in enumerate(read_lines(data[:whole]), 1):
         try:
-            yield json.loads(line)
-        except ValueError as error:
+            record = json.loads(line)
+        except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{number}: not a JSON record: {error}") from error
+        if not isinstance(record, dict):
+            raise DataError(f"{path}:{number}: not a JSON record: a {type(record).__name__}")
+        yield record
 
 
 def sync(path: Path) -> None:

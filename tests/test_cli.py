@@ -1,5 +1,6 @@
 """Every command, in this process, through main(argv)."""
 
+import io
 import json
 import os
 import re
@@ -263,6 +264,122 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_p
     (tmp_path / "file").write_text("")
     message = refused(capsys, *(arg.format(tmp_path / "file") for arg in argv))
     assert "no folder can be made there" in message
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", *SMALL, "--workdir={}"],
+        ["evaluate", *SMALL, "--candidate=random:tiny", "--baseline=random:tiny", "--output={}"],
+        ["generate", *SMALL, "--output={}/x.jsonl"],
+        ["convert", "--input=random:tiny", "--output={}/x"],
+        ["report", "--workdir={}"],
+    ],
+    ids=lambda argv: argv[0],
+)
+def test_a_folder_that_is_read_only_is_refused_before_the_work(capsys, argv):
+    """Root may write everywhere but into the lists of the kernel."""
+    message = refused(capsys, *(arg.format("/proc/self/task") for arg in argv))
+    assert re.search(r"/proc/self/task: no file can be written there \(.+\); give another", message)
+
+
+def test_a_folder_in_place_of_the_file_of_responses_is_refused_before_the_work(capsys, tmp_path):
+    message = refused(capsys, "generate", *SMALL, f"--output={tmp_path}")
+    assert f"{tmp_path} is a folder; give a file, such as {tmp_path}/responses.jsonl" in message
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate", *SMALL, "--prompt=caf\udce9"],
+        ["generate", *SMALL, "--config.data.source.name=caf\udce9"],
+        ["train", *SMALL, "--workdir=caf\udce9"],
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_refused(capsys, monkeypatch, tmp_path, argv):
+    """The system hands over a byte that is no UTF-8 as half of a surrogate pair."""
+    monkeypatch.chdir(tmp_path)
+    assert "caf\\udce9' is not UTF-8; write it in UTF-8" in refused(capsys, *argv)
+
+
+def test_an_argument_in_utf_8_is_read_as_such_where_the_locale_says_ascii(monkeypatch, tmp_path):
+    calls = []
+
+    def respond(config, texts):
+        calls.append(texts)
+        return []
+
+    monkeypatch.setattr("ssppo_jax.evaluate.respond", respond)
+    argument = "é".encode().decode("ascii", "surrogateescape")
+    assert main(["generate", *SMALL, f"--prompt={argument}", f"--output={tmp_path}/x"]) == 0
+    assert calls == [["é"]]
+
+
+def test_responses_are_utf_8_on_standard_output_whatever_the_locale_says(monkeypatch):
+    rows = [{"response": "é\u2028☕\ud83d"}]
+    monkeypatch.setattr("ssppo_jax.evaluate.respond", lambda config, texts: rows)
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert main(["generate", *SMALL]) == 0
+    assert written.getvalue() == '{"response": "é\\u2028☕\\ud83d"}\n'.encode()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["train", *SMALL, "--workdir=~nosuchuser/x"],
+        ["generate", *SMALL, "--output=~nosuchuser/x"],
+        ["generate", *SMALL, "--model=~nosuchuser/x"],
+        ["convert", "--input=~nosuchuser/x", "--output=x"],
+        ["report", "--workdir=~nosuchuser"],
+    ],
+    ids=lambda argv: " ".join(argv[::-1][:1] + argv[:1]),
+)
+def test_the_home_of_a_user_that_is_not_there_is_named(capsys, argv, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, *argv)
+    assert "begins with the home folder of a user who has none here" in message
+
+
+def test_a_home_folder_is_found_behind_an_equals_sign(capsys, monkeypatch, trained, tmp_path):
+    """A shell expands ~ at the start of a word alone."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *SMALL, "--workdir=~/run"]) == 0
+    assert trained[0][1] == tmp_path / "run"
+
+
+def test_without_a_home_folder_the_cache_is_asked_for(capsys, monkeypatch, tmp_path):
+    """A container's user without an entry in /etc/passwd, and no HOME."""
+
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("SSPPO_CACHE")
+    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.chdir(tmp_path)
+    message = refused(capsys, "convert", "--input=random:tiny", "--output=x")
+    assert "no folder for the cache is known; set SSPPO_CACHE to one, or HOME" in message
+
+
+def test_a_start_that_failed_leaves_no_folder_that_refuses_the_corrected_command(
+    capsys, monkeypatch, tmp_path
+):
+    prompts = tmp_path / "in.jsonl"
+    prompts.write_text('{"prompt": "x"}\noops\n')
+    source = ["--config.data.source.name=jsonl", f"--config.data.source.path={prompts}"]
+    argv = ["train", *SMALL, f"--workdir={tmp_path / 'run'}"]
+    assert main([*argv, *source]) == 65
+    assert "in.jsonl:2: not JSON" in capsys.readouterr().err
+    assert (tmp_path / "run/config.json").is_file()
+
+    def reached(*args, **kwargs):
+        raise GateError("the corrected command came this far")
+
+    monkeypatch.setattr("ssppo_jax.train.HeldOut", reached)
+    assert main(argv) == 70
+    record = json.loads((tmp_path / "run/config.json").read_text())
+    assert record["config"]["data.source.name"] == "quickstart"
 
 
 # ---- convert, generate, evaluate, report ---------------------------------------------------------

@@ -5,7 +5,10 @@ import os
 import pytest
 
 from ssppo_jax import files
-from ssppo_jax.errors import DataError
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.plan.compile import read_model
+from ssppo_jax.weights.encoder import locate_encoder
+from ssppo_jax.weights.source import resolve
 
 
 def test_a_write_that_dies_leaves_the_old_file_whole(tmp_path):
@@ -34,13 +37,37 @@ def test_json_keeps_every_letter_whatever_the_locale_says(tmp_path, monkeypatch)
     value = {"text": "é\u2028☕", "list": [1, 2.5, None]}
     files.write_json(tmp_path / "v.json", value)
     assert files.read_json(tmp_path / "v.json") == value
-    assert "é\u2028☕".encode() in (tmp_path / "v.json").read_bytes()
+    assert "é\\u2028☕".encode() in (tmp_path / "v.json").read_bytes()
 
 
 def test_records_are_cut_at_line_feeds_alone(tmp_path):
     path = tmp_path / "r.jsonl"
     path.write_bytes('\ufeff{"text": "a\u2028b\u0085c"}\r\n{"n": 1}\n'.encode())
     assert list(files.read_records(path)) == [{"text": "a\u2028b\u0085c"}, {"n": 1}]
+
+
+LINE_ENDS = [*"\r\n\x0b\x0c\x1c\x1d\x1e\x85\u2028\u2029"]  # all that str.splitlines knows
+
+
+@pytest.mark.parametrize("character", [*LINE_ENDS, "\ud83d"], ids=ascii)
+def test_a_record_is_one_line_for_every_reader_and_comes_back_whole(tmp_path, character):
+    """Also half of a surrogate pair, which UTF-8 cannot hold."""
+    path, record = tmp_path / "r.jsonl", {f"a{character}b": [f"é{character}☕", {"x": character}]}
+    files.write_records(path, [record, {"n": 1}])
+    assert len(path.read_bytes().splitlines()) == 2
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+    assert list(files.read_records(path)) == [record, {"n": 1}]
+    assert "é".encode() in path.read_bytes() and "☕".encode() in path.read_bytes()
+    files.write_json(tmp_path / "r.json", record)
+    assert files.read_json(tmp_path / "r.json") == record
+
+
+@pytest.mark.parametrize("line", [b"[1]", b"null", b"[" * 100_000])
+def test_a_line_that_is_no_object_is_named(tmp_path, line):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b'{"n": 1}\n' + line + b"\n")
+    with pytest.raises(DataError, match=r"r\.jsonl:2: not a JSON record"):
+        list(files.read_records(path))
 
 
 def test_a_torn_last_line_is_left_out_and_cut_off(tmp_path, caplog):
@@ -57,6 +84,12 @@ def test_another_line_that_is_not_json_is_named(tmp_path):
     path.write_bytes(b'{"n": 1}\noops\n{"n": 2}\n')
     with pytest.raises(DataError, match=r"r\.jsonl:2: not a JSON record"):
         list(files.read_records(path))
+
+
+@pytest.mark.parametrize("read", [files.expanded, read_model, locate_encoder, resolve])
+def test_the_home_of_a_user_that_is_not_there_is_named_wherever_a_path_is_read(read):
+    with pytest.raises(ConfigError, match="'~nosuchuser/x' begins with the home folder of a user"):
+        read("~nosuchuser/x")
 
 
 def test_the_cache_folder_is_the_users_choice(monkeypatch, tmp_path):

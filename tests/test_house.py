@@ -79,6 +79,49 @@ def test_every_room_in_the_rule_exists():
     assert set(FLOOR) == {room(file) for file in FILES}
 
 
+ROOT = PACKAGE.parent
+OURS = [
+    f
+    for room in ("ssppo_jax", "experiments", "benchmarks", "docs")
+    for f in ROOT.glob(f"{room}/**/*.py")
+]
+
+
+def text_calls(tree):
+    """Calls that read or write text, each with the number of arguments before `encoding`."""
+    before = {"open": 3, "read_text": 0, "write_text": 1}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute):
+            method = isinstance(node.func, ast.Attribute)
+            name = node.func.attr if method else node.func.id
+            if name not in before or (method and ast.unparse(node.func.value) == "os"):
+                continue
+            place = before[name] - (method and name == "open")
+            modes = [*node.args[place - 2 : place - 1], *(k.value for k in node.keywords)]
+            if name != "open" or "b" not in "".join(
+                str(mode.value) for mode in modes if isinstance(mode, ast.Constant)
+            ):
+                yield node, place
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_text_has_an_encoding_whatever_the_locale_says(file):
+    """Under LC_ALL=POSIX `open` may mean ASCII: it empties the file and then fails."""
+    for node, place in text_calls(ast.parse(file.read_text(encoding="utf-8"))):
+        given = len(node.args) > place or "encoding" in {k.arg for k in node.keywords}
+        assert given, f"{file}:{node.lineno}: give {ast.unparse(node)} an encoding"
+
+
+@pytest.mark.parametrize("file", OURS, ids=lambda f: str(f.relative_to(ROOT)))
+def test_records_are_cut_into_lines_in_one_place(file):
+    """`splitlines` and text files also cut at U+2028 and others, which stand inside of records."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and node.attr in ("splitlines", "readlines"):
+            read = {n.attr for n in ast.walk(node.value) if isinstance(n, ast.Attribute)}
+            bad = node.attr == "readlines" or read & {"read_text", "read_bytes", "read"}
+            assert not bad, f"{file}:{node.lineno}: use ssppo_jax.files.read_records"
+
+
 def test_no_two_test_files_share_a_name():
     """Pytest imports a test file by its bare name, so the second of two would not be collected."""
     found = Path(__file__).parent.rglob("*.py")

@@ -5,26 +5,22 @@ python experiments/calibration/margins.py runs/calibration
 """
 
 import itertools
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from ssppo_jax.files import read_json, read_records
 from ssppo_jax.runs.metrics import read_metrics
 
 BINS = np.linspace(0.0, 1.0, 6)
 
 
 def main(workdir: Path) -> None:
-    runs = json.loads((workdir / "sweep.json").read_text())["runs"]
+    runs = read_json(workdir / "sweep.json")["runs"]
     for label in dict.fromkeys(run["label"] for run in runs):
         folders = [workdir / Path(run["folder"]).name for run in runs if run["label"] == label]
-        pairs = [
-            json.loads(line)
-            for folder in folders
-            for line in (folder / "pairs.jsonl").read_text().splitlines()
-        ]
+        pairs = [pair for folder in folders for pair in read_records(folder / "pairs.jsonl")]
         similarity = np.array([pair["similarity"] for pair in pairs])
         raw, gated = (
             np.abs(np.diff([pair[key] for pair in pairs]))[:, 0] for key in ("win_rate", "target")

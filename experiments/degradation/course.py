@@ -4,19 +4,19 @@ README.
 python experiments/degradation/course.py runs/degradation
 """
 
-import json
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from ssppo_jax.files import read_json
 from ssppo_jax.sweep.measure import read_courses
 
 SOURCES = ("evaluate/win_rate", "score/entropy")
 
 
 def main(workdir: Path) -> None:
-    runs = json.loads((workdir / "sweep.json").read_text())["runs"]
+    runs = read_json(workdir / "sweep.json")["runs"]
     for label in dict.fromkeys(run["label"] for run in runs):
         folders = [workdir / Path(run["folder"]).name for run in runs if run["label"] == label]
         courses = [read_courses(folder / "metrics.jsonl") for folder in folders]

@@ -481,7 +481,7 @@ def main(output: Path) -> None:
         wordings_table,
         samples(),
     ]
-    (output / "tables.md").write_text("\n\n".join(tables) + "\n")
+    (output / "tables.md").write_text("\n\n".join(tables) + "\n", encoding="utf-8")
     figures.cycle(output / "cycle.svg", **cycle_data)
     figures.rates(output / "gap.svg", **rates_data)
     figures.calibration(output / "calibration.svg", **repulsion_data, wordings=wordings_data)

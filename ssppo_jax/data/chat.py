@@ -54,6 +54,13 @@ def encode_chat(
     ids = _encode_marked(tokenizer, text, spelled) if spelled else _encode(tokenizer, text)
     if not ids:
         raise DataError("the chat template turned this prompt into no tokens at all")
+    beyond = getattr(tokenizer, "beyond_model", {})  # `load_tokenizer` leaves them here
+    written = next((beyond[i] for i in ids if i in beyond), None)
+    if written is not None:
+        raise DataError(
+            f"the chat template writes {written!r}, for which the model has no embedding; correct"
+            " the template, or use the tokenizer that belongs to the model"
+        )
     # Only a doubled first BOS is wrong: templates may open every turn with it (SmolLM2: BOS is
     # <|im_start|>).
     if tokenizer.bos_token_id is not None and ids[:2] == [tokenizer.bos_token_id] * 2:

@@ -11,7 +11,9 @@ from ssppo_jax import data
 from ssppo_jax.config import bind
 from ssppo_jax.data.batches import EncodedPrompt, encode_prompts
 from ssppo_jax.data.order import split_prompts
+from ssppo_jax.data.sources import SHOWN, check_prompt
 from ssppo_jax.errors import DataError
+from ssppo_jax.types import Prompt
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,7 @@ def prepare_prompts(settings: Mapping[str, Any], tokenizer: Any, *, seed: int) -
         ConfigError, DataError: see the source, `split_prompts` and `encode_prompts`.
     """
     prompts = bind(data.SOURCES, settings["source"])()
+    _check(prompts, settings["source"]["name"])
     counts = Counter(prompt.id for prompt in prompts)
     twice = [name for name, count in counts.items() if count > 1]
     if twice:
@@ -60,3 +63,16 @@ def prepare_prompts(settings: Mapping[str, Any], tokenizer: Any, *, seed: int) -
         "copies_of_heldout": copies,
     }
     return Prepared(train, heldout, account)
+
+
+def _check(prompts: list[Prompt], source: str) -> None:
+    """Check the prompts of any source, also of one that does not check its rows itself."""
+    bad = []
+    for prompt in prompts:
+        try:
+            check_prompt(prompt)
+        except ValueError as error:
+            bad.append(f"prompt {prompt.id!r}: {error}")
+    if bad:
+        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise DataError("\n".join([f"data source {source!r}:", *bad[:SHOWN], *more]))

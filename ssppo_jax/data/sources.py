@@ -6,19 +6,24 @@ import hashlib
 import importlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import read_lines
+from ssppo_jax.files import expanded, read_lines
 from ssppo_jax.types import Prompt
 
 ROLES = ("system", "user", "assistant")
 SHOWN = 20  # bad rows printed in full; the rest are counted
+DEEPEST = 50  # lists and objects inside one another, in a row's metadata
+# Columns of which a chat template would make a part of the prompt.
+PARTS = ("tools", "chat_template_kwargs")
+# Columns that trainers of given responses learn from.
+RESPONSES = ("chosen", "rejected", "completion", "label")
 
 Row = dict | str  # a parsed row, or the reason why there is none
 _log = logging.getLogger(__name__)
@@ -49,7 +54,7 @@ def jsonl(*, path: str = "") -> list[Prompt]:
             "data source 'jsonl' needs a path: --config.data.source.path=prompts.jsonl"
         )
     try:
-        blob = Path(path).read_bytes()
+        blob = expanded(path).read_bytes()
     except OSError as exc:
         raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
     return _prompts(_json_rows(blob, path))
@@ -146,7 +151,7 @@ def hf(
         raise DataError(
             f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}"
         ) from exc
-    rows = ((f"hf:{repo_id}[{split}]:{i + 1}", dict(row)) for i, row in enumerate(table))
+    rows = ((f"hf:{repo_id}[{split}]:{i + 1}", _plain_row(row)) for i, row in enumerate(table))
     return _prompts(rows, field=field, id_field=id_field, duplicates=duplicates)
 
 
@@ -211,7 +216,7 @@ def _plain_row(row: dict) -> Row:
 
 
 def _plain(value: Any) -> Any:
-    """Turn TFDS values (bytes, NumPy scalars and arrays) into plain Python ones."""
+    """Turn a data set's values (bytes, NumPy scalars and arrays) into plain Python ones."""
     match value:
         case bytes():
             return value.decode("utf-8")
@@ -220,7 +225,7 @@ def _plain(value: Any) -> Any:
         case list() | tuple():
             return [_plain(item) for item in value]
         case np.ndarray() | np.generic():
-            plain = value.tolist()
+            plain: Any = value.tolist()
             return _plain(plain) if isinstance(plain, (bytes, list)) else plain
     return value
 
@@ -237,7 +242,7 @@ def _prompts(
     """
     if duplicates not in ("error", "keep_first"):
         raise ConfigError(f"duplicates={duplicates!r} is unknown; allowed: error, keep_first")
-    prompts, bad, first_seen, repeats = [], [], {}, 0
+    prompts, bad, first_seen, repeats, place = [], [], {}, 0, ""
     for place, row in rows:
         try:
             prompt = _prompt(row, field, id_field)
@@ -266,7 +271,26 @@ def _prompts(
         _log.warning(
             "%d of %d rows repeat an earlier id and were left out", repeats, repeats + len(prompts)
         )
+    _name_unused(prompts, place.rpartition(":")[0])
     return prompts
+
+
+def _name_unused(prompts: list[Prompt], source: str) -> None:
+    """Say which columns are no part of any prompt, the loudest those that others train on."""
+    count = Counter(key for p in prompts for key, value in p.meta.items() if value is not None)
+    given = [key for key in RESPONSES if key in count]
+    if given:
+        _log.warning(
+            "%s: NOT TRAINED ON: %s (%d of %d rows). Every response is sampled from the policy and"
+            " judged by the oracle; responses and labels in the data are not used",
+            source,
+            ", ".join(given),
+            max(count[key] for key in given),
+            len(prompts),
+        )
+    others = [key for key in count if key not in given]
+    if others:
+        _log.info("%s: columns that only an oracle may use: %s", source, ", ".join(others))
 
 
 def _prompt(row: Row, field: str, id_field: str) -> Prompt:
@@ -285,9 +309,21 @@ def _prompt(row: Row, field: str, id_field: str) -> Prompt:
     messages = _messages(row[field], field)
     id_field = id_field or "id"
     name = _id(row[id_field]) if id_field in row else _content_id(messages)
-    return Prompt(
-        name, messages, {key: value for key, value in row.items() if key not in (field, id_field)}
-    )
+    meta = {key: value for key, value in row.items() if key not in (field, id_field)}
+    for key in PARTS:
+        if meta.get(key):
+            raise ValueError(
+                f'has "{key}", of which no prompt is made here; remove the column, or write what'
+                " the model should read into a turn"
+            )
+    _check_meta(meta)
+    return Prompt(name, messages, meta)
+
+
+def check_prompt(prompt: Prompt) -> None:
+    """Raise ValueError with the reason if no run could use a prompt, whatever source made it."""
+    _messages(list(prompt.messages), "messages")
+    _check_meta(prompt.meta)
 
 
 def _messages(value: Any, field: str) -> tuple[dict, ...]:
@@ -299,9 +335,10 @@ def _messages(value: Any, field: str) -> tuple[dict, ...]:
         and isinstance(value["role"], list)
     ):
         # TFDS and HF store a sequence of records as a record of sequences.
-        value = [
-            {"role": r, "content": c} for r, c in zip(value["role"], value["content"], strict=True)
-        ]
+        contents = value["content"]
+        if not isinstance(contents, list) or len(contents) != len(value["role"]):
+            raise ValueError(f'"{field}" has not as many contents as roles')
+        value = [{"role": r, "content": c} for r, c in zip(value["role"], contents, strict=True)]
     if not isinstance(value, list):
         allowed = "a list of turns" if field == "messages" else "a string (or a list of turns)"
         raise ValueError(f'"{field}" must be {allowed}, not {type(value).__name__}')
@@ -331,9 +368,38 @@ def _turn(turn: Any, what: str) -> dict:
     return {"role": turn["role"], "content": turn["content"]}
 
 
+def _check_meta(value: Any, what: str = "", depth: int = 0) -> None:
+    """Check that metadata can be written as JSON in UTF-8, as journal and records write it."""
+    if depth > DEEPEST:
+        raise ValueError(f"{what} is nested too deeply")
+    match value:
+        case str():
+            _check_unicode(value, what)
+        case dict():
+            for key, item in value.items():
+                if not isinstance(key, str):
+                    raise ValueError(f"{what} has a key that is no text: {key!r}")
+                _check_unicode(key, f"the name {key!a}")
+                _check_meta(item, what or f'"{key}"', depth + 1)
+        case list() | tuple():
+            for item in value:
+                _check_meta(item, what, depth + 1)
+        case None | bool() | int() | float():
+            pass
+        case _:
+            raise ValueError(
+                f"{what} holds a value of type {type(value).__name__}, neither text nor a number;"
+                " turn it into text, or remove the column"
+            )
+
+
 def _check_text(text: str, what: str) -> None:
     if "\0" in text:
         raise ValueError(f"{what} contains a NUL character")
+    _check_unicode(text, what)
+
+
+def _check_unicode(text: str, what: str) -> None:
     if any("\ud800" <= c <= "\udfff" for c in text):
         raise ValueError(f"{what} contains half of a surrogate pair (invalid Unicode)")
 

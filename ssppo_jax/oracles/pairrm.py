@@ -10,6 +10,7 @@ from typing import Annotated
 
 import jax
 import numpy as np
+from tokenizers import Tokenizer
 
 from ssppo_jax.config import one_of, positive
 from ssppo_jax.distributed.mesh import replicated
@@ -59,7 +60,10 @@ def pairrm(
     folder = locate_encoder(source)
     loaded = load_ranker(folder, dtype=dtype)
     arch = loaded.ranker.arch
-    reader = _Reader(folder, (arch.source_id, arch.first_id, arch.second_id), max_source_length)
+    tokenizer = read_tokenizer(folder, arch.vocab_size)
+    reader = _Reader(
+        folder, tokenizer, (arch.source_id, arch.first_id, arch.second_id), max_source_length
+    )
     scorer = Scorer(
         lambda params, tokens, length: loaded.ranker.apply({"params": params}, tokens, length),
         lambda mesh: jax.device_put(loaded.params, replicated(mesh)),
@@ -98,8 +102,14 @@ class _Reader:
     """Encodes texts for the ranker: each of the three begins with its marker and has special tokens
     of its own."""
 
-    def __init__(self, folder: Path, markers: tuple[int, int, int], max_source_length: int):
-        self.tokenizer, self.markers, self.most = read_tokenizer(folder), markers, max_source_length
+    def __init__(
+        self,
+        folder: Path,
+        tokenizer: Tokenizer,
+        markers: tuple[int, int, int],
+        max_source_length: int,
+    ):
+        self.tokenizer, self.markers, self.most = tokenizer, markers, max_source_length
         self.tokenizer.no_truncation()
         self.tokenizer.no_padding()
         found = tuple(self.tokenizer.token_to_id(marker) for marker in MARKERS)

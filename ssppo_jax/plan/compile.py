@@ -21,6 +21,7 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import CONFIGS
 from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape
 from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import expanded
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.plan.hlo import collective_bytes
@@ -28,6 +29,7 @@ from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt, sh
 from ssppo_jax.runs.throughput import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
 from ssppo_jax.weights import hf
+from ssppo_jax.weights.source import check_no_run
 
 GIB = 2**30
 
@@ -62,11 +64,12 @@ def read_model(source: str) -> Arch:
     Raises:
       ConfigError: none of these.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     own = CONFIGS / "models" / f"{source}.json"
     if own.is_file():
         return arch_from_hf(hf.read_json(own))
     if path.is_dir():
+        check_no_run(path)
         return hf.read_arch(path)
     if path.suffix == ".json" and path.is_file():
         return arch_from_hf(hf.read_json(path))

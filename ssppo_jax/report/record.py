@@ -28,6 +28,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ssppo_jax.files import read_lines
+
 CONTEXT_KEYS = ("phase", "step", "iteration", "nonfinite")
 TRAINED_ON = ("pairs", "groups", "opponents")
 LARGEST = 1e100  # beyond it the limits of an axis overflow
@@ -75,8 +77,8 @@ def _read_json(path: Path, notes: list[str]) -> Any:
         notes.append(f"{path.name} is missing.")
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8", errors="replace"))
-    except ValueError as error:
+        return json.loads(path.read_bytes().decode(errors="replace"))
+    except (ValueError, RecursionError) as error:
         notes.append(f"{path.name} is not valid JSON ({error}); left out.")
         return None
 
@@ -86,18 +88,18 @@ def _read_lines(path: Path, notes: list[str]) -> list[dict]:
         notes.append(f"{path.name} is missing.")
         return []
     rows, bad = [], []
-    # Not splitlines: U+2028 may stand unescaped inside a JSON string.
-    lines = path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
+    data = path.read_bytes()
+    lines = read_lines(data)
     for place, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except ValueError:
+            row = json.loads(line.decode(errors="replace"))
+        except (ValueError, RecursionError):
             row = None
         if isinstance(row, dict):
             rows.append(row)
-        elif place == len(lines):
+        elif place == len(lines) and not data.endswith(b"\n"):
             notes.append(
                 f"{path.name}: the last line is torn (the run stopped while writing it); left out."
             )

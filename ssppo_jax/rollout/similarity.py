@@ -116,7 +116,7 @@ class SentenceEmbedder:
         return cls(
             apply,
             loaded.params,
-            read_tokenizer(loaded.folder),
+            read_tokenizer(loaded.folder, loaded.encoder.arch.vocab_size),
             max_length=max_length,
             batch_size=batch_size,
         )

@@ -14,15 +14,21 @@ from ml_collections import ConfigDict
 from ssppo_jax import files
 from ssppo_jax.config import flatten
 from ssppo_jax.distributed import hosts
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
 
+# What a run leaves as soon as it has computed something.
+COMPUTED = (
+    "baseline.json", "samples.jsonl", "metrics.jsonl", "verdicts*.jsonl", "rollouts/*.npz",
+    "checkpoints/step_*", "policy", "adapters", "result.json",
+)  # fmt: skip
 FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a run is continued
 
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     """Write config.json into a new folder, or check that the folder's run has this very config.
 
-    Call it on process 0 only.
+    A start that failed before it computed anything left no run: its config.json is replaced. Call
+    it on process 0 only.
 
     Raises:
       ConfigError: the folder holds a run with another config; every differing key is listed.
@@ -35,7 +41,7 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
             + "\nContinue it with its own configuration, or give --workdir a new folder"
         )
     path = workdir / "config.json"
-    if path.is_file():
+    if path.is_file() and not _differing(path, config):
         return
     device = jax.devices()[0]
     write_json(
@@ -53,9 +59,28 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
 def differences(workdir: Path, config: ConfigDict) -> list[str]:
     """List the keys in which a folder's run differs from a config, except those that may change."""
     path = workdir / "config.json"
-    if not path.is_file():
-        return []
-    old, new = files.read_json(path)["config"], json.loads(json.dumps(flatten(config)))
+    computed = any(
+        found.is_dir() or found.stat().st_size
+        for pattern in COMPUTED
+        for found in workdir.glob(pattern)
+    )
+    found = _differing(path, config) if path.is_file() else []
+    return found if computed else []
+
+
+def _differing(path: Path, config: ConfigDict) -> list[str]:
+    """List the keys in which a run's config.json differs from a config.
+
+    Raises:
+      ConfigError: the file is another program's.
+    """
+    record = files.read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ConfigError(
+            f"{path} is no config of a run, but of another program (of a model?); give --workdir a"
+            " folder of its own"
+        )
+    old, new = record["config"], json.loads(json.dumps(flatten(config)))
     return [
         f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())
@@ -79,15 +104,16 @@ def append_records(path: Path, rows: list[dict], iteration: int) -> None:
     """Add an iteration's records to a JSONL file. Process 0 writes.
 
     Records of this iteration or a later one, which a killed attempt left, are replaced.
+
+    Raises:
+      DataError: the file was edited and a line holds no record of an iteration.
     """
     if not hosts.is_first():
         return
     kept = []
-    for line in files.read_lines(path.read_bytes()) if path.is_file() else ():
-        try:
-            record = json.loads(line)
-        except ValueError:  # torn by a kill: its content is being written again
-            continue
+    for number, record in enumerate(files.read_records(path) if path.is_file() else (), 1):
+        if not isinstance(record.get("iteration"), int):
+            raise DataError(f"{path}:{number}: a record without its iteration; remove the line")
         if record["iteration"] < iteration:
-            kept.append(line.decode())
-    files.write_lines(path, kept + [json.dumps(row, ensure_ascii=False) for row in rows])
+            kept.append(record)
+    files.write_records(path, kept + rows)

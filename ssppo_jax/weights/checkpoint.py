@@ -145,7 +145,7 @@ class Checkpoints:
         """
         generation = hosts.on_first(lambda: self._valid_generation(step))
         path = self.folder / _name(step, generation)
-        record = json.loads((path / "meta.json").read_text())
+        record = json.loads((path / "meta.json").read_text(encoding="utf-8"))
         wanted = _flatten(like)
         _check_fit(path, record["leaves"], wanted)
         arguments = {
@@ -188,7 +188,7 @@ class Checkpoints:
     def _publish(self, temporary: Path, text: str, name: str) -> None:
         """Complete the temporary folder and give it its name: the one moment it becomes a
         checkpoint."""
-        (temporary / "meta.json").write_text(text)
+        (temporary / "meta.json").write_text(text, encoding="utf-8")
         write_manifest(temporary)
         os.replace(temporary, self.folder / name)
         sync(self.folder)
@@ -264,7 +264,7 @@ def read_arrays(folder: Path, prefix: str) -> dict[str, np.ndarray]:
     damage = find_damage(folder)
     if damage:
         raise UserError(f"{folder} is damaged: {damage}; give another checkpoint")
-    leaves = json.loads((folder / "meta.json").read_text())["leaves"]
+    leaves = json.loads((folder / "meta.json").read_text(encoding="utf-8"))["leaves"]
     wanted = {name: leaf for name, leaf in leaves.items() if name.startswith(prefix)}
     if not wanted:
         raise UserError(

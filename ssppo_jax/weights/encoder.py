@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssppo_jax.files import expanded
 from ssppo_jax.models.encoder import POOLINGS, Encoder, EncoderArch
 from ssppo_jax.weights.table import (
     DTYPES,
@@ -143,7 +144,7 @@ def locate_encoder(source: str) -> Path:
     or there is no network. An embedded package's files are located, its code is never imported."""
     if source.startswith("embedded:"):
         return _embedded(source.removeprefix("embedded:"))
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.models.arch import Arch
+from ssppo_jax.models.arch import Arch, LinearScaling
 from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.weights import hf, names
 
@@ -36,12 +36,13 @@ def convert_gguf(
     appears whole or not at all.
 
     Raises:
-      ConfigError: an architecture, tokenizer, rope scaling or tensor this does not know; an output
-        folder in use.
+      ConfigError: an architecture, tokenizer, rope scaling or tensor this does not know; one part
+        of several; an output folder in use.
       DataError: not a GGUF file, or a damaged one.
     """
     reader = _open(Path(path))
     meta = _Metadata(reader, Path(path))
+    _check_whole(meta)
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     arch = gguf_arch(meta, tied="output.weight" not in tensors)
     _check_tensors(tensors, arch, meta)
@@ -66,12 +67,36 @@ class _Metadata:
     def get(self, key: str) -> Any:
         """Return the value, or None where the file has no such key."""
         field = self.reader.get_field(key)
-        return None if field is None else field.contents()
+        try:
+            return None if field is None else field.contents()
+        except (ValueError, IndexError) as error:
+            raise DataError(f"{self.path}: metadata key {key!r} is unreadable: {error}") from None
 
     def need(self, key: str) -> Any:
         value = self.get(key)
         if value is None:
             raise DataError(f"{self.path}: no metadata key {key!r}; the file is incomplete")
+        return value
+
+    def number(self, key: str) -> Any:
+        """Return the number under a key, or None where the file has no such key."""
+        value = self.get(key)
+        if value is not None and not isinstance(value, int | float):
+            raise ConfigError(
+                f"{self.path}: {key} is {value!r:.60}; supported: one number for all layers"
+            )
+        return value
+
+    def need_number(self, key: str) -> Any:
+        self.need(key)
+        return self.number(key)
+
+    def token(self, name: str) -> int | None:
+        """Return the id of the special token of that name; None where the file has none."""
+        key = f"tokenizer.ggml.{name}_token_id"
+        value, size = self.number(key), len(self.need("tokenizer.ggml.tokens"))
+        if value is not None and not 0 <= value < size:
+            raise DataError(f"{self.path}: {key} is {value}, and the file has {size} tokens")
         return value
 
 
@@ -86,25 +111,28 @@ def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
         raise ConfigError(
             f"{meta.path}: GGUF architecture {kind!r}; supported: {', '.join(ARCHITECTURES)}"
         )
-    heads, width = meta.need(f"{kind}.attention.head_count"), meta.need(f"{kind}.embedding_length")
-    head_dim = meta.get(f"{kind}.attention.key_length") or width // heads
+    heads = meta.need_number(f"{kind}.attention.head_count")
+    width = meta.need_number(f"{kind}.embedding_length")
+    head_dim = meta.number(f"{kind}.attention.key_length") or width // heads
     _check_settings(meta, kind, head_dim)
-    eos = meta.get("tokenizer.ggml.eos_token_id")
+    # llama.cpp ends a completion at each of them: end of sequence, of turn, of message
+    stops = [meta.token(name) for name in ("eos", "eot", "eom")]
     return Arch(
         vocab_size=len(meta.need("tokenizer.ggml.tokens")),
         hidden_size=width,
-        num_layers=meta.need(f"{kind}.block_count"),
+        num_layers=meta.need_number(f"{kind}.block_count"),
         num_heads=heads,
-        num_kv_heads=meta.get(f"{kind}.attention.head_count_kv") or heads,
+        num_kv_heads=meta.number(f"{kind}.attention.head_count_kv") or heads,
         head_dim=head_dim,
-        mlp_dim=meta.need(f"{kind}.feed_forward_length"),
-        rope_theta=_shortest(meta.get(f"{kind}.rope.freq_base") or 10000.0),
-        norm_eps=_shortest(meta.need(f"{kind}.attention.layer_norm_rms_epsilon")),
-        max_positions=meta.need(f"{kind}.context_length"),
+        mlp_dim=meta.need_number(f"{kind}.feed_forward_length"),
+        rope_theta=_shortest(meta.number(f"{kind}.rope.freq_base") or 10000.0),
+        norm_eps=_shortest(meta.need_number(f"{kind}.attention.layer_norm_rms_epsilon")),
+        max_positions=meta.need_number(f"{kind}.context_length"),
         tie_embeddings=tied,
         model_type=kind,
-        bos_id=meta.get("tokenizer.ggml.bos_token_id"),
-        eos_ids=() if eos is None else (eos,),
+        bos_id=meta.token("bos"),
+        eos_ids=tuple(dict.fromkeys(token for token in stops if token is not None)),
+        rope_scaling=_scaling(meta, kind),
     )
 
 
@@ -119,7 +147,7 @@ def write_tokenizer(meta: _Metadata, folder: Path) -> None:
     tokens = meta.need("tokenizer.ggml.tokens")
     special = {}
     for name, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
-        token = meta.get(f"tokenizer.ggml.{key}_token_id")
+        token = meta.token(key)
         if token is not None:
             special[name] = tokens[token]
     if "eos" in special:
@@ -149,12 +177,16 @@ def build_tokenizer(meta: _Metadata) -> Any:
             " instead"
         )
     tokens, kinds = meta.need("tokenizer.ggml.tokens"), meta.need("tokenizer.ggml.token_type")
+    if len(tokens) != len(kinds):
+        raise DataError(f"{meta.path}: {len(tokens)} tokens and {len(kinds)} token types")
     rows = list(zip(tokens, kinds, strict=True))
     vocab = {token: i for i, (token, kind) in enumerate(rows) if kind != _UNUSED}
     merges = [tuple(merge.split(" ")) for merge in meta.need("tokenizer.ggml.merges")]
-    tokenizer = Tokenizer(
-        models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False)
-    )
+    try:
+        model = models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False)
+    except Exception as error:  # the library raises nothing more specific
+        raise DataError(f"{meta.path}: tokens and merges do not fit: {error}") from None
+    tokenizer = Tokenizer(model)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = splitters[pre]
@@ -212,13 +244,48 @@ def _open(path: Path) -> Any:
         ) from None
 
 
-def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
-    scaling = meta.get(f"{kind}.rope.scaling.type")
-    if scaling not in (None, "none"):
+def _check_whole(meta: _Metadata) -> None:
+    """Check that this file is a whole model, not an adapter or one part of a split model."""
+    kind = meta.get("general.type") or "model"
+    if kind != "model":
         raise ConfigError(
-            f"{meta.path}: rope scaling {scaling!r} in a GGUF file is not supported; use the"
-            " model's HF folder"
+            f"{meta.path} is a GGUF file of type {kind!r}; supported: model. Give the model's own"
+            " file"
         )
+    count = meta.number("split.count") or 1
+    if count > 1:
+        part = (meta.number("split.no") or 0) + 1
+        raise ConfigError(
+            f"{meta.path}: part {part} of a model split into {count} GGUF files, which is not"
+            " supported; merge them first (llama.cpp: llama-gguf-split --merge FIRST_PART"
+            " WHOLE.gguf), or use the model's Hugging Face folder"
+        )
+
+
+def _scaling(meta: _Metadata, kind: str) -> LinearScaling | None:
+    """Return the rope scaling as llama.cpp reads it.
+
+    A factor without a type is linear. Old files have it under `rope.scale_linear`.
+    """
+    how = meta.get(f"{kind}.rope.scaling.type") or "linear"
+    if how not in ("linear", "none"):
+        raise ConfigError(
+            f"{meta.path}: rope scaling {how!r} in a GGUF file is not supported; supported: none,"
+            " linear; use the model's HF folder"
+        )
+    magnitude = meta.number(f"{kind}.rope.scaling.attn_factor")
+    if magnitude not in (None, 1.0):
+        raise ConfigError(
+            f"{meta.path}: {kind}.rope.scaling.attn_factor {magnitude} is not supported; supported:"
+            " 1; use the model's HF folder"
+        )
+    keys = ("rope.scaling.factor", "rope.scale_linear")
+    factors = [meta.number(f"{kind}.{key}") for key in keys] if how == "linear" else []
+    factor = _shortest(next((value for value in factors if value), 1.0))
+    return None if factor == 1.0 else LinearScaling(factor)
+
+
+def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
     rotated = meta.get(f"{kind}.rope.dimension_count")
     if rotated not in (None, head_dim):
         raise ConfigError(
@@ -265,7 +332,13 @@ def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.
     for leaf in names.leaves(arch):
         for theirs, ours in zip(_gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
             raw = tensors[theirs]
-            value = dequantize(raw.data, raw.tensor_type).astype(np.float32)
+            try:
+                value = dequantize(raw.data, raw.tensor_type).astype(np.float32)
+            except NotImplementedError:
+                raise ConfigError(
+                    f"{theirs} is quantised as {raw.tensor_type.name}, which the gguf package does"
+                    " not read; use another quantisation, or the model's Hugging Face folder"
+                ) from None
             value = value.reshape(names.hf_shape(leaf, arch))
             if arch.model_type == "llama" and leaf.path in heads:
                 value = unpermute(value, heads[leaf.path])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.files import default_cache
+from ssppo_jax.files import default_cache, expanded
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
@@ -28,7 +28,7 @@ FORMS = (
     " checkpoint folder, or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct'"
     " (optionally '@revision')"
 )
-_CONVERTER = 1  # part of the cache key: raise when a conversion's output changes
+_CONVERTER = 2  # part of the cache key: raise when a conversion's output changes
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
 _PATTERNS = ("*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt")
 # no folder is fetched but additional_chat_templates
@@ -57,9 +57,12 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     if source == TINY:
         folder = cache / f"random-tiny-v{tiny.VERSION}"
         return _made_once(folder, lambda: tiny.write_tiny(folder))
-    path = Path(source).expanduser()
+    path = expanded(source)
     if path.is_dir():
-        return _from_checkpoint(path, cache) if (path / MANIFEST).is_file() else path
+        if (path / MANIFEST).is_file():
+            return _from_checkpoint(path, cache)
+        check_no_run(path)
+        return path
     if source.lower().endswith(".gguf"):
         if not path.is_file():
             raise ConfigError(f"model source {source!r}: no such file; give {FORMS}")
@@ -101,11 +104,13 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
 
     Args:
       folder: a model folder.
-      vocab_size: the model's; ids beyond it would be looked up wrongly without an error, so they
-        are refused here.
+      vocab_size: the model's. An id beyond it has no embedding and no logit: it is never sampled,
+        and in a prompt it would be looked up wrongly without an error. Special tokens may lie
+        beyond it, such as the image token of Gemma 3: no text becomes one. `encode_chat` refuses a
+        template that writes one.
 
     Raises:
-      ConfigError: no tokenizer, or one whose ids do not fit the model.
+      ConfigError: no tokenizer, or one that can turn text into ids beyond the model's.
     """
     from transformers import AutoTokenizer  # seconds to import
 
@@ -115,17 +120,54 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
         )
     except (OSError, ValueError, ImportError) as error:
         raise ConfigError(f"{folder}: no tokenizer could be loaded: {error}") from None
-    if vocab_size is not None and len(tokenizer) > vocab_size:
-        raise ConfigError(
-            f"{folder}: the tokenizer has {len(tokenizer)} ids but the model only {vocab_size}"
-            " embeddings; use the tokenizer that belongs to the model"
-        )
+    if vocab_size is not None:
+        tokenizer.beyond_model = _beyond(tokenizer, vocab_size, folder)
     return tokenizer
+
+
+def _beyond(tokenizer: Any, vocab_size: int, folder: str | Path) -> dict[int, str]:
+    """Return the tokens without an embedding, by id; refuse those that text can become."""
+    beyond = {i: token for token, i in tokenizer.get_vocab().items() if i >= vocab_size}
+    harmless = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    harmless -= {tokenizer.unk_token_id, tokenizer.eos_token_id}  # the encoder, the end of a turn
+    reached = sorted(beyond.keys() - harmless)
+    if reached:
+        shown = ", ".join(f"{beyond[i]!r} ({i})" for i in reached[:5])
+        more = f" and {len(reached) - 5} more" if len(reached) > 5 else ""
+        raise ConfigError(
+            f"{folder}: the model has {vocab_size} embeddings, and text can become tokens beyond"
+            f" them: {shown}{more}; use the tokenizer that belongs to the model"
+        )
+    return beyond
 
 
 def _converted(path: Path, cache: Path) -> Path:
     folder = cache / f"{path.stem}-{_sha256(path)[:16]}-v{_CONVERTER}"
     return _made_once(folder, lambda: convert_gguf(path, folder))
+
+
+def check_no_run(path: Path) -> None:
+    """Refuse a folder of a run that holds no model itself, and name those in it that do.
+
+    Raises:
+      ConfigError: it is a run's folder, its checkpoints or adapters, or a sweep's folder.
+    """
+    if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+        what, run = "holds adapters alone", path.parent
+    elif path.name == "checkpoints" and (path.parent / "config.json").is_file():
+        what, run = "holds a run's checkpoints", path.parent
+    elif (path / "sweep.json").is_file():
+        what, run = "is the folder of a sweep; each of its runs has a folder in it", None
+    elif (path / "config.json").is_file() and "config" in hf.read_json(path / "config.json"):
+        what, run = "is a run's folder", path
+    else:
+        return
+    found = []
+    if run is not None:
+        steps = sorted(file.parent for file in run.glob(f"checkpoints/step_*/{MANIFEST}"))
+        found = [folder for folder in (run / "policy", *steps[-1:]) if folder.is_dir()]
+    give = " or ".join(map(str, found)) or "RUN/policy or RUN/checkpoints/step_..."
+    raise ConfigError(f"model source '{path}' {what}; give a model of it: {give}")
 
 
 def _from_checkpoint(path: Path, cache: Path) -> Path:
@@ -175,7 +217,7 @@ def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Hold a lock between processes; the kernel drops it when the holder dies."""
-    with path.open("w") as handle:
+    with path.open("ab") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
 

@@ -127,15 +127,26 @@ def read_json(file: Path, kind: type[Json]) -> Json:
     return value
 
 
-def read_tokenizer(folder: Path) -> Tokenizer:
+def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
+    """Read tokenizer.json of an encoder with `vocab_size` embeddings.
+
+    A text that spells a special token becomes it here, so no id may lie beyond the embeddings.
+    """
     file = folder / "tokenizer.json"
     if not file.exists():
         raise ConfigError(
             f"{folder} has no tokenizer.json (transformers: save it with a fast tokenizer)"
         )
     try:
-        return Tokenizer.from_file(str(file))
+        tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing more specific
         raise ConfigError(
             f"{file} is not a tokenizer the `tokenizers` library reads: {error}"
         ) from None
+    token, last = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1], default=("", -1))
+    if last >= vocab_size:
+        raise ConfigError(
+            f"{file}: text can become {token!r} ({last}), and the model has {vocab_size}"
+            " embeddings; use the tokenizer that belongs to the model"
+        )
+    return tokenizer

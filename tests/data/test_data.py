@@ -1,5 +1,6 @@
 """Prompts come in whole or not at all, in an order that is a function of integers."""
 
+import datetime
 import inspect
 import json
 import sys
@@ -20,6 +21,7 @@ from ssppo_jax.data import (
     split_prompts,
 )
 from ssppo_jax.data.chat import encode_chat
+from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt
 
@@ -124,6 +126,18 @@ BAD_LINES = [
         b'{"prompt": "x", "messages": [{"role": "user", "content": "x"}]}',
         'both "prompt" and "messages"',
     ),
+    (b'{"messages": [{"role": "user", "content": null}]}', "content must be a string, not None"),
+    (b'{"messages": {"role": ["user"], "content": null}}', "not as many contents as roles"),
+    (b'{"messages": {"role": ["user"], "content": []}}', "not as many contents as roles"),
+    (b'{"prompt": "x", "answer": "a\\ud83d"}', '"answer" contains half of a surrogate pair'),
+    (b'{"prompt": "x", "m": {"n": ["\\ude00"]}}', '"m" contains half of a surrogate pair'),
+    (b'{"prompt": "x", "\\ud83d": 1}', "the name '\\ud83d' contains half of a surrogate pair"),
+    (b'{"prompt": "x", "m": ' + b"[" * 99 + b"]" * 99 + b"}", '"m" is nested too deeply'),
+    (b'{"prompt": "x", "tools": [{"name": "f"}]}', 'has "tools", of which no prompt is made'),
+    (
+        b'{"prompt": "x", "chat_template_kwargs": {"enable_thinking": false}}',
+        'has "chat_template_kwargs", of which no prompt is made',
+    ),
     (b'{"prompt": "x", "id": true}', "id must be a string or an integer, not bool"),
     (b'{"prompt": "x", "id": 1.5}', "id must be a string or an integer, not float"),
     (b'{"prompt": "x", "id": ""}', "id must be non-empty printable text"),
@@ -138,6 +152,28 @@ def test_a_bad_row_is_reported_by_file_line_and_reason(tmp_path, line, reason):
     header, *rows = reasons(tmp_path, b'{"prompt": "good"}\n' + line + b'\n{"prompt": "fine"}\n')
     assert header == "1 bad row:" and len(rows) == 1
     assert rows[0].startswith("in.jsonl:2: ") and reason in rows[0]
+
+
+def test_what_is_no_part_of_a_prompt_is_named(tmp_path, caplog):
+    """Rows of a preference data set look as if their responses were trained on."""
+    caplog.set_level("INFO")
+    rows = [
+        {"prompt": "a", "chosen": "good", "rejected": "bad", "level": 1, "tools": []},
+        {"prompt": "b", "chosen": "good", "rejected": None, "answer": "5", "tools": None},
+        {"prompt": "c", "rejected": None},
+    ]
+    assert len(read(tmp_path, "\n".join(map(json.dumps, rows)))) == 3
+    warning, note = caplog.records
+    assert warning.levelname == "WARNING" and note.levelname == "INFO"
+    text = warning.getMessage()
+    assert "in.jsonl: NOT TRAINED ON: chosen, rejected (2 of 3 rows)" in text
+    assert note.getMessage().endswith("that only an oracle may use: level, tools, answer")
+
+
+def test_prompts_alone_need_no_word(tmp_path, caplog):
+    caplog.set_level("INFO")
+    read(tmp_path, '{"id": "a", "prompt": "x"}')
+    assert not caplog.records
 
 
 def test_all_bad_rows_are_reported_at_once(tmp_path):
@@ -316,6 +352,48 @@ def test_hf_rows_become_prompts_and_remote_code_is_never_asked_for(monkeypatch):
     assert calls == [(("me/data", None), {"split": "train_prefs", "revision": "abc"})]
     assert one == Prompt("x", ({"role": "user", "content": "one"},), {"score": 2})
     assert two.messages == ({"role": "user", "content": "hi"},)
+
+
+def test_hf_metadata_that_is_no_json_is_named_at_load(monkeypatch):
+    """The judge's journal and the records of a run would fail on it after the first rollout."""
+    rows = [
+        {"prompt": "a", "made": datetime.datetime(2024, 1, 1)},
+        {"prompt": "b", "n": np.int64(3), "text": b"caf\xc3\xa9", "x": np.float32(0.5)},
+        {"prompt": "c", "image": object()},
+    ]
+    fake_datasets(monkeypatch, lambda *a, **k: rows)
+    with pytest.raises(DataError) as caught:
+        SOURCES["hf"](repo_id="me/data")
+    assert str(caught.value).split("\n") == [
+        "2 bad rows:",
+        'hf:me/data[train]:1: "made" holds a value of type datetime, neither text nor a number;'
+        " turn it into text, or remove the column",
+        'hf:me/data[train]:3: "image" holds a value of type object, neither text nor a number;'
+        " turn it into text, or remove the column",
+    ]
+    rows[:] = rows[1:2]
+    (prompt,) = SOURCES["hf"](repo_id="me/data")
+    assert prompt.meta == {"n": 3, "text": "café", "x": 0.5} and type(prompt.meta["n"]) is int
+
+
+@pytest.mark.parametrize(
+    ("made", "reason"),
+    [
+        (
+            Prompt("p", ({"role": "user", "content": "x"},), {"day": datetime.date(2024, 1, 1)}),
+            "date",
+        ),
+        (Prompt("p", ({"role": "user", "content": "x"},), {1: "a"}), "a key that is no text: 1"),
+        (Prompt("p", ({"role": "user", "content": ["x"]},)), "content must be a string, not list"),
+        (Prompt("p", ({"role": "user"},)), 'must be an object with "role" and "content"'),
+        (Prompt("p", ()), "is empty"),
+    ],
+)
+def test_a_source_of_ones_own_is_checked_as_well(monkeypatch, made, reason):
+    monkeypatch.setitem(SOURCES, "mine", lambda: [made])
+    settings = {"source": {"name": "mine"}, "heldout": 0, "max_prompt_length": 99}
+    with pytest.raises(DataError, match=f"data source 'mine':\nprompt 'p': .*{reason}"):
+        prepare_prompts(settings, byte_tokenizer(), seed=0)
 
 
 def test_hf_errors_name_the_row_the_data_set_and_the_extra(monkeypatch):

@@ -244,6 +244,22 @@ def test_bad_lines_are_counted_by_number(drawn):
     )
 
 
+def test_line_ends_inside_a_text_tear_no_record(drawn):
+    whole = Page(report.build_report(drawn))
+    for name in ("samples", "pairs"):
+        path = drawn / f"{name}.jsonl"
+        lines = path.read_text().split("\n")
+        odd = {
+            key: f"{value}\u2028\x85."
+            for key, value in json.loads(lines[0]).items()
+            if key in ("prompt", "response", "winner")
+        }
+        lines[0] = json.dumps(json.loads(lines[0]) | odd, ensure_ascii=False)
+        path.write_text("\n".join(lines), encoding="utf-8")
+    page = Page(report.build_report(drawn))
+    assert "left out" not in page.text and page.labels() == whole.labels()
+
+
 def test_an_unusable_pair_is_told_and_left_out(workdir):
     bad = [
         {},

@@ -4,7 +4,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.models.arch import tiny_arch
+from ssppo_jax.models.arch import LinearScaling, tiny_arch
 from ssppo_jax.weights import hf, names
 from ssppo_jax.weights.gguf import convert_gguf, unpermute
 from ssppo_jax.weights.source import load_tokenizer
@@ -159,7 +159,7 @@ def test_the_tokenizer_round_trips_text_and_knows_its_special_tokens(pre, folder
     assert tokenizer.decode([0, 1, ids[0], 2], skip_special_tokens=True) == tokenizer.decode(
         ids[:1]
     )
-    with pytest.raises(ConfigError, match=f"{len(tokenizer)} ids but the model only 99 embeddings"):
+    with pytest.raises(ConfigError, match="the model has 99 embeddings, and text can become"):
         load_tokenizer(tokenizer.name_or_path, vocab_size=99)
 
 
@@ -200,7 +200,11 @@ def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
     [
         ({"pre": "gpt-2"}, "pre-tokenizer 'gpt-2'; supported: 'gpt2' with 'smollm', 'qwen2'"),
         ({"llama__rope__scaling__type": "yarn"}, "rope scaling 'yarn'"),
+        ({"llama__rope__scaling__attn_factor": 2.0}, r"attn_factor 2\.0 is not supported"),
         ({"llama__rope__dimension_count": 4}, "RoPE on 4 of 8"),
+        ({"split__count": 3, "split__no": 1}, "part 2 of a model split into 3 GGUF files.*--merge"),
+        ({"general__type": "adapter"}, "a GGUF file of type 'adapter'; supported: model"),
+        ({"llama__block_count": [2, 2]}, r"block_count is \[2, 2\]; supported: one number"),
         ({"llama__attention__sliding_window": 64}, "sliding window"),
         ({"drop": ("blk.1.ffn_up.weight",)}, r"missing blk\.1\.ffn_up\.weight"),
         ({"extra": {"rope_freqs.weight": np.ones(4, np.float32)}}, r"unknown rope_freqs\.weight"),
@@ -214,6 +218,14 @@ def test_what_is_not_understood_is_refused_by_name_and_writes_nothing(
     with pytest.raises(ConfigError, match=named):
         convert_gguf(file, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
+def test_metadata_that_is_no_utf_8_is_named(tmp_path, make_tree):
+    arch = make_arch()
+    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, general__type="model")
+    file.write_bytes(file.read_bytes().replace(b"<user>", b"<us\xff\xff>"))
+    with pytest.raises(DataError, match=r"'tokenizer\.ggml\.tokens' is unreadable: 'utf-8'"):
+        convert_gguf(file, tmp_path / "out")
 
 
 def test_other_architectures_are_refused(tmp_path):
@@ -235,3 +247,68 @@ def test_a_damaged_file_is_an_error_and_not_a_model(keep, tmp_path, make_tree):
     with pytest.raises(DataError, match=r"m\.gguf: not a readable GGUF file"):
         convert_gguf(file, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "stops"),
+    [
+        ({}, (2,)),
+        ({"eot_token_id": 0}, (2, 0)),
+        ({"eot_token_id": 2, "eom_token_id": 1}, (2, 1)),
+    ],
+)
+def test_every_end_that_llama_cpp_knows_stops_a_completion(settings, stops, tmp_path, make_tree):
+    """llama.cpp ends at eos, eot and eom; Llama 3's chat models end their turns with eot."""
+    arch = make_arch()
+    settings = {f"tokenizer__ggml__{key}": value for key, value in settings.items()}
+    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **settings)
+    folder = convert_gguf(file, tmp_path / "out")
+    assert hf.read_arch(folder).eos_ids == stops
+    listed = hf.read_json(folder / "generation_config.json")["eos_token_id"]
+    assert listed == (list(stops) if len(stops) > 1 else stops[0])
+
+
+@pytest.mark.parametrize(
+    ("settings", "scaling"),
+    [
+        ({"scaling__type": "linear", "scaling__factor": 4.0}, LinearScaling(4.0)),
+        ({"scaling__factor": 4.0}, LinearScaling(4.0)),
+        ({"scale_linear": 2.5}, LinearScaling(2.5)),
+        ({"scaling__factor": 0.0, "scale_linear": 2.5}, LinearScaling(2.5)),
+        ({"scaling__type": "linear", "scaling__factor": 1.0}, None),
+        ({"scaling__type": "none", "scaling__factor": 4.0}, None),
+    ],
+)
+def test_linear_rope_scaling_is_read_as_llama_cpp_reads_it(settings, scaling, tmp_path, make_tree):
+    """Its loader takes linear where no type stands, and the old key where there is no factor."""
+    arch = make_arch()
+    settings = {f"llama__rope__{key}": value for key, value in settings.items()}
+    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **settings)
+    assert hf.read_arch(convert_gguf(file, tmp_path / "out")).rope_scaling == scaling
+
+
+@pytest.mark.parametrize("name", ["eot", "padding"])
+def test_a_special_id_beyond_the_tokens_is_named(name, tmp_path, make_tree):
+    """Some converters write -1 for none."""
+    arch = make_arch()
+    key = f"tokenizer.ggml.{name}_token_id"
+    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **{key: -1})
+    with pytest.raises(DataError, match=f"{key} is -1, and the file has"):
+        convert_gguf(file, tmp_path / "out")
+
+
+def test_merges_of_other_tokens_and_tensors_of_other_kinds_are_named(tmp_path, make_tree):
+    arch = make_arch()
+    tree = make_tree(arch)
+    with pytest.MonkeyPatch.context() as patch:
+        merges = gguf.GGUFWriter.add_token_merges
+        patch.setattr(
+            gguf.GGUFWriter, "add_token_merges", lambda self, _: merges(self, ["no such"])
+        )
+        file = write_gguf(tmp_path / "m.gguf", tree, arch)
+    with pytest.raises(DataError, match="tokens and merges do not fit"):
+        convert_gguf(file, tmp_path / "one")
+    tree["norm"]["scale"] = tree["norm"]["scale"].astype(np.float64)
+    file = write_gguf(tmp_path / "d.gguf", tree, arch)
+    with pytest.raises(ConfigError, match=r"output_norm\.weight is quantised as F64"):
+        convert_gguf(file, tmp_path / "two")

@@ -1,14 +1,21 @@
 import importlib.metadata
+import json
+import shutil
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from tokenizers import AddedToken
 
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.data.chat import encode_chat
+from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache
 from ssppo_jax.weights import source
+from ssppo_jax.weights.checkpoint import MANIFEST
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
+from ssppo_jax.weights.table import read_tokenizer
+from ssppo_jax.weights.tiny import CHAT_TEMPLATE, byte_tokenizer
 
 
 @pytest.fixture
@@ -36,6 +43,46 @@ def file(tmp_path):
 
 def test_a_folder_is_itself(tmp_path):
     assert resolve(str(tmp_path)) == tmp_path
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """A run's folder with a policy and two checkpoints."""
+    run = tmp_path / "run"
+    for name in ("policy", "adapters", "checkpoints/step_00000004", "checkpoints/step_00000012"):
+        (run / name).mkdir(parents=True)
+    for file in run.glob("checkpoints/*"):
+        (file / MANIFEST).write_text("")
+    (run / "config.json").write_text('{"config": {"model.source": "x"}, "command": "train"}')
+    (run / "adapters/adapter_config.json").write_text("{}")
+    return run
+
+
+@pytest.mark.parametrize(
+    ("part", "is_what"),
+    [
+        (".", "is a run's folder"),
+        ("checkpoints", "holds a run's checkpoints"),
+        ("adapters", "holds adapters alone"),
+    ],
+)
+def test_a_runs_folder_names_the_models_in_it(run_folder, part, is_what):
+    with pytest.raises(ConfigError) as caught:
+        resolve(str(run_folder / part))
+    assert str(caught.value) == (
+        f"model source '{run_folder / part}' {is_what}; give a model of it: {run_folder}/policy or"
+        f" {run_folder}/checkpoints/step_00000012"
+    )
+
+
+def test_a_runs_folder_without_a_model_and_a_sweeps_say_what_to_give(run_folder, tmp_path):
+    shutil.rmtree(run_folder / "policy")
+    shutil.rmtree(run_folder / "checkpoints")
+    with pytest.raises(ConfigError, match=r"run's folder; .*RUN/policy or RUN/checkpoints/step_"):
+        resolve(str(run_folder))
+    (tmp_path / "sweep.json").write_text("{}")
+    with pytest.raises(ConfigError, match="folder of a sweep; each of its runs has a folder"):
+        resolve(str(tmp_path))
 
 
 def test_a_file_is_converted_once_and_again_when_its_bytes_change(file, fake_convert, tmp_path):
@@ -216,3 +263,70 @@ def test_code_in_a_model_folder_is_never_run(tmp_path):
     with pytest.raises(ConfigError):
         load_tokenizer(tmp_path)
     assert not (tmp_path / "ran").exists()
+
+
+# ---- tokens beyond the model's embeddings -----------------------------------------------------
+
+IMAGE = "<image_soft_token>"  # Gemma 3: id 262144 of a model with 262144 embeddings
+
+
+@pytest.fixture
+def with_token(tmp_path):
+    """folder(token, special=..., template=...): the tiny tokenizer of 264 ids and one more."""
+
+    def make(token, *, special, template=CHAT_TEMPLATE):
+        tokenizer = byte_tokenizer()
+        tokenizer.chat_template = template
+        tokenizer.add_tokens([AddedToken(token, special=special)], special_tokens=special)
+        assert tokenizer.convert_tokens_to_ids(token) == 264
+        tokenizer.save_pretrained(tmp_path / "beyond")
+        return tmp_path / "beyond"
+
+    return make
+
+
+@pytest.mark.parametrize("content", ["hello", f"a {IMAGE} b", IMAGE])
+def test_a_special_token_beyond_the_embeddings_is_no_fault_and_in_no_prompt(with_token, content):
+    tokenizer = load_tokenizer(with_token(IMAGE, special=True), vocab_size=264)
+    ids = encode_chat(tokenizer, [{"role": "user", "content": content}])
+    assert len(tokenizer) == 265 and ids.max() < 264
+    assert content in tokenizer.decode(ids.tolist())
+
+
+def test_a_template_that_writes_a_token_beyond_the_embeddings_is_named(with_token):
+    folder = with_token(IMAGE, special=True, template=CHAT_TEMPLATE + IMAGE)
+    tokenizer = load_tokenizer(folder, vocab_size=264)
+    with pytest.raises(DataError, match=f"template writes '{IMAGE}'.* no embedding"):
+        encode_chat(tokenizer, [{"role": "user", "content": "hello"}])
+
+
+def test_a_token_that_text_can_become_is_refused(with_token):
+    with pytest.raises(ConfigError, match=r"264 embeddings, and text can become.*'<user>' \(264\)"):
+        load_tokenizer(with_token("<user>", special=False), vocab_size=264)
+
+
+@pytest.mark.parametrize("name", ["eos_token", "unk_token"])
+def test_the_end_of_a_turn_and_the_unknown_word_need_an_embedding(with_token, name):
+    folder = with_token(IMAGE, special=True)
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {name: IMAGE}))
+    with pytest.raises(ConfigError, match=f"text can become.*'{IMAGE}'"):
+        load_tokenizer(folder, vocab_size=264)
+
+
+def test_ids_with_a_hole_are_judged_by_the_last_and_not_by_their_number(with_token):
+    """265 tokens, the letter z is id 299, and the model has 280 embeddings."""
+    file = with_token(IMAGE, special=True) / "tokenizer.json"
+    content = json.loads(file.read_text())
+    content["model"]["vocab"]["z"] = 299
+    file.write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"'z' \(299\)"):
+        load_tokenizer(file.parent, vocab_size=280)
+
+
+def test_an_encoders_tokenizer_has_no_id_beyond_its_embeddings(with_token):
+    """There a text that spells a special token becomes it."""
+    folder = with_token(IMAGE, special=True)
+    assert read_tokenizer(folder, 265).token_to_id(IMAGE) == 264
+    with pytest.raises(ConfigError, match=f"text can become '{IMAGE}'.*264 embeddings"):
+        read_tokenizer(folder, 264)
