@@ -114,4 +114,5 @@ class Worker:
             self._child = None
 
     def __del__(self):
-        self.close()
+        if not sys.is_finalizing():  # then its input ends, and it with that
+            self.close()
