@@ -18,10 +18,12 @@ Only what is said counts, not what is thought: the text after the last </think>,
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
 
 from ssppo_jax.oracles.equal import value_of
 from ssppo_jax.oracles.written import LONGEST, Quantity, bare, characters, quantity, untexed
+from ssppo_jax.types import Prompt
 
 # A sign counts only where no word or closing bracket stands before it: "7-5" holds 7 and 5,
 # "(3,-5)" holds 3 and -5.
@@ -36,13 +38,17 @@ TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 SAID = re.compile(
     r"\banswers?[*_]{0,3}\s{0,9}(?:(?:to|for|of)\s[^.:\n]{0,80}?\s)?"
     r"(?:(?:is|are|(?:would|should|must)\s+be)(?![A-Za-z])|:|=|(?<=[*_]))"
-    r"|^[ \t]*[#*_]{0,6}[ \t]*(?:final[ \t]+)?answer[*_:]{0,3}[ \t]*$",
+    r"|^[ \t]*+(?:[#*_]{1,6}[ \t]*+)?(?:final[ \t]+)?answer[*_:]{0,3}[ \t]*+$",
     re.IGNORECASE | re.MULTILINE,
 )
 LEAD = re.compile(r"(?:[ \t]*(?:\*{1,3}|__)(?=\s))?[\s:=]*")  # of what is said; **Answer:** 5
 SENTENCE = re.compile(r"[.!?\u3002](?:\s|$)")
 DISPLAY = re.compile(r"\$\$\s*(?P<a>[^$]+?)\s*\$\$|\\\[\s*(?P<b>.+?)\s*\\\]", re.DOTALL)
 MARKS = ("", "\\]")  # of a line that holds nothing else
+ALIGNED = re.compile(  # the lines of a derivation, which a matrix does not have
+    r"\\\\(?:\[[^\]\n]{0,9}\])?\s*&\s*(?==)|\\(?:begin|end)\{(?:align|gather|equation)(?:ed|\*)?\}"
+)
+BULLET = re.compile(r"^\s*[\u2022\u00b7*]\s+")
 OPEN_BOX = re.compile(r"\\boxed\s*\{(?=[^{}\n]*\Z)")  # a response cut off
 IS = re.compile(r"\b(?:is|are|was|were)\s+|:\s+")
 DIGIT = re.compile("[0-9]")
@@ -52,15 +58,17 @@ WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # of a language: \frac and x 
 THINKS = re.compile(r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>|\[(?P<close>/?)THINK\]")
 # What may stand between the words of a sentence as one number or expression.
 EXPRESSION = re.compile(
-    r"(?:\\[A-Za-z]+|(?<![A-Za-z])[A-Za-z](?![A-Za-z])|[0-9]+(?:st|nd|rd|th)\b|[0-9]+|[eE](?=[-+]?[0-9])"
+    r"(?:\\[A-Za-z]+|(?<![A-Za-z'])(?!a\s+[0-9$]|I\s)[A-Za-z](?![A-Za-z])|[0-9]+(?:st|nd|rd|th)\b|[0-9]+|[eE](?=[-+]?[0-9])"
     r"|,(?=[0-9]{2,})|\.(?=[0-9])|!(?=[\s.]*$)|[-+*/^\u00d7\u00f7\u00b7=:%(){}\[\]_$\u20ac\u00a3\u221a\u03c0\u221e\\]"
     r"|[ \t](?![ \t]))+"
 )
 BEFORE_NO_ANSWER = re.compile(  # 6 is not said in "not 6", "5 or 6", "between 5 and 6", "x > 6"
     r"(?:\b(?:not|never|(?:more|less|fewer|greater|larger|smaller|higher|lower|other) than|at least"
-    r"|at most|over|under|above|below|between|up to|exceeds?|almost|nearly)"
+    r"|at most|over|under|above|below|between|up to|exceeds?|almost|nearly"
+    r"|rather than|instead of|log|ln|sin|cos|tan|exp|twice|double|triple|minus|negative"
+    r"|(?:root|square|cube|half|third|quarter|percent|power|multiple|factorial|out) of)"
     r"|n't|[<>\u2264\u2265\u2260]|\\(?:ge|le|ne|gt|lt)q?"
-    r"|[0-9][^\S\n]*[^\s0-9]{0,12}[^\S\n]*(?:,?\bor|\bto|\u2013|\u2014)"
+    r"|[0-9][^\S\n]*[^\s0-9]{0,12}[^\S\n]*(?:,?\bor|\bto|\band|\u2013|\u2014)"
     r"|\bbetween\b[^\n]{0,40}\band)[\s$*(]*$",
     re.IGNORECASE,
 )
@@ -79,6 +87,11 @@ def said(text: str) -> str:
         closes = bool(mark["end"] or mark["close"])
         last, opened = (mark.end(), False) if closes else (last, True)
     return "" if opened else text[last:]
+
+
+def heard(prompt: Prompt, response: str) -> str:
+    """Return a response with the thinking that the prompt's chat template opened for it."""
+    return "<think>" + response if prompt.meta.get("thinking") else response
 
 
 def boxed(text: str) -> str | None:
@@ -120,7 +133,12 @@ def _plain(number: str) -> str:
 
 def last_line(text: str) -> str | None:
     """Return the last line that is not empty, without one full stop at its end."""
-    return _first(whole(line) for line in reversed(text.splitlines()))
+    return _first(whole(line) for line in reversed(_lines(text)))
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text; U+2028 and its like are characters of a line."""
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def whole(text: str) -> str | None:
@@ -203,7 +221,7 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
     """
     text = said(response)
     number = quantity(gold) if gold is not None else None
-    lines = len((gold or "").strip().splitlines()) or 1
+    lines = len(_lines((gold or "").strip()))
     if style == "auto":
         found = _automatic(text, number is not None, lines)
     else:
@@ -239,7 +257,7 @@ def _automatic(text: str, number: bool, lines: int) -> list[str]:
     if number:
         last = _last_with_number(text)
         return [] if last is None else [last]
-    spoken = text.splitlines()
+    spoken = _lines(text)
     while spoken and spoken[-1].strip(" `$*\t") in MARKS:
         spoken.pop()
     ending = "\n".join(spoken[-lines:])
@@ -263,17 +281,21 @@ def _unbolded(form: str) -> str:
 
 def _last_with_number(text: str) -> str | None:
     """Return the last line, if it is a number in words, or the last in which digits stand."""
-    text = OPEN_BOX.sub("", characters(text))
-    lines = [line for line in text.splitlines() if line.strip()]
+    text = ALIGNED.sub("\n", OPEN_BOX.sub("", characters(text)))
+    lines = [line for line in _lines(text) if line.strip()]
     if lines and quantity(lines[-1]) is not None:
         return lines[-1].strip()
-    return next((line.strip() for line in reversed(lines) if DIGIT.search(line)), None)
+    last = next((line for line in reversed(lines) if DIGIT.search(line)), None)
+    return last and BULLET.sub("", last).strip()
 
 
 def _number_in(statement: str) -> str | None:
     """Return the quantity or expression that a sentence comes down to: the first if the sentence
     begins with it, else the last; None if it hedges."""
-    statement = untexed(bare(statement))[-LONGEST:]
+    drawn = "".join(
+        c for c in statement if unicodedata.category(c) in ("So", "Cs") and c != "\u00b0"
+    )
+    statement = untexed(bare(statement.strip(drawn + " ")))[-LONGEST:]
     if quantity(statement) is not None:
         return statement
     if not WORD.search(statement):
@@ -332,7 +354,7 @@ def well_formed(response: str, style: str) -> bool:
         case "hash":
             return text.count("####") == 1
         case "last_line":
-            return len(text.strip().splitlines()) == 1
+            return len(_lines(text.strip())) == 1
         case "whole":
             return True
     return _plain(whole(text) or "") == final_number(text)

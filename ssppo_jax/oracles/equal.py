@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
 
 from ssppo_jax.oracles.written import (
     LONGEST,
+    Quantity,
     agree,
     bare,
     characters,
@@ -24,7 +26,7 @@ from ssppo_jax.oracles.written import (
 
 DEPTH = 8  # of lists in lists
 ITEMS = 50  # compared in any order
-_EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
+_EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)|\u2248")
 _TERMS = re.compile(r"[+*/]|[0-9]\s*[A-Za-z]|\^\s*\{?\s*[2-9]|[^\s^{]\s*-")  # no name of a quantity
 _COMMA = re.compile(r"[-+]?[0-9]+,[0-9]+(?![0-9,.])")
 _MARKS = re.compile(r"[\[\](){},;]|\s+(?:and|or)\s+|\s*\bor\b\s*")
@@ -44,7 +46,10 @@ _AGREEMENT = re.compile(
     r"(yes|no|true|false)\b\s*(?:[,.;:!(\u2014]|because|since|as|it|he|she|they)",
     re.IGNORECASE,
 )
-_REASON = re.compile(r"[\s,;]*\b(?:because|since|as it|so that|given that)\b|\s+\u2014\s|\s*;\s")
+_REASON = re.compile(
+    r"[\s,;]*\b(?:because|since|as it|so that|given that)\b|\s+\u2014\s|\s*;\s"
+    r"|\s+\((?!\s*(?:or|and|not|nor)\b)"
+)
 _WORDS = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{3,}")
 _MATHEMATICAL = re.compile(
     "(?:arc)?(?:sin|cos|tan)h?|cot|sec|csc|log|exp|sqrt|abs|inf|infinity|max|min|gcd|lcm|det|mod|and"
@@ -70,6 +75,7 @@ _DATES = [
     ),
 ]
 _UNIT = re.compile(r"(.*[0-9A-Za-z)}\]])\s+([A-Za-z\u00b0][A-Za-z\u00b0/^0-9{} .]*)")
+_BROKEN = re.compile(r"[-+*/^_=<>,~:&]\s*$|^\s*[*/^_,)&]|[~?@#;]|!\s*!|[0-9]\s*_|\\mid(?![a-z])")
 _LATEX = [
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"(?<![\\A-Za-z])(?:sqrt|\u221a)\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
@@ -83,6 +89,7 @@ _LATEX = [
         r"\\\1 ",
     ),
     (re.compile(r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", re.IGNORECASE), r"\\infty "),
+    (re.compile(r"(?<=[0-9])(?:\s*\*\s*|\s+)(?=[A-Za-z])"), ""),
     (re.compile(r"(?<=[0-9A-Za-z)])\s*\*\s*(?=[0-9A-Za-z(\\])"), r" \\cdot "),
 ]
 _SIGNS = {
@@ -138,7 +145,7 @@ def _plain(text: str) -> str:
 
 
 def _rows(matrix: re.Match) -> str:
-    rows = [row for row in matrix[1].split(r"\\") if row.strip()]
+    rows = [row for row in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[1]) if row.strip()]
     return "[" + ",".join("[" + row.replace("&", ",") + "]" for row in rows) + "]"
 
 
@@ -150,7 +157,7 @@ def _letters(gold: str, said: str, depth: int) -> bool | None:
     letter = _LETTER.fullmatch(gold)
     if letter is None:
         return None
-    found = _CHOICE.fullmatch(said)
+    found = _CHOICE.fullmatch(said.replace("**", ""))
     if found is None or found["letter"].upper() != letter[1]:
         return None if _EQUALS.search(said) else False
     rest = found["rest"]
@@ -282,10 +289,10 @@ def _lists(gold: str, said: str, depth: int) -> bool | None:
             return None
         alone, other = (golds, said) if golds else (saids, gold)
         assert alone is not None
-        if len(alone.items) > 1 or alone.marks == "()":
+        if len(alone.items) != 1 or alone.marks == "()":
             return None if _unlike_list(other) else False
         pair = (alone.items[0], other) if golds else (other, alone.items[0])
-        return same(*pair, depth + 1) if alone.items[0] else False
+        return same(*pair, depth + 1)
     marks = {golds.marks, saids.marks} - {""}
     short = marks == {"[]"} and golds.marks != saids.marks and len(golds.items) < 3
     if len(marks) > 1 or (marks & {"(]", "[)"} and golds.marks != saids.marks) or short:
@@ -380,15 +387,31 @@ def _expressions(gold: str, said: str) -> bool | None:
     if unit and other and unit != other:
         return False
     strange = any(not c.isascii() and c not in _SIGNS and c != "\u221a" for c in gold + said)
-    if strange or _wordy(said) or _JUXTAPOSED.search(gold) or _JUXTAPOSED.search(said):
+    if (
+        strange
+        or _malformed(gold)
+        or _malformed(said)
+        or _wordy(said)
+        or _JUXTAPOSED.search(gold)
+        or _JUXTAPOSED.search(said)
+    ):
         return False
     return None
+
+
+def _malformed(text: str) -> bool:
+    """Return true for what a lenient parser would read in part: 5), 5 +, 5_5, {x | x > 5}."""
+    text = re.sub(r"\\(?:left|right)\s*\.", "", text)
+    if text.count("|") % 2 or _BROKEN.search(text):
+        return True
+    pairs = (("([", ")]"), ("{", "}"))
+    return any(sum(map(text.count, a)) != sum(map(text.count, b)) for a, b in pairs)
 
 
 def _wordy(text: str) -> bool:
     words = [word.lower() for word in _WORDS.findall(text)]
     return not all(_MATHEMATICAL.fullmatch(word) for word in words) or bool(
-        re.fullmatch("[A-Za-z]{2}", text)
+        re.fullmatch("(?!pi$)[A-Za-z]{2}", text)
     )
 
 
@@ -399,8 +422,19 @@ def _and_unit(text: str) -> tuple[str, str]:
     return (found[1], unit) if found and unit and quantity("1 " + found[2]) else (text, "")
 
 
+def _literal(number: Quantity) -> str:
+    value = number.value / 100 if number.unit == "%" else number.value
+    if number.places is not None:
+        return f"{Decimal(value.numerator) / Decimal(value.denominator):f}"
+    whole = value.denominator == 1
+    return f"{value.numerator}" if whole else rf"\frac{{{value.numerator}}}{{{value.denominator}}}"
+
+
 def latex(text: str) -> str:
     """Return an answer as LaTeX for math-verify: 2*x**2 is 2 \\cdot x^{2}, sqrt(2) is \\sqrt{2}."""
+    number = quantity(text)
+    if number is not None:
+        return _literal(number)
     text = characters(bare(text))
     for pattern, instead in _LATEX:
         text = pattern.sub(instead, text)

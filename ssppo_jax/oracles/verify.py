@@ -21,7 +21,7 @@ import numpy as np
 from ssppo_jax.config import NonNegative, Positive, one_of
 from ssppo_jax.data.tasks import entry_of
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.oracles.answers import STYLES, boxed, hashed, readings, well_formed
+from ssppo_jax.oracles.answers import STYLES, boxed, hashed, heard, readings, well_formed
 from ssppo_jax.oracles.equal import latex, same
 from ssppo_jax.oracles.protocol import Oracle, first_failure
 from ssppo_jax.oracles.sandbox.worker import Worker
@@ -115,6 +115,7 @@ def _graded(
 ) -> Oracle:
     def one(prompt: Prompt, text: str) -> list[float] | Failed:
         """Return the score and the PARTS of one response."""
+        text = heard(prompt, text)
         answers = readings(text, answer_style, _gold(prompt) if "answer" in prompt.meta else None)
         replies = []
         for answer in answers:

@@ -30,8 +30,8 @@ _CHARACTERS = str.maketrans(
     }
 )
 _WRAPS = re.compile(
-    r"\*\*\*(?P<a>.+)\*\*\*|\*\*(?P<b>.+)\*\*|\*(?P<c>[^*]+)\*|__(?P<d>.+)__|"
-    r"```[^\n`]*\n(?P<e>.+?)\n?```|`(?P<f>[^`]+)`|\$\$(?P<g>[^$]+)\$\$|\$(?P<h>[^$]+)\$|"
+    r"\*\*\*(?P<a>.+)\*\*\*|\*\*(?P<b>.+)\*\*|\*(?P<c>[^*]+)\*|__(?P<d>.+)__|_(?P<n>[^_]+)_|"
+    r"```[^\n`]*\n(?P<e>.+?)\n?```|`(?P<f>[^`]+)`|\$\$(?P<g>[^$]+)\$\$|\$(?P<h>(?:\\\$|[^$])+)\$|"
     r"\\\((?P<i>.+)\\\)|\\\[(?P<j>.+)\\\]|\"(?P<k>[^\"]+)\"|\u201c(?P<l>[^\u201d]+)\u201d|"
     r"\\(?:text(?:bf|it|rm|tt|sf)?|math(?:rm|bf|it)|mbox|fbox|boxed)\s*\{(?P<m>[^{}]*)\}",
     re.DOTALL,
@@ -72,7 +72,8 @@ _LITERAL = re.compile(
     rf"(?P<decimal>{_DECIMAL})"
 )
 _BEFORE = re.compile(
-    r"(?:(?:\u2248|~|=|exactly|about|approximately|approx\.?|roughly|around|only|just|a total of"
+    r"(?:(?:\u2248|~|=|#(?=\s*[0-9])|\u2192|\u21d2|\u2234|\\(?:to|implies|Rightarrow)\b"
+    r"|exactly|about|approximately|approx\.?|roughly|around|only|just|a total of"
     r"|option\s+[A-Z]\s*:|\(?[A-Z]\)|[A-Z][.:](?=\s))\s*)*",
     re.IGNORECASE,
 )
@@ -136,7 +137,7 @@ _NO_UNIT = re.compile(  # words after which the number before them is not what i
 )
 _AFTER = re.compile(  # what only explains the number before it
     r"\s*(?:[,;\u2014:]\s*(?=[A-Za-z']{2})|\s\u2013\s(?=[A-Za-z]{2})|\((?=[^()]*[A-Za-z]{2})"
-    r"|\b(?:because|since|as|so|which|when|where|after|by|for)\b)"
+    r"|\b(?:because|since|as|so|which|when|where|after|by|for|not|rather|instead)\b)"
 )
 _FIRST_WORD = re.compile(r"[\s(,;:\u2014\u2013]*([A-Za-z]*)")
 
@@ -197,6 +198,8 @@ def _split(inside: str, found: re.Match) -> bool:
 def untexed(text: str) -> str:
     """Return the text with LaTeX's spacing, fonts and plain fractions written out."""
     text = characters(text)
+    if "\\" in text:
+        text = text.replace("~", " ")
     if "\\" in text or "{" in text or "\u00b0" in text:
         for pattern, instead in _REPLACED:
             text = pattern.sub(instead, text)
@@ -278,7 +281,9 @@ def _with_unit(found: Quantity, rest: str, unit: str) -> Quantity | None:
     after = _AFTER.search(rest)
     if after is not None:
         word = _FIRST_WORD.match(rest, after.start())
-        if word is not None and _NO_UNIT.fullmatch(word[1]):
+        again = "(" in after[0] and word is not None and word[1].lower() in _WORTH  # 3 (three)
+        denied = word is not None and word[1].lower() == "not"  # 3, not 4
+        if word is not None and _NO_UNIT.fullmatch(word[1]) and not (again or denied):
             return None
         rest = rest[: after.start()]
     if percent is not None:

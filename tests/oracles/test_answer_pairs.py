@@ -1,11 +1,16 @@
 """Gold answers and responses with the verdict a careful reader gives. A wrong answer judged right
 teaches a model something false, so there are as many wrong rows as right ones."""
 
+import random
 import time
 
 import pytest
 
+from ssppo_jax.errors import DataError
 from ssppo_jax.oracles import ORACLES
+from ssppo_jax.oracles.answers import STYLES, heard, readings
+from ssppo_jax.oracles.code import code_of
+from ssppo_jax.oracles.equal import latex, same
 from ssppo_jax.oracles.protocol import checked
 from ssppo_jax.types import Prompt
 
@@ -86,12 +91,28 @@ RIGHT = {  # gold answer: responses that say it
     "3:4": ["3 : 4", "3 to 4", "3/4", "The ratio is 3:4."],
     "0x1f": ["0x1F", "31", r"\boxed{1f_{16}}"],
     "1011_2": ["1011", "1011_{2}", "(1011)_2"],
-    "B": ["The correct answer is **B**.", "(B)", "B)", r"$\boxed{\textbf{(B)}\ 12}$", "option B", "b"]
-    + ["B. Paris", "The answer is B, since Paris is in France.", r"\boxed{\text{B}}", "B: Paris"],
+    "B": [
+        "The correct answer is **B**.",
+        "(B)",
+        "B)",
+        r"$\boxed{\textbf{(B)}\ 12}$",
+        "option B",
+        "b",
+        "B. Paris",
+        "The answer is B, since Paris is in France.",
+        r"\boxed{\text{B}}",
+        "B: Paris",
+    ],
     "Yes": ["yes", "Yes.", "Yes, he has 12 left.", "The answer is yes, since 3 > 2.", "**YES**"],
     "True": ["true", "The answer is True.", r"\boxed{\text{true}}"],
-    "Tuesday": ["The answer is Tuesday.", "**Tuesday**", "It is in 3 days.\n\nTuesday", "tuesday"]
-    + [r"\boxed{\text{Tuesday}}", "The answer is Tuesday, because 3 days pass."],
+    "Tuesday": [
+        "The answer is Tuesday.",
+        "**Tuesday**",
+        "It is in 3 days.\n\nTuesday",
+        "tuesday",
+        r"\boxed{\text{Tuesday}}",
+        "The answer is Tuesday, because 3 days pass.",
+    ],
     "the red car": ["Red car", "The answer is a red car.", '"The red car."'],
     "May 5, 2020": ["5 May 2020", "2020-05-05", "May 5th, 2020", "may 05, 2020"],
     "7:30 PM": ["7:30 p.m.", "7:30 pm"],
@@ -118,6 +139,54 @@ RIGHT = {  # gold answer: responses that say it
     r"\pm 3": [r"\boxed{\pm3}", "±3", "3, -3"],
     "90^\\circ": ["90°", "90 degrees", "90"],
     "48.0 + 36.0i": ["48+36i", "36i + 48"],
+    "42": [  # the ways of lm-evaluation-harness's and math-verify's own examples
+        r"\[\boxed{42}\]",
+        r"\boxed{{42}}",
+        r"\boxed{42 \mathrm{~m}}",
+        r"\boxed{42\,\text{cm}^2}",
+        r"\boxed{\text{The answer is } 42}",
+        r"\boxed{42 \text{ (approximately)}}",
+        r"\boxed{\approx 42}",
+        r"\boxed{\sqrt{1764}}",
+        r"\boxed{4.2 \times 10^1}",
+        r"\begin{align*} x &= 40+2 \\ &= 42 \end{align*}",
+        r"$x \approx 42$",
+        r"So the answer is $\$42$.",
+        r"\boxed{42",
+        "*42*",
+        "_42_",
+        "**42** ✅",
+        "→ 42",
+        "#42",
+        "• 42",
+        "Result: 42 ✅",
+        "42 (forty-two)",
+        "It's 42",
+        "The answer is 42, not 43.",
+        "The answer is 42 rather than 43.",
+        "There is a 42% chance.",
+        "The final answer is 42\n\nLet me know if you have 2 more questions!",
+    ],
+    r"\frac{3}{4}": [
+        r"\boxed{P(A \cap B) = \frac{3}{4}}",
+        r"\boxed{\frac{ 3 }{ 4 }}",
+        r"\boxed{\frac{3}{4}\text{ cups}}",
+        r"\boxed{1-\frac14}",
+        r"So the probability is $\frac{3}{4}$.",
+        "3 ÷ 4",
+        "3⁄4",
+        "There is a 75% chance.",
+    ],
+    "70000": [r"\boxed{\$70,\!000}", "He made 200000-80000-50000=$70000 profit.", "70k"],
+    "x=2, y=3": ["y=3, x=2", "x = 2 and y = 3"],
+    "6 - 5i": ["-5i + 6", "6 - 5*i"],
+    r"\pi": ["pi", "π", "3.141593"],
+    r"\emptyset": ["∅", r"\{\}"],
+    "e^2": [r"\exp(2)", "7.389056"],
+    "n(n+1)/2": [r"\frac{n^2+n}{2}", "n*(n+1)/2"],
+    "2^{100}": ["1267650600228229401496703205376", "4^{50}"],
+    "1e-5": ["0.00001", "10^{-5}", "1×10⁻⁵"],
+    "Paris": ["It is in France.\n\nThe capital is Paris.", "The answer is Paris (France)."],
     "so we add\n#### 1,234": ["The answer is 1234."],
     "We get $2 + 2 = \\boxed{4}$.": ["The answer is 4."],
 }
@@ -209,8 +278,22 @@ WRONG = {  # gold answer: responses that do not say it
     "7:30 PM": ["7:30 am", "7:30"],
     "1011_2": ["1011_3", "1010", "11"],
     "0x1f": ["1", "0x2f", "1f2"],
-    "B": ["A", "B or C", "A and B", "A, B", "not B", "Both", "Because", "B, C", "(A) B", "b is not"]
-    + ["The answer is a book.", "BC", "Option A, not B", ""],
+    "B": [
+        "A",
+        "B or C",
+        "A and B",
+        "A, B",
+        "not B",
+        "Both",
+        "Because",
+        "B, C",
+        "(A) B",
+        "b is not",
+        "The answer is a book.",
+        "BC",
+        "Option A, not B",
+        "",
+    ],
     "A": ["The answer is a triangle.", "An", "a cat", "A or B", "A+"],
     "Yes": ["no", "Not yes", "yesterday", "No, yes", "The answer is 1."],
     "No": ["on", "none", "not", "now", "yes", "No 5 is alive"],
@@ -238,6 +321,40 @@ WRONG = {  # gold answer: responses that do not say it
     "x > 5": ["x < 5", r"x \ge 5", "5", "x > 6"],
     r"(-\infty, 3) \cup (4, \infty)": [r"(-\infty,3)\cup(5,\infty)", r"(-\infty,3)"],
     r"\pm 3": ["3", "-3"],
+    "42": [
+        *(rf"\boxed{{{x}}}" for x in ("42i", "42:00", "41, 42", "42 +", "42_42", "x+y=42")),
+        *(
+            rf"\boxed{{{x}}}"
+            for x in (r"42\pm 1", r"\text{not } 42", r"\log 42", r"42\text{ or }4")
+        ),
+        "42)42)",
+        "42~43",
+        "42+",
+        "The numbers are 41 and 42",
+        "43 rather than 42",
+        "43, not 42",
+        "43 (not 42)",
+        "log 42",
+        "twice 42",
+        "the square root of 42",
+        "42 out of 43",
+        "from 41 to 42",
+        "The answer is 42 or maybe 43.",
+        "The answer is x, where x > 42.",
+        "5" + "!" * 100,
+        "9**9**9",
+        "1e999999999",
+        "9" * 5000,
+    ],
+    r"\frac{3}{4}": [r"1\frac{3}{4}", r"\frac{3}{4}x", "3/4/2", "0.749999", "2 and 3/4", "75"],
+    "x=2, y=3": ["x=3, y=2", "x=2", "5"],
+    r"\{x \mid x > 2\}": ["2", "x < 2"],
+    "1e-5": ["e-5", "1e5", "0", "1e-6"],
+    r"\pi": ["3.14", "3", "p", "i"],
+    r"\emptyset": ["0", r"\{0\}"],
+    "Paris": ["London, or Paris", "Parisian", "The capital is not Paris.", "Paris (or London)"],
+    "17 apples": ["17 oranges", "16 apples"],
+    "False": ["True", "not False", "true or false"],
     "so we add\n#### 1,234": ["The answer is 1235.", "add", "1", "234"],
     "half of it is \\boxed{4}\n#### 8": ["4"],
 }
@@ -265,6 +382,130 @@ def judge():
 @pytest.mark.parametrize("gold, text, right", PAIRS)
 def test_the_verdict_is_a_careful_readers(judge, gold, text, right):
     assert judge(gold, text) == right
+
+
+MARKS = [
+    *(
+        "{}",
+        "{}.",
+        "The answer is {}.",
+        "**{}**",
+        "So it is {} in all.",
+        "$\\boxed{{{}}}$",
+        "#### {}",
+    ),
+    *(
+        "<answer>{}</answer>",
+        "Answer: {}",
+        "Step 1: 5\n\n{}",
+        "x = {}",
+        "The answer is {} apples, as 7.",
+    ),
+]
+NUMBERS = [
+    "0",
+    "7",
+    "-7",
+    "12",
+    "123",
+    "1,234",
+    "-1,234,567",
+    "0.5",
+    "-2.75",
+    "1/3",
+    "-22/7",
+    "1e6",
+]
+
+
+@pytest.mark.parametrize("gold", NUMBERS)
+def test_a_number_is_itself_in_every_phrase_and_no_other(gold):
+    for mark in MARKS:
+        says = [
+            n for n in NUMBERS if any(same(n, r) for r in readings(mark.format(gold), "auto", n))
+        ]
+        assert says == [gold], mark
+
+
+@pytest.mark.parametrize("gold", ["5", r"\frac{1}{2}", "Tuesday", "B", "[1, 2]", "x = 5"])
+@pytest.mark.parametrize(
+    "piece",
+    [
+        *(
+            r"\boxed{",
+            "<answer>",
+            "1,",
+            "answer: ",
+            "**",
+            "_",
+            "$",
+            "$$",
+            r"\(",
+            "(",
+            "[",
+            "}",
+            " ",
+        ),
+        *("\n", "5 or 6 ", "between ", "10^", r"\frac{", "x=", "²", "½", "aa ", "1 234 ", ", "),
+        *(r"\text{", "<think>", "Answer\n", "1/", r"\begin{pmatrix}", "-+", "5 cm ", "\ud800"),
+    ],
+)
+def test_a_hundred_kilobytes_are_read_quickly(gold, piece):
+    text, start = piece * (100_000 // len(piece)), time.process_time()
+    for reading in readings(text, "auto", gold):
+        if same(gold, reading) is None:
+            latex(reading)
+    assert time.process_time() - start < 5
+
+
+def test_no_text_raises():
+    """Pieces of answers put together at random; the seed is fixed."""
+    draw = random.Random(0)
+    pieces = [
+        *" \n()[]{}<>$*_^=+-/,.;:!%#|&\\'\"`~",
+        *"\ud800°²½≈∞€🎉",
+        "\\boxed{",
+        "\\frac{",
+        "\\{",
+    ]
+    pieces += ["answer is", "1", "0x", "_2", "7:30", "May 5, 2020", "3:4", "e5", "one", "Yes", "B"]
+    pieces += [
+        "\\begin{pmatrix}",
+        "\\end{pmatrix}",
+        "<think>",
+        "</answer>",
+        " or ",
+        "cm",
+        "million",
+    ]
+    for _ in range(1500):
+        gold, text = ("".join(draw.choices(pieces, k=k)) for k in (3, 8))
+        for style in STYLES:
+            for reading in readings(text, style, gold):
+                same(gold, reading)
+        latex(text)
+
+
+@pytest.mark.parametrize("answer", [None, float("nan")])
+def test_a_null_gold_answer_is_refused_before_anything_is_sampled(answer):
+    prompt = Prompt("q", ({"role": "user", "content": "?"},), {"answer": answer})
+    with pytest.raises(DataError, match=r"prompt 'q' has no answer .*1 of 1"):
+        ORACLES["math_verify"]().check([prompt])
+
+
+@pytest.mark.parametrize(
+    "gold, right, wrong",
+    [(5, "5", "6"), (0.1, "1/10", "1"), (1e22, "10^{22}", "22"), (True, "true", "1")],
+)
+def test_gold_answers_that_json_keeps_as_numbers_are_compared(judge, gold, right, wrong):
+    assert (judge(gold, right), judge(gold, wrong)) == (1, 0)
+
+
+def test_where_the_template_opened_the_thinking_an_unfinished_thought_is_no_answer():
+    thinking = Prompt("q", ({"role": "user", "content": "?"},), {"answer": "5", "thinking": True})
+    texts = ["It may be 5", "4?</think>5", "5</think>6"]
+    assert ORACLES["math_verify"]().ask([thinking], [texts]).reward.tolist() == [[0, 1, 0]]
+    assert code_of(heard(thinking, "```\nx\n```"), "auto") is None
 
 
 def test_the_table_has_enough_of_both():

@@ -114,5 +114,4 @@ class Worker:
             self._child = None
 
     def __del__(self):
-        if not sys.is_finalizing():  # then its input ends, and it with that
-            self.close()
+        self.close()
