@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssppo_jax.data.chat import encode_chat
+from ssppo_jax.data.chat import encode_chat, opens_thinking
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt, Prompts
 
@@ -89,6 +89,9 @@ def encode_prompts(
 ) -> tuple[list[EncodedPrompt], Dropped]:
     """Encode every prompt once; drop and report those over `max_prompt_length`, never cut them.
 
+    A prompt whose template opens the model's thinking gets `meta["thinking"]`: an oracle cannot
+    tell from the response alone that all of it may be thought.
+
     Args:
         prompts: from a source; ids unique.
         tokenizer: a transformers tokenizer.
@@ -103,6 +106,8 @@ def encode_prompts(
     for prompt in prompts:
         try:
             tokens = encode_chat(tokenizer, prompt.messages, template=template)
+            if opens_thinking(tokenizer, tokens):
+                prompt = dataclasses.replace(prompt, meta=prompt.meta | {"thinking": True})
             encoded.append(EncodedPrompt(prompt, tokens, spots[prompt.id]))
         except DataError as exc:
             bad.append(f"prompt {prompt.id!r}: {exc}")

@@ -15,6 +15,8 @@ import numpy as np
 from ssppo_jax.errors import ConfigError, DataError, GateError
 from ssppo_jax.types import FINISH_EOS, Samples
 
+_TAIL = 16  # tokens of a prompt's end in which such a mark is looked for
+_THINKS = re.compile(r"(?:<(?:think|thinking|thought|reasoning)>|\[THINK\])\s*$")
 PLAIN_TEMPLATE = (
     "{{ bos_token or '' }}{% for message in messages %}{{ message['role'] | capitalize }}: {{"
     " message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
@@ -76,6 +78,12 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     return tokenizer.decode(
         [int(i) for i in ids], skip_special_tokens=True, clean_up_tokenization_spaces=False
     )
+
+
+def opens_thinking(tokenizer: Any, ids: Sequence[int]) -> bool:
+    """Return true if a prompt ends with the mark that begins the model's thinking, as the chat
+    templates of DeepSeek-R1 and QwQ write it. The response then holds only the closing mark."""
+    return bool(_THINKS.search(tokenizer.decode([int(i) for i in ids[-_TAIL:]])))
 
 
 def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:

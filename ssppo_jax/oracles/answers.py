@@ -1,5 +1,8 @@
 """Find the final answer in a response. Pure functions of text; None where there is none.
 
+`answer_of` finds one answer by its style. `readings` finds what an answer to a known gold answer
+may be: the same statement read once as it stands and once without its marks, and a number in it.
+
     boxed         the last \\boxed{...}, braces nested
     tag           the last complete <answer>...</answer>
     hash          what follows the last ####, to the end of its line (GSM8K)
@@ -7,15 +10,20 @@
     last_line     the last line that is not empty, without one full stop at the end
     whole         the whole text, without outer spaces and one full stop at the end
     auto          the first that finds something: boxed, tag, a number after ####, "the answer is
-      ...", final_number
+      ...", final_number. `readings` takes the last line or lines, if the gold answer is no number
 
 Only what is said counts, not what is thought: the text after the last </think>, and nothing where
-<think> stays open."""
+<think> stays open. <thinking>, <thought>, <reasoning> and [THINK] are the same."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Iterable
+
+from ssppo_jax.oracles.equal import value_of
+from ssppo_jax.oracles.written import LONGEST, Quantity, bare, characters, quantity, untexed
+from ssppo_jax.types import Prompt
 
 # A sign counts only where no word or closing bracket stands before it: "7-5" holds 7 and 5,
 # "(3,-5)" holds 3 and -5.
@@ -28,15 +36,62 @@ BRACES = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)  # \{ and \} are text
 HASH = re.compile(r"####[ \t]*([^\n]+)")
 TAG = re.compile(r"<answer>((?:(?!<answer>).)*?)</answer>", re.DOTALL)
 SAID = re.compile(
-    r"\banswer\s*(?:is|are|:|=|(?:would|should|must) be)[\s:*=]*(?=([^\n]+))", re.IGNORECASE
+    r"\banswers?[*_]{0,3}\s{0,9}(?:(?:to|for|of)\s[^.:\n]{0,80}?\s)?"
+    r"(?:(?:is|are|(?:would|should|must)\s+be)(?![A-Za-z])|:|=|(?<=[*_]))"
+    r"|^[ \t]*+(?:[#*_]{1,6}[ \t]*+)?(?:final[ \t]+)?answer[*_:]{0,3}[ \t]*+$",
+    re.IGNORECASE | re.MULTILINE,
 )
+LEAD = re.compile(r"(?:[ \t]*(?:\*{1,3}|__)(?=\s))?[\s:=]*")  # of what is said; **Answer:** 5
+SENTENCE = re.compile(r"[.!?\u3002](?:\s|$)")
+DISPLAY = re.compile(r"\$\$\s*(?P<a>[^$]+?)\s*\$\$|\\\[\s*(?P<b>.+?)\s*\\\]", re.DOTALL)
+MARKS = ("", "\\]")  # of a line that holds nothing else
+ALIGNED = re.compile(  # the lines of a derivation, which a matrix does not have
+    r"\\\\(?:\[[^\]\n]{0,9}\])?\s*&\s*(?==)|\\(?:begin|end)\{(?:align|gather|equation)(?:ed|\*)?\}"
+)
+BULLET = re.compile(r"^\s*[\u2022\u00b7*]\s+")
+OPEN_BOX = re.compile(r"\\boxed\s*\{(?=[^{}\n]*\Z)")  # a response cut off
+IS = re.compile(r"\b(?:is|are|was|were)\s+|:\s+")
+DIGIT = re.compile("[0-9]")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # of a language: \frac and x are none
+
+
+THINKS = re.compile(r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>|\[(?P<close>/?)THINK\]")
+# What may stand between the words of a sentence as one number or expression.
+EXPRESSION = re.compile(
+    r"(?:\\[A-Za-z]+|(?<![A-Za-z'])(?!a\s+[0-9$]|I\s)[A-Za-z](?![A-Za-z])|[0-9]+(?:st|nd|rd|th)\b|[0-9]+|[eE](?=[-+]?[0-9])"
+    r"|,(?=[0-9]{2,})|\.(?=[0-9])|!(?=[\s.]*$)|[-+*/^\u00d7\u00f7\u00b7=:%(){}\[\]_$\u20ac\u00a3\u221a\u03c0\u221e\\]"
+    r"|[ \t](?![ \t]))+"
+)
+BEFORE_NO_ANSWER = re.compile(  # 6 is not said in "not 6", "5 or 6", "between 5 and 6", "x > 6"
+    r"(?:\b(?:not|never|(?:more|less|fewer|greater|larger|smaller|higher|lower|other) than|at least"
+    r"|at most|over|under|above|below|between|up to|exceeds?|almost|nearly"
+    r"|rather than|instead of|log|ln|sin|cos|tan|exp|twice|double|triple|minus|negative"
+    r"|(?:root|square|cube|half|third|quarter|percent|power|multiple|factorial|out) of)"
+    r"|n't|[<>\u2264\u2265\u2260]|\\(?:ge|le|ne|gt|lt)q?"
+    r"|[0-9][^\S\n]*[^\s0-9]{0,12}[^\S\n]*(?:,?\bor|\bto|\band|\u2013|\u2014)"
+    r"|\bbetween\b[^\n]{0,40}\band)[\s$*(]*$",
+    re.IGNORECASE,
+)
+AFTER_NO_ANSWER = re.compile(  # nor in "6 or more", "6 squared", "6% of it"
+    r"\s*(?:or|to|factorial|squared|cubed|times|plus|minus|divided|and\s+an?|percent\s+of"
+    r"|hundred|thousand|million|billion|trillion|dozen)\b|\s*[\u2013\u2014]\s*[0-9]|(?<=%)\s*of\b"
+    r"|(?<=% )\s*of\b",
+    re.IGNORECASE,
+)
 
 
 def said(text: str) -> str:
     """Return what comes after the thinking; empty when that never ended."""
-    spoken = text.rpartition("</think>")[2]
-    return "" if "<think>" in spoken else spoken
+    last, opened = 0, False
+    for mark in THINKS.finditer(text):
+        closes = bool(mark["end"] or mark["close"])
+        last, opened = (mark.end(), False) if closes else (last, True)
+    return "" if opened else text[last:]
+
+
+def heard(prompt: Prompt, response: str) -> str:
+    """Return a response with the thinking that the prompt's chat template opened for it."""
+    return "<think>" + response if prompt.meta.get("thinking") else response
 
 
 def boxed(text: str) -> str | None:
@@ -78,7 +133,12 @@ def _plain(number: str) -> str:
 
 def last_line(text: str) -> str | None:
     """Return the last line that is not empty, without one full stop at its end."""
-    return _first(whole(line) for line in reversed(text.splitlines()))
+    return _first(whole(line) for line in reversed(_lines(text)))
+
+
+def _lines(text: str) -> list[str]:
+    """Return the lines of a text; U+2028 and its like are characters of a line."""
+    return text.replace("\r\n", "\n").split("\n")
 
 
 def whole(text: str) -> str | None:
@@ -105,17 +165,28 @@ def _hashed_number(text: str) -> str | None:
 
 def _stated(text: str) -> str | None:
     """Return what the last "answer is" or "answer:" says: a number, an expression, a few words."""
-    found = SAID.findall(text)
-    if not found:
+    statement = _statement(text)
+    line = statement.partition("\n")[0] if statement else ""
+    if not line:
         return None
-    sentence = re.split(r"[.!?](?:\s|$)", found[-1])[0].rpartition("=")[2]
-    sentence = re.sub(r"[*`\"$]+", "", sentence).strip(" ,;:")
+    sentence = bare(SENTENCE.split(line)[0])
+    last = bare(sentence.rpartition("=")[2].strip(" *")) if sentence.count("=") else sentence
+    sentence = (sentence if '"' in sentence else last).strip(" ,;:")
     first = NUMBER.match(sentence)
     if first and re.match(r"%?[\s,;]*(?:$|[(]?[A-Za-z]{2,})", sentence[first.end() :]):
         return _plain(first[0])  # "42 apples", "42, because 40 + 2 is"
     if WORD.search(sentence):
         return final_number(sentence) or (sentence if len(sentence.split()) <= 3 else None)
     return sentence or None  # "x^2 + 3x", "(3, -5)"
+
+
+def _statement(text: str) -> str | None:
+    """Return all that follows the last "answer is" or "answer:"."""
+    found = max(SAID.finditer(text), key=re.Match.end, default=None)
+    if found is None:
+        return None
+    lead = LEAD.match(text, found.end())
+    return text[lead.end() if lead else found.end() :].rstrip() or None
 
 
 STYLES: dict[str, Callable[[str], str | None]] = {
@@ -134,6 +205,140 @@ def answer_of(response: str, style: str) -> str | None:
     return STYLES[style](said(response))
 
 
+def readings(response: str, style: str, gold: str | None) -> list[str]:
+    """Return what a response may be saying where the gold answer is known, the most literal first.
+
+    All are readings of one statement: as it stands, to the end of its line, to the end of its
+    sentence, without the marks around it. Where the gold answer is a number, also the number that
+    the statement comes down to. None of them is a part of a number or of an expression, and a
+    hedge such as "5 or 6" says no number.
+
+    Args:
+        response: what the model wrote.
+        style: one of `STYLES`.
+        gold: the gold answer, of which only the kind is used: a number, or the count of its lines;
+            None if any answer that works is right.
+    """
+    text = said(response)
+    number = quantity(gold) if gold is not None else None
+    lines = len(_lines((gold or "").strip()))
+    if style == "auto":
+        found = _automatic(text, number is not None, lines)
+    else:
+        answer = STYLES[style](text)
+        found = [] if answer is None else [answer]
+        if style == "whole" and found:
+            found = [found[0], text.strip()]
+    read = [form for statement in found for form in (statement, bare(statement))]
+    if number is not None:
+        read += [n for n in map(_number_in, found) if n is not None]
+        read += [n for n in (_figures(form, number) for form in read) if n is not None]
+    return [form for form in dict.fromkeys(read) if form.strip()]
+
+
+def _automatic(text: str, number: bool, lines: int) -> list[str]:
+    """Return the forms of the statement that `auto` finds, the most literal first."""
+    box, tagged = boxed(text), tag(text)
+    if box is not None:  # or to the last brace, where braces in quotes do not match
+        return [box, text[text.rindex("\\boxed") :].partition("{")[2].rpartition("}")[0]]
+    if tagged is not None:
+        return [tagged]
+    after = hashed(text)
+    if after is not None and (NUMBER.match(bare(after)) or text.rstrip().endswith(after)):
+        return [after]
+    statement = _statement(text)
+    if statement is not None:
+        line = _displayed(statement)
+        sentence = SENTENCE.split(line)[0]
+        forms = [sentence] if number else [statement, line, sentence]
+        forms = [form.strip(" ,;:") for form in forms]
+        stops = [form.removesuffix(".") for form in forms]
+        return [form.rstrip() for form in [*forms, *stops, *(_unbolded(form) for form in stops)]]
+    if number:
+        last = _last_with_number(text)
+        return [] if last is None else [last]
+    spoken = _lines(text)
+    while spoken and spoken[-1].strip(" `$*\t") in MARKS:
+        spoken.pop()
+    ending = "\n".join(spoken[-lines:])
+    named = IS.split(ending)[-1]
+    return [ending, ending.strip().removesuffix("."), text.strip(), named.removesuffix(".")]
+
+
+def _displayed(statement: str) -> str:
+    """Return the first line of a statement, or the formula that it displays on lines of its own."""
+    opened = DISPLAY.match(statement)
+    return (opened["a"] or opened["b"]).strip() if opened else statement.partition("\n")[0]
+
+
+def _unbolded(form: str) -> str:
+    """Return a statement without the end of bold type that began before it, or only the bold words
+    that it begins with."""
+    if form.startswith("**"):
+        return form[2:].rpartition("**")[0] or form
+    return form.removesuffix("**")
+
+
+def _last_with_number(text: str) -> str | None:
+    """Return the last line, if it is a number in words, or the last in which digits stand."""
+    text = ALIGNED.sub("\n", OPEN_BOX.sub("", characters(text)))
+    lines = [line for line in _lines(text) if line.strip()]
+    if lines and quantity(lines[-1]) is not None:
+        return lines[-1].strip()
+    last = next((line for line in reversed(lines) if DIGIT.search(line)), None)
+    return last and BULLET.sub("", last).strip()
+
+
+def _number_in(statement: str) -> str | None:
+    """Return the quantity or expression that a sentence comes down to: the first if the sentence
+    begins with it, else the last; None if it hedges."""
+    drawn = "".join(
+        c for c in statement if unicodedata.category(c) in ("So", "Cs") and c != "\u00b0"
+    )
+    statement = untexed(bare(statement.strip(drawn + " ")))[-LONGEST:]
+    if quantity(statement) is not None:
+        return statement
+    if not WORD.search(statement):
+        return value_of(statement)
+    part = max(_with_digits(statement), key=re.Match.end, default=None)
+    if part is None:
+        return None
+    before, rest = statement[: part.start()].rstrip(), statement[part.start() :].strip(" =*")
+    if BEFORE_NO_ANSWER.search(before):
+        return None
+    if quantity(rest) is not None:
+        return rest
+    return None if AFTER_NO_ANSWER.match(statement, part.end()) else _tidied(part[0])
+
+
+def _with_digits(statement: str) -> Iterable[re.Match]:
+    return (part for part in EXPRESSION.finditer(statement) if DIGIT.search(part[0]))
+
+
+def _tidied(expression: str) -> str | None:
+    """Return an expression without the punctuation and the brackets that belong to its sentence."""
+    expression = expression.strip(" .,:;!*_$=")
+    for opening, closing in ("()", "[]", "{}"):
+        if expression.count(opening) > expression.count(closing):
+            expression = expression.rpartition(opening)[2]
+        elif expression.count(closing) > expression.count(opening):
+            expression = expression.partition(closing)[0]
+    return value_of(bare(expression))
+
+
+def _figures(statement: str, gold: Quantity) -> str | None:
+    """Return the number of a quantity in digits alone, if the gold answer names no unit either."""
+    found = quantity(statement)
+    if found is None or gold.unit or (found.unit == "%" and abs(gold.value) <= 1):
+        return None
+    first = NUMBER.search(untexed(statement))
+    plain = _plain(first[0]) if first else ""
+    same = quantity(plain)
+    if same is not None and same.value == found.value:
+        return plain
+    return str(found.value.numerator) if found.value.denominator == 1 else None
+
+
 def well_formed(response: str, style: str) -> bool:
     """Return true if a response keeps to its format: its marker exactly once or, in a style without
     marker, the answer and nothing else."""
@@ -149,7 +354,7 @@ def well_formed(response: str, style: str) -> bool:
         case "hash":
             return text.count("####") == 1
         case "last_line":
-            return len(text.strip().splitlines()) == 1
+            return len(_lines(text.strip())) == 1
         case "whole":
             return True
     return _plain(whole(text) or "") == final_number(text)

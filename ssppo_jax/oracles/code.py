@@ -10,12 +10,13 @@ import numpy as np
 
 from ssppo_jax.config import Positive, one_of, positive
 from ssppo_jax.errors import DataError
-from ssppo_jax.oracles.answers import said
+from ssppo_jax.oracles.answers import heard, said
+from ssppo_jax.oracles.fences import PYTHON, blocks
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, run_tests
 from ssppo_jax.types import Prompt, Verdict
 
-FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[^\n]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
+DEFINES = re.compile(r"^(?:async\s+def|def|class)\s", re.MULTILINE)
 STYLES = ("auto", "fenced", "whole")
 SANDBOXES = ("strict", "limits")
 NO_CODE = "no_code"
@@ -41,8 +42,9 @@ def code(
     failure of the oracle: the response is wrong.
 
     Args:
-        code_style: fenced: the last ```python block (else the last block); whole: all of the text;
-            auto: a block where there is one, else the text.
+        code_style: fenced: the last ```python block that defines a function or class (else the
+            last, else the last block); whole: all of the text; auto: a block where there is one,
+            else the text.
         partial: the share of tests passed as reward, in place of all or nothing.
         timeout: seconds for the code and all its tests.
         memory_mb: memory one response may have.
@@ -54,7 +56,7 @@ def code(
 
     def one(task: tuple[Prompt, str]) -> tuple[str, float]:
         prompt, text = task
-        found, tests = code_of(text, code_style), _tests(prompt.meta["tests"])
+        found, tests = code_of(heard(prompt, text), code_style), _tests(prompt.meta["tests"])
         if found is None:
             return NO_CODE, 0.0
         outcome = run_tests(found, tests, limits)
@@ -79,12 +81,11 @@ def code(
 def code_of(text: str, style: str) -> str | None:
     """Return the code in a response, after its thinking; None where there is none."""
     spoken = said(text)
-    blocks = FENCE.findall(spoken) if style != "whole" else []
-    python = [
-        block for language, block in blocks if language.lower() in ("python", "python3", "py")
-    ]
-    if blocks:
-        return (python or [block for _, block in blocks])[-1]
+    found = blocks(spoken) if style != "whole" else []
+    python = [block.code for block in found if block.language in PYTHON]
+    if found:
+        code = python or [block.code for block in found]
+        return next((c for c in reversed(code) if DEFINES.search(c)), code[-1])
     return (spoken if spoken.strip() else None) if style != "fenced" else None
 
 

@@ -12,6 +12,7 @@ their own."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -20,7 +21,8 @@ import numpy as np
 from ssppo_jax.config import NonNegative, Positive, one_of
 from ssppo_jax.data.tasks import entry_of
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.oracles.answers import STYLES, answer_of, hashed, well_formed
+from ssppo_jax.oracles.answers import STYLES, boxed, hashed, heard, readings, well_formed
+from ssppo_jax.oracles.equal import latex, same
 from ssppo_jax.oracles.protocol import Oracle, first_failure
 from ssppo_jax.oracles.sandbox.worker import Worker
 from ssppo_jax.types import Failed, Prompt, Verdict
@@ -82,10 +84,30 @@ def math_verify(
     worker = Worker(timeout)
 
     def grade(prompt: Prompt, answer: str) -> dict:
-        gold = str(prompt.meta["answer"])
-        return worker.ask("mathematics", gold=hashed(gold) or gold, answer=answer)
+        gold = _gold(prompt)
+        if not gold.strip():
+            return {"error": f"gold answer {gold!r} is empty"}
+        verdict = same(gold, answer)
+        if verdict is not None:
+            return {"score": float(verdict)}
+        return worker.ask("mathematics", gold=latex(gold), answer=latex(answer))
 
-    return _graded(grade, _check_answers, answer_style, exact=True, format_weight=format_weight)
+    @functools.cache
+    def ready() -> None:
+        """Ask once at the start, so that a missing library is no surprise after hours."""
+        worker.ask("mathematics", gold="1", answer="1")
+
+    def check(prompts: list[Prompt]) -> None:
+        _check_answers(prompts)
+        ready()
+
+    return _graded(grade, check, answer_style, exact=True, format_weight=format_weight)
+
+
+def _gold(prompt: Prompt) -> str:
+    """Return the gold answer; of a worked solution, what it says last after #### or in a box."""
+    gold = str(prompt.meta["answer"])
+    return hashed(gold) or boxed(gold) or gold
 
 
 def _graded(
@@ -93,12 +115,18 @@ def _graded(
 ) -> Oracle:
     def one(prompt: Prompt, text: str) -> list[float] | Failed:
         """Return the score and the PARTS of one response."""
-        answer = answer_of(text, answer_style)
-        reply = {"score": 0.0} if answer is None else grade(prompt, answer)
-        if "error" in reply:
-            return Failed(str(reply["error"]))
-        score, neat = reply.get("score", 0.0), well_formed(text, answer_style)
-        return [score, score >= 1.0, neat, answer is not None, "score" not in reply]
+        text = heard(prompt, text)
+        answers = readings(text, answer_style, _gold(prompt) if "answer" in prompt.meta else None)
+        replies = []
+        for answer in answers:
+            replies.append(grade(prompt, answer))
+            if "error" in replies[-1]:
+                return Failed(str(replies[-1]["error"]))
+            if replies[-1].get("score", 0.0) >= 1.0 or replies[-1].get("unreadable") == "killed":
+                break
+        scores = [reply["score"] for reply in replies if "score" in reply]
+        score, neat = max(scores, default=0.0), well_formed(text, answer_style)
+        return [score, score >= 1.0, neat, bool(answers), bool(answers) and not scores]
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         check(prompts)
@@ -129,13 +157,18 @@ def _check_tasks(prompts: list[Prompt]) -> None:
 
 
 def _check_answers(prompts: list[Prompt]) -> None:
-    missing = [p.id for p in prompts if "answer" not in p.meta]
+    missing = [p.id for p in prompts if _null(p.meta.get("answer"))]
     if missing:
         raise DataError(
             f"oracle math_verify: prompt {missing[0]!r} has no answer to check against"
             f' ({len(missing)} of {len(prompts)}); give every row of the data an "answer", or use'
             " --config.data.source.name=reasoning_gym"
         )
+
+
+def _null(answer: Any) -> bool:
+    """Return true for what a row without an answer holds: nothing, null or NaN."""
+    return answer is None or answer != answer
 
 
 ORACLES = {"reasoning_gym": reasoning_gym, "math_verify": math_verify}

