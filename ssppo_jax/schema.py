@@ -195,7 +195,13 @@ KEYS: tuple[Key, ...] = (
         "embedded:minilm",
         "sentence encoder: embedded:minilm, a folder, or a repo id",
     ),
-    Key("similarity.name", "relu_cosine", "max(0, cos) in the paper", cfg.one_of(*SIMILARITIES)),
+    Key(
+        "similarity.name",
+        "relu_cosine",
+        "max(0, cos) in the paper; cosine: below 0 the linear and power gates strengthen a"
+        " preference; token_jaccard: shared words, no encoder",
+        cfg.one_of(*SIMILARITIES),
+    ),
     Key(
         "similarity.embed_text",
         "response",

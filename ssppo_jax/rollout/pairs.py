@@ -46,7 +46,7 @@ class Pairs:
     p_win: np.ndarray  # [B] float32, P(winner > loser) under the win-rate estimator, not gated
     similarity: (
         np.ndarray
-    )  # [B] float32 in [0,1], of winner and loser; 0 when no similarity was given
+    )  # [B] float32 in [-1,1], of winner and loser; 0 when no similarity was given
     tied: np.ndarray  # [B] bool, all K mean scores equal: winner and loser are then arbitrary
     keep: np.ndarray  # [B] bool, False for the tied groups if they are to be dropped
 
@@ -259,19 +259,22 @@ def off_diagonal_mean(similarity: np.ndarray) -> np.ndarray:  # [B,K,K]
 
 
 def _stats(pairs: Pairs) -> dict[str, Mean]:
-    """Average margins before and after the gate, similarity, and the shares tied, inverted and
-    dropped.
+    """Average margins before and after the gate, similarity, and the shares tied, inverted,
+    amplified and dropped.
 
-    A pair is inverted if the winner by mean score has the lower win rate. That is possible because
-    the papers select by the score and train on the win rate.
+    A pair is amplified if the gate widened its margin, as a negative cosine makes it do. A pair is
+    inverted if the winner by mean score has the lower win rate. That is possible because the papers
+    select by the score and train on the win rate.
     """
     margin_raw = pairs.win_rate[:, 0] - pairs.win_rate[:, 1]
+    margin_gated = pairs.target[:, 0] - pairs.target[:, 1]
     values = {
         "pairs/margin_raw": margin_raw,
-        "pairs/margin_gated": pairs.target[:, 0] - pairs.target[:, 1],
+        "pairs/margin_gated": margin_gated,
         "pairs/similarity": pairs.similarity,
         "pairs/tied": pairs.tied,
         "pairs/inverted": margin_raw < -TIE,
+        "pairs/amplified": np.abs(margin_gated) > np.abs(margin_raw) + TIE,
         "pairs/dropped": ~pairs.keep,
     }
     groups = np.float32(len(pairs.tied))
@@ -317,8 +320,9 @@ def _checked_preference(preference: np.ndarray) -> np.ndarray:
 def _checked_similarity(
     similarity: np.ndarray | None, shape: tuple[int, ...], gate_level: str
 ) -> np.ndarray:
-    """Return max(0, S) in float64, or zeros where no gate needs it. Raise ValueError for a bad
-    matrix.
+    """Return S in float64, or zeros where no gate needs it. Raise ValueError for a bad matrix.
+
+    Negative values stay: whether they occur is the similarity's choice (`similarity.name`).
     """
     if similarity is None:
         if gate_level == "none":
@@ -340,4 +344,4 @@ def _checked_similarity(
             f"similarity rows {np.flatnonzero(bad)[:8].tolist()} are not symmetric numbers in"
             " [-1,1]: normalise the embeddings, and give an empty response a zero vector"
         )
-    return np.clip(0.5 * (s + s.swapaxes(1, 2)), 0.0, 1.0)
+    return np.clip(0.5 * (s + s.swapaxes(1, 2)), -1.0, 1.0)
