@@ -19,7 +19,7 @@ from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.distributed.mesh import AXES, mesh_shape
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS
+from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
 from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
@@ -189,6 +189,12 @@ KEYS: tuple[Key, ...] = (
         "pairs.drop_ties",
         False,
         "leave out groups whose responses all score the same (counted either way)",
+    ),
+    Key(
+        "pairs.train_ties",
+        False,
+        "train such groups with the first response as the winner where the loss has a hard label"
+        f" (all pair losses but {', '.join(TIES)}); false: weight 0",
     ),
     Key(
         "similarity.encoder",

@@ -338,7 +338,8 @@ class Trainer:
     def _timed_train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
         """Run `_train` and log its pace and the peak memory so far."""
         c, start = self.config, time.perf_counter()
-        steps = _epoch_batches(c, at.iteration, len(rollout.batch.weight))
+        rows = np.flatnonzero(rollout.batch.weight > 0)  # a row of weight 0 takes no place
+        steps = [rows[i] for i in _epoch_batches(c, at.iteration, len(rows))]
         work = work_of(
             self.runtime.arch,
             rollout.batch,

@@ -105,7 +105,7 @@ class Batch(NamedTuple):
     p_win: Float[Array, "B"]  # P(winner > loser) as the oracle said it
     similarity: Float[Array, "B"]  # semantic similarity of winner and loser in [-1,1]
     advantage: Float[Array, "B K"]  # group advantages (group losses)
-    weight: Float[Array, "B"]  # 1 for a real row, 0 for padding
+    weight: Float[Array, "B"]  # 1 for a real row, 0 for padding and for ties without a label
 
 
 class TrainState(NamedTuple):

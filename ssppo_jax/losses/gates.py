@@ -28,7 +28,8 @@ def power(similarity: Float[Array, "*A"], *, exponent: float = 2.0) -> Float[Arr
     """Return (1 - S)^exponent.
 
     Above 1 it discounts weak similarity too; below 1 it acts on near-duplicates only. A
-    reconstruction: the paper (appendix D.5) names non-linear gates as future work, without formula. It is 2^exponent at S = -1.
+    reconstruction: the paper (appendix D.5) names non-linear gates as future work, without formula.
+    At S = -1 it is 2^exponent.
 
     Args:
       exponent: power of 1 - S, positive; 1 is the linear gate

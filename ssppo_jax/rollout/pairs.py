@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import bind
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import GATES
+from ssppo_jax.losses import GATES, TIES
 from ssppo_jax.losses.gates import calibrate, linear
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
@@ -54,7 +54,11 @@ class Pairs:
 def pair_rows(
     config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
 ) -> Rows:
-    """Make pair rows: the best and worst of K with their gated win rates (see `make_pairs`)."""
+    """Make pair rows: the best and worst of K with their gated win rates (see `make_pairs`).
+
+    A tied group has neither. Its row has weight 0 where the loss takes the winner for certain
+    (`losses.TIES`), unless `pairs.train_ties` asks for it.
+    """
     similarity, counts = _similarity(config, judged, embedder)
     pairs, stats = make_pairs(
         preference_of(judged.verdict, temperature=config.oracle.reward_temperature),
@@ -69,6 +73,7 @@ def pair_rows(
     two = np.stack([pairs.winner[rows], pairs.loser[rows]], axis=1)  # [M,2]
     samples = Samples(*(x[rows[:, None], two] for x in judged.samples))
     chosen = [judged.encoded[i] for i in rows]
+    weightless = pairs.tied[rows] & (not (config.pairs.train_ties or config.loss.name in TIES))
     batch = batch_of(
         chosen,
         samples,
@@ -76,6 +81,7 @@ def pair_rows(
         target=pairs.target[rows],
         p_win=pairs.p_win[rows],
         similarity=pairs.similarity[rows],
+        weight=(~weightless).astype(np.float32),
     )
     records = [
         record_of(iteration, e, winner=judged.texts[i][w], loser=judged.texts[i][l])
@@ -90,7 +96,7 @@ def pair_rows(
     ]
     values = (
         {name: float(m.result()) for name, m in stats.items()}
-        | {"oracle/pairs": float(len(rows))}
+        | {"oracle/pairs": float(len(rows)), "pairs/weightless": float(weightless.sum())}
         | counts
     )
     return Rows(batch, np.asarray(samples.logp), records, values)
