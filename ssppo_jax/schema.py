@@ -258,7 +258,13 @@ KEYS: tuple[Key, ...] = (
     ),
     # optimisation
     Key("optimizer.learning_rate", 5e-7, "peak learning rate", cfg.positive),
-    Key("optimizer.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
+    Key(
+        "optimizer.schedule",
+        "linear",
+        "decay after warm-up; an iteration that takes fewer steps than planned (ties, filtered"
+        " groups, failed prompts) still passes its whole share of it",
+        cfg.one_of(*SCHEDULES),
+    ),
     Key("optimizer.warmup_ratio", 0.1, "fraction of the schedule spent warming up", cfg.unit),
     Key(
         "optimizer.max_grad_norm",

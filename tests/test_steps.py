@@ -200,7 +200,7 @@ def test_a_batch_of_padding_alone_gives_a_zero_gradient():
 def two_steps(shape):
     """(loss of each of two steps, parameters after them, compiled text) on a mesh of this shape."""
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
-    optimizer = make_optimizer(OPTIMIZERS["rmsprop"](), lambda s: 3e-5, max_grad_norm=1.0)
+    optimizer = make_optimizer(OPTIMIZERS["rmsprop"](), 3e-5, max_grad_norm=1.0)
     state = fresh_state(
         mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer
     )

@@ -115,13 +115,6 @@ def test_groups_of_equal_rewards_are_left_out_and_more_is_sampled_until_enough_d
     assert left_out > 0
 
 
-def test_an_iteration_without_any_difference_is_skipped_and_said(tmp_path):
-    settings = {"group__filter_groups": "true", "train__iterations": 1}
-    _, log, rows = run(tmp_path, byte_oracle(flat=lambda p: True), loss="grpo", **settings)
-    assert rows == [] and values(log, "train") == []
-    assert values(log, "judge")[0]["frac_reward_zero_std"] == 1
-
-
 def test_a_group_loss_takes_win_rates_for_rewards_where_the_oracle_prefers(tmp_path):
     _, _, rows = run(tmp_path, length_oracle(), loss="grpo", train__iterations=1)
     for row in rows:
@@ -241,21 +234,6 @@ def test_a_cycle_has_no_winner_for_a_hard_label_and_keeps_its_comparison():
         rows = pair_rows(configure(loss=loss, similarity__name="token_jaccard"), given, None, 0)
         np.testing.assert_array_equal(rows.batch.weight, weight)
         np.testing.assert_array_equal(rows.batch.p_win, 1)
-
-
-def test_tied_rows_take_no_place_in_a_batch_and_do_not_move_the_policy(tmp_path):
-    """Half of the prompts tie: DPO takes the steps and the loss of the other half alone."""
-    settings = {"loss": "dpo", "train__iterations": 1, "train__micro_batches": 1}
-    _, log, rows = run(tmp_path / "weight", byte_oracle(flat=odd), **settings)
-    tied = sum(row["tied"] for row in rows)
-    judged_values, steps = values(log, "judge")[0], values(log, "train")
-    assert 0 < tied < len(rows) == 16 and judged_values["pairs/weightless"] == tied
-    assert len(steps) == -(-(16 - tied) // 8)
-    _, dropped, _ = run(
-        tmp_path / "dropped", byte_oracle(flat=odd), pairs__drop_ties="true", **settings
-    )
-    for step, other in zip(steps, values(dropped, "train"), strict=True):
-        assert step["loss"] == pytest.approx(other["loss"], rel=1e-6)
 
 
 def test_opponent_rows_keep_their_order():
