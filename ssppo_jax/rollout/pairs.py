@@ -109,6 +109,10 @@ def _similarity(
     texts.
     """
 
+    if not judged.encoded:  # every prompt failed
+        k = judged.samples.length.shape[1]
+        return np.zeros((0, k, k), np.float32), {}
+
     def work(rows: np.ndarray) -> tuple[np.ndarray, EmbedCounts]:
         matrix = score_similarity(
             [judged.encoded[i].prompt.text for i in rows],

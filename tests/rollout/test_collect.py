@@ -236,6 +236,26 @@ def test_a_cycle_has_no_winner_for_a_hard_label_and_keeps_its_comparison():
         np.testing.assert_array_equal(rows.batch.p_win, 1)
 
 
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (pair_rows, {"similarity__name": "token_jaccard"}),
+        (group_rows, {"loss": "grpo"}),
+        (opponent_rows, {"loss": "xpo", "sampling__num_samples": 2, "train__reference": "initial"}),
+    ],
+)
+def test_an_iteration_whose_prompts_all_failed_has_no_rows(make, settings):
+    k = int(settings.get("sampling__num_samples", 3))
+    verdict = Verdict(None, REWARDS.reward[:, :k], (None, None))
+    rows = make(configure(**settings), judged(verdict, k).take(np.array([], int)), None, 0)
+    assert rows.batch.weight.shape == (0,) and rows.batch.mask.shape == (
+        0,
+        min(k, 2) if make is pair_rows else k,
+        3,
+    )
+    assert rows.records == [] and np.isfinite(list(rows.stats.values())).all()
+
+
 def test_opponent_rows_keep_their_order():
     two = judged(REWARDS, k=2)._replace(
         verdict=Verdict(np.array([[[0.5, 0.2], [0.8, 0.5]]] * 2), None, (None, None))
