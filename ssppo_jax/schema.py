@@ -396,8 +396,11 @@ COMPONENTS: tuple[Component, ...] = (
 
 ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "num_iterations": "train.epochs",
-    "steps_per_generation": "train.prompts_per_iteration / train.batch_size (TRL counts"
-    " micro-steps: divide its number by gradient_accumulation_steps)",
+    "steps_per_generation": "train.prompts_per_iteration = per_device_train_batch_size x devices x"
+    " steps_per_generation / num_generations (TRL counts micro-steps and completions; unset it is"
+    " gradient_accumulation_steps, one optimizer step a rollout)",
+    "generation_batch_size": "train.prompts_per_iteration = generation_batch_size /"
+    " num_generations (TRL counts completions)",
     "num_generations": "sampling.num_samples",
     "max_completion_length": "sampling.max_new_tokens",
     "max_new_tokens": "sampling.max_new_tokens",
@@ -410,9 +413,23 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "lora_dropout": "lora.dropout",
     "target_modules": "lora.targets",
     "lora_target_modules": "lora.targets",
-    "num_train_epochs": "train.epochs",
+    "num_train_epochs": "train.iterations = num_train_epochs x prompts / prompts_per_iteration (it"
+    " counts passes over the prompts; train.epochs are passes over one rollout)",
+    "max_steps": "train.iterations = max_steps x batch_size / prompts_per_iteration / epochs",
     "gradient_accumulation_steps": "train.micro_batches",
-    "per_device_train_batch_size": "train.batch_size, in prompts (TRL counts completions)",
+    "per_device_train_batch_size": "train.batch_size = per_device_train_batch_size x devices x"
+    " gradient_accumulation_steps / num_generations (TRL's GRPO counts completions of a micro-step"
+    " on one device)",
+    "warmup_steps": "optimizer.warmup_ratio = warmup_steps / all steps",
+    # verl's
+    "train_batch_size": "train.prompts_per_iteration (verl counts the prompts of a rollout)",
+    "ppo_mini_batch_size": "train.batch_size (prompts of an optimizer step)",
+    "ppo_micro_batch_size_per_gpu": "train.micro_batches = ppo_mini_batch_size x n / devices /"
+    " ppo_micro_batch_size_per_gpu (a number of parts; verl's is a number of responses)",
+    "ppo_epochs": "train.epochs",
+    "total_epochs": "train.iterations = total_epochs x prompts / train_batch_size (verl counts"
+    " passes over the prompts)",
+    "n": "sampling.num_samples",
     "attn_implementation": "model.attention",
     "learning_rate": "optimizer.learning_rate",
     "lr": "optimizer.learning_rate",
