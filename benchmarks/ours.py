@@ -106,7 +106,7 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
     never a second copy."""
     runtime = runtime_of(folder, loss__name=loss, **overrides)
     c, apply = runtime.config, runtime.make_apply()
-    optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
+    optimizer = make_run_optimizer(c)
     objective = runtime.loss
     step = jax.jit(make_train_step(apply, objective, ratio_stats, optimizer), donate_argnums=0)
     score = jax.jit(make_score_step(apply))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,7 +86,8 @@ def learning_rate(
 ) -> optax.Schedule:
     """Warm up linearly over `warmup_ratio * total_steps` steps, then decay to 0 or stay constant.
 
-    Step s of w warm-up steps runs at peak * (s+1)/w, so the first step has a non-zero rate.
+    Step s of w warm-up steps runs at peak * (s+1)/w, so the first step has a non-zero rate. A step
+    may be a fraction: see `make_rates`.
     """
     warmup = int(warmup_ratio * total_steps)
     rest = max(total_steps - warmup, 1)
@@ -104,16 +105,18 @@ def learning_rate(
 
 def make_optimizer(
     transform: optax.GradientTransformation,
-    schedule: optax.Schedule,
+    learning_rate: float,
     *,
     max_grad_norm: float,
     state_dtype: str = "param",
-) -> optax.GradientTransformation:
-    """Clip by global norm (0: no clipping), precondition, scale by the schedule.
+) -> optax.GradientTransformationExtraArgs:
+    """Clip by global norm (0: no clipping), precondition, scale by the learning rate.
+
+    `update(..., learning_rate=x)` gives one update its rate.
 
     Args:
       transform: the preconditioner.
-      schedule: the learning rate by step.
+      learning_rate: of an update that is not given its own.
       max_grad_norm: of all gradients together.
       state_dtype: what the preconditioner's moments are kept in, "param" (each parameter's own), or
         a dtype.
@@ -121,7 +124,22 @@ def make_optimizer(
     if state_dtype != "param":
         transform = kept_in(transform, jnp.dtype(state_dtype))
     parts = [optax.clip_by_global_norm(max_grad_norm)] if max_grad_norm else []
-    return optax.chain(*parts, transform, optax.scale_by_learning_rate(schedule))
+    return optax.chain(*parts, transform, _scale_by_given_rate(learning_rate))
+
+
+def _scale_by_given_rate(default: float) -> optax.GradientTransformationExtraArgs:
+    """Multiply updates by minus the learning rate that comes with the call.
+
+    An optax schedule counts the steps taken. How long a run is decided by its rollouts, so the rate
+    comes from the host.
+    """
+
+    def update(updates: PyTree, state: PyTree, params: PyTree | None = None, **given):
+        del params
+        rate = given.get("learning_rate", default)
+        return jax.tree.map(lambda u: -jnp.asarray(rate, u.dtype) * u, updates), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
 
 def kept_in(
@@ -151,27 +169,41 @@ def kept_in(
     return optax.GradientTransformation(init, update)
 
 
-def _learning_rate(config: ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-    if config.optimizer.scope == "iteration":
-        total = int(steps_per_epoch * (config.optimizer.schedule_epochs or config.train.epochs))
-    else:
-        total = steps_per_epoch * config.train.epochs * config.train.iterations
-    return learning_rate(
-        config.optimizer.learning_rate,
-        schedule=config.optimizer.schedule,
-        warmup_ratio=config.optimizer.warmup_ratio,
-        total_steps=total,
-    )
+def make_rates(config: ConfigDict, planned: Sequence[int]) -> Callable[[int, int], list[float]]:
+    """Make rates(iteration, steps) -> the learning rate of each step that an iteration takes.
 
-
-def make_run_optimizer(
-    config: ConfigDict, steps_per_epoch: int
-) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """Make the configured optimizer and its learning rate by step."""
-    rate = _learning_rate(config, steps_per_epoch)
-    transform = bind(OPTIMIZERS, config.optimizer)()
+    `planned` holds every iteration's optimizer steps when no prompt is left out. That is what can
+    be known before a run. An iteration owns as much of the schedule as it plans. If it takes fewer
+    steps, for ties, filtered groups or failed prompts, they are spread evenly over that part. So
+    the schedule always ends with the run, and a rate depends on the iteration and its rollout
+    alone.
+    """
     c = config.optimizer
-    return (
-        make_optimizer(transform, rate, max_grad_norm=c.max_grad_norm, state_dtype=c.state_dtype),
-        rate,
+
+    def length(steps: int) -> int:  # of the schedule of an iteration that plans so many steps
+        return int(steps // config.train.epochs * (c.schedule_epochs or config.train.epochs))
+
+    def rates(iteration: int, steps: int) -> list[float]:
+        whole_run = c.scope == "run"
+        rate = learning_rate(
+            c.learning_rate,
+            schedule=c.schedule,
+            warmup_ratio=c.warmup_ratio,
+            total_steps=sum(planned) if whole_run else length(planned[iteration]),
+        )
+        start = sum(planned[:iteration]) if whole_run else 0
+        stretch = planned[iteration] / max(steps, 1)
+        return [float(rate(start + i * stretch)) for i in range(steps)]
+
+    return rates
+
+
+def make_run_optimizer(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Make the configured optimizer; a step's learning rate is given to `update`."""
+    c = config.optimizer
+    return make_optimizer(
+        bind(OPTIMIZERS, c)(),
+        c.learning_rate,
+        max_grad_norm=c.max_grad_norm,
+        state_dtype=c.state_dtype,
     )

@@ -19,7 +19,7 @@ from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.distributed.mesh import AXES, mesh_shape
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS
+from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
 from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
@@ -191,11 +191,23 @@ KEYS: tuple[Key, ...] = (
         "leave out groups whose responses all score the same (counted either way)",
     ),
     Key(
+        "pairs.train_ties",
+        False,
+        "train such groups with the first response as the winner where the loss has a hard label"
+        f" (all pair losses but {', '.join(TIES)}); false: weight 0",
+    ),
+    Key(
         "similarity.encoder",
         "embedded:minilm",
         "sentence encoder: embedded:minilm, a folder, or a repo id",
     ),
-    Key("similarity.name", "relu_cosine", "max(0, cos) in the paper", cfg.one_of(*SIMILARITIES)),
+    Key(
+        "similarity.name",
+        "relu_cosine",
+        "max(0, cos) in the paper; cosine: below 0 the linear and power gates strengthen a"
+        " preference; token_jaccard: shared words, no encoder",
+        cfg.one_of(*SIMILARITIES),
+    ),
     Key(
         "similarity.embed_text",
         "response",
@@ -246,7 +258,13 @@ KEYS: tuple[Key, ...] = (
     ),
     # optimisation
     Key("optimizer.learning_rate", 5e-7, "peak learning rate", cfg.positive),
-    Key("optimizer.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
+    Key(
+        "optimizer.schedule",
+        "linear",
+        "decay after warm-up; an iteration that takes fewer steps than planned (ties, filtered"
+        " groups, failed prompts) still passes its whole share of it",
+        cfg.one_of(*SCHEDULES),
+    ),
     Key("optimizer.warmup_ratio", 0.1, "fraction of the schedule spent warming up", cfg.unit),
     Key(
         "optimizer.max_grad_norm",
@@ -378,8 +396,11 @@ COMPONENTS: tuple[Component, ...] = (
 
 ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "num_iterations": "train.epochs",
-    "steps_per_generation": "train.prompts_per_iteration / train.batch_size (TRL counts"
-    " micro-steps: divide its number by gradient_accumulation_steps)",
+    "steps_per_generation": "train.prompts_per_iteration = per_device_train_batch_size x devices x"
+    " steps_per_generation / num_generations (TRL counts micro-steps and completions; unset it is"
+    " gradient_accumulation_steps, one optimizer step a rollout)",
+    "generation_batch_size": "train.prompts_per_iteration = generation_batch_size /"
+    " num_generations (TRL counts completions)",
     "num_generations": "sampling.num_samples",
     "max_completion_length": "sampling.max_new_tokens",
     "max_new_tokens": "sampling.max_new_tokens",
@@ -392,9 +413,23 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "lora_dropout": "lora.dropout",
     "target_modules": "lora.targets",
     "lora_target_modules": "lora.targets",
-    "num_train_epochs": "train.epochs",
+    "num_train_epochs": "train.iterations = num_train_epochs x prompts / prompts_per_iteration (it"
+    " counts passes over the prompts; train.epochs are passes over one rollout)",
+    "max_steps": "train.iterations = max_steps x batch_size / prompts_per_iteration / epochs",
     "gradient_accumulation_steps": "train.micro_batches",
-    "per_device_train_batch_size": "train.batch_size, in prompts (TRL counts completions)",
+    "per_device_train_batch_size": "train.batch_size = per_device_train_batch_size x devices x"
+    " gradient_accumulation_steps / num_generations (TRL's GRPO counts completions of a micro-step"
+    " on one device)",
+    "warmup_steps": "optimizer.warmup_ratio = warmup_steps / all steps",
+    # verl's
+    "train_batch_size": "train.prompts_per_iteration (verl counts the prompts of a rollout)",
+    "ppo_mini_batch_size": "train.batch_size (prompts of an optimizer step)",
+    "ppo_micro_batch_size_per_gpu": "train.micro_batches = ppo_mini_batch_size x n / devices /"
+    " ppo_micro_batch_size_per_gpu (a number of parts; verl's is a number of responses)",
+    "ppo_epochs": "train.epochs",
+    "total_epochs": "train.iterations = total_epochs x prompts / train_batch_size (verl counts"
+    " passes over the prompts)",
+    "n": "sampling.num_samples",
     "attn_implementation": "model.attention",
     "learning_rate": "optimizer.learning_rate",
     "lr": "optimizer.learning_rate",

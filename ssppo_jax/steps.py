@@ -53,8 +53,8 @@ def make_train_step(
     *,
     dropout_key: Key[jax.Array, ""] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make step(state, batch, frozen=None) -> (state, metrics) for arrays [M,B,...] of M
-    micro-batches.
+    """Make step(state, batch, frozen=None, learning_rate=None) -> (state, metrics) for arrays
+    [M,B,...] of M micro-batches.
 
     The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
     and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
@@ -75,9 +75,13 @@ def make_train_step(
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
 
     gradient = jax.grad(objective, has_aux=True)
+    update = optax.with_extra_args_support(optimizer).update
 
     def train_step(
-        state: TrainState, batch: Batch, frozen: PyTree | None = None
+        state: TrainState,
+        batch: Batch,
+        frozen: PyTree | None = None,
+        learning_rate: Array | None = None,  # float32; None: the optimizer's own
     ) -> tuple[TrainState, Metrics]:
         micro_batches = batch.weight.shape[0]
         at = state.step * micro_batches + jnp.arange(micro_batches)  # places in the run
@@ -86,7 +90,8 @@ def make_train_step(
         mean = cast(Mean, metrics["loss"])
         weight = jnp.maximum(mean.weight, 1e-20)
         grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        rate = {} if learning_rate is None else {"learning_rate": learning_rate}
+        updates, opt_state = update(grads, state.opt_state, state.params, **rate)
         params = optax.apply_updates(state.params, updates)
         norm, moved = optax.tree.norm(grads), optax.tree.norm(updates)
         if squares is not None:

@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import __version__, data, schema
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
-from ssppo_jax.distributed.mesh import put_rows, replicated
+from ssppo_jax.distributed.mesh import put_rows, put_whole, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
@@ -30,7 +30,7 @@ from ssppo_jax.files import read_json
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
-from ssppo_jax.optimizer import make_run_optimizer
+from ssppo_jax.optimizer import make_rates, make_run_optimizer
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.judge import build_oracle, place_oracle
 from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
@@ -53,6 +53,15 @@ from ssppo_jax.weights.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
 
+# counts of the phase judge that tell why an iteration trains nothing
+WHY_NOTHING = (
+    "oracle/dropped",
+    "pairs/tied",
+    "pairs/dropped",
+    "pairs/weightless",
+    "frac_reward_zero_std",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Position:
@@ -71,7 +80,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
 
     Raises:
       ConfigError: the config cannot run here, or the folder holds a run with another config.
-      GateError: the step-0 gate, the oracle's failure limit, or a non-finite update.
+      GateError: the step-0 gate, the oracle's failure limit, a non-finite update, or a run without
+        any gradient.
       Interrupted: SIGTERM or Ctrl-C; the run is saved and the same command continues it.
     """
     schema.check(config, jax.device_count())
@@ -125,6 +135,7 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
         self.losses: list[float] = []  # of this iteration's steps so far
+        self.moving = 0  # steps of the run so far whose gradient was not 0
         self.frozen: PyTree | None = None  # with adapters, the model's own parameters
         apply = runtime.make_apply()
         score = jax.jit(
@@ -134,10 +145,11 @@ class Trainer:
             "verdicts.jsonl" if hosts.is_first() else f"verdicts_{jax.process_index()}.jsonl"
         )
         self.collect = Collector(runtime, self.prompts, self.oracle, score, journal)
-        self.steps_per_epoch = -(
-            -len(self.collect.portion(0)) // self.config.train.batch_size
-        )  # planned: none dropped
-        self.optimizer, self.rate = make_run_optimizer(self.config, self.steps_per_epoch)
+        epochs, size = self.config.train.epochs, self.config.train.batch_size
+        # steps of each iteration if no prompt is left out
+        self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
+        self.rates = make_rates(self.config, self.planned)
+        self.optimizer = make_run_optimizer(self.config)
         self._jit_steps(apply)
 
     def run(self, *, profile: bool = False) -> dict:
@@ -146,6 +158,7 @@ class Trainer:
         baseline = self._baseline(state, at)
         initial = self._initial_policy()
         while True:
+            self._check_something_was_trained(at)
             boundary, policy = self.metrics.offset(), self._policy(state)
             try:
                 result = self._evaluate(policy, baseline, at)
@@ -214,6 +227,7 @@ class Trainer:
                 " or give --workdir a new folder"
             )
         at = self.saved = Position(**meta["position"])
+        self.moving = meta.get("moving_steps", int(state.step))  # not in older checkpoints
         self.metrics.truncate(meta["metrics_offset"])
         log.info("resuming at iteration %d, step %d of it", at.iteration, at.step_in_iteration)
         return state, at
@@ -338,7 +352,8 @@ class Trainer:
     def _timed_train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
         """Run `_train` and log its pace and the peak memory so far."""
         c, start = self.config, time.perf_counter()
-        steps = _epoch_batches(c, at.iteration, len(rollout.batch.weight))
+        rows = np.flatnonzero(rollout.batch.weight > 0)  # a row of weight 0 takes no place
+        steps = [rows[i] for i in _epoch_batches(c, at.iteration, len(rows))]
         work = work_of(
             self.runtime.arch,
             rollout.batch,
@@ -347,10 +362,18 @@ class Trainer:
             buckets=c.data.prompt_buckets,
             adapters=self.frozen is not None,
         )
+        moved_before = self.moving
         state = self._train(state, rollout, steps, at)
         whole = at.step_in_iteration == 0  # a resumed part of an iteration has no pace of its own
+        if whole and self.moving == moved_before:
+            self._warn_of_nothing(rollout, len(steps), at)
         pace = pace_of(work, time.perf_counter() - start) if whole and steps else {}
-        values = {"padding_share": work.padding_share} if steps else {}
+        values = {
+            "steps/planned": float(self.planned[at.iteration]),
+            "steps/taken": float(len(steps)),
+            "steps/moving": float(self.moving),
+        }
+        values |= {"padding_share": work.padding_share} if steps else {}
         self._log("iteration", values, pace | memory_peaks(), at)
         self._say(rollout, pace, at)
         return state
@@ -367,6 +390,31 @@ class Trainer:
             said.append(f"{pace['train_seconds']:.0f} s")
         log.info("%s: %s", said[0], ", ".join(said[1:]) or "no rows to train on")
 
+    def _warn_of_nothing(self, rollout: Rollout, steps: int, at: Position) -> None:
+        """Say that an iteration left the policy as it was, with the counts that tell why."""
+        judged = rollout.metrics["judge"]
+        counts = [f"{name}={judged[name]:g}" for name in WHY_NOTHING if judged.get(name)]
+        log.warning(
+            "iteration %d/%d trained nothing: %d rows, %d steps, no gradient (%s)",
+            at.iteration + 1,
+            self.config.train.iterations,
+            len(rollout.batch.weight),
+            steps,
+            ", ".join(counts) or "no row was left out; the loss itself has no gradient",
+        )
+
+    def _check_something_was_trained(self, at: Position) -> None:
+        """Refuse to evaluate and export the initial policy as a run's result."""
+        if at.iteration < self.config.train.iterations or self.moving:
+            return
+        raise GateError(
+            f"nothing was trained in {at.iteration} iterations: no step had a gradient, so the"
+            " policy is the initial one and is not exported. The log names what was left out"
+            f" ({', '.join(WHY_NOTHING)}). If all responses score the same, raise"
+            " sampling.num_samples or sampling.temperature, or choose prompts or an oracle that"
+            " tell them apart"
+        )
+
     def _train(
         self, state: TrainState, rollout: Rollout, batches: list[np.ndarray], at: Position
     ) -> TrainState:
@@ -380,8 +428,7 @@ class Trainer:
             )
         lagged, self.losses = Lagged(), []
         before = int(state.step) - first
-        start = before if c.optimizer.scope == "run" else 0
-        rates = [float(self.rate(start + i)) for i in range(len(batches))]
+        rates = self.rates(at.iteration, len(batches))
         what = f"train {at.iteration + 1}/{c.train.iterations}"
         with (
             bar(len(batches) - first, what=what, unit="steps") as progress,
@@ -393,7 +440,8 @@ class Trainer:
                 )
                 extra = self._term_norms(state.params, batch, i)
                 extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
-                state, metrics = self.step(state, batch, self.frozen)
+                rate = put_whole(self.runtime.mesh, np.float32(rates[i]))
+                state, metrics = self.step(state, batch, self.frozen, rate)
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 if self.losses:
                     progress.set_postfix_str(f"loss {self.losses[-1]:.4g}", refresh=False)
@@ -435,7 +483,7 @@ class Trainer:
         """Return the planned optimizer steps before an iteration: the x axis of phases that take
         none.
         """
-        return at.iteration * self.steps_per_epoch * self.config.train.epochs
+        return sum(self.planned[: at.iteration])
 
     def _log_step(self, ready: tuple[int, dict] | None, at: Position) -> None:
         """Write a finished step's metrics; raise GateError if the step is not finite, before any
@@ -451,6 +499,7 @@ class Trainer:
                 " or raise loss.beta"
             )
         self.losses.append(values["loss"])
+        self.moving += values["grad_norm"] > 0
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
     def _is_checkpoint(self, at: Position) -> bool:
@@ -470,6 +519,7 @@ class Trainer:
             "metrics_offset": metrics_offset,
             "fingerprint": self.fingerprint,
             "version": __version__,
+            "moving_steps": self.moving,
         }
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
             self.checkpoints.save(

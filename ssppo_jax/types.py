@@ -103,9 +103,9 @@ class Batch(NamedTuple):
     win_rate: Float[Array, "B K"]  # estimated P(y > pi_t), before any gate
     target: Float[Array, "B K"]  # calibrated (gated) win rate; equals win_rate without a gate
     p_win: Float[Array, "B"]  # P(winner > loser) as the oracle said it
-    similarity: Float[Array, "B"]  # semantic similarity of winner and loser in [0,1]
+    similarity: Float[Array, "B"]  # semantic similarity of winner and loser in [-1,1]
     advantage: Float[Array, "B K"]  # group advantages (group losses)
-    weight: Float[Array, "B"]  # 1 for a real row, 0 for padding
+    weight: Float[Array, "B"]  # 1 for a real row, 0 for padding and for ties without a label
 
 
 class TrainState(NamedTuple):

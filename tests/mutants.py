@@ -493,9 +493,11 @@ RATIO_GATES = [
 
 GATES = [
     ("linear", "1.0 - similarity", "similarity", "upside down"),
-    ("linear", ".clip(0.0, 1.0)", "", "a negative cosine sharpens"),
+    ("linear", ".clip(-1.0, 1.0)", "", "rounding above 1 flips"),
+    ("linear", "-1.0, 1.0)", "0.0, 1.0)", "negative cosines are cut"),
     ("power", "** exponent", "** 2.0", "the exponent is ignored"),
-    ("power", "1.0 - similarity.clip(0.0, 1.0)", "1.0 - similarity", "a negative cosine sharpens"),
+    ("power", "1.0 - similarity.clip(-1.0, 1.0)", "1.0 - similarity", "rounding above 1 is NaN"),
+    ("power", "-1.0, 1.0)", "0.0, 1.0)", "negative cosines are cut"),
     ("power", "not exponent > 0", "exponent <= 0", "NaN is let through"),
     ("threshold", "similarity < cutoff)", "similarity <= cutoff)", "the cutoff itself"),
     ("threshold", "similarity < cutoff)", "similarity > cutoff)", "upside down"),
@@ -783,9 +785,9 @@ PAIRS = [
     ("off_diagonal_mean", "similarity * off_diagonal", "similarity", "a response is like itself"),
     (
         "_checked_similarity",
-        "swapaxes(1, 2)), 0.0, 1.0)",
         "swapaxes(1, 2)), -1.0, 1.0)",
-        "negative cosines sharpen",
+        "swapaxes(1, 2)), 0.0, 1.0)",
+        "negative cosines are cut",
     ),
 ]
 

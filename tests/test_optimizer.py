@@ -8,7 +8,15 @@ import optax
 import pytest
 from tiny import jit
 
-from ssppo_jax.optimizer import OPTIMIZERS, SCHEDULES, kept_in, learning_rate, make_optimizer
+from ssppo_jax.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    kept_in,
+    learning_rate,
+    make_optimizer,
+    make_rates,
+)
+from ssppo_jax.schema import base_config
 
 GRADIENTS = np.array(
     [[3.0, -0.5, 0.0], [1.0, 2.0, 0.25], [-4.0, 0.5, 1.0]], np.float32
@@ -24,12 +32,12 @@ def descend(name, *, max_grad_norm=0.0, state_dtype="param", **settings):
     """Parameters after each of the three steps."""
     transform = OPTIMIZERS[name](**settings)
     optimizer = make_optimizer(
-        transform, rate, max_grad_norm=max_grad_norm, state_dtype=state_dtype
+        transform, np.nan, max_grad_norm=max_grad_norm, state_dtype=state_dtype
     )
     update = jit(optimizer.update)
     params, state, seen = START, optimizer.init(START), []
-    for gradient in GRADIENTS:
-        updates, state = update(gradient, state, params)
+    for s, gradient in enumerate(GRADIENTS):
+        updates, state = update(gradient, state, params, learning_rate=np.float32(rate(s)))
         params = optax.apply_updates(params, updates)
         seen.append(np.asarray(params))
     return np.stack(seen)
@@ -142,7 +150,7 @@ def test_moments_in_half_precision_are_rounded_between_steps_and_nowhere_else():
     np.testing.assert_allclose(got, by_hand(step), rtol=1e-5)
     assert np.abs(got - descend("rmsprop", decay=0.9)).max() > 1e-4
     optimizer = make_optimizer(
-        OPTIMIZERS["adamw"](), rate, max_grad_norm=0.0, state_dtype="bfloat16"
+        OPTIMIZERS["adamw"](), 0.1, max_grad_norm=0.0, state_dtype="bfloat16"
     )
     kinds = {str(leaf.dtype) for leaf in jax.tree.leaves(optimizer.init(START)[0])}
     assert kinds == {"bfloat16", "int32"}
@@ -198,3 +206,60 @@ def test_after_the_warm_up_the_rate_falls_to_zero_at_the_last_step(
 def test_a_schedule_of_one_step_moves():
     for schedule in SCHEDULES:
         assert rates(schedule, 0.1, 1, [0]) == [2.0]
+
+
+def run_rates(planned, taken, **settings):
+    """Rates of every iteration with peak 1, no warm-up and a linear decay, unless set otherwise."""
+    config = base_config()
+    given = {"optimizer.learning_rate": 1.0, "optimizer.warmup_ratio": 0.0} | settings
+    config.update_from_flattened_dict(given)
+    rates = make_rates(config, planned)
+    return [rates(iteration, steps) for iteration, steps in enumerate(taken)]
+
+
+def test_a_larger_later_portion_does_not_train_at_rate_zero():
+    """Portions of 128, 129 and 129 prompts in batches of 64: 2 + 3 + 3 steps, 1 - s/8 by pencil."""
+    got = run_rates([2, 3, 3], [2, 3, 3])
+    np.testing.assert_allclose(np.concatenate(got), 1 - np.arange(8) / 8, rtol=1e-6)
+    alone = run_rates([2, 3, 3], [2, 3, 3], **{"optimizer.scope": "iteration"})
+    for rates, steps in zip(alone, (2, 3, 3), strict=True):
+        np.testing.assert_allclose(rates, 1 - np.arange(steps) / steps, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scope", ["run", "iteration"])
+def test_steps_that_were_not_taken_do_not_hold_up_the_decay(scope):
+    """Ten iterations plan 8 steps and take 3: each still passes a tenth of the way down."""
+    got = np.array(run_rates([8] * 10, [3] * 10, **{"optimizer.scope": scope}))
+    part = np.arange(3) / 3
+    if scope == "iteration":
+        np.testing.assert_allclose(got, np.tile(1 - part, (10, 1)), rtol=1e-5)
+    else:
+        expected = 1 - (np.arange(10)[:, None] + part) / 10
+        np.testing.assert_allclose(got, expected, rtol=1e-5)
+        assert got[-1, -1] == pytest.approx(1 / 30, rel=1e-4)  # counted in steps it was 0.64
+
+
+def test_an_iteration_without_steps_passes_its_share_and_later_rates_do_not_move():
+    got = run_rates([4, 4, 4], [4, 0, 4])
+    assert got[1] == [] and got[2] == run_rates([4, 4, 4], [4, 4, 4])[2]
+
+
+def test_warm_up_is_passed_by_iterations_too():
+    """Half of two iterations of 4 steps is warm-up: (s + 1)/4 at s = 0, 2 and the peak after it."""
+    got = run_rates([4, 4], [2, 2], **{"optimizer.warmup_ratio": 0.5})
+    np.testing.assert_allclose(got, [[0.25, 0.75], [1.0, 0.5]], rtol=1e-6)
+
+
+def test_the_papers_schedule_of_18_epochs_is_stopped_after_one():
+    settings = {"optimizer.scope": "iteration", "optimizer.schedule_epochs": 18.0}
+    (got,) = run_rates([4], [4], **settings)
+    np.testing.assert_allclose(got, 1 - np.arange(4) / 72, rtol=1e-6)
+
+
+def test_an_update_without_a_rate_of_its_own_takes_the_optimizers():
+    optimizer = make_optimizer(OPTIMIZERS["sgd"](), 0.5, max_grad_norm=0.0)
+    state = optimizer.init(START)
+    own, _ = optimizer.update(GRADIENTS[0], state, START)
+    given, _ = optimizer.update(GRADIENTS[0], state, START, learning_rate=np.float32(0.1))
+    np.testing.assert_allclose(own, -0.5 * GRADIENTS[0])
+    np.testing.assert_allclose(given, -0.1 * GRADIENTS[0], rtol=1e-6)

@@ -2,6 +2,7 @@
 before a compile."""
 
 import re
+from pathlib import Path
 
 import jax
 import pytest
@@ -278,6 +279,60 @@ def test_checking_computes_nothing(base, monkeypatch):
 def test_what_a_loss_learns_from_must_fit_the_other_keys(base, given, message):
     assert cfg.override(base, given, schema.COMPONENTS) == []
     assert re.search(message, problems_of(base))
+
+
+TRL = {"devices": 1, "per_device_train_batch_size": 8, "gradient_accumulation_steps": 8}
+TRL |= {"num_generations": 8, "num_iterations": 1, "num_train_epochs": 2, "prompts": 96}
+VERL = {"train_batch_size": 1024, "ppo_mini_batch_size": 256, "n": 8, "devices": 8}
+VERL |= {"ppo_micro_batch_size_per_gpu": 16, "ppo_epochs": 1, "total_epochs": 15, "prompts": 7168}
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        # TRL's defaults: 64 completions are 8 prompts, one optimizer step on all of them
+        (
+            TRL | {"steps_per_generation": 8, "generation_batch_size": 64},
+            {"batch_size": 8, "prompts_per_iteration": 8, "micro_batches": 8, "iterations": 24},
+        ),
+        # 8 micro-steps of 8 x 4 completions a rollout, an optimizer step after every second
+        (
+            TRL
+            | {"devices": 4, "gradient_accumulation_steps": 2, "steps_per_generation": 8}
+            | {"generation_batch_size": 256},
+            {"batch_size": 8, "prompts_per_iteration": 32, "micro_batches": 2, "iterations": 6},
+        ),
+        # 1024 prompts a rollout, 4 steps on 256 x 8 responses in 16 parts of 8 x 16
+        (
+            VERL,
+            {"batch_size": 256, "prompts_per_iteration": 1024, "micro_batches": 16}
+            | {"iterations": 105},
+        ),
+    ],
+)
+def test_sizes_of_trl_and_verl_become_ours_by_the_table_and_by_the_page(theirs, ours):
+    """TRL: generation_batch_size = per device x devices x steps_per_generation (grpo_config.py).
+    verl: the mini-batch is in prompts and multiplied by n, the micro-batch is in responses."""
+    page = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text()
+    formulas = re.findall(r"^    train\.(\w+) += (.+)$", page, re.M)
+    for answer in schema.ELSEWHERE.values():
+        formulas += re.findall(r"^train\.(\w+) = (.*?)(?: \([a-zA-Z].*)?$", answer)
+    known = theirs | {"epochs": 1} | ours
+    checked = set()
+    for key, formula in formulas:
+        names = set(re.findall(r"\w+", formula.replace("train.", "")))
+        if key in ours and names <= known.keys():
+            code = formula.replace("train.", "").replace("×", "*").replace(" x ", " * ")
+            assert eval(code, {}, known) == ours[key], (key, formula)
+            checked.add(key)
+    assert checked == ours.keys()
+
+
+def test_max_steps_counts_optimizer_steps():
+    """480 steps at 4 a rollout and 2 epochs, 8 of 32 prompts each, are 60 iterations."""
+    formula = schema.ELSEWHERE["max_steps"].removeprefix("train.iterations = ").replace(" x ", "*")
+    sizes = {"max_steps": 480, "batch_size": 8, "prompts_per_iteration": 32, "epochs": 2}
+    assert eval(formula, {}, sizes) == 60
 
 
 @pytest.mark.parametrize("name", sorted(schema.ELSEWHERE))

@@ -193,6 +193,18 @@ def test_a_batch_of_padding_alone_gives_a_zero_gradient():
     assert metrics["loss"] == 0.0 and metrics["finite"] == 1.0
 
 
+def test_the_rate_given_to_a_step_scales_its_update():
+    """Plain descent: parameters move by -rate * gradient, whatever the optimizer's own rate is."""
+    optimizer = make_optimizer(OPTIMIZERS["sgd"](), 7.0, max_grad_norm=0.0)
+    step = jit(make_train_step(apply_on(), loss, ratio_stats, optimizer))
+    params = PARAMS["tied"]
+    state = TrainState(params, optimizer.init(params), np.int32(0))
+    after, _ = step(state, micro(make_batch(), 1), None, np.float32(0.5))
+    expected = jax.tree.map(lambda p, g: p - 0.5 * g, params, whole()[0])
+    assert_same_gradient(after.params, expected)
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, after.params, params)) > 1e-3
+
+
 # ---- meshes --------------------------------------------------------------------------------------
 
 
@@ -200,7 +212,7 @@ def test_a_batch_of_padding_alone_gives_a_zero_gradient():
 def two_steps(shape):
     """(loss of each of two steps, parameters after them, compiled text) on a mesh of this shape."""
     mesh = make_mesh(shape, jax.devices()[: math.prod(shape)])
-    optimizer = make_optimizer(OPTIMIZERS["rmsprop"](), lambda s: 3e-5, max_grad_norm=1.0)
+    optimizer = make_optimizer(OPTIMIZERS["rmsprop"](), 3e-5, max_grad_norm=1.0)
     state = fresh_state(
         mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer
     )

@@ -5,18 +5,19 @@ from typing import Annotated
 
 import numpy as np
 
-from ssppo_jax.config import load_config, positive
+from ssppo_jax.config import NonNegative, load_config, positive
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.schema import select
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 
-def on_topic(*, shortest: Annotated[int, positive] = 4) -> Oracle:
+def on_topic(*, shortest: Annotated[int, positive] = 4, brevity: NonNegative = 0.0) -> Oracle:
     """Return an oracle whose reward is the share of the prompt's words that a response repeats.
 
     Args:
         shortest: letters that a word must have to count
+        brevity: what a character costs; above 0, responses without any such word rarely tie
     """
 
     def words(text: str) -> set[str]:
@@ -30,7 +31,8 @@ def on_topic(*, shortest: Annotated[int, positive] = 4) -> Oracle:
             # A prompt that cannot be judged is dropped and counted; its row stays NaN.
             failed.append(None if wanted else Failed(f"no word of {shortest} letters"))
             if wanted:
-                row[:] = [len(wanted & words(text)) / len(wanted) for text in group]
+                share = [len(wanted & words(text)) / len(wanted) for text in group]
+                row[:] = [s - brevity * len(text) for s, text in zip(share, group, strict=True)]
         return Verdict(preference=None, reward=reward, failed=tuple(failed))
 
     return Oracle(ask)

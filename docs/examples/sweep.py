@@ -16,7 +16,7 @@ METRICS = ("evaluate/win_rate", "train/loss:last")
 def get_config():
     config = load_config("smoke")
     select(config, "data.source", "products", largest=6)
-    select(config, "oracle", "on_topic", shortest=3)
+    select(config, "oracle", "on_topic", shortest=3, brevity=0.01)
     select(config, "pairs.gate", "ramp", start=0.6)
     config.data.heldout = 4
     config.train.iterations = 1

@@ -13,7 +13,7 @@ from ssppo_jax.data.batches import (
     length_groups,
     pad_batch,
 )
-from ssppo_jax.data.order import Split, fingerprint, portion, split_prompts
+from ssppo_jax.data.order import Split, fingerprint, portion, portion_sizes, split_prompts
 
 SOURCES = discover(__path__, __name__, "SOURCES")  # of every module here
 
@@ -32,5 +32,6 @@ __all__ = [
     "length_groups",
     "pad_batch",
     "portion",
+    "portion_sizes",
     "split_prompts",
 ]

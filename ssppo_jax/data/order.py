@@ -6,6 +6,7 @@ import hashlib
 import json
 import zlib
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,27 @@ def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Spli
     return Split(train, out, duplicates)
 
 
+def portion_sizes(count: int, *, portions: int, prompts_per_iteration: int = 0) -> list[int]:
+    """Return how many prompts each of `portions` iterations has (see `portion`).
+
+    Raises:
+        ConfigError: more portions or prompts than there are.
+    """
+    size = prompts_per_iteration
+    if size < 0 or size > count:
+        raise ConfigError(
+            f"prompts_per_iteration={size} with {count} training prompts; allowed: 0 to {count}"
+        )
+    if size:
+        return [size] * portions
+    if not 1 <= portions <= count:
+        raise ConfigError(
+            f"portions={portions} with {count} training prompts; allowed: 1 to {count}"
+        )
+    cuts = [t * count // portions for t in range(portions + 1)]
+    return [stop - start for start, stop in pairwise(cuts)]
+
+
 def portion(
     iteration: int, count: int, *, portions: int = 3, prompts_per_iteration: int = 0, seed: int = 0
 ) -> np.ndarray:  # [M] int64
@@ -75,26 +97,18 @@ def portion(
         ConfigError: more portions or prompts than there are, or an iteration past the last portion.
     """
     size = prompts_per_iteration
-    if size < 0 or size > count:
-        raise ConfigError(
-            f"prompts_per_iteration={size} with {count} training prompts; allowed: 0 to {count}"
-        )
+    sizes = portion_sizes(count, portions=portions, prompts_per_iteration=size)
     if size:
         epoch, step = divmod(iteration, count // size)
         start = epoch * count + step * size
         return _shuffled(count, seed, start, start + size)
-    if not 1 <= portions <= count:
-        raise ConfigError(
-            f"portions={portions} with {count} training prompts; allowed: 1 to {count}"
-        )
     if not 0 <= iteration < portions:
         raise ConfigError(
             f"iteration {iteration} has no prompts of its own: there are {portions} portions; raise"
             " portions, or set prompts_per_iteration for repeated passes"
         )
-    return _shuffled(
-        count, seed, iteration * count // portions, (iteration + 1) * count // portions
-    )
+    start = sum(sizes[:iteration])
+    return _shuffled(count, seed, start, start + sizes[iteration])
 
 
 def fingerprint(prompts: Sequence[Prompt], **settings: int | float | str | bool | tuple) -> str:

@@ -11,6 +11,10 @@ arrays alone. Its module says in `ROWS` which rows it learns from:
     "group"     all K samples with their advantages, from rewards
     "opponent"  a sample of the policy at 0 and one of its opponent at 1, whoever wins
 
+`TIES` of a module names the pair losses that learn from a tie, and what they learn. The other pair
+losses have a hard label, which a tie does not have: a tied pair has weight 0 there
+(`pairs.train_ties`).
+
 `COMPANIONS` of a module maps a loss's name to the keys outside the loss that belong to its
 published method. Choosing the loss sets them, and a run says where it departs from them.
 """
@@ -22,5 +26,6 @@ LOSSES = discover(__path__, __name__, "LOSSES")
 GATES = discover(__path__, __name__, "GATES")
 RATIO_GATES = discover(__path__, __name__, "RATIO_GATES")
 ADVANTAGES = discover(__path__, __name__, "ADVANTAGES")
+TIES = discover(__path__, __name__, "TIES")
 COMPANIONS = discover(__path__, __name__, "COMPANIONS")
 ROWS = constants(__path__, __name__, "LOSSES", "ROWS", "pair")

@@ -451,3 +451,8 @@ LOSSES = {
         inpo,
     )
 }
+TIES = {  # losses that regress onto a win rate, which a tie has; all others have a hard label
+    "s_sppo": "gated win rates of 1/2",
+    "sppo": "win rates of 1/2",
+    "sppo_single": "P(winner > loser) as judged: 1/2, but for a cycle",
+}

@@ -87,7 +87,7 @@ def _train(runtime: Runtime) -> Planned:
     c = runtime.config
     m, k = c.train.micro_batches, rows_per_prompt(runtime)
     b, p, t = c.train.batch_size // m, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
-    optimizer, _ = make_run_optimizer(c, steps_per_epoch=1)
+    optimizer = make_run_optimizer(c)
     step = jax.jit(
         make_train_step(runtime.make_apply(), runtime.loss, ratio_stats, optimizer),
         donate_argnums=0,

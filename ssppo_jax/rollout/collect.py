@@ -117,6 +117,15 @@ class Collector:
                 first_sample=1,
             )
 
+    def portion_sizes(self) -> list[int]:
+        """Return how many prompts each iteration trains on if none is left out."""
+        train = self.config.train
+        return data.portion_sizes(
+            len(self.prompts),
+            portions=train.iterations,
+            prompts_per_iteration=train.prompts_per_iteration,
+        )
+
     def portion(self, iteration: int, sampling_round: int = 0) -> list[EncodedPrompt]:
         """Return the prompts of one round of sampling.
 

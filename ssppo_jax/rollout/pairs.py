@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import bind
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import GATES
+from ssppo_jax.losses import GATES, TIES
 from ssppo_jax.losses.gates import calibrate, linear
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
@@ -46,7 +46,7 @@ class Pairs:
     p_win: np.ndarray  # [B] float32, P(winner > loser) under the win-rate estimator, not gated
     similarity: (
         np.ndarray
-    )  # [B] float32 in [0,1], of winner and loser; 0 when no similarity was given
+    )  # [B] float32 in [-1,1], of winner and loser; 0 when no similarity was given
     tied: np.ndarray  # [B] bool, all K mean scores equal: winner and loser are then arbitrary
     keep: np.ndarray  # [B] bool, False for the tied groups if they are to be dropped
 
@@ -54,7 +54,11 @@ class Pairs:
 def pair_rows(
     config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
 ) -> Rows:
-    """Make pair rows: the best and worst of K with their gated win rates (see `make_pairs`)."""
+    """Make pair rows: the best and worst of K with their gated win rates (see `make_pairs`).
+
+    A tied group has neither. Its row has weight 0 where the loss takes the winner for certain
+    (`losses.TIES`), unless `pairs.train_ties` asks for it.
+    """
     similarity, counts = _similarity(config, judged, embedder)
     pairs, stats = make_pairs(
         preference_of(judged.verdict, temperature=config.oracle.reward_temperature),
@@ -69,6 +73,7 @@ def pair_rows(
     two = np.stack([pairs.winner[rows], pairs.loser[rows]], axis=1)  # [M,2]
     samples = Samples(*(x[rows[:, None], two] for x in judged.samples))
     chosen = [judged.encoded[i] for i in rows]
+    weightless = pairs.tied[rows] & (not (config.pairs.train_ties or config.loss.name in TIES))
     batch = batch_of(
         chosen,
         samples,
@@ -76,6 +81,7 @@ def pair_rows(
         target=pairs.target[rows],
         p_win=pairs.p_win[rows],
         similarity=pairs.similarity[rows],
+        weight=(~weightless).astype(np.float32),
     )
     records = [
         record_of(iteration, e, winner=judged.texts[i][w], loser=judged.texts[i][l])
@@ -90,7 +96,7 @@ def pair_rows(
     ]
     values = (
         {name: float(m.result()) for name, m in stats.items()}
-        | {"oracle/pairs": float(len(rows))}
+        | {"oracle/pairs": float(len(rows)), "pairs/weightless": float(weightless.sum())}
         | counts
     )
     return Rows(batch, np.asarray(samples.logp), records, values)
@@ -102,6 +108,10 @@ def _similarity(
     """Return the similarities [B,K,K], their mean over two samples, and the counts of cut or empty
     texts.
     """
+
+    if not judged.encoded:  # every prompt failed
+        k = judged.samples.length.shape[1]
+        return np.zeros((0, k, k), np.float32), {}
 
     def work(rows: np.ndarray) -> tuple[np.ndarray, EmbedCounts]:
         matrix = score_similarity(
@@ -259,19 +269,22 @@ def off_diagonal_mean(similarity: np.ndarray) -> np.ndarray:  # [B,K,K]
 
 
 def _stats(pairs: Pairs) -> dict[str, Mean]:
-    """Average margins before and after the gate, similarity, and the shares tied, inverted and
-    dropped.
+    """Average margins before and after the gate, similarity, and the shares tied, inverted,
+    amplified and dropped.
 
-    A pair is inverted if the winner by mean score has the lower win rate. That is possible because
-    the papers select by the score and train on the win rate.
+    A pair is amplified if the gate widened its margin, as a negative cosine makes it do. A pair is
+    inverted if the winner by mean score has the lower win rate. That is possible because the papers
+    select by the score and train on the win rate.
     """
     margin_raw = pairs.win_rate[:, 0] - pairs.win_rate[:, 1]
+    margin_gated = pairs.target[:, 0] - pairs.target[:, 1]
     values = {
         "pairs/margin_raw": margin_raw,
-        "pairs/margin_gated": pairs.target[:, 0] - pairs.target[:, 1],
+        "pairs/margin_gated": margin_gated,
         "pairs/similarity": pairs.similarity,
         "pairs/tied": pairs.tied,
         "pairs/inverted": margin_raw < -TIE,
+        "pairs/amplified": np.abs(margin_gated) > np.abs(margin_raw) + TIE,
         "pairs/dropped": ~pairs.keep,
     }
     groups = np.float32(len(pairs.tied))
@@ -317,8 +330,9 @@ def _checked_preference(preference: np.ndarray) -> np.ndarray:
 def _checked_similarity(
     similarity: np.ndarray | None, shape: tuple[int, ...], gate_level: str
 ) -> np.ndarray:
-    """Return max(0, S) in float64, or zeros where no gate needs it. Raise ValueError for a bad
-    matrix.
+    """Return S in float64, or zeros where no gate needs it. Raise ValueError for a bad matrix.
+
+    Negative values stay: whether they occur is the similarity's choice (`similarity.name`).
     """
     if similarity is None:
         if gate_level == "none":
@@ -340,4 +354,4 @@ def _checked_similarity(
             f"similarity rows {np.flatnonzero(bad)[:8].tolist()} are not symmetric numbers in"
             " [-1,1]: normalise the embeddings, and give an empty response a zero vector"
         )
-    return np.clip(0.5 * (s + s.swapaxes(1, 2)), 0.0, 1.0)
+    return np.clip(0.5 * (s + s.swapaxes(1, 2)), -1.0, 1.0)

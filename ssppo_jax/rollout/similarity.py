@@ -178,7 +178,7 @@ def relu_cosine(texts: Texts, embed: Embed) -> np.ndarray:
 
 def cosine(texts: Texts, embed: Embed) -> np.ndarray:
     """Return the cosine in [-1,1]; below 0 a linear gate amplifies a preference instead of damping
-    it.
+    it, by up to 2 (see `losses.gates`).
     """
     flat = embed([text for group in texts for text in group])
     return similarity_matrix(flat.reshape(len(texts), len(texts[0]), -1))

@@ -18,6 +18,7 @@ from ssppo_jax.data import (
     encode_prompts,
     fingerprint,
     portion,
+    portion_sizes,
     split_prompts,
 )
 from ssppo_jax.data.chat import encode_chat
@@ -479,7 +480,7 @@ def test_portions_are_disjoint_and_cover_all_prompts(count, portions):
     parts = [portion(t, count, portions=portions, seed=4) for t in range(portions)]
     assert sorted(np.concatenate(parts)) == list(range(count))
     sizes = [len(p) for p in parts]
-    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) - min(sizes) <= 1 and sizes == portion_sizes(count, portions=portions)
 
 
 def test_iterations_past_the_last_portion_are_an_error():
@@ -541,6 +542,12 @@ def test_the_order_is_pinned():
 def test_impossible_portions_are_errors(options, message):
     with pytest.raises(ConfigError, match=message):
         portion(0, 10, **options)
+    with pytest.raises(ConfigError, match=message):
+        portion_sizes(10, **({"portions": 3} | options))
+
+
+def test_online_iterations_have_one_size():
+    assert portion_sizes(10, portions=4, prompts_per_iteration=3) == [3] * 4
 
 
 def test_fingerprint_sees_ids_texts_meta_order_and_settings():

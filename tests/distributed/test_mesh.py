@@ -85,7 +85,7 @@ def test_dimensions_the_mesh_does_not_divide_are_all_named(mesh):
 
 
 def test_optimizer_moments_are_cut_like_their_parameters_and_scalars_are_whole(mesh):
-    optimizer = make_optimizer(OPTIMIZERS["adamw"](), lambda s: 0.1, max_grad_norm=1.0)
+    optimizer = make_optimizer(OPTIMIZERS["adamw"](), 0.1, max_grad_norm=1.0)
     state = fresh_optimizer(
         mesh, jax.device_put(PARAMS["tied"], shardings(mesh, PARAMS["tied"])), optimizer
     )

@@ -3,11 +3,11 @@
 import pytest
 
 from ssppo_jax.data import SOURCES
-from ssppo_jax.losses import ADVANTAGES, GATES, LOSSES, RATIO_GATES, ROWS
+from ssppo_jax.losses import ADVANTAGES, GATES, LOSSES, RATIO_GATES, ROWS, TIES
 from ssppo_jax.models.family import FAMILIES
 from ssppo_jax.oracles import ORACLES
 
-TABLES = (SOURCES, LOSSES, ROWS, GATES, RATIO_GATES, ADVANTAGES, FAMILIES, ORACLES)
+TABLES = (SOURCES, LOSSES, ROWS, TIES, GATES, RATIO_GATES, ADVANTAGES, FAMILIES, ORACLES)
 
 
 @pytest.fixture(autouse=True)

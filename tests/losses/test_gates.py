@@ -1,4 +1,4 @@
-"""Semantic gates: factors in [0,1] that shrink a preference and never turn it."""
+"""Semantic gates: factors that never turn a preference, and shrink it where S is in [0,1]."""
 
 import jax
 import jax.numpy as jnp
@@ -46,9 +46,27 @@ def test_gate_never_flips_the_preference(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_similarity_out_of_range_acts_as_its_nearest_bound(name):
-    """Identity 4: a negative cosine is S = 0; a cosine rounded above 1 is S = 1."""
+    """Identity 4: a cosine rounded beyond -1 or 1 is -1 or 1, so no factor is negative."""
     np.testing.assert_array_equal(
-        GATES[name](np.array([-0.7, 1.0000002])), GATES[name](np.array([0.0, 1.0]))
+        GATES[name](np.array([-1.0000002, 1.0000002])), GATES[name](np.array([-1.0, 1.0]))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "keywords", "factor"),
+    [
+        ("linear", {}, 1.6),
+        ("power", {"exponent": 2.0}, 2.56),
+        ("power", {"exponent": 0.5}, 1.6**0.5),
+        ("threshold", {}, 1.0),
+    ],
+)
+def test_a_negative_cosine_strengthens_a_preference_except_at_a_threshold(name, keywords, factor):
+    """Identity 4, S = -0.6: 1 - S = 1.6 by pencil, and the preference keeps its side."""
+    got = GATES[name](np.array([-0.6]), **keywords)
+    assert got[0] == pytest.approx(factor)
+    np.testing.assert_allclose(
+        calibrate(np.array([0.2, 0.5, 0.8]), got), [0.5 - 0.3 * factor, 0.5, 0.5 + 0.3 * factor]
     )
 
 

@@ -10,6 +10,7 @@ from small_runs import byte_oracle, configure, length_oracle, values
 
 from ssppo_jax import train as train_module
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.losses import preference
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.rollout.groups import group_rows
 from ssppo_jax.rollout.opponents import opponent_rows
@@ -114,13 +115,6 @@ def test_groups_of_equal_rewards_are_left_out_and_more_is_sampled_until_enough_d
     assert left_out > 0
 
 
-def test_an_iteration_without_any_difference_is_skipped_and_said(tmp_path):
-    settings = {"group__filter_groups": "true", "train__iterations": 1}
-    _, log, rows = run(tmp_path, byte_oracle(flat=lambda p: True), loss="grpo", **settings)
-    assert rows == [] and values(log, "train") == []
-    assert values(log, "judge")[0]["frac_reward_zero_std"] == 1
-
-
 def test_a_group_loss_takes_win_rates_for_rewards_where_the_oracle_prefers(tmp_path):
     _, _, rows = run(tmp_path, length_oracle(), loss="grpo", train__iterations=1)
     for row in rows:
@@ -205,6 +199,61 @@ def test_pair_rows_take_the_winners_and_the_losers_own_tokens():
     )  # samples (1, 0) and (0, 1)
     np.testing.assert_array_equal(rows.batch.mask.sum(2), [[2, 1], [1, 2]])
     assert (rows.records[0]["winner"], rows.records[0]["loser"]) == ("text 0 1", "text 0 0")
+
+
+TIED = Verdict(None, np.array([[0, 0, 0], [1, 0, 0.5]], np.float32), (None, None))
+
+
+@pytest.mark.parametrize("loss", sorted(preference.LOSSES))
+def test_a_tied_group_has_weight_0_where_the_loss_takes_the_winner_for_certain(loss):
+    """Rewards 0, 0, 0 prefer nobody: win rates of 1/2 are a target of SPPO's, and no label."""
+    regresses = loss in ("s_sppo", "sppo", "sppo_single")
+    rows = pair_rows(configure(loss=loss, similarity__name="token_jaccard"), judged(TIED), None, 0)
+    np.testing.assert_array_equal(rows.batch.weight, [regresses, 1])
+    assert rows.stats["pairs/weightless"] == (not regresses)
+    assert rows.stats["pairs/tied"] == 0.5 and rows.stats["oracle/pairs"] == 2
+    assert [row["tied"] for row in rows.records] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("setting", "weights"),
+    [({"pairs__train_ties": "true"}, [1, 1]), ({"pairs__drop_ties": "true"}, [1])],
+)
+def test_ties_train_or_are_left_out_on_request(setting, weights):
+    config = configure(loss="dpo", similarity__name="token_jaccard", **setting)
+    rows = pair_rows(config, judged(TIED), None, 0)
+    np.testing.assert_array_equal(rows.batch.weight, weights)
+    assert rows.stats["pairs/weightless"] == 0
+
+
+def test_a_cycle_has_no_winner_for_a_hard_label_and_keeps_its_comparison():
+    """Rock, paper, scissors: every mean score is equal, though each comparison is certain."""
+    cycle = np.array([[[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]]] * 2, np.float32)
+    given = judged(Verdict(cycle, None, (None, None)))
+    for loss, weight in (("dpo", 0), ("sppo_single", 1)):
+        rows = pair_rows(configure(loss=loss, similarity__name="token_jaccard"), given, None, 0)
+        np.testing.assert_array_equal(rows.batch.weight, weight)
+        np.testing.assert_array_equal(rows.batch.p_win, 1)
+
+
+@pytest.mark.parametrize(
+    ("make", "settings"),
+    [
+        (pair_rows, {"similarity__name": "token_jaccard"}),
+        (group_rows, {"loss": "grpo"}),
+        (opponent_rows, {"loss": "xpo", "sampling__num_samples": 2, "train__reference": "initial"}),
+    ],
+)
+def test_an_iteration_whose_prompts_all_failed_has_no_rows(make, settings):
+    k = int(settings.get("sampling__num_samples", 3))
+    verdict = Verdict(None, REWARDS.reward[:, :k], (None, None))
+    rows = make(configure(**settings), judged(verdict, k).take(np.array([], int)), None, 0)
+    assert rows.batch.weight.shape == (0,) and rows.batch.mask.shape == (
+        0,
+        min(k, 2) if make is pair_rows else k,
+        3,
+    )
+    assert rows.records == [] and np.isfinite(list(rows.stats.values())).all()
 
 
 def test_opponent_rows_keep_their_order():

@@ -17,6 +17,7 @@ from ssppo_jax.rollout.pairs import (
     scores,
     select,
 )
+from ssppo_jax.rollout.similarity import cosine, relu_cosine
 
 
 def sigmoid(x):
@@ -88,6 +89,7 @@ def test_statistics_are_means_over_groups():
             "pairs/similarity": 0.2,
             "pairs/tied": 0.5,
             "pairs/inverted": 0.0,
+            "pairs/amplified": 0.0,
             "pairs/dropped": 0.5,
         }
     )
@@ -182,11 +184,40 @@ def test_no_similarity_leaves_the_win_rates_and_full_similarity_makes_ties(mode)
     preference = random_preference(6, 4)
     free, _ = make_pairs(preference, np.zeros((6, 4, 4), np.float32), gate_level=mode)
     np.testing.assert_array_equal(free.target, free.win_rate)
-    negative, _ = make_pairs(preference, np.full((6, 4, 4), -0.4, np.float32), gate_level=mode)
-    np.testing.assert_array_equal(negative.target, free.win_rate)
-    assert not negative.similarity.any()
     full, _ = make_pairs(preference, np.ones((6, 4, 4), np.float32), gate_level=mode)
     np.testing.assert_array_equal(full.target, 0.5)
+
+
+OPPOSED = np.array([[[1.0, -0.6, 0.8], [-0.6, 1.0, 0.4], [0.8, 0.4, 1.0]]], np.float32)
+
+
+@pytest.mark.parametrize(
+    ("options", "target"),
+    [  # THREE's win rates are 2/3 and 0.3, S_wl = -0.6; the others' means are 0.1 and -0.1
+        ({}, [0.5 + 1.6 / 6, 0.5 - 1.6 * 0.2]),
+        ({"gate_level": "group_mean"}, [0.5 + 0.9 / 6, 0.5 - 1.1 * 0.2]),
+        ({"gate_level": "pairwise"}, [(0.5 + 1.14 + 0.52) / 3, (-0.14 + 0.5 + 0.38) / 3]),
+        ({"gate": power}, [0.5 + 2.56 / 6, 0.5 - 2.56 * 0.2]),
+        ({"gate": GATES["threshold"]}, [2.0 / 3, 0.3]),
+    ],
+)
+def test_negative_cosines_reach_the_gate_and_relu_cosine_cuts_them(options, target):
+    """Identity 4 by pencil: `cosine` amplifies below 0, `relu_cosine` treats it as unrelated."""
+    pairs, stats = make_pairs(THREE, OPPOSED, **options)
+    np.testing.assert_allclose(pairs.target, [target], rtol=1e-6)
+    np.testing.assert_allclose(pairs.similarity, [-0.6], rtol=1e-6)
+    wider = abs(target[0] - target[1]) > 2.0 / 3 - 0.3 + 1e-6
+    assert float(stats["pairs/amplified"].result()) == wider
+
+    vectors = np.array([[1.0, 0.0], [-0.6, 0.8], [0.0, 1.0]], np.float32)  # cosines -0.6, 0, 0.8
+    texts = [["a", "b", "c"]]
+    plain, cut = (measure(texts, lambda flat: vectors) for measure in (cosine, relu_cosine))
+    kept, _ = make_pairs(THREE, plain, **options)
+    rectified, stats = make_pairs(THREE, cut, **options)
+    assert kept.similarity == pytest.approx([-0.6]) and rectified.similarity == [0.0]
+    assert float(stats["pairs/amplified"].result()) == 0
+    if options.get("gate") is not GATES["threshold"]:
+        assert np.all(kept.target != rectified.target)
 
 
 @pytest.mark.parametrize("gate", sorted(GATES))
