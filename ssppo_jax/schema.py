@@ -244,6 +244,21 @@ KEYS: tuple[Key, ...] = (
         False,
         "responses cut at max_new_tokens do not train (they count in the advantages)",
     ),
+    Key(
+        "group.logprob_temperature",
+        "sampling",
+        "what divides the logits of a group loss's log-probs, old and new: sampling (the sampler's"
+        " temperature, as in TRL and verl), or raw (1, another distribution than the one sampled)",
+        cfg.one_of("sampling", "raw"),
+    ),
+    Key(
+        "group.first_old_logp",
+        "own",
+        "old log-probs of a group loss in the first update of a rollout: own (its own, gradient"
+        " stopped, so that the ratio is 1, as in TRL), or scored (computed before the update, by"
+        " another program; ratio/first_step_gap says how far apart they are)",
+        cfg.one_of("own", "scored"),
+    ),
     # optimisation
     Key("optimizer.learning_rate", 5e-7, "peak learning rate", cfg.positive),
     Key("optimizer.schedule", "linear", "decay after warm-up", cfg.one_of(*SCHEDULES)),
@@ -295,8 +310,15 @@ KEYS: tuple[Key, ...] = (
     Key(
         "train.reference",
         "iteration",
-        "the loss's reference: pi_t, or the initial policy",
+        "the reference of pair and opponent losses: pi_t, or the initial policy",
         cfg.one_of("iteration", "initial"),
+    ),
+    Key(
+        "train.kl_reference",
+        "initial",
+        "the reference of a group loss, which is that of its KL term (loss.beta): the initial"
+        " policy, as in TRL and verl, or pi_t, from which the first update of a rollout has no KL",
+        cfg.one_of("initial", "iteration"),
     ),
     Key(
         "train.reference_storage",
@@ -403,6 +425,7 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "epsilon_high": "loss.epsilon_high",
     "mask_truncated_completions": "group.mask_truncated_completions",
     "dynamic_sampling": "group.filter_groups",
+    "kl_loss_coef": "loss.beta",
 }
 
 
@@ -459,6 +482,34 @@ def method_notes(config: ConfigDict) -> list[str]:
     ]
 
 
+def cautions(config: ConfigDict) -> list[str]:
+    """Say what in a configuration that runs can lead to a wrong conclusion."""
+    found, group = [], ROWS.get(config.loss.name) == "group"
+    if group and config.loss.get("beta", 0) and config.train.kl_reference == "iteration":
+        found.append(
+            "train.kl_reference=iteration: the KL to pi_t and its gradient are 0 in the first"
+            f" update of a rollout, so with one update per rollout loss.beta={config.loss.beta:g}"
+            " does nothing"
+        )
+    sampling, name = config.sampling, config.loss.name
+    raw = not group or config.group.logprob_temperature == "raw"
+    policy_gradient = group or ROWS.get(name) == "opponent"
+    if policy_gradient and raw and sampling.temperature != 1:
+        remedy = "; set group.logprob_temperature=sampling" if group else ""
+        found.append(
+            f"sampling.temperature={sampling.temperature:g}: {name} takes log-probs at temperature"
+            " 1, so its gradient is not that of the distribution sampled from" + remedy
+        )
+    cuts = {"top_k": sampling.top_k > 0, "top_p": sampling.top_p < 1, "min_p": sampling.min_p > 0}
+    if policy_gradient and any(cuts.values()):
+        keys = ", ".join(f"sampling.{key}={sampling[key]:g}" for key, cut in cuts.items() if cut)
+        found.append(
+            f"{keys}: {name} takes log-probs over all tokens, so its gradient is not that of the"
+            " distribution sampled from, and nothing corrects for it"
+        )
+    return found
+
+
 def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> ConfigDict:
     """Load a config file with overrides and check it; batch and mesh too when `devices` is given.
 
@@ -498,10 +549,7 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
             f"data.max_prompt_length={config.data.max_prompt_length}"
         )
-    if config.train.reference == "initial" and config.train.reference_storage == "off":
-        problems.append(
-            "train.reference=initial needs train.reference_storage=disk or device, not off"
-        )
+    problems += _reference_problems(config)
     if config.eval.final_num_samples < config.eval.num_samples:
         problems.append(
             f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
@@ -557,6 +605,11 @@ def _rows_problems(config: ConfigDict) -> list[str]:
                 f"train.reference={config.train.reference}: {name}'s opponent is made with a fixed"
                 " reference; set initial"
             )
+    if kind == "group" and config.sampling.temperature == 0:
+        problems.append(
+            f"sampling.temperature=0.0: the responses to a prompt would all be the same, and {name}"
+            " learns from their differences; set it above 0"
+        )
     group, slots = config.group, config.sampling.max_new_tokens
     if group.filter_groups and kind != "group":
         problems.append(
@@ -570,6 +623,23 @@ def _rows_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"group.overlong_buffer_len={group.overlong_buffer_len} exceeds"
             f" sampling.max_new_tokens={slots}; lower it"
+        )
+    return problems
+
+
+def _reference_problems(config: ConfigDict) -> list[str]:
+    """List what the loss's reference asks of other keys."""
+    problems, name = [], config.loss.name
+    key = "kl_reference" if ROWS.get(name) == "group" else "reference"
+    used = key == "reference" or config.loss.get("beta", 1)  # a loss without beta may read it
+    if used and config.train[key] == "initial" and config.train.reference_storage == "off":
+        problems.append(
+            f"train.{key}=initial needs train.reference_storage=disk or device, not off"
+        )
+    if name == "inpo" and config.loss.tau and config.train.reference != "initial":
+        problems.append(
+            f"train.reference={config.train.reference}: inpo weighs a fixed reference against pi_t"
+            f" by loss.tau={config.loss.tau:g}; set initial, or loss.tau=0"
         )
     return problems
 

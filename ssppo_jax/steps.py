@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Key
+from jaxtyping import Bool, Float, Key
 
 from ssppo_jax.distributed.mesh import abstract, put_whole, replicated
 from ssppo_jax.models.lora import join
@@ -53,8 +53,8 @@ def make_train_step(
     *,
     dropout_key: Key[jax.Array, ""] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make step(state, batch, frozen=None) -> (state, metrics) for arrays [M,B,...] of M
-    micro-batches.
+    """Make step(state, batch, frozen=None, on_policy=False) -> (state, metrics) for arrays
+    [M,B,...] of M micro-batches.
 
     The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
     and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
@@ -63,25 +63,31 @@ def make_train_step(
     With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
     neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
     every micro-batch of every step.
+
+    With `on_policy`, the loss gets the policy's own log-probs for `old_logp`, their gradient
+    stopped (`own_old_logp`). `stats` gets the batch as it is.
     """
 
-    def objective(params, batch: Batch, at: Array, frozen):
+    def objective(params, batch: Batch, at: Array, frozen, on_policy):
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
         dropout = {}
         if dropout_key is not None:
             dropout["dropout_key"] = jax.random.fold_in(dropout_key, at)
         policy, _ = apply(join(frozen, params), *fields, **dropout)
-        mean, metrics = loss(policy, batch)
+        mean, metrics = loss(policy, own_old_logp(policy, batch, on_policy))
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
 
     gradient = jax.grad(objective, has_aux=True)
 
     def train_step(
-        state: TrainState, batch: Batch, frozen: PyTree | None = None
+        state: TrainState,
+        batch: Batch,
+        frozen: PyTree | None = None,
+        on_policy: Bool[Array, ""] | bool = False,
     ) -> tuple[TrainState, Metrics]:
         micro_batches = batch.weight.shape[0]
         at = state.step * micro_batches + jnp.arange(micro_batches)  # places in the run
-        of_batch = partial(gradient, frozen=frozen)
+        of_batch = partial(gradient, frozen=frozen, on_policy=on_policy)
         grads, metrics, squares = _accumulate(of_batch, state.params, batch, at)
         mean = cast(Mean, metrics["loss"])
         weight = jnp.maximum(mean.weight, 1e-20)
@@ -100,6 +106,17 @@ def make_train_step(
         return TrainState(params, opt_state, state.step + 1), metrics
 
     return train_step
+
+
+def own_old_logp(policy: Policy, batch: Batch, on_policy: Bool[Array, ""] | bool) -> Batch:
+    """Return the batch with the policy's own log-probs for old ones where `on_policy` holds.
+
+    In the first update of a rollout the policy is the one that sampled, so its ratio is 1. Another
+    program computed `old_logp`, and its rounding would be taken for a move of the policy. Their
+    gradient is stopped: the ratio is 1 in value and keeps its slope, as TRL has it.
+    """
+    own = jax.lax.stop_gradient(policy.logp)
+    return batch._replace(old_logp=jnp.where(on_policy, own, batch.old_logp))
 
 
 def _once(value: Array) -> Mean:
@@ -156,22 +173,27 @@ def _neutral(kind):
 
 
 def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
-    """Make norms(params, batch [B,...], frozen=None) -> {"grad_norm/<term>": Mean} of each loss
-    term.
+    """Make norms(params, batch [B,...], frozen=None, on_policy=False) -> {"grad_norm/<term>": Mean}
+    of each loss term.
 
     A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the
     repulsion's.
     """
 
-    def forward(params, batch: Batch, frozen):
+    def forward(params, batch: Batch, frozen, on_policy):
         policy, _ = apply(
             join(frozen, params), batch.prompt, batch.prompt_length, batch.completion, batch.mask
         )
-        _, metrics = loss(policy, batch)
+        _, metrics = loss(policy, own_old_logp(policy, batch, on_policy))
         return {name: m.result() for name, m in metrics.items() if name.startswith("term/")}
 
-    def norms(params: PyTree, batch: Batch, frozen: PyTree | None = None) -> dict[str, Mean]:
-        terms, pullback = jax.vjp(lambda p: forward(p, batch, frozen), params)
+    def norms(
+        params: PyTree,
+        batch: Batch,
+        frozen: PyTree | None = None,
+        on_policy: Bool[Array, ""] | bool = False,
+    ) -> dict[str, Mean]:
+        terms, pullback = jax.vjp(lambda p: forward(p, batch, frozen, on_policy), params)
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}

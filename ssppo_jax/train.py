@@ -21,12 +21,13 @@ from ml_collections import ConfigDict
 from ssppo_jax import __version__, data, schema
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
-from ssppo_jax.distributed.mesh import put_rows, replicated
+from ssppo_jax.distributed.mesh import put_rows, put_whole, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import HeldOut, compare, logged, rewards
 from ssppo_jax.files import read_json
+from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
@@ -46,7 +47,7 @@ from ssppo_jax.steps import (
     make_term_norms,
     make_train_step,
 )
-from ssppo_jax.types import Batch, Mean, PyTree, TrainState
+from ssppo_jax.types import Array, Batch, Max, Mean, Min, PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.adapters import save_adapters
 from ssppo_jax.weights.checkpoint import Checkpoints
@@ -77,6 +78,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
     schema.check(config, jax.device_count())
     for note in schema.method_notes(config):
         log.info(note)
+    for caution in schema.cautions(config):
+        log.warning("WARNING: %s", caution)
     hosts.set_patience(config.distributed.timeout)
     hosts.compare(
         {
@@ -126,6 +129,8 @@ class Trainer:
         self.saved: Position | None = None
         self.losses: list[float] = []  # of this iteration's steps so far
         self.frozen: PyTree | None = None  # with adapters, the model's own parameters
+        group = ROWS.get(self.config.loss.name) == "group"
+        self.own_ratio = group and self.config.group.first_old_logp == "own"
         apply = runtime.make_apply()
         score = jax.jit(
             make_score_step(apply), out_shardings=replicated(runtime.mesh)
@@ -191,7 +196,7 @@ class Trainer:
         self.step = jax.jit(step, donate_argnums=0)
         norms = make_term_norms(apply, loss)
         self.term_norms = jax.jit(
-            lambda params, batch, frozen: norms(params, jax.tree.map(lambda x: x[0], batch), frozen)
+            lambda params, batch, *more: norms(params, jax.tree.map(lambda x: x[0], batch), *more)
         )
 
     def _start(self) -> tuple[TrainState, Position]:
@@ -391,9 +396,12 @@ class Trainer:
                 batch = self._place(
                     take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets)
                 )
-                extra = self._term_norms(state.params, batch, i)
+                on_policy = put_whole(self.runtime.mesh, i == 0 and self.own_ratio)
+                extra = self._term_norms(state.params, batch, on_policy, i)
                 extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
-                state, metrics = self.step(state, batch, self.frozen)
+                state, metrics = self.step(state, batch, self.frozen, on_policy)
+                if i == 0:  # pi_t itself: what the scoring and the training program differ by
+                    extra["ratio/first_step_gap"] = metrics["ratio/gap"]
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 if self.losses:
                     progress.set_postfix_str(f"loss {self.losses[-1]:.4g}", refresh=False)
@@ -414,11 +422,13 @@ class Trainer:
         cut = jax.tree.map(lambda x: x.reshape(micro, x.shape[0] // micro, *x.shape[1:]), batch)
         return put_rows(self.runtime.mesh, cut, axis=1)
 
-    def _term_norms(self, params: PyTree, batch: Batch, index: int) -> dict[str, Mean]:
+    def _term_norms(
+        self, params: PyTree, batch: Batch, on_policy: Array, index: int
+    ) -> dict[str, Mean | Max | Min]:
         """Return the gradient norms of the loss terms on the iteration's first micro-batch."""
         if index or not self.config.train.term_norms:
             return {}
-        return self.term_norms(params, batch, self.frozen)
+        return self.term_norms(params, batch, self.frozen, on_policy)
 
     # ---- bookkeeping -----------------------------------------------------------------------------
 

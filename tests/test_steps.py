@@ -14,6 +14,7 @@ from tiny import ARCHES, PAD, PARAMS, V, jit, make_prompts, mask_of, scorer
 
 from ssppo_jax.distributed.mesh import Constrain, make_mesh, put_rows, shardings
 from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.losses.group import LOSSES as GROUP_LOSSES
 from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
@@ -299,6 +300,41 @@ def test_gradients_of_half_precision_parameters_are_summed_in_float32():
     step = make_train_step(apply, linear, lambda policy, batch: {}, optimizer)
     _, metrics = jax.jit(step)(TrainState(params, optimizer.init(params), jnp.int32(0)), batch)
     np.testing.assert_allclose(metrics["grad_norm"].result(), slope.mean(), rtol=1e-6)
+
+
+def test_the_first_update_of_a_rollout_takes_its_own_log_probs_for_old_ones():
+    """Old log-probs that are 1e-3 off: GSPO clips some as if the policy had moved. On-policy the
+    gradient is -A/(B K L) per token, and the statistics still see what another program scored."""
+    rng, shape = np.random.default_rng(0), (2, 2, 3)  # two micro-batches
+    params = {"w": -rng.uniform(0.5, 2.0, shape).astype(np.float32)}
+    worth = np.tile(np.array([1.0, -2.0], np.float32), (2, 2, 1))
+    off = np.float32(1e-3) * np.array([-1, 1], np.float32)[:, None]  # ratios with the sign of A
+    fields = {name: np.zeros((2, 2), np.float32) for name in Batch._fields}
+    fields |= {"prompt": np.ones((2, 2, 1), np.int32), "completion": np.ones((2, *shape), np.int32)}
+    fields |= {"prompt_length": np.ones((2, 2), np.int32), "advantage": worth}
+    fields |= dict.fromkeys(("win_rate", "target"), worth)
+    old = np.broadcast_to(params["w"] + off, (2, *shape))
+    tokens = dict.fromkeys(("old_logp", "ref_logp", "init_logp"), old)
+    real = {"mask": np.ones((2, *shape), np.float32), "weight": np.ones((2, 2), np.float32)}
+    batch = Batch(**fields | tokens | real)
+
+    def apply(params, *_):
+        return Policy(params["w"], jnp.zeros((2, 2, 1))), None
+
+    gspo = GROUP_LOSSES["gspo"]
+    step = jit(make_train_step(apply, gspo, ratio_stats, remember()))
+    norms = jit(make_term_norms(apply, gspo))
+    state = TrainState(params, params, np.int32(0))
+    for on_policy, clipped in ((True, 0.0), (False, 1.0)):
+        new, metrics = step(state, batch, None, np.asarray(on_policy))
+        found = {name: float(m.result()) for name, m in metrics.items()}
+        assert found["clip_ratio/region_mean"] == clipped
+        assert found["ratio/gap"] == pytest.approx(1e-3, rel=1e-2)
+        gradient = np.broadcast_to(-(1 - clipped) * worth[0][:, :, None] / 12, shape)
+        np.testing.assert_allclose(new.opt_state["w"], gradient, rtol=1e-6)
+        part = jax.tree.map(lambda x: x[0], batch)
+        norm = norms(params, part, None, np.asarray(on_policy))["grad_norm/surrogate"].result()
+        np.testing.assert_allclose(norm, np.linalg.norm(gradient), rtol=1e-6)
 
 
 # ---- scoring and diagnostics ---------------------------------------------------------------------
