@@ -29,8 +29,8 @@ from ssppo_jax.types import PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
-ROLLOUT, EVALUATION, ADAPTERS, DROPOUT = range(
-    4
+ROLLOUT, EVALUATION, ADAPTERS, DROPOUT, ROUNDING = range(
+    5
 )  # streams of random keys, folded into the run's key first
 
 

@@ -24,7 +24,13 @@ from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
-from ssppo_jax.optimizer import OPTIMIZERS, SCHEDULES, STATE_DTYPES
+from ssppo_jax.optimizer import (
+    OPTIMIZERS,
+    ROUNDINGS,
+    SCHEDULES,
+    STATE_DTYPES,
+    rounding_of,
+)
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
@@ -63,7 +69,12 @@ KEYS: tuple[Key, ...] = (
         "compute dtype; log-softmax and token sums are float32 whatever it is",
         _DTYPES,
     ),
-    Key("model.param_dtype", "float32", "dtype of parameters and optimizer state", _DTYPES),
+    Key(
+        "model.param_dtype",
+        "float32",
+        "dtype of parameters and optimizer state; see optimizer.rounding for bfloat16",
+        _DTYPES,
+    ),
     Key(
         "model.remat",
         "none",
@@ -272,8 +283,17 @@ KEYS: tuple[Key, ...] = (
     Key(
         "optimizer.state_dtype",
         "param",
-        "dtype of the optimizer's moments; param: the parameters' own",
+        "dtype of the optimizer's moments; param: the parameters' own, float32 with"
+        " optimizer.rounding=master",
         cfg.one_of(*STATE_DTYPES),
+    ),
+    Key(
+        "optimizer.rounding",
+        "master",
+        "how bfloat16 parameters take updates that are smaller than their last place: master"
+        " (float32 parameters in the optimizer's state, 4 bytes a parameter more), stochastic (up"
+        " or down at random, exact in the mean, no memory), or nearest (such updates are lost)",
+        cfg.one_of(*ROUNDINGS),
     ),
     Key(
         "optimizer.scope",
@@ -426,6 +446,7 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "mask_truncated_completions": "group.mask_truncated_completions",
     "dynamic_sampling": "group.filter_groups",
     "kl_loss_coef": "loss.beta",
+    "bf16_stochastic_round": "optimizer.rounding",
 }
 
 
@@ -506,6 +527,34 @@ def cautions(config: ConfigDict) -> list[str]:
         found.append(
             f"{keys}: {name} takes log-probs over all tokens, so its gradient is not that of the"
             " distribution sampled from, and nothing corrects for it"
+        )
+    return found + _precision_cautions(config)
+
+
+def _precision_cautions(config: ConfigDict) -> list[str]:
+    """Say what bfloat16 would lose in parameters, moments and an exported model."""
+    found, optimizer, half = [], config.optimizer, config.model.param_dtype == "bfloat16"
+    if half and optimizer.rounding == "nearest":
+        found.append(
+            "model.param_dtype=bfloat16 with optimizer.rounding=nearest: an update below 1/512 of"
+            f" a parameter is lost, at optimizer.learning_rate={optimizer.learning_rate:g} of most"
+            " of them; train/update_share logs the share that moved. Set"
+            " optimizer.rounding=stochastic (no memory) or master (4 bytes a parameter)"
+        )
+    own = half and rounding_of(config) != "master"
+    decay = max(optimizer.get("b2", 0), optimizer.get("decay", 0))
+    if (optimizer.state_dtype == "bfloat16" or (optimizer.state_dtype == "param" and own)) and (
+        decay > 0.99 and optimizer.name != "lion"
+    ):
+        found.append(
+            f"{optimizer.name}'s mean square is kept in bfloat16, where a decay of {decay:g} stops"
+            " far below the mean (0.999: at a quarter), so steps are too large; set"
+            " optimizer.state_dtype=float32"
+        )
+    if half and config.lora.rank:
+        found.append(
+            "model.param_dtype=bfloat16 with lora.rank: policy/ rounds the merged weights to"
+            " bfloat16 and is not exactly the policy that is evaluated; adapters/ is"
         )
     return found
 

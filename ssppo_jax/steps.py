@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Key
 from ssppo_jax.distributed.mesh import abstract, put_whole, replicated
 from ssppo_jax.models.lora import join
 from ssppo_jax.models.policy import Apply
+from ssppo_jax.optimizer import add, wide
 from ssppo_jax.types import Array, Batch, Mean, Metrics, Min, Policy, PyTree, TrainState
 
 Loss = Callable[[Policy, Batch], tuple[Mean, Metrics]]
@@ -58,7 +59,9 @@ def make_train_step(
 
     The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
     and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
-    loss, its terms, `stats` of the policy, the gradient norm and `finite`.
+    loss, its terms, `stats` of the policy, the gradient norm and `finite`. It also holds by how
+    much the parameters moved in their own dtype, `update_norm`, and `update_share`, the share of
+    their elements that moved: in bfloat16 a small update rounds away.
 
     With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
     neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
@@ -91,16 +94,18 @@ def make_train_step(
         grads, metrics, squares = _accumulate(of_batch, state.params, batch, at)
         mean = cast(Mean, metrics["loss"])
         weight = jnp.maximum(mean.weight, 1e-20)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        grads = jax.tree.map(lambda g: (wide(g) / weight).astype(g.dtype), grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
-        norm, moved = optax.tree.norm(grads), optax.tree.norm(updates)
+        params = jax.tree.map(add, state.params, updates)
+        moves = jax.tree.map(lambda new, old: wide(new) - wide(old), params, state.params)
+        norm, moved = _norm(grads), _norm(moves)
         if squares is not None:
             metrics["grad_variance"] = _variance(squares, norm)
         finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(mean.total)
         metrics |= {
             "grad_norm": _once(norm),
             "update_norm": _once(moved),
+            "update_share": _once(_nonzero(moves)),
             "finite": Min(jnp.float32(finite)),
         }
         return TrainState(params, opt_state, state.step + 1), metrics
@@ -124,6 +129,18 @@ def _once(value: Array) -> Mean:
     return Mean(value, jnp.float32(1))
 
 
+def _norm(tree: PyTree) -> Array:
+    """Return the global norm, summed in float32 at least."""
+    return optax.tree.norm(jax.tree.map(wide, tree))
+
+
+def _nonzero(tree: PyTree) -> Array:
+    """Return the share of elements that are not 0; of an axis at a time, as 2^24 + 1 is 2^24."""
+    leaves = [x for x in jax.tree.leaves(tree) if x.size]
+    shares = [jnp.mean(jnp.mean(x != 0, axis=-1, dtype=jnp.float32)) * x.size for x in leaves]
+    return sum(shares, jnp.float32(0)) / max(sum(x.size for x in leaves), 1)
+
+
 def _accumulate(
     gradient, params: PyTree, batch: Batch, at: Array
 ) -> tuple[PyTree, Metrics, Mean | None]:
@@ -145,9 +162,7 @@ def _accumulate(
         more, seen = gradient(params, *xs)
         merged = {name: metrics[name].merge(seen[name]) for name in metrics}
         weight = seen["loss"].weight
-        square = jnp.where(
-            weight > 0, (optax.tree.norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0
-        )
+        square = jnp.where(weight > 0, (_norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0)
         squares = squares.merge(Mean(square, (weight > 0).astype(jnp.float32)))
         return (jax.tree.map(jnp.add, grads, more), merged, squares), None
 
@@ -197,7 +212,7 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}
-            norm = optax.tree.norm(pullback(one_hot)[0])
+            norm = _norm(pullback(one_hot)[0])
             found["grad_norm/" + name.removeprefix("term/")] = _once(norm)
         return found
 

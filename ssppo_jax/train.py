@@ -31,14 +31,14 @@ from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
-from ssppo_jax.optimizer import make_run_optimizer
+from ssppo_jax.optimizer import make_run_optimizer, restarted
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.judge import build_oracle, place_oracle
 from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
-from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
+from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
 from ssppo_jax.steps import (
     abstract_state,
     fresh_optimizer,
@@ -128,6 +128,7 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
         self.losses: list[float] = []  # of this iteration's steps so far
+        self.moved: list[float] = []  # of the same steps, the share of the parameters that moved
         self.frozen: PyTree | None = None  # with adapters, the model's own parameters
         group = ROWS.get(self.config.loss.name) == "group"
         self.own_ratio = group and self.config.group.first_old_logp == "own"
@@ -142,7 +143,9 @@ class Trainer:
         self.steps_per_epoch = -(
             -len(self.collect.portion(0)) // self.config.train.batch_size
         )  # planned: none dropped
-        self.optimizer, self.rate = make_run_optimizer(self.config, self.steps_per_epoch)
+        self.optimizer, self.rate = make_run_optimizer(
+            self.config, self.steps_per_epoch, runtime.key(ROUNDING)
+        )
         self._jit_steps(apply)
 
     def run(self, *, profile: bool = False) -> dict:
@@ -367,6 +370,8 @@ class Trainer:
             said.append(f"loss {np.mean(self.losses):.4g}")
         if "reward/mean" in rollout.metrics["judge"]:
             said.append(f"reward {rollout.metrics['judge']['reward/mean']:.3f}")
+        if self.moved and self.runtime.param_dtype != np.float32:
+            said.append(f"a step moved {np.mean(self.moved):.2%} of the parameters")
         if pace:
             said.append(f"trained {pace['train_tokens_per_second']:,.0f} tokens/s")
             said.append(f"{pace['train_seconds']:.0f} s")
@@ -380,10 +385,9 @@ class Trainer:
         """
         c, first = self.config, at.step_in_iteration
         if c.optimizer.scope == "iteration" and first == 0:
-            state = state._replace(
-                opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
-            )
-        lagged, self.losses = Lagged(), []
+            fresh = fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
+            state = state._replace(opt_state=restarted(state.opt_state, fresh))
+        lagged, self.losses, self.moved = Lagged(), [], []
         before = int(state.step) - first
         start = before if c.optimizer.scope == "run" else 0
         rates = [float(self.rate(start + i)) for i in range(len(batches))]
@@ -461,6 +465,7 @@ class Trainer:
                 " or raise loss.beta"
             )
         self.losses.append(values["loss"])
+        self.moved.append(values["update_share"])
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
     def _is_checkpoint(self, at: Position) -> bool:

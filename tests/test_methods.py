@@ -67,6 +67,20 @@ def test_a_policy_gradient_at_another_temperature_than_its_samples_is_said():
     assert schema.cautions(load(loss__name="s_sppo", sampling__temperature="0.9")) == []
 
 
+def test_what_bfloat16_loses_is_said():
+    half = {"model__param_dtype": "bfloat16"}
+    assert schema.cautions(load(**half)) == []
+    (lost,) = schema.cautions(load(**half, optimizer__rounding="nearest"))
+    assert "optimizer.rounding=nearest: an update below 1/512 of a parameter is lost" in lost
+    adam = {"optimizer__name": "adamw"}
+    assert schema.cautions(load(**half, **adam)) == []  # its moments are the masters' float32
+    (moments,) = schema.cautions(load(**half, **adam, optimizer__rounding="stochastic"))
+    assert "set optimizer.state_dtype=float32" in moments
+    assert schema.cautions(load(**adam, optimizer__state_dtype="bfloat16")) == [moments]
+    (merged,) = schema.cautions(load(**half, lora__rank="4"))
+    assert "policy/ rounds the merged weights" in merged
+
+
 def test_the_temperature_of_log_probs_and_the_reference_belong_to_a_runs_fingerprint():
     changes = (
         {"group__logprob_temperature": "raw"},

@@ -18,7 +18,7 @@ from ssppo_jax.losses.group import LOSSES as GROUP_LOSSES
 from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
-from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer
+from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer, with_master
 from ssppo_jax.steps import fresh_state, make_score_step, make_term_norms, make_train_step
 from ssppo_jax.types import Batch, Mean, Policy, TrainState
 
@@ -335,6 +335,33 @@ def test_the_first_update_of_a_rollout_takes_its_own_log_probs_for_old_ones():
         part = jax.tree.map(lambda x: x[0], batch)
         norm = norms(params, part, None, np.asarray(on_policy))["grad_norm/surrogate"].result()
         np.testing.assert_allclose(norm, np.linalg.norm(gradient), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "master"])
+def test_the_logged_update_is_the_one_that_the_parameters_took(rounding):
+    """1 - 2^-6 is a bfloat16, and 1 - 2^-10 is rounded to 1: a quarter of the elements move."""
+    size = 64
+    slope = np.where(np.arange(size) % 4 == 0, 2.0**-6, 2.0**-10).astype(np.float32)
+
+    def apply(params, *_):
+        return Policy(params["w"].astype(jnp.float32)[None, None], jnp.zeros((1, 1, 1))), None
+
+    def linear(policy, batch):
+        return Mean(jnp.sum(slope * policy.logp[0, 0]), jnp.float32(1)), {}
+
+    optimizer = optax.sgd(1.0)
+    optimizer = with_master(optimizer) if rounding == "master" else optimizer
+    params = {"w": jnp.ones(size, jnp.bfloat16)}
+    batch = Batch(**{name: np.zeros((1, 1), np.float32) for name in Batch._fields})
+    step = jax.jit(make_train_step(apply, linear, lambda policy, batch: {}, optimizer))
+    state, metrics = step(TrainState(params, optimizer.init(params), jnp.int32(0)), batch)
+    np.testing.assert_allclose(metrics["update_share"].result(), 0.25)
+    np.testing.assert_allclose(metrics["update_norm"].result(), 4 * 2.0**-6)
+    np.testing.assert_allclose(metrics["grad_norm"].result(), np.linalg.norm(slope), rtol=1e-6)
+    for _ in range(3):  # of -2^-10, four make the smallest step below 1, 2^-8
+        state, metrics = step(state, batch)
+    moved = np.asarray(state.params["w"], np.float32)[1:4]
+    np.testing.assert_array_equal(moved, 1 - 2.0**-8 if rounding == "master" else 1.0)
 
 
 # ---- scoring and diagnostics ---------------------------------------------------------------------
