@@ -292,9 +292,8 @@ def test_moments_and_weights_keep_their_dtype_and_a_fresh_state_keeps_what_is_th
     again = restarted(state, optimizer.init(params))
     if overrides.get("rounding") != "nearest":
         jax.tree.map(np.testing.assert_array_equal, again.kept, state.kept)
-        assert not jax.tree.map(np.array_equal, again.kept, optimizer.init(params).kept) == {
-            "w": True
-        }
+        anew = optimizer.init(params).kept
+        assert not np.array_equal(*(jax.tree.leaves(kept)[0] for kept in (anew, again.kept)))
         again = again.inner
     jax.tree.map(np.testing.assert_array_equal, again, inner)
 

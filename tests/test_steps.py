@@ -12,15 +12,22 @@ import optax
 import pytest
 from tiny import ARCHES, PAD, PARAMS, V, jit, make_prompts, mask_of, scorer
 
-from ssppo_jax.distributed.mesh import Constrain, make_mesh, put_rows, shardings
+from ssppo_jax.distributed.mesh import Constrain, abstract, make_mesh, put_rows, shardings
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.losses.group import LOSSES as GROUP_LOSSES
 from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
 from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer, with_master
-from ssppo_jax.steps import fresh_state, make_score_step, make_term_norms, make_train_step
+from ssppo_jax.steps import (
+    abstract_state,
+    fresh_state,
+    make_score_step,
+    make_term_norms,
+    make_train_step,
+)
 from ssppo_jax.types import Batch, Mean, Policy, TrainState
+from ssppo_jax.weights.checkpoint import Checkpoints
 
 B, K, PROMPT, T, CHUNK = 8, 2, 6, 12, 6
 ARCH = ARCHES["tied"]
@@ -362,6 +369,22 @@ def test_the_logged_update_is_the_one_that_the_parameters_took(rounding):
         state, metrics = step(state, batch)
     moved = np.asarray(state.params["w"], np.float32)[1:4]
     np.testing.assert_array_equal(moved, 1 - 2.0**-8 if rounding == "master" else 1.0)
+
+
+def test_a_checkpoint_holds_float32_masters_that_are_cut_as_the_parameters_are(tmp_path):
+    mesh = make_mesh((2, 2, 2))
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS["tied"])
+    optimizer = with_master(OPTIMIZERS["rmsprop"]())
+    state = fresh_state(mesh, jax.device_put(half, shardings(mesh, half)), optimizer)
+    like = abstract_state(mesh, abstract(mesh, jax.eval_shape(lambda: half)), optimizer)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, {}, finite=True)
+    found, _ = checkpoints.restore(1, like)
+    for path, master in jax.tree_util.tree_leaves_with_path(found.opt_state.kept):
+        own = functools.reduce(lambda tree, part: tree[part.key], path, found.params)
+        assert master.dtype == jnp.float32 and own.dtype == jnp.bfloat16
+        assert master.sharding.is_equivalent_to(own.sharding, own.ndim)
+        np.testing.assert_array_equal(master, np.asarray(own, np.float32))
 
 
 # ---- scoring and diagnostics ---------------------------------------------------------------------
