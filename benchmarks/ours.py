@@ -21,7 +21,7 @@ from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.rollout.sample import sample_prompts
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runs.throughput import memory_peaks
-from ssppo_jax.runtime import build_runtime, sampling_params
+from ssppo_jax.runtime import ROUNDING, build_runtime, sampling_params
 from ssppo_jax.steps import fresh_state, make_score_step, make_train_step
 from ssppo_jax.train import train
 from ssppo_jax.types import Batch, Prompt
@@ -106,7 +106,7 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
     never a second copy."""
     runtime = runtime_of(folder, loss__name=loss, **overrides)
     c, apply = runtime.config, runtime.make_apply()
-    optimizer = make_run_optimizer(c)
+    optimizer = make_run_optimizer(c, runtime.key(ROUNDING))
     objective = runtime.loss
     step = jax.jit(make_train_step(apply, objective, ratio_stats, optimizer), donate_argnums=0)
     score = jax.jit(make_score_step(apply))

@@ -17,7 +17,7 @@ from ssppo_jax.config import bind
 from ssppo_jax.data.chat import eos_ids
 from ssppo_jax.distributed.mesh import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import LOSSES
+from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
@@ -29,8 +29,8 @@ from ssppo_jax.types import PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
-ROLLOUT, EVALUATION, ADAPTERS, DROPOUT = range(
-    4
+ROLLOUT, EVALUATION, ADAPTERS, DROPOUT, ROUNDING = range(
+    5
 )  # streams of random keys, folded into the run's key first
 
 
@@ -89,6 +89,7 @@ class Runtime:
         return make_apply(
             self.decoder,
             logprob_chunk=model.logprob_chunk,
+            temperature=logprob_temperature(self.config),
             repulsion_pooling=self.config.loss.repulsion_pooling,
             repulsion_layer=self.config.loss.repulsion_layer,
         )
@@ -225,6 +226,24 @@ def _check_targets(decoder: Decoder, targets: str) -> None:
             f"lora.targets={targets!r} is found in no projection of this model; they"
             " are " + ", ".join(f"layers/{path}" for path in kernels)
         )
+
+
+def logprob_temperature(config: ConfigDict) -> float:
+    """Return what divides the logits of the log-probs that are trained on.
+
+    It is the sampler's temperature for a group loss, whose ratio is then that of the distribution
+    sampled from, and 1 for the others.
+    """
+    group = ROWS.get(config.loss.name) == "group"
+    shared = group and config.group.logprob_temperature == "sampling"
+    return config.sampling.temperature if shared else 1.0
+
+
+def rollout_params(config: ConfigDict) -> SamplingParams:
+    """Return the settings of rollouts: the trainer computes the log-probs that they record."""
+    return dataclasses.replace(
+        sampling_params(config), logp_temperature=logprob_temperature(config)
+    )
 
 
 def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> SamplingParams:

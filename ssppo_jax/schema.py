@@ -24,7 +24,13 @@ from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
 from ssppo_jax.models.policy import LAYERS, POOLINGS
-from ssppo_jax.optimizer import OPTIMIZERS, SCHEDULES, STATE_DTYPES
+from ssppo_jax.optimizer import (
+    OPTIMIZERS,
+    ROUNDINGS,
+    SCHEDULES,
+    STATE_DTYPES,
+    rounding_of,
+)
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
@@ -63,7 +69,12 @@ KEYS: tuple[Key, ...] = (
         "compute dtype; log-softmax and token sums are float32 whatever it is",
         _DTYPES,
     ),
-    Key("model.param_dtype", "float32", "dtype of parameters and optimizer state", _DTYPES),
+    Key(
+        "model.param_dtype",
+        "float32",
+        "dtype of parameters and optimizer state; see optimizer.rounding for bfloat16",
+        _DTYPES,
+    ),
     Key(
         "model.remat",
         "none",
@@ -256,6 +267,21 @@ KEYS: tuple[Key, ...] = (
         False,
         "responses cut at max_new_tokens do not train (they count in the advantages)",
     ),
+    Key(
+        "group.logprob_temperature",
+        "sampling",
+        "what divides the logits of a group loss's log-probs, old and new: sampling (the sampler's"
+        " temperature, as in TRL and verl), or raw (1, another distribution than the one sampled)",
+        cfg.one_of("sampling", "raw"),
+    ),
+    Key(
+        "group.first_old_logp",
+        "own",
+        "old log-probs of a group loss in the first update of a rollout: own (its own, gradient"
+        " stopped, so that the ratio is 1, as in TRL), or scored (computed before the update, by"
+        " another program; ratio/first_step_gap says how far apart they are)",
+        cfg.one_of("own", "scored"),
+    ),
     # optimisation
     Key("optimizer.learning_rate", 5e-7, "peak learning rate", cfg.positive),
     Key(
@@ -275,8 +301,17 @@ KEYS: tuple[Key, ...] = (
     Key(
         "optimizer.state_dtype",
         "param",
-        "dtype of the optimizer's moments; param: the parameters' own",
+        "dtype of the optimizer's moments; param: the parameters' own, float32 with"
+        " optimizer.rounding=master",
         cfg.one_of(*STATE_DTYPES),
+    ),
+    Key(
+        "optimizer.rounding",
+        "master",
+        "how bfloat16 parameters take updates that are smaller than their last place: master"
+        " (float32 parameters in the optimizer's state, 4 bytes a parameter more), stochastic (up"
+        " or down at random, exact in the mean, no memory), or nearest (such updates are lost)",
+        cfg.one_of(*ROUNDINGS),
     ),
     Key(
         "optimizer.scope",
@@ -313,8 +348,15 @@ KEYS: tuple[Key, ...] = (
     Key(
         "train.reference",
         "iteration",
-        "the loss's reference: pi_t, or the initial policy",
+        "the reference of pair and opponent losses: pi_t, or the initial policy",
         cfg.one_of("iteration", "initial"),
+    ),
+    Key(
+        "train.kl_reference",
+        "initial",
+        "the reference of a group loss, which is that of its KL term (loss.beta): the initial"
+        " policy, as in TRL and verl, or pi_t, from which the first update of a rollout has no KL",
+        cfg.one_of("initial", "iteration"),
     ),
     Key(
         "train.reference_storage",
@@ -438,6 +480,8 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "epsilon_high": "loss.epsilon_high",
     "mask_truncated_completions": "group.mask_truncated_completions",
     "dynamic_sampling": "group.filter_groups",
+    "kl_loss_coef": "loss.beta",
+    "bf16_stochastic_round": "optimizer.rounding",
 }
 
 
@@ -494,6 +538,62 @@ def method_notes(config: ConfigDict) -> list[str]:
     ]
 
 
+def cautions(config: ConfigDict) -> list[str]:
+    """Say what in a configuration that runs can lead to a wrong conclusion."""
+    found, group = [], ROWS.get(config.loss.name) == "group"
+    if group and config.loss.get("beta", 0) and config.train.kl_reference == "iteration":
+        found.append(
+            "train.kl_reference=iteration: the KL to pi_t and its gradient are 0 in the first"
+            f" update of a rollout, so with one update per rollout loss.beta={config.loss.beta:g}"
+            " does nothing"
+        )
+    sampling, name = config.sampling, config.loss.name
+    raw = not group or config.group.logprob_temperature == "raw"
+    policy_gradient = group or ROWS.get(name) == "opponent"
+    if policy_gradient and raw and sampling.temperature != 1:
+        remedy = "; set group.logprob_temperature=sampling" if group else ""
+        found.append(
+            f"sampling.temperature={sampling.temperature:g}: {name} takes log-probs at temperature"
+            " 1, so its gradient is not that of the distribution sampled from" + remedy
+        )
+    cuts = {"top_k": sampling.top_k > 0, "top_p": sampling.top_p < 1, "min_p": sampling.min_p > 0}
+    if policy_gradient and any(cuts.values()):
+        keys = ", ".join(f"sampling.{key}={sampling[key]:g}" for key, cut in cuts.items() if cut)
+        found.append(
+            f"{keys}: {name} takes log-probs over all tokens, so its gradient is not that of the"
+            " distribution sampled from, and nothing corrects for it"
+        )
+    return found + _precision_cautions(config)
+
+
+def _precision_cautions(config: ConfigDict) -> list[str]:
+    """Say what bfloat16 would lose in parameters, moments and an exported model."""
+    found, optimizer, half = [], config.optimizer, config.model.param_dtype == "bfloat16"
+    if half and optimizer.rounding == "nearest":
+        found.append(
+            "model.param_dtype=bfloat16 with optimizer.rounding=nearest: an update below 1/512 of"
+            f" a parameter is lost, at optimizer.learning_rate={optimizer.learning_rate:g} of most"
+            " of them; train/update_share logs the share that moved. Set"
+            " optimizer.rounding=stochastic (no memory) or master (4 bytes a parameter)"
+        )
+    own = half and rounding_of(config) != "master"
+    decay = max(optimizer.get("b2", 0), optimizer.get("decay", 0))
+    if (optimizer.state_dtype == "bfloat16" or (optimizer.state_dtype == "param" and own)) and (
+        decay > 0.99 and optimizer.name != "lion"
+    ):
+        found.append(
+            f"{optimizer.name}'s mean square is kept in bfloat16, where a decay of {decay:g} stops"
+            " far below the mean (0.999: at a quarter), so steps are too large; set"
+            " optimizer.state_dtype=float32"
+        )
+    if half and config.lora.rank:
+        found.append(
+            "model.param_dtype=bfloat16 with lora.rank: policy/ rounds the merged weights to"
+            " bfloat16 and is not exactly the policy that is evaluated; adapters/ is"
+        )
+    return found
+
+
 def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> ConfigDict:
     """Load a config file with overrides and check it; batch and mesh too when `devices` is given.
 
@@ -533,10 +633,7 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
             f"data.max_prompt_length={config.data.max_prompt_length}"
         )
-    if config.train.reference == "initial" and config.train.reference_storage == "off":
-        problems.append(
-            "train.reference=initial needs train.reference_storage=disk or device, not off"
-        )
+    problems += _reference_problems(config)
     if config.eval.final_num_samples < config.eval.num_samples:
         problems.append(
             f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
@@ -592,6 +689,11 @@ def _rows_problems(config: ConfigDict) -> list[str]:
                 f"train.reference={config.train.reference}: {name}'s opponent is made with a fixed"
                 " reference; set initial"
             )
+    if kind == "group" and config.sampling.temperature == 0:
+        problems.append(
+            f"sampling.temperature=0.0: the responses to a prompt would all be the same, and {name}"
+            " learns from their differences; set it above 0"
+        )
     group, slots = config.group, config.sampling.max_new_tokens
     if group.filter_groups and kind != "group":
         problems.append(
@@ -605,6 +707,23 @@ def _rows_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"group.overlong_buffer_len={group.overlong_buffer_len} exceeds"
             f" sampling.max_new_tokens={slots}; lower it"
+        )
+    return problems
+
+
+def _reference_problems(config: ConfigDict) -> list[str]:
+    """List what the loss's reference asks of other keys."""
+    problems, name = [], config.loss.name
+    key = "kl_reference" if ROWS.get(name) == "group" else "reference"
+    used = key == "reference" or config.loss.get("beta", 1)  # a loss without beta may read it
+    if used and config.train[key] == "initial" and config.train.reference_storage == "off":
+        problems.append(
+            f"train.{key}=initial needs train.reference_storage=disk or device, not off"
+        )
+    if name == "inpo" and config.loss.tau and config.train.reference != "initial":
+        problems.append(
+            f"train.reference={config.train.reference}: inpo weighs a fixed reference against pi_t"
+            f" by loss.tau={config.loss.tau:g}; set initial, or loss.tau=0"
         )
     return problems
 

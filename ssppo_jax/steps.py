@@ -15,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Float, Key
+from jaxtyping import Bool, Float, Key
 
 from ssppo_jax.distributed.mesh import abstract, put_whole, replicated
 from ssppo_jax.models.lora import join
 from ssppo_jax.models.policy import Apply
+from ssppo_jax.optimizer import add, wide
 from ssppo_jax.types import Array, Batch, Mean, Metrics, Min, Policy, PyTree, TrainState
 
 Loss = Callable[[Policy, Batch], tuple[Mean, Metrics]]
@@ -53,25 +54,30 @@ def make_train_step(
     *,
     dropout_key: Key[jax.Array, ""] | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
-    """Make step(state, batch, frozen=None, learning_rate=None) -> (state, metrics) for arrays
+    """Make step(state, batch, frozen=None, learning_rate=None, on_policy=False) for arrays
     [M,B,...] of M micro-batches.
 
     The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
     and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
-    loss, its terms, `stats` of the policy, the gradient norm and `finite`.
+    loss, its terms, `stats` of the policy, the gradient norm and `finite`. It also holds by how
+    much the parameters moved in their own dtype, `update_norm`, and `update_share`, the share of
+    their elements that moved: in bfloat16 a small update rounds away.
 
     With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
     neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
     every micro-batch of every step.
+
+    With `on_policy`, the loss gets the policy's own log-probs for `old_logp`, their gradient
+    stopped (`own_old_logp`). `stats` gets the batch as it is.
     """
 
-    def objective(params, batch: Batch, at: Array, frozen):
+    def objective(params, batch: Batch, at: Array, frozen, on_policy):
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
         dropout = {}
         if dropout_key is not None:
             dropout["dropout_key"] = jax.random.fold_in(dropout_key, at)
         policy, _ = apply(join(frozen, params), *fields, **dropout)
-        mean, metrics = loss(policy, batch)
+        mean, metrics = loss(policy, own_old_logp(policy, batch, on_policy))
         return mean.total, {"loss": mean} | metrics | stats(policy, batch)
 
     gradient = jax.grad(objective, has_aux=True)
@@ -82,24 +88,27 @@ def make_train_step(
         batch: Batch,
         frozen: PyTree | None = None,
         learning_rate: Array | None = None,  # float32; None: the optimizer's own
+        on_policy: Bool[Array, ""] | bool = False,
     ) -> tuple[TrainState, Metrics]:
         micro_batches = batch.weight.shape[0]
         at = state.step * micro_batches + jnp.arange(micro_batches)  # places in the run
-        of_batch = partial(gradient, frozen=frozen)
+        of_batch = partial(gradient, frozen=frozen, on_policy=on_policy)
         grads, metrics, squares = _accumulate(of_batch, state.params, batch, at)
         mean = cast(Mean, metrics["loss"])
         weight = jnp.maximum(mean.weight, 1e-20)
-        grads = jax.tree.map(lambda g: g / weight.astype(g.dtype), grads)
+        grads = jax.tree.map(lambda g: (wide(g) / weight).astype(g.dtype), grads)
         rate = {} if learning_rate is None else {"learning_rate": learning_rate}
         updates, opt_state = update(grads, state.opt_state, state.params, **rate)
-        params = optax.apply_updates(state.params, updates)
-        norm, moved = optax.tree.norm(grads), optax.tree.norm(updates)
+        params = jax.tree.map(add, state.params, updates)
+        moves = jax.tree.map(lambda new, old: wide(new) - wide(old), params, state.params)
+        norm, moved = _norm(grads), _norm(moves)
         if squares is not None:
             metrics["grad_variance"] = _variance(squares, norm)
         finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(mean.total)
         metrics |= {
             "grad_norm": _once(norm),
             "update_norm": _once(moved),
+            "update_share": _once(_nonzero(moves)),
             "finite": Min(jnp.float32(finite)),
         }
         return TrainState(params, opt_state, state.step + 1), metrics
@@ -107,9 +116,32 @@ def make_train_step(
     return train_step
 
 
+def own_old_logp(policy: Policy, batch: Batch, on_policy: Bool[Array, ""] | bool) -> Batch:
+    """Return the batch with the policy's own log-probs for old ones where `on_policy` holds.
+
+    In the first update of a rollout the policy is the one that sampled, so its ratio is 1. Another
+    program computed `old_logp`, and its rounding would be taken for a move of the policy. Their
+    gradient is stopped: the ratio is 1 in value and keeps its slope, as TRL has it.
+    """
+    own = jax.lax.stop_gradient(policy.logp)
+    return batch._replace(old_logp=jnp.where(on_policy, own, batch.old_logp))
+
+
 def _once(value: Array) -> Mean:
     """Wrap a number that is measured once."""
     return Mean(value, jnp.float32(1))
+
+
+def _norm(tree: PyTree) -> Array:
+    """Return the global norm, summed in float32 at least."""
+    return optax.tree.norm(jax.tree.map(wide, tree))
+
+
+def _nonzero(tree: PyTree) -> Array:
+    """Return the share of elements that are not 0; of an axis at a time, as 2^24 + 1 is 2^24."""
+    leaves = [x for x in jax.tree.leaves(tree) if x.size]
+    shares = [jnp.mean(jnp.mean(x != 0, axis=-1, dtype=jnp.float32)) * x.size for x in leaves]
+    return sum(shares, jnp.float32(0)) / max(sum(x.size for x in leaves), 1)
 
 
 def _accumulate(
@@ -133,9 +165,7 @@ def _accumulate(
         more, seen = gradient(params, *xs)
         merged = {name: metrics[name].merge(seen[name]) for name in metrics}
         weight = seen["loss"].weight
-        square = jnp.where(
-            weight > 0, (optax.tree.norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0
-        )
+        square = jnp.where(weight > 0, (_norm(more) / jnp.maximum(weight, 1e-20)) ** 2, 0.0)
         squares = squares.merge(Mean(square, (weight > 0).astype(jnp.float32)))
         return (jax.tree.map(jnp.add, grads, more), merged, squares), None
 
@@ -161,26 +191,31 @@ def _neutral(kind):
 
 
 def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
-    """Make norms(params, batch [B,...], frozen=None) -> {"grad_norm/<term>": Mean} of each loss
-    term.
+    """Make norms(params, batch [B,...], frozen=None, on_policy=False) -> {"grad_norm/<term>": Mean}
+    of each loss term.
 
     A diagnostic: one backward pass per term. With beta = 1e-3 the regression's gradient dwarfs the
     repulsion's.
     """
 
-    def forward(params, batch: Batch, frozen):
+    def forward(params, batch: Batch, frozen, on_policy):
         policy, _ = apply(
             join(frozen, params), batch.prompt, batch.prompt_length, batch.completion, batch.mask
         )
-        _, metrics = loss(policy, batch)
+        _, metrics = loss(policy, own_old_logp(policy, batch, on_policy))
         return {name: m.result() for name, m in metrics.items() if name.startswith("term/")}
 
-    def norms(params: PyTree, batch: Batch, frozen: PyTree | None = None) -> dict[str, Mean]:
-        terms, pullback = jax.vjp(lambda p: forward(p, batch, frozen), params)
+    def norms(
+        params: PyTree,
+        batch: Batch,
+        frozen: PyTree | None = None,
+        on_policy: Bool[Array, ""] | bool = False,
+    ) -> dict[str, Mean]:
+        terms, pullback = jax.vjp(lambda p: forward(p, batch, frozen, on_policy), params)
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}
-            norm = optax.tree.norm(pullback(one_hot)[0])
+            norm = _norm(pullback(one_hot)[0])
             found["grad_norm/" + name.removeprefix("term/")] = _once(norm)
         return found
 

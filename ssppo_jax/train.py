@@ -27,17 +27,18 @@ from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import HeldOut, compare, logged, rewards
 from ssppo_jax.files import read_json
+from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
-from ssppo_jax.optimizer import make_rates, make_run_optimizer
+from ssppo_jax.optimizer import make_rates, make_run_optimizer, restarted
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.judge import build_oracle, place_oracle
 from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
-from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
+from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
 from ssppo_jax.steps import (
     abstract_state,
     fresh_optimizer,
@@ -46,7 +47,7 @@ from ssppo_jax.steps import (
     make_term_norms,
     make_train_step,
 )
-from ssppo_jax.types import Batch, Mean, PyTree, TrainState
+from ssppo_jax.types import Array, Batch, Max, Mean, Min, PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.adapters import base_of, save_adapters
 from ssppo_jax.weights.checkpoint import Checkpoints
@@ -87,6 +88,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
     schema.check(config, jax.device_count())
     for note in schema.method_notes(config):
         log.info(note)
+    for caution in schema.cautions(config):
+        log.warning("WARNING: %s", caution)
     hosts.set_patience(config.distributed.timeout)
     hosts.compare(
         {
@@ -136,7 +139,10 @@ class Trainer:
         self.saved: Position | None = None
         self.losses: list[float] = []  # of this iteration's steps so far
         self.moving = 0  # steps of the run so far whose gradient was not 0
+        self.moved: list[float] = []  # of the same steps, the share of the parameters that moved
         self.frozen: PyTree | None = None  # with adapters, the model's own parameters
+        group = ROWS.get(self.config.loss.name) == "group"
+        self.own_ratio = group and self.config.group.first_old_logp == "own"
         apply = runtime.make_apply()
         score = jax.jit(
             make_score_step(apply), out_shardings=replicated(runtime.mesh)
@@ -149,7 +155,7 @@ class Trainer:
         # steps of each iteration if no prompt is left out
         self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
         self.rates = make_rates(self.config, self.planned)
-        self.optimizer = make_run_optimizer(self.config)
+        self.optimizer = make_run_optimizer(self.config, runtime.key(ROUNDING))
         self._jit_steps(apply)
 
     def run(self, *, profile: bool = False) -> dict:
@@ -204,7 +210,7 @@ class Trainer:
         self.step = jax.jit(step, donate_argnums=0)
         norms = make_term_norms(apply, loss)
         self.term_norms = jax.jit(
-            lambda params, batch, frozen: norms(params, jax.tree.map(lambda x: x[0], batch), frozen)
+            lambda params, batch, *more: norms(params, jax.tree.map(lambda x: x[0], batch), *more)
         )
 
     def _start(self) -> tuple[TrainState, Position]:
@@ -385,6 +391,8 @@ class Trainer:
             said.append(f"loss {np.mean(self.losses):.4g}")
         if "reward/mean" in rollout.metrics["judge"]:
             said.append(f"reward {rollout.metrics['judge']['reward/mean']:.3f}")
+        if self.moved and self.runtime.param_dtype != np.float32:
+            said.append(f"a step moved {np.mean(self.moved):.2%} of the parameters")
         if pace:
             said.append(f"trained {pace['train_tokens_per_second']:,.0f} tokens/s")
             said.append(f"{pace['train_seconds']:.0f} s")
@@ -423,10 +431,9 @@ class Trainer:
         """
         c, first = self.config, at.step_in_iteration
         if c.optimizer.scope == "iteration" and first == 0:
-            state = state._replace(
-                opt_state=fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
-            )
-        lagged, self.losses = Lagged(), []
+            fresh = fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
+            state = state._replace(opt_state=restarted(state.opt_state, fresh))
+        lagged, self.losses, self.moved = Lagged(), [], []
         before = int(state.step) - first
         rates = self.rates(at.iteration, len(batches))
         what = f"train {at.iteration + 1}/{c.train.iterations}"
@@ -438,10 +445,13 @@ class Trainer:
                 batch = self._place(
                     take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets)
                 )
-                extra = self._term_norms(state.params, batch, i)
+                on_policy = put_whole(self.runtime.mesh, i == 0 and self.own_ratio)
+                extra = self._term_norms(state.params, batch, on_policy, i)
                 extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
                 rate = put_whole(self.runtime.mesh, np.float32(rates[i]))
-                state, metrics = self.step(state, batch, self.frozen, rate)
+                state, metrics = self.step(state, batch, self.frozen, rate, on_policy)
+                if i == 0:  # pi_t itself: what the scoring and the training program differ by
+                    extra["ratio/first_step_gap"] = metrics["ratio/gap"]
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 if self.losses:
                     progress.set_postfix_str(f"loss {self.losses[-1]:.4g}", refresh=False)
@@ -462,11 +472,13 @@ class Trainer:
         cut = jax.tree.map(lambda x: x.reshape(micro, x.shape[0] // micro, *x.shape[1:]), batch)
         return put_rows(self.runtime.mesh, cut, axis=1)
 
-    def _term_norms(self, params: PyTree, batch: Batch, index: int) -> dict[str, Mean]:
+    def _term_norms(
+        self, params: PyTree, batch: Batch, on_policy: Array, index: int
+    ) -> dict[str, Mean | Max | Min]:
         """Return the gradient norms of the loss terms on the iteration's first micro-batch."""
         if index or not self.config.train.term_norms:
             return {}
-        return self.term_norms(params, batch, self.frozen)
+        return self.term_norms(params, batch, self.frozen, on_policy)
 
     # ---- bookkeeping -----------------------------------------------------------------------------
 
@@ -500,6 +512,7 @@ class Trainer:
             )
         self.losses.append(values["loss"])
         self.moving += values["grad_norm"] > 0
+        self.moved.append(values["update_share"])
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
     def _is_checkpoint(self, at: Position) -> bool:

@@ -58,7 +58,8 @@ class Samples(NamedTuple):
 
     tokens: Int[Array, "B K T"]
     length: Int[Array, "B K"]  # tokens sampled, EOS included
-    logp: Float[Array, "B K T"]  # raw log-probs (temperature 1, full vocabulary); 0 in padding
+    # Over the full vocabulary, at temperature 1 or where the loss takes log-probs; 0 in padding.
+    logp: Float[Array, "B K T"]
     sampling_logp: Float[Array, "B K T"]  # under the distribution sampled from; 0 in padding
     finish: Int8[Array, "B K"]  # FINISH_EOS or FINISH_LENGTH
 
@@ -83,7 +84,9 @@ class Verdict(NamedTuple):
 class Policy(NamedTuple):
     """What a loss may see of the model being trained."""
 
-    logp: Float[Array, "B K T"]  # raw token log-probs; arbitrary in padding
+    # Over the full vocabulary, at temperature 1; of a group loss at the sampler's temperature,
+    # see `group.logprob_temperature`. Arbitrary in padding.
+    logp: Float[Array, "B K T"]
     hidden: Float[Array, "B K D"]  # pooled hidden states, not normalised
 
 
@@ -98,7 +101,7 @@ class Batch(NamedTuple):
     mask: Float[Array, "B K T"]  # 1 on sampled tokens (EOS included)
     # Under pi_t: the policy that sampled, frozen at the start of the iteration.
     old_logp: Float[Array, "B K T"]
-    ref_logp: Float[Array, "B K T"]  # under the loss's reference (pi_t, or the initial policy)
+    ref_logp: Float[Array, "B K T"]  # under the loss's reference; a group loss has one for its KL
     init_logp: Float[Array, "B K T"]  # under the initial policy, for the KL log; 0: not scored
     win_rate: Float[Array, "B K"]  # estimated P(y > pi_t), before any gate
     target: Float[Array, "B K"]  # calibrated (gated) win rate; equals win_rate without a gate

@@ -680,7 +680,8 @@ CORE = [
         "rows that were not scored count",
     ),
     ("_exp", "jnp.clip(u, -MAX_LOG_RATIO, MAX_LOG_RATIO)", "u", "overflow"),
-    ("_k3", "MAX_LOG_RATIO)) - u", "MAX_LOG_RATIO)) + u", "sign"),
+    ("_exp_minus_1", "jnp.clip(u, -MAX_LOG_RATIO, MAX_LOG_RATIO)", "u", "overflow"),
+    ("_k3", "_exp_minus_1(u) - u", "_exp_minus_1(u) + u", "sign"),
 ]
 
 OPPONENT = [

@@ -11,6 +11,7 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import COMPANIONS, LOSSES
 from ssppo_jax.losses.advantages import ADVANTAGES
 from ssppo_jax.rollout.groups import overlong_buffer
+from ssppo_jax.runs.folder import digest
 
 REWARD = np.array([[0.0, 0.0, 3.0]], np.float32)
 
@@ -41,6 +42,53 @@ def test_dapo_brings_dynamic_sampling_the_length_reward_and_the_mask():
 def test_opponent_losses_bring_their_two_samples_and_their_reference():
     config = load(loss__name="nash_md")
     assert (config.sampling.num_samples, config.train.reference) == (2, "initial")
+
+
+def test_inpo_brings_the_initial_policy_for_its_reference():
+    assert load(loss__name="inpo").train.reference == "initial"
+    assert load(loss__name="ipo").train.reference == "iteration"
+
+
+def test_tokens_that_sampling_leaves_out_are_said_to_be_in_the_log_probs():
+    cut = {"sampling__top_k": "5", "sampling__top_p": "0.9", "sampling__min_p": "0.1"}
+    for name in ("grpo", "nash_md"):
+        (caution,) = schema.cautions(load(loss__name=name, **cut))
+        assert caution.startswith(
+            "sampling.top_k=5, sampling.top_p=0.9, sampling.min_p=0.1: "
+            f"{name} takes log-probs over all tokens"
+        )
+    assert schema.cautions(load(loss__name="dpo", **cut)) == []  # no gradient of the sampling
+
+
+def test_a_policy_gradient_at_another_temperature_than_its_samples_is_said():
+    (caution,) = schema.cautions(load(loss__name="nash_md", sampling__temperature="0.9"))
+    assert caution.startswith("sampling.temperature=0.9: nash_md takes log-probs at temperature 1")
+    assert schema.cautions(load(loss__name="grpo", sampling__temperature="0.9")) == []
+    assert schema.cautions(load(loss__name="s_sppo", sampling__temperature="0.9")) == []
+
+
+def test_what_bfloat16_loses_is_said():
+    half = {"model__param_dtype": "bfloat16"}
+    assert schema.cautions(load(**half)) == []
+    (lost,) = schema.cautions(load(**half, optimizer__rounding="nearest"))
+    assert "optimizer.rounding=nearest: an update below 1/512 of a parameter is lost" in lost
+    adam = {"optimizer__name": "adamw"}
+    assert schema.cautions(load(**half, **adam)) == []  # its moments are the masters' float32
+    (moments,) = schema.cautions(load(**half, **adam, optimizer__rounding="stochastic"))
+    assert "set optimizer.state_dtype=float32" in moments
+    assert schema.cautions(load(**adam, optimizer__state_dtype="bfloat16")) == [moments]
+    (merged,) = schema.cautions(load(**half, lora__rank="4"))
+    assert "policy/ rounds the merged weights" in merged
+
+
+def test_the_temperature_of_log_probs_and_the_reference_belong_to_a_runs_fingerprint():
+    changes = (
+        {"group__logprob_temperature": "raw"},
+        {"group__first_old_logp": "scored"},
+        {"train__kl_reference": "iteration"},
+    )
+    digests = {digest(load(loss__name="grpo", **change)) for change in ({}, *changes)}
+    assert len(digests) == 4
 
 
 def test_a_choice_against_the_method_stands_and_is_said():

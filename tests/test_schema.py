@@ -131,6 +131,19 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(base, key):
             {"train.reference": "initial", "train.reference_storage": "off"},
             "train.reference=initial needs",
         ),
+        (
+            {"loss": "grpo", "loss.beta": "0.1", "train.reference_storage": "off"},
+            "train.kl_reference=initial needs train.reference_storage=disk or device, not off",
+        ),
+        (
+            {"loss": "inpo", "train.reference": "iteration"},
+            "train.reference=iteration: inpo weighs a fixed reference against pi_t by"
+            " loss.tau=0.0025; set initial, or loss.tau=0",
+        ),
+        (
+            {"loss": "grpo", "sampling.temperature": "0"},
+            "sampling.temperature=0.0: the responses to a prompt would all be the same",
+        ),
         ({"eval.num_samples": "9"}, "eval.final_num_samples=4 is below eval.num_samples=9"),
         (
             {"train.prompts_per_iteration": "63"},

@@ -12,14 +12,22 @@ import optax
 import pytest
 from tiny import ARCHES, PAD, PARAMS, V, jit, make_prompts, mask_of, scorer
 
-from ssppo_jax.distributed.mesh import Constrain, make_mesh, put_rows, shardings
+from ssppo_jax.distributed.mesh import Constrain, abstract, make_mesh, put_rows, shardings
 from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.losses.group import LOSSES as GROUP_LOSSES
 from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
-from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer
-from ssppo_jax.steps import fresh_state, make_score_step, make_term_norms, make_train_step
+from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer, with_master
+from ssppo_jax.steps import (
+    abstract_state,
+    fresh_state,
+    make_score_step,
+    make_term_norms,
+    make_train_step,
+)
 from ssppo_jax.types import Batch, Mean, Policy, TrainState
+from ssppo_jax.weights.checkpoint import Checkpoints
 
 B, K, PROMPT, T, CHUNK = 8, 2, 6, 12, 6
 ARCH = ARCHES["tied"]
@@ -311,6 +319,84 @@ def test_gradients_of_half_precision_parameters_are_summed_in_float32():
     step = make_train_step(apply, linear, lambda policy, batch: {}, optimizer)
     _, metrics = jax.jit(step)(TrainState(params, optimizer.init(params), jnp.int32(0)), batch)
     np.testing.assert_allclose(metrics["grad_norm"].result(), slope.mean(), rtol=1e-6)
+
+
+def test_the_first_update_of_a_rollout_takes_its_own_log_probs_for_old_ones():
+    """Old log-probs that are 1e-3 off: GSPO clips some as if the policy had moved. On-policy the
+    gradient is -A/(B K L) per token, and the statistics still see what another program scored."""
+    rng, shape = np.random.default_rng(0), (2, 2, 3)  # two micro-batches
+    params = {"w": -rng.uniform(0.5, 2.0, shape).astype(np.float32)}
+    worth = np.tile(np.array([1.0, -2.0], np.float32), (2, 2, 1))
+    off = np.float32(1e-3) * np.array([-1, 1], np.float32)[:, None]  # ratios with the sign of A
+    fields = {name: np.zeros((2, 2), np.float32) for name in Batch._fields}
+    fields |= {"prompt": np.ones((2, 2, 1), np.int32), "completion": np.ones((2, *shape), np.int32)}
+    fields |= {"prompt_length": np.ones((2, 2), np.int32), "advantage": worth}
+    fields |= dict.fromkeys(("win_rate", "target"), worth)
+    old = np.broadcast_to(params["w"] + off, (2, *shape))
+    tokens = dict.fromkeys(("old_logp", "ref_logp", "init_logp"), old)
+    real = {"mask": np.ones((2, *shape), np.float32), "weight": np.ones((2, 2), np.float32)}
+    batch = Batch(**fields | tokens | real)
+
+    def apply(params, *_):
+        return Policy(params["w"], jnp.zeros((2, 2, 1))), None
+
+    gspo = GROUP_LOSSES["gspo"]
+    step = jit(make_train_step(apply, gspo, ratio_stats, remember()))
+    norms = jit(make_term_norms(apply, gspo))
+    state = TrainState(params, params, np.int32(0))
+    for on_policy, clipped in ((True, 0.0), (False, 1.0)):
+        new, metrics = step(state, batch, on_policy=np.asarray(on_policy))
+        found = {name: float(m.result()) for name, m in metrics.items()}
+        assert found["clip_ratio/region_mean"] == clipped
+        assert found["ratio/gap"] == pytest.approx(1e-3, rel=1e-2)
+        gradient = np.broadcast_to(-(1 - clipped) * worth[0][:, :, None] / 12, shape)
+        np.testing.assert_allclose(new.opt_state["w"], gradient, rtol=1e-6)
+        part = jax.tree.map(lambda x: x[0], batch)
+        norm = norms(params, part, None, np.asarray(on_policy))["grad_norm/surrogate"].result()
+        np.testing.assert_allclose(norm, np.linalg.norm(gradient), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rounding", ["nearest", "master"])
+def test_the_logged_update_is_the_one_that_the_parameters_took(rounding):
+    """1 - 2^-6 is a bfloat16, and 1 - 2^-10 is rounded to 1: a quarter of the elements move."""
+    size = 64
+    slope = np.where(np.arange(size) % 4 == 0, 2.0**-6, 2.0**-10).astype(np.float32)
+
+    def apply(params, *_):
+        return Policy(params["w"].astype(jnp.float32)[None, None], jnp.zeros((1, 1, 1))), None
+
+    def linear(policy, batch):
+        return Mean(jnp.sum(slope * policy.logp[0, 0]), jnp.float32(1)), {}
+
+    optimizer = optax.sgd(1.0)
+    optimizer = with_master(optimizer) if rounding == "master" else optimizer
+    params = {"w": jnp.ones(size, jnp.bfloat16)}
+    batch = Batch(**{name: np.zeros((1, 1), np.float32) for name in Batch._fields})
+    step = jax.jit(make_train_step(apply, linear, lambda policy, batch: {}, optimizer))
+    state, metrics = step(TrainState(params, optimizer.init(params), jnp.int32(0)), batch)
+    np.testing.assert_allclose(metrics["update_share"].result(), 0.25)
+    np.testing.assert_allclose(metrics["update_norm"].result(), 4 * 2.0**-6)
+    np.testing.assert_allclose(metrics["grad_norm"].result(), np.linalg.norm(slope), rtol=1e-6)
+    for _ in range(3):  # of -2^-10, four make the smallest step below 1, 2^-8
+        state, metrics = step(state, batch)
+    moved = np.asarray(state.params["w"], np.float32)[1:4]
+    np.testing.assert_array_equal(moved, 1 - 2.0**-8 if rounding == "master" else 1.0)
+
+
+def test_a_checkpoint_holds_float32_masters_that_are_cut_as_the_parameters_are(tmp_path):
+    mesh = make_mesh((2, 2, 2))
+    half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS["tied"])
+    optimizer = with_master(OPTIMIZERS["rmsprop"]())
+    state = fresh_state(mesh, jax.device_put(half, shardings(mesh, half)), optimizer)
+    like = abstract_state(mesh, abstract(mesh, jax.eval_shape(lambda: half)), optimizer)
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    checkpoints.save(1, state, {}, finite=True)
+    found, _ = checkpoints.restore(1, like)
+    for path, master in jax.tree_util.tree_leaves_with_path(found.opt_state.kept):
+        own = functools.reduce(lambda tree, part: tree[part.key], path, found.params)
+        assert master.dtype == jnp.float32 and own.dtype == jnp.bfloat16
+        assert master.sharding.is_equivalent_to(own.sharding, own.ndim)
+        np.testing.assert_array_equal(master, np.asarray(own, np.float32))
 
 
 # ---- scoring and diagnostics ---------------------------------------------------------------------

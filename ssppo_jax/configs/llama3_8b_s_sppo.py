@@ -27,7 +27,7 @@ def get_config():
     config = base_config()
     config.model.source = "meta-llama/Meta-Llama-3-8B-Instruct"
     config.model.dtype = "bfloat16"
-    # at a rate of 5e-7, updates of bfloat16 parameters would round to nothing
+    # bfloat16 parameters would need float32 ones beside them at a rate of 5e-7
     config.model.param_dtype = "float32"
     config.model.remat = "full"
     config.model.attention_chunk = 128

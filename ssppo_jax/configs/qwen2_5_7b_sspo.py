@@ -16,7 +16,7 @@ def get_config():
     config = base_config()
     config.model.source = "Qwen/Qwen2.5-7B-Instruct"
     config.model.dtype = "bfloat16"
-    # at a rate of 1e-6, updates of bfloat16 parameters would round to nothing
+    # bfloat16 parameters would need float32 ones beside them at a rate of 1e-6
     config.model.param_dtype = "float32"
     config.model.remat = "full"
     config.model.attention_chunk = 128

@@ -122,8 +122,8 @@ def cosine(a: Float[Array, "*A D"], b: Float[Array, "*A D"]) -> Float[Array, "*A
 def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
     """Measure how far the policy has moved and how long the responses are, before any gate or clip.
 
-    * `ratio/{min,mean,max}`: pi/pi_t per token; `ratio/sequence_log`: log(pi/pi_t) summed over the
-      response.
+    * `ratio/{min,mean,max}`: pi/pi_t per token; `ratio/gap`: the largest |pi/pi_t - 1|;
+      `ratio/sequence_log`: log(pi/pi_t) summed over the response.
     * `kl/old_k1`, `kl/old_k3`: KL(pi_t || pi) per sequence. The samples are pi_t's own, so with u =
       log(pi/pi_t) the estimates -u (k1, unbiased, any sign) and e^u - 1 - u (k3, never negative)
       need no importance weight.
@@ -132,7 +132,9 @@ def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
       `init_logp` is all zero were not scored and do not count.
     * `length/{min,mean,max}`: tokens per response, EOS included.
 
-    Of pairs these are statistics of the winner and the loser. Log-ratios are clipped to +-60 inside
+    These estimates of KL are right where the log-probs are those of the distribution sampled from:
+    at temperature 1, or for a group loss at any, and without top-k, top-p and min-p. Of pairs these
+    are statistics of the winner and the loser. Log-ratios are clipped to +-60 inside
     `exp` only. Min is +inf and Max is -inf where nothing counted, so both merge."""
     policy, batch = clean(policy, batch)
     mask, valid = batch.mask, batch.mask > 0
@@ -147,6 +149,7 @@ def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
         "ratio/min": Min(jnp.min(jnp.where(valid, ratio, jnp.inf))),
         "ratio/mean": weighted_mean(ratio, mask * real[:, :, None]),
         "ratio/max": Max(jnp.max(jnp.where(valid, ratio, -jnp.inf))),
+        "ratio/gap": Max(jnp.max(jnp.where(valid, jnp.abs(_exp_minus_1(u)), 0.0))),
         "ratio/sequence_log": weighted_mean(sequence_sum(u, mask), real),
         "kl/old_k1": weighted_mean(-sequence_sum(u, mask), real),
         "kl/old_k3": weighted_mean(_k3(u, mask), real),
@@ -164,4 +167,8 @@ def _exp(u: Array) -> Array:
 
 def _k3(u: Array, mask: Array) -> Array:
     """Sum e^u - 1 - u over tokens -> [B,K]; expm1 keeps the digits near u = 0."""
-    return sequence_sum(jnp.expm1(jnp.clip(u, -MAX_LOG_RATIO, MAX_LOG_RATIO)) - u, mask)
+    return sequence_sum(_exp_minus_1(u) - u, mask)
+
+
+def _exp_minus_1(u: Array) -> Array:
+    return jnp.expm1(jnp.clip(u, -MAX_LOG_RATIO, MAX_LOG_RATIO))

@@ -7,7 +7,8 @@ length-normalised sequence ratio. Papers maximise J; a loss is -J. Names of loss
 TRL's, those of `loss_agg_mode` verl's.
 
 With `beta` > 0 every loss adds beta * KL(pi || pi_ref) by the k3 estimate, aggregated as the
-surrogate is.
+surrogate is. pi_ref is the initial policy, as TRL's and verl's, unless `train.kl_reference` says
+otherwise.
 
 Means are over responses or over tokens of real rows, and merge: micro-batches of any cut give the
 same gradient. A response without tokens (one masked because it was truncated) adds 0 and counts as

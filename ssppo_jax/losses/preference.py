@@ -412,9 +412,10 @@ def inpo(
     """INPO: [log(pi_w/pi_l) - tau/eta log(ref_w/ref_l) - (1 - tau/eta) log(pi_t,w/pi_t,l) - 1/(2
     eta)]^2.
 
-    arXiv 2407.00617 (reconstruction, defaults included). `batch.ref_logp` must be the regularising
-    reference (the initial policy) and `batch.old_logp` pi_t; with tau = 0 it is `ipo` against pi_t
-    without length normalisation. Reward: eta times the bracket's contribution of one response.
+    arXiv 2407.00617 (reconstruction, defaults included). `batch.ref_logp` is the regularising
+    reference, the initial policy, which comes with the loss (`COMPANIONS`), and `batch.old_logp`
+    pi_t. With tau = 0 it is `ipo` against pi_t without length normalisation. Reward: eta times the
+    bracket's contribution of one response.
 
     Args:
       eta: the paper's step constant; the margin aimed at is 1/(2 eta)
@@ -456,3 +457,4 @@ TIES = {  # losses that regress onto a win rate, which a tie has; all others hav
     "sppo": "win rates of 1/2",
     "sppo_single": "P(winner > loser) as judged: 1/2, but for a cycle",
 }
+COMPANIONS = {"inpo": {"train.reference": "initial"}}  # what tau weighs against pi_t

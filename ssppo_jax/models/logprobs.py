@@ -37,14 +37,16 @@ def token_logprobs(
     *,
     chunk: int,
     softcap: float | None = None,
+    temperature: float = 1.0,
     entropy: bool = False,
     parts: int = 1,
     constrain: Callable[[Array, str], Array] = lambda x, kind: x,
 ) -> TokenLogprobs:
-    """Return log softmax(hidden @ kernel)[target], about `chunk` vocabulary entries at a time.
+    """Return log softmax(hidden @ kernel / temperature)[target], about `chunk` vocabulary entries
+    at a time.
 
     The largest logit and the sum of the exponentials run along. The backward pass is written out
-    and computes the logits of a chunk again:
+    and computes the logits of a chunk again. At temperature 1:
 
         d logp / d hidden       = kernel[:, target] - sum_v p_v kernel[:, v]
         d logp / d kernel[:, v] = (1[v = target] - p_v) hidden
@@ -55,6 +57,7 @@ def token_logprobs(
     Args:
       chunk: vocabulary entries whose logits exist at one time.
       softcap: bounds the logits.
+      temperature: divides the logits, after the soft cap, as the sampler does.
       entropy: whether it is wanted.
       parts: ways the vocabulary is cut over the mesh; every chunk takes an equal share of each
         part.
@@ -62,7 +65,7 @@ def token_logprobs(
     """
     d, v = kernel.shape
     width = max(1, min(-(-chunk // parts), v // parts))
-    setting = _Setting(width, parts, softcap, entropy, constrain)
+    setting = _Setting(width, parts, softcap, temperature, entropy, constrain)
     cut = kernel.astype(hidden.dtype).reshape(d, parts, v // parts)
     logp, h = _logprobs(setting, hidden, cut, targets)
     return TokenLogprobs(logp, h if entropy else None)
@@ -72,6 +75,7 @@ class _Setting(NamedTuple):
     width: int  # entries of each part in a chunk
     parts: int
     softcap: float | None
+    temperature: float
     entropy: bool
     constrain: Callable[[Array, str], Array]
 
@@ -122,9 +126,10 @@ def _backward(setting, saved, cotangents):
         part = _part(setting, hidden, kernel, index)
         p = jnp.exp(part.logits - total[..., None, None])
         error = (part.ids == targets[..., None, None]) - p
-        error = jnp.where(part.fresh, error * of_logp, 0.0)
+        error = jnp.where(part.fresh, error * (of_logp / setting.temperature), 0.0)
         if setting.softcap is not None:
-            error = error * (1.0 - jnp.square(part.logits / setting.softcap))
+            capped = part.logits * setting.temperature / setting.softcap
+            error = error * (1.0 - jnp.square(capped))
         error = error.astype(hidden.dtype).reshape(-1, setting.parts * setting.width)
         flat = hidden.reshape(-1, hidden.shape[-1])
         columns = part.kernel.reshape(part.kernel.shape[0], -1)
@@ -155,7 +160,7 @@ class _Part(NamedTuple):
 
     kernel: Float[Array, "D parts width"]
     start: Int[Array, ""]  # where its columns start in each part
-    logits: Float[Array, "B K T parts width"]
+    logits: Float[Array, "B K T parts width"]  # divided by the temperature
     fresh: Bool[Array, "1 1 1 1 width"]  # entries that no chunk before had
     ids: Int[Array, "1 1 1 parts width"]  # of the vocabulary
 
@@ -165,6 +170,7 @@ def _part(setting: _Setting, hidden: Array, kernel: Array, index: Array) -> _Par
     start = jnp.minimum(index * setting.width, size - setting.width)
     columns = jax.lax.dynamic_slice_in_dim(kernel, start, setting.width, axis=-1)
     logits = setting.constrain(logits_of(hidden, columns, setting.softcap), "logits")
+    logits = logits / setting.temperature
     column = start + jnp.arange(setting.width)
     ids = jnp.arange(setting.parts)[:, None] * size + column[None, :]
     fresh = column >= index * setting.width

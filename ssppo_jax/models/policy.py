@@ -1,4 +1,4 @@
-"""The model as a loss sees it: raw token log-probs and one pooled state per completion."""
+"""The model as a loss sees it: token log-probs and one pooled state per completion."""
 
 from __future__ import annotations
 
@@ -50,6 +50,7 @@ def make_apply(
     decoder: Decoder,
     *,
     logprob_chunk: int = 4096,
+    temperature: float = 1.0,
     repulsion_pooling: str = "last_token",
     repulsion_layer: str = "final_post_norm",
 ) -> Apply:
@@ -61,6 +62,7 @@ def make_apply(
     Args:
       decoder: the model.
       logprob_chunk: vocabulary entries whose logits exist at one time.
+      temperature: divides the logits of log-probs and entropy.
       repulsion_pooling: "last_token" or "mean_response" (reconstruction).
       repulsion_layer: "final_post_norm" (Hugging Face's last hidden state), "final_pre_norm", or a
         block's number.
@@ -91,6 +93,7 @@ def make_apply(
             completion,
             chunk=logprob_chunk,
             softcap=decoder.arch.final_softcap,
+            temperature=temperature,
             entropy=entropy,
             parts=decoder.constrain.vocab_parts,
             constrain=decoder.constrain,

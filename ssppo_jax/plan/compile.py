@@ -164,7 +164,8 @@ def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
 KNOBS = {
     "parameters": "more chips in mesh.fsdp or mesh.tensor, or model.param_dtype=bfloat16",
     "optimizer": (
-        "more chips in mesh.fsdp, lora.rank, or optimizer.transform=rmsprop in place of adamw"
+        "more chips in mesh.fsdp, lora.rank, optimizer.name=rmsprop in place of adamw, or"
+        " optimizer.rounding=stochastic in place of master"
     ),
     "gradients": (
         "more chips in mesh.fsdp, lora.rank, or train.micro_batches=1, whose sums are not kept in"

@@ -17,7 +17,7 @@ from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.optimizer import make_run_optimizer
-from ssppo_jax.runtime import Runtime, sampling_params
+from ssppo_jax.runtime import ROUNDING, Runtime, rollout_params
 from ssppo_jax.sampling.sampler import in_one_batch
 from ssppo_jax.steps import abstract_state, make_score_step, make_train_step
 from ssppo_jax.types import Batch, Prompts, PyTree
@@ -60,7 +60,7 @@ def _generate(runtime: Runtime) -> Planned:
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(runtime.mesh))
-    step = jax.jit(in_one_batch(runtime.make_sampler(num_samples=k, sampling=sampling_params(c))))
+    step = jax.jit(in_one_batch(runtime.make_sampler(num_samples=k, sampling=rollout_params(c))))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
     return Planned(
         "generate", step, (runtime.abstract_params, Prompts(**fields), key), work, work, b * k * t
@@ -87,7 +87,7 @@ def _train(runtime: Runtime) -> Planned:
     c = runtime.config
     m, k = c.train.micro_batches, rows_per_prompt(runtime)
     b, p, t = c.train.batch_size // m, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
-    optimizer = make_run_optimizer(c)
+    optimizer = make_run_optimizer(c, runtime.key(ROUNDING))
     step = jax.jit(
         make_train_step(runtime.make_apply(), runtime.loss, ratio_stats, optimizer),
         donate_argnums=0,

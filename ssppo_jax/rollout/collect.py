@@ -27,7 +27,7 @@ from ssppo_jax.rollout.score import score_batch
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER, SentenceEmbedder
 from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.runs.metrics import sample_stats
-from ssppo_jax.runtime import ROLLOUT, Runtime, sampling_params
+from ssppo_jax.runtime import ROLLOUT, Runtime, rollout_params
 from ssppo_jax.types import PyTree, Samples
 
 ASSEMBLE = {"pair": pair_rows, "group": group_rows, "opponent": opponent_rows}
@@ -106,13 +106,13 @@ class Collector:
         self.rounds = sampling_rounds(config)
         self.sampler = runtime.make_sampler(
             num_samples=1 if self.rows == "opponent" else config.sampling.num_samples,
-            sampling=sampling_params(config),
+            sampling=rollout_params(config),
         )
         if self.rows == "opponent":
             coef = config.loss.mixture_coef
             self.opponent_sampler = runtime.make_sampler(
                 num_samples=1,
-                sampling=sampling_params(config),
+                sampling=rollout_params(config),
                 weights=(1.0 - coef, coef),
                 first_sample=1,
             )

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from ssppo_jax.distributed.mesh import put_rows
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import GateError
+from ssppo_jax.losses import ROWS
 from ssppo_jax.rollout.store import take_rows
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.types import Batch, PyTree
@@ -57,9 +59,18 @@ def score_batch(
     if initial is not None:
         metrics["init_logp_per_token"] = float(init_logp.sum()) / tokens
         metrics["kl_to_initial"] = float((logp - init_logp).sum()) / responses
-    ref_logp = init_logp if config.train.reference == "initial" else logp
+    of_initial = initial is not None and reference_of(config) == "initial"
+    ref_logp = init_logp if of_initial else logp
     scored = batch._replace(old_logp=logp, ref_logp=ref_logp, init_logp=init_logp)
     return scored, metrics, {"seconds": time.perf_counter() - start}
+
+
+def reference_of(config: ConfigDict) -> str:
+    """Return the loss's reference, "iteration" (pi_t) or "initial".
+
+    A group loss has a reference for its KL term alone, which is a choice of its own."""
+    group = ROWS.get(config.loss.name) == "group"
+    return config.train.kl_reference if group else config.train.reference
 
 
 def score_rows(

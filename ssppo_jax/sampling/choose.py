@@ -17,7 +17,7 @@ from ssppo_jax.types import Array
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """Settings of how tokens are drawn. Raw log-probs are at temperature 1 whatever these say.
+    """Settings of how tokens are drawn, and of the log-probs recorded beside those as sampled.
 
     Attributes:
       temperature: logits are divided by it; 0 takes the most likely token.
@@ -25,6 +25,8 @@ class SamplingParams:
       top_p: keep the smallest set of tokens whose probability reaches p (1 keeps all).
       min_p: keep tokens at least min_p times as likely as the most likely one (0 keeps all).
       max_new_tokens: T, the completion slots.
+      logp_temperature: of the recorded log-probs over the full vocabulary, whatever the rest says:
+        what a trainer computes for the same tokens.
     """
 
     temperature: float = 1.0
@@ -32,11 +34,12 @@ class SamplingParams:
     top_p: float = 1.0
     min_p: float = 0.0
     max_new_tokens: int = 64
+    logp_temperature: float = 1.0
 
     @property
     def raw(self) -> bool:
-        """Say if the sampling distribution is the model's own."""
-        return self.temperature == 1.0 and not self.truncated
+        """Say if log-probs as sampled are those that are recorded beside them."""
+        return self.temperature == self.logp_temperature and not self.truncated
 
     @property
     def truncated(self) -> bool:
@@ -97,10 +100,11 @@ def choose(
 ) -> tuple[Int[Array, "B K"], Float[Array, "B K"], Float[Array, "B K"]]:
     """Draw one token per row from the softmax of its restricted logits.
 
-    Return the token, its raw log-prob, and its log-prob as sampled. `keys` are this token's."""
+    Return the token, its log-prob at `logp_temperature` over all tokens, and its log-prob as
+    sampled. `keys` are this token's."""
     if params.temperature == 0.0:
         best = jnp.argmax(logits, axis=-1)
-        logp = log_prob(logits, best)
+        logp = log_prob(logits / params.logp_temperature, best)
         return best, logp, jnp.zeros_like(logp)
     scaled = logits / params.temperature
     kept = restrict(scaled, params) if params.truncated else scaled
@@ -108,7 +112,9 @@ def choose(
     top = kept.max(-1)
     token, mass = invert(jnp.exp(kept - top[..., None]), uniform)
     sampling_logp = _at(kept, token) - (top + jnp.log(mass))
-    return token, (sampling_logp if params.raw else log_prob(logits, token)), sampling_logp
+    if params.raw:
+        return token, sampling_logp, sampling_logp
+    return token, log_prob(logits / params.logp_temperature, token), sampling_logp
 
 
 def invert(

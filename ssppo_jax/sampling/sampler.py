@@ -237,7 +237,7 @@ class Sampler:
         logits = tuple(self.decoder.constrain(x, "logits") for x in logits)
         token, logp, sampling_logp = choose(at_step, mixture(logits, self.weights), self.sampling)
         if len(self.weights) > 1:
-            logp = log_prob(logits[0], token)
+            logp = log_prob(logits[0] / self.sampling.logp_temperature, token)
         return token, logp, sampling_logp
 
     def _is_stop(self, token: Int[Array, "B K"]) -> Bool[Array, "B K"]:

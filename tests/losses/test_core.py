@@ -148,6 +148,7 @@ def test_ratio_stats_equal_a_float64_loop():
         "ratio/min": ratio.min(),
         "ratio/mean": ratio.mean(),
         "ratio/max": ratio.max(),
+        "ratio/gap": np.abs(ratio - 1).max(),
         "ratio/sequence_log": np.mean([v.sum() for v in u]),
         "kl/old_k1": -np.mean([v.sum() for v in u]),
         "kl/old_k3": k3(u),

@@ -72,12 +72,17 @@ def test_chunked_gradients_are_those_of_log_softmax(case, how):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
-def test_a_soft_cap_bounds_the_logits_and_bends_their_gradient(case):
+@pytest.mark.parametrize(("softcap", "temperature"), [(1.5, 1.0), (1.5, 0.6), (None, 0.6)])
+def test_a_soft_cap_and_a_temperature_bend_the_logits_and_their_gradient(
+    case, softcap, temperature
+):
     def chunked(hidden, kernel):
-        return jnp.sum(jnp.sin(token_logprobs(hidden, kernel, case[2], chunk=7, softcap=1.5).logp))
+        settings = {"softcap": softcap, "temperature": temperature}
+        return jnp.sum(jnp.sin(token_logprobs(hidden, kernel, case[2], chunk=7, **settings).logp))
 
     def plain(hidden, kernel):
-        logits = 1.5 * jnp.tanh(hidden @ kernel / 1.5)
+        logits = hidden @ kernel
+        logits = (softcap * jnp.tanh(logits / softcap) if softcap else logits) / temperature
         return jnp.sum(
             jnp.sin(jnp.take_along_axis(jax.nn.log_softmax(logits), case[2][..., None], -1))
         )

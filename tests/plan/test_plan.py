@@ -266,6 +266,18 @@ def test_collectives_are_those_of_the_compiled_step(plans):
     assert plans["score"].collectives == collective_bytes(text) != {}
 
 
+@pytest.mark.parametrize(
+    ("rounding", "each"), [("master", 4 + 4), ("stochastic", 2), ("nearest", 2)]
+)
+def test_the_optimizer_of_bfloat16_parameters_is_counted_by_how_they_are_rounded(rounding, each):
+    """Bytes of a parameter: RMSProp's mean square in its dtype, and the float32 parameter."""
+    half = {"model__param_dtype": "bfloat16", "optimizer__rounding": rounding}
+    config = load(**half)
+    runtime = plan.Runtime(config, None, *mesh_and_decoder(config), None, (0,))
+    held = plan.memory_of(runtime, planned_steps.plan_step(runtime, "train"))
+    assert held["optimizer"] / held["parameters"] == pytest.approx(each / 2, rel=1e-3)
+
+
 def mesh_and_decoder(config):
     mesh = plan.make_mesh((1, 4, 2))
     return mesh, ARCH, plan.make_decoder(config, ARCH, mesh)

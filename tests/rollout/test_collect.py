@@ -123,6 +123,22 @@ def test_a_group_loss_takes_win_rates_for_rewards_where_the_oracle_prefers(tmp_p
         assert row["reward"][longest] == max(row["reward"])
 
 
+def test_a_group_loss_at_another_temperature_is_on_policy_and_held_to_the_initial_policy(tmp_path):
+    """Sampler and trainer agree at the sampler's temperature, the first update of a rollout has
+    ratio 1 and no clip, and the KL is to the initial policy: 0 in the first iteration alone."""
+    settings = {"sampling__temperature": 0.7, "sampling__top_p": 0.9, "loss__beta": 0.1}
+    _, log, _ = run(tmp_path, byte_oracle(), loss="gspo", train__micro_batches=1, **settings)
+    assert max(score["sampler_gap"] for score in values(log, "score")) < 1e-5
+    steps = values(log, "train")
+    assert [("ratio/first_step_gap" in step) for step in steps] == [True, False] * 2
+    for first in steps[::2]:
+        assert first["ratio/first_step_gap"] == first["ratio/gap"] < 2e-5
+        assert first["sequence_ratio/min"] == first["sequence_ratio/max"] == 1
+        assert first["clip_ratio/region_mean"] == 0 and first["effective_update_ratio"] == 1
+    assert steps[0]["term/kl"] == pytest.approx(0, abs=1e-9)
+    assert steps[2]["term/kl"] > 1e-6
+
+
 def test_a_pair_loss_takes_the_higher_reward_for_the_winner(tmp_path):
     _, _, rows = run(tmp_path, byte_oracle(), train__iterations=1)
     share = [

@@ -90,6 +90,14 @@ def test_frequencies_and_log_probs_follow_the_distribution_sampled_from(settings
     )  # raw whatever the settings
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 0.7}, {"temperature": 0.7, "top_k": 3}, {"temperature": 0.0}]
+)
+def test_log_probs_are_recorded_at_the_trainers_temperature_over_all_tokens(settings):
+    token, logp, _ = draws(SamplingParams(**settings, logp_temperature=0.7))
+    np.testing.assert_allclose(logp, np.log(softmax(LOGITS / np.float32(0.7))[token]), atol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 17, 100])
 def test_a_token_of_weight_zero_is_never_drawn_even_at_the_edges_of_rounding(size):
     """Uniforms one float around every boundary of the running sum, where parallel sums are not
