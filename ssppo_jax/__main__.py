@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib.util
-import json
 import logging
 import os
 import sys
@@ -15,7 +14,7 @@ from typing import NoReturn
 
 from ssppo_jax import __version__
 from ssppo_jax.errors import ConfigError, Interrupted, UserError
-from ssppo_jax.files import default_cache, write_lines
+from ssppo_jax.files import default_cache, json_text, write_lines
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
@@ -241,7 +240,7 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         return INTERRUPTED
     if hosts.is_first():
         report = build_report(Path(args.workdir))
-        print(json.dumps(result))
+        print(json_text(result))
         print(f"report: {report}")
     return 0
 
@@ -253,7 +252,7 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     output = _folder(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
     shown = ("candidate", "baseline", "win_rate", "rewards", "oracle")
-    print(json.dumps({key: result[key] for key in shown}))
+    print(json_text({key: result[key] for key in shown}))
     print(f"{result['summary']} (95% intervals over {result['win_rate']['n']} prompts)")
     return 0
 
@@ -266,7 +265,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         _folder(Path(args.output).parent)
     if args.model:
         config.model.source = args.model
-    lines = [json.dumps(row, ensure_ascii=False) for row in respond(config, args.prompt)]
+    lines = [json_text(row) for row in respond(config, args.prompt)]
     if args.output:
         write_lines(Path(args.output), lines)
     else:

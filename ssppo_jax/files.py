@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -33,9 +34,28 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
     sync(path.parent)
 
 
+def json_text(value: Any, *, indent: int | None = None) -> str:
+    """Return a value as JSON; a number that is not finite, such as an open bound, becomes null.
+
+    NaN and Infinity are no JSON, although Python writes them.
+    """
+    return json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _without_nan(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value atomically, in UTF-8."""
-    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    """Write one JSON value atomically, in UTF-8 (`json_text`)."""
+    text = json_text(value, indent=1) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 

@@ -13,7 +13,14 @@ from ssppo_jax.data.batches import (
     length_groups,
     pad_batch,
 )
-from ssppo_jax.data.order import Split, fingerprint, portion, split_prompts
+from ssppo_jax.data.order import (
+    History,
+    Split,
+    fingerprint,
+    portion,
+    question,
+    split_prompts,
+)
 
 SOURCES = discover(__path__, __name__, "SOURCES")  # of every module here
 
@@ -21,6 +28,7 @@ __all__ = [
     "SOURCES",
     "Dropped",
     "EncodedPrompt",
+    "History",
     "LengthGroup",
     "PromptBatch",
     "Split",
@@ -32,5 +40,6 @@ __all__ = [
     "length_groups",
     "pad_batch",
     "portion",
+    "question",
     "split_prompts",
 ]
