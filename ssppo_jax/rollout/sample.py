@@ -60,7 +60,7 @@ def sample_prompts(
     with bar(len(encoded), what=what, unit="prompts") as progress:
 
         def finish(rows: np.ndarray, samples: Samples) -> None:
-            _check_finite(runtime.config, samples, what)
+            check_finite(runtime.config, samples, what)
             parts.append(samples)
             order.append(rows)
             texts.extend(_texts(runtime, samples))
@@ -86,27 +86,21 @@ def sample_prompts(
     )
 
 
-def _check_finite(config: ConfigDict, samples: Samples, what: str) -> None:
-    """Check the log-probs of sampled tokens, before anything is made of the tokens."""
+def check_finite(config: ConfigDict, samples: Samples, what: str) -> None:
+    """Check the log-probs of sampled tokens, before anything is made of the tokens.
+
+    Raises:
+      GateError: one of them is not finite; names the model.
+    """
     real = np.arange(samples.tokens.shape[-1]) < samples.length[..., None]  # [B,K,T]
-    for logp, cause in (
-        (
-            samples.logp,
-            "the weights are damaged, or they overflow in model.dtype="
-            f"{config.model.dtype}; load another copy, or set model.dtype=float32",
-        ),
-        (
-            samples.sampling_logp,
-            "the logits overflow when they are divided by the sampling temperature; raise it, or"
-            " set 0 for the most likely token",
-        ),
-    ):
-        bad = (real & ~np.isfinite(logp)).any(-1)
-        if bad.any():
-            raise GateError(
-                f"model {config.model.source!r} ({what}): {bad.sum()} of {bad.size} responses have"
-                f" log-probs that are not finite: {cause}"
-            )
+    bad = (real & ~np.isfinite(samples.logp + samples.sampling_logp)).any(-1)
+    if bad.any():
+        raise GateError(
+            f"model {config.model.source!r} ({what}): {bad.sum()} of {bad.size} responses have"
+            " log-probs that are not finite. The weights are damaged, or numbers overflow: load"
+            f" another copy, set model.dtype=float32 (it is {config.model.dtype}), or raise a"
+            " temperature near 0 (0 itself takes the most likely token)"
+        )
 
 
 def _serve(
