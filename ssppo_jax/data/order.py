@@ -20,6 +20,8 @@ from ssppo_jax.types import Prompt
 _STYLE = str.maketrans("‘’“”‐‑–—−", "''\"\"-----")  # quotes and dashes, to those of ASCII
 _SENTENCE_END = re.compile(r"(?<=\w)[.,;:!?]+(?=\s|$)")
 _OPERATOR = re.compile(r"(?<=\w)\s*([^\w\s])\s*(?=\w)")  # one symbol between two words
+_NUMBER, _BOUND = r"\d+(?:\.\d+)?", r"[\w.+*×/^-]"  # what binds an operand to something else
+_CHAIN = re.compile(rf"(?<!{_BOUND}){_NUMBER}([+*×]){_NUMBER}(?:\1{_NUMBER})*(?!{_BOUND})")
 
 
 class Split(NamedTuple):
@@ -83,9 +85,9 @@ def split_prompts(
 def question(prompt: Prompt) -> str:
     """Return a digest of what a prompt asks, 16 hex digits: equal for twins.
 
-    A task's own canonical form decides where there is one ("3 + 5" and "5 + 3"). Otherwise the
-    turns do, apart from case, spacing, punctuation that ends a clause, and the style of quotes and
-    dashes.
+    A task's own canonical form decides where there is one. Otherwise the turns do, apart from case,
+    spacing, punctuation that ends a clause, the style of quotes and dashes, and the order of plain
+    numbers in a sum or a product ("3 + 5" and "5 + 3").
     """
     content = prompt.canonical or json.dumps(
         [[m["role"], _normal(m["content"])] for m in prompt.messages]
@@ -169,4 +171,5 @@ def _shuffled(count: int, seed: int, start: int, stop: int) -> np.ndarray:
 
 def _normal(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_STYLE).casefold()
-    return " ".join(_OPERATOR.sub(r"\1", _SENTENCE_END.sub("", text)).split())
+    text = " ".join(_OPERATOR.sub(r"\1", _SENTENCE_END.sub("", text)).split())
+    return _CHAIN.sub(lambda found: found[1].join(sorted(found[0].split(found[1]))), text)

@@ -50,7 +50,7 @@ def prepare_prompts(
     heldout, dropped_heldout = _encode(split.heldout, tokenizer, settings)
     copies = list(split.duplicates)
     if copies:
-        log.warning("left out %d training prompts that repeat a held-out one", len(copies))
+        log.warning("left out %d training prompts that ask what a held-out one asks", len(copies))
     account = {
         "train_prompts": len(train),
         "heldout_prompts": len(heldout),
@@ -91,6 +91,9 @@ def prepare_heldout(
             len(split.seen),
             len(split.heldout),
         )
+    if history.heldout:
+        held = sum(p.id in history.heldout for p in fresh)
+        log.info("%d of %d prompts are those that the models' runs held out", held, len(fresh))
     read = [_encode(fresh, tokenizer, settings) for tokenizer in tokenizers]
     common = set.intersection(*({e.prompt.id for e in encoded} for encoded, _ in read))
     if not common:

@@ -393,6 +393,8 @@ def test_copies_of_heldout_texts_are_kept_out_of_training_and_named():
         ("It’s “true” — no?", 'it\'s "true" - no'),
         ("Add ３ and ５", "Add 3 and 5"),  # full width
         ("Ende gut. Alles GROẞ!", "ende gut alles gross"),
+        ("What is 3 + 5?", "What is 5 + 3?"),
+        ("2.5 × 4 × 10 =", "10 × 2.5 × 4 ="),
     ],
 )
 def test_twins_in_other_dress_are_one_question(one, two):
@@ -408,6 +410,11 @@ def test_twins_in_other_dress_are_one_question(one, two):
     [
         ("What is 3 + 5?", "What is 3 - 5?"),
         ("What is 1.5?", "What is 15?"),
+        ("What is 3 - 5?", "What is 5 - 3?"),
+        ("What is 2 * 3 + 5?", "What is 2 * 5 + 3?"),
+        ("What is 2^3 + 5?", "What is 2^5 + 3?"),
+        ("What is 1 - 2 + 3?", "What is 1 - 3 + 2?"),
+        ("What is a1 + 2?", "What is a2 + 1?"),
         ("Is x != y true?", "Is x == y true?"),
         ("Decode .- -...", "Decode .-- ..."),
         ("Sort ab c", "Sort a bc"),
