@@ -6,7 +6,6 @@ import argparse
 import difflib
 import importlib.util
 import io
-import json
 import logging
 import os
 import sys
@@ -273,7 +272,7 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         return INTERRUPTED
     if hosts.is_first():
         report = build_report(Path(args.workdir))
-        print(json.dumps(result))
+        print(to_json(result))
         print(f"report: {report}")
     return 0
 
@@ -285,7 +284,7 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     output = _folder(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
     shown = ("candidate", "baseline", "win_rate", "rewards", "oracle")
-    print(json.dumps({key: result[key] for key in shown}))
+    print(to_json({key: result[key] for key in shown}))
     print(f"{result['summary']} (95% intervals over {result['win_rate']['n']} prompts)")
     return 0
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import datetime
 import difflib
 import functools
 import importlib
@@ -99,6 +100,14 @@ def one_of(*allowed) -> Rule:
 def increasing(x) -> str | None:
     ok = len(x) > 0 and all(v > 0 for v in x) and list(x) == sorted(set(x))
     return None if ok else "increasing positive integers, e.g. (64,128,256)"
+
+
+def iso_date(x) -> str | None:
+    try:
+        ok = datetime.date.fromisoformat(x).isoformat() == x
+    except ValueError:
+        ok = False
+    return None if ok else "a date, such as 2024-07-26"
 
 
 Unit = Annotated[float, unit]

@@ -16,7 +16,7 @@ from scipy.stats import bootstrap
 from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.data.prepare import prepare_prompts
+from ssppo_jax.data.prepare import prepare_heldout
 from ssppo_jax.errors import UserError
 from ssppo_jax.files import write_json, write_records
 from ssppo_jax.oracles import ORACLES
@@ -24,10 +24,10 @@ from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import Oracle, drop_failed
 from ssppo_jax.rollout.judge import build_oracle, judge, place_oracle
 from ssppo_jax.rollout.sample import Responses, sample_prompts
-from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
+from ssppo_jax.runs.folder import history_of
+from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params, with_source
 from ssppo_jax.sampling.sampler import CompiledSampler
 from ssppo_jax.types import FINISH_NAMES, Prompt, PyTree, Verdict
-from ssppo_jax.weights.source import resolve
 
 log = logging.getLogger(__name__)
 
@@ -211,16 +211,26 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     """Load two policies, sample both on the held-out prompts and compare them.
 
     `candidate` and `baseline` are anything `model.source` may be: embedded:NAME, a folder, a repo
-    id, a .gguf file. The result and all texts are written to `output`.
+    id, a .gguf file. Each brings its own architecture, tokenizer and chat template, and the
+    config's `model.source` is not read. Prompts that a run trained either on are left out, and
+    what the run held out comes first (`history_of`). The result and all texts are written to
+    `output`.
     """
-    runtime = build_runtime(config)
-    _, encoded, account = prepare_prompts(config.data, runtime.tokenizer, seed=config.seed)
-    heldout, oracle = HeldOut(runtime, encoded), build_oracle(config)
-    place_oracle(oracle, runtime.mesh)
-    oracle.check([e.prompt for e in encoded])
+    sides = {"baseline": baseline, "candidate": candidate}
+    runtimes = [build_runtime(with_source(config, source)) for source in sides.values()]
+    encoded, account = prepare_heldout(
+        config.data,
+        [runtime.tokenizer for runtime in runtimes],
+        seed=config.seed,
+        history=history_of(candidate, baseline),
+    )
+    oracle = build_oracle(config)
+    place_oracle(oracle, runtimes[0].mesh)
+    oracle.check([e.prompt for e in encoded[0]])
     texts, start = {}, time.perf_counter()
-    for name, source in (("baseline", baseline), ("candidate", candidate)):
-        params = runtime.load_params(resolve(source))
+    for name, runtime, prompts in zip(sides, runtimes, encoded, strict=True):
+        params = runtime.load_params()
+        heldout = HeldOut(runtime, prompts)
         texts[name] = heldout.sample(
             params,
             num_samples=config.eval.final_num_samples,
@@ -228,7 +238,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
             what=f"sample {name}",
         )
         del params
-    found = compare(config, oracle, encoded, texts["candidate"].texts, texts["baseline"].texts)
+    found = compare(config, oracle, encoded[0], texts["candidate"].texts, texts["baseline"].texts)
     result = {
         "candidate": candidate,
         "baseline": baseline,
@@ -348,12 +358,16 @@ def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
             for i, text in enumerate(texts)
         ]
         limit = config.data.max_prompt_length
-        encoded, dropped = data.encode_prompts(prompts, runtime.tokenizer, max_prompt_length=limit)
+        encoded, dropped = data.encode_prompts(
+            prompts, runtime.tokenizer, max_prompt_length=limit, date=config.data.date
+        )
         if dropped.rows:
             log.warning("%s", dropped)
     else:
-        prepared = prepare_prompts(config.data, runtime.tokenizer, seed=config.seed)
-        encoded = prepared.heldout
+        history = history_of(config.model.source)
+        (encoded,), _ = prepare_heldout(
+            config.data, [runtime.tokenizer], seed=config.seed, history=history
+        )
     sampler = runtime.make_sampler(
         num_samples=config.sampling.num_samples, sampling=sampling_params(config)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -62,13 +63,28 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
-    """Return JSON text that UTF-8 can hold; without `indent` it is one line for every reader."""
-    text = json.dumps(value, indent=indent, ensure_ascii=False)
+    """Return JSON text that UTF-8 can hold; without `indent` it is one line for every reader.
+
+    A number that is not finite, such as an open bound, becomes null: NaN and Infinity are no JSON,
+    although Python writes them.
+    """
+    text = json.dumps(_without_nan(value), indent=indent, ensure_ascii=False, allow_nan=False)
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def _without_nan(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case dict():
+            return {key: _without_nan(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_without_nan(item) for item in value]
+    return value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write one JSON value atomically, in UTF-8."""
+    """Write one JSON value atomically, in UTF-8 (`to_json`)."""
     content = (to_json(value, indent=1) + "\n").encode()
     write_atomically(path, lambda file: file.write(content))
 

@@ -129,6 +129,13 @@ class Runtime:
         )
 
 
+def with_source(config: ConfigDict, source: str) -> ConfigDict:
+    """Return a copy of a config with another `model.source`."""
+    own = config.copy_and_resolve_references()
+    own.model.source = source
+    return own
+
+
 def build_runtime(config: ConfigDict) -> Runtime:
     """Build mesh, tokenizer and model of a checked config; load no parameters yet.
 
@@ -155,13 +162,21 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
     """Make the configured model on a mesh.
 
     Raises:
-      ConfigError: adapters that fit no projection, or an attention kernel or remat that cannot run
-        here.
+      ConfigError: adapters that fit no projection, an attention kernel or remat that cannot run
+        here, or responses that reach beyond the model's positions.
     """
     platform = mesh.devices.flat[0].platform
     problem = attention_problem(config, arch, platform)
     if problem:
         raise ConfigError(f"model.attention={config.model.attention}: {problem}")
+    longest = config.data.max_prompt_length + config.sampling.max_new_tokens
+    if longest > arch.reach:
+        raise ConfigError(
+            f"data.max_prompt_length={config.data.max_prompt_length} and sampling.max_new_tokens="
+            f"{config.sampling.max_new_tokens} make {longest} positions, and the model reads"
+            f" {arch.reach} (max_position_embeddings in its config.json); lower one of them, or"
+            " take a model with a longer context"
+        )
     if config.model.remat == "offload" and platform == "cpu":
         raise ConfigError(
             "model.remat=offload: a CPU's memory is the host's; set dots, none or full"

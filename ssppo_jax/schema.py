@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
+from ssppo_jax.data.chat import DATE
 from ssppo_jax.distributed.mesh import AXES, mesh_shape
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
@@ -141,6 +142,12 @@ KEYS: tuple[Key, ...] = (
         (64, 128, 256, 512),
         "prompt lengths that programs are compiled for",
         cfg.increasing,
+    ),
+    Key(
+        "data.date",
+        DATE,
+        "date that a chat template prints as today's, so that prompts do not depend on the day",
+        cfg.iso_date,
     ),
     # sampling
     Key(

@@ -125,12 +125,16 @@ class Trainer:
     ):
         self.runtime, self.config = runtime, runtime.config
         self.workdir, self.metrics, self.stop = workdir, metrics, stop
+        history = hosts.on_first(lambda: run_folder.history_of(self.config.model.source))
         self.prompts, heldout, account = prepare_prompts(
-            self.config.data, runtime.tokenizer, seed=self.config.seed
+            self.config.data, runtime.tokenizer, seed=self.config.seed, history=history
+        )
+        self.fingerprint = self._fingerprint(heldout)
+        hosts.compare({"prompts": self.fingerprint})
+        hosts.on_first(
+            lambda: run_folder.claim_split(workdir, self.prompts, heldout, self.fingerprint)
         )
         run_folder.write_json(workdir / "prompts.json", account)
-        self.fingerprint = self._fingerprint()
-        hosts.compare({"prompts": self.fingerprint})
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = build_oracle(self.config)
         place_oracle(self.oracle, runtime.mesh)
@@ -187,11 +191,12 @@ class Trainer:
 
     # ---- start -----------------------------------------------------------------------------------
 
-    def _fingerprint(self) -> str:
-        """Digest everything that decides which prompt is trained on when."""
+    def _fingerprint(self, heldout: list[data.EncodedPrompt]) -> str:
+        """Digest everything that decides which ids are trained on when, and evaluated on."""
         c = self.config
         return data.fingerprint(
-            [e.prompt for e in self.prompts],
+            [*self.prompts, *heldout],
+            train=len(self.prompts),
             seed=c.seed,
             iterations=c.train.iterations,
             prompts_per_iteration=c.train.prompts_per_iteration,
@@ -229,8 +234,8 @@ class Trainer:
         state, meta = self.checkpoints.restore(step, like)
         if meta["fingerprint"] != self.fingerprint:
             raise ConfigError(
-                f"{self.workdir}: the training prompts changed since the checkpoint; put them back,"
-                " or give --workdir a new folder"
+                f"{self.workdir}: the prompts or their token ids changed since the checkpoint; put"
+                " them back, or give --workdir a new folder"
             )
         at = self.saved = Position(**meta["position"])
         self.moving = meta.get("moving_steps", int(state.step))  # not in older checkpoints

@@ -31,11 +31,12 @@ FINISH_NAMES = ("eos", "length")
 @dataclasses.dataclass(frozen=True)
 class Prompt:
     """One prompt as the user wrote it. `id` addresses its random keys; `meta` (an answer, say) is
-    for oracles."""
+    for oracles. Prompts of one `canonical` ask the same in other words; empty: the text says it."""
 
     id: str
     messages: tuple[dict, ...]  # chat turns {"role": ..., "content": ...}, the last from the user
     meta: dict = dataclasses.field(default_factory=dict)
+    canonical: str = ""
 
     @property
     def text(self) -> str:

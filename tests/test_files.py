@@ -1,5 +1,7 @@
 """Files are whole or old, and a line of JSON is never cut inside a string."""
 
+import json
+import math
 import os
 
 import pytest
@@ -97,3 +99,15 @@ def test_the_cache_folder_is_the_users_choice(monkeypatch, tmp_path):
     assert files.default_cache() == tmp_path
     monkeypatch.setenv("SSPPO_CACHE", "")
     assert files.default_cache().parts[-2:] == (".cache", "ssppo_jax")
+
+
+def test_a_number_that_is_none_is_null_at_any_depth_and_the_rest_stays():
+    value = {"a": [1.5, math.nan, (math.inf, -math.inf)], "b": {"c": math.nan, "d": "NaN", "e": 2}}
+    wanted = {"a": [1.5, None, [None, None]], "b": {"c": None, "d": "NaN", "e": 2}}
+    text = files.to_json(value)
+    assert json.loads(text) == wanted and "Infinity" not in text
+
+
+def test_a_json_file_holds_no_nan(tmp_path):
+    files.write_json(tmp_path / "x.json", {"low": -math.inf, "text": "\u2028é"})
+    assert files.read_json(tmp_path / "x.json") == {"low": None, "text": "\u2028é"}

@@ -83,8 +83,16 @@ def test_numbers_that_are_not_finite_are_refused_by_name(base, path, text):
 
 
 CHOICES = [
-    k for k in schema.KEYS if k.rule and isinstance(k.default, str) and k.path != "lora.targets"
+    k
+    for k in schema.KEYS
+    if k.rule and isinstance(k.default, str) and k.path not in ("lora.targets", "data.date")
 ]
+
+
+@pytest.mark.parametrize("date", ["today", "20240726", "2024-02-30", "2024-7-26", ""])
+def test_what_is_no_date_is_refused_with_an_example(base, date):
+    assert cfg.override(base, {"data.date": date}, schema.COMPONENTS) == []
+    assert f"data.date={date!r}: must be a date, such as 2024-07-26" in problems_of(base)
 
 
 def test_a_pattern_that_is_no_regular_expression_is_refused(base):

@@ -3,8 +3,9 @@ CPU cores.
 
 Off-policy, as SSPO is meant to be: every rollout of 32 prompts x 8 responses is learned in 4
 minibatches of 8 prompts. The questions are all the sums and differences of two digits that
-reasoning-gym makes; a third of them is held out. The reward is 1 when the last number of the
-response is right and 0 otherwise. Evaluations sample at 0.7."""
+reasoning-gym makes; a third of them is held out. A sum that is held out in one order is not trained
+on in the other. The reward is 1 when the last number of the response is right and 0 otherwise.
+Evaluations sample at 0.7."""
 
 from ssppo_jax.schema import base_config, select
 

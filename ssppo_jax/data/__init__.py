@@ -13,7 +13,15 @@ from ssppo_jax.data.batches import (
     length_groups,
     pad_batch,
 )
-from ssppo_jax.data.order import Split, fingerprint, portion, portion_sizes, split_prompts
+from ssppo_jax.data.order import (
+    History,
+    Split,
+    fingerprint,
+    portion,
+    portion_sizes,
+    question,
+    split_prompts,
+)
 
 SOURCES = discover(__path__, __name__, "SOURCES")  # of every module here
 
@@ -21,6 +29,7 @@ __all__ = [
     "SOURCES",
     "Dropped",
     "EncodedPrompt",
+    "History",
     "LengthGroup",
     "PromptBatch",
     "Split",
@@ -33,5 +42,6 @@ __all__ = [
     "pad_batch",
     "portion",
     "portion_sizes",
+    "question",
     "split_prompts",
 ]

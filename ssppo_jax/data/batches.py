@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssppo_jax.data.chat import encode_chat, opens_thinking
+from ssppo_jax.data.chat import DATE, encode_chat, opens_thinking
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt, Prompts
 
@@ -85,7 +85,12 @@ def addresses(ids: Iterable[str]) -> dict[str, np.uint32]:
 
 
 def encode_prompts(
-    prompts: Sequence[Prompt], tokenizer: Any, *, max_prompt_length: int, template: str = "model"
+    prompts: Sequence[Prompt],
+    tokenizer: Any,
+    *,
+    max_prompt_length: int,
+    template: str = "model",
+    date: str = DATE,
 ) -> tuple[list[EncodedPrompt], Dropped]:
     """Encode every prompt once; drop and report those over `max_prompt_length`, never cut them.
 
@@ -97,6 +102,7 @@ def encode_prompts(
         tokenizer: a transformers tokenizer.
         max_prompt_length: tokens a prompt may have, template included.
         template: "model" or "plain", see `encode_chat`.
+        date: what a template prints as today's, see `encode_chat`.
 
     Raises:
         DataError: the chat template refuses prompts (all are listed), or nothing is left.
@@ -105,7 +111,7 @@ def encode_prompts(
     encoded, bad = [], []
     for prompt in prompts:
         try:
-            tokens = encode_chat(tokenizer, prompt.messages, template=template)
+            tokens = encode_chat(tokenizer, prompt.messages, template=template, date=date)
             if opens_thinking(tokenizer, tokens):
                 prompt = dataclasses.replace(prompt, meta=prompt.meta | {"thinking": True})
             encoded.append(EncodedPrompt(prompt, tokens, spots[prompt.id]))

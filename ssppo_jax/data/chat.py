@@ -6,8 +6,10 @@ encoded again.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,18 @@ TEMPLATES = {
     "plain": PLAIN_TEMPLATE,
 }  # None: the template that the tokenizer carries
 
+DATE = "2024-07-26"  # what Llama 3.1's template prints where it is told no date
+# Of strftime; %s, seconds since 1970, depends on the time zone and is left out.
+DIRECTIVES = (*"aAbBcCdDeFgGhHIjmMnpPrRStTuUVwWxXyYzZf", *(f"-{c}" for c in "deHIjmMSy"))
+
 
 def encode_chat(
-    tokenizer: Any, messages: Sequence[dict], *, template: str = "model", answered: bool = False
+    tokenizer: Any,
+    messages: Sequence[dict],
+    *,
+    template: str = "model",
+    answered: bool = False,
+    date: str = DATE,
 ) -> np.ndarray:  # [P] int32
     """Encode a chat up to the assistant's first token, or with `answered` to the end of its last
     turn.
@@ -44,6 +55,8 @@ def encode_chat(
         messages: turns with "role" and "content".
         template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE`.
         answered: the last turn is an answer to be read whole, and no further one is asked for.
+        date: YYYY-MM-DD. A template that prints the date gets this one, at midnight, whatever the
+          clock says. So the ids depend neither on the day nor on the time zone.
 
     Raises:
         ConfigError: unknown template, no chat template under "model", or a BOS written twice.
@@ -51,7 +64,7 @@ def encode_chat(
           token cannot stay text.
     """
     marked, spelled = _mark_specials(tokenizer, messages)
-    text = _render(tokenizer, marked, template, answered=answered)
+    text = _render(tokenizer, marked, template, answered=answered, date=date)
     _check_verbatim(text, marked, answered=answered)
     ids = _encode_marked(tokenizer, text, spelled) if spelled else _encode(tokenizer, text)
     if not ids:
@@ -136,7 +149,9 @@ def check_completions(samples: Samples, eos: Sequence[int]) -> None:
         )
 
 
-def _render(tokenizer: Any, messages: Sequence[dict], template: str, *, answered: bool) -> str:
+def _render(
+    tokenizer: Any, messages: Sequence[dict], template: str, *, answered: bool, date: str
+) -> str:
     if template not in TEMPLATES:
         raise ConfigError(f"chat template {template!r} is unknown; allowed: {', '.join(TEMPLATES)}")
     if template == "model" and not tokenizer.chat_template:
@@ -147,9 +162,10 @@ def _render(tokenizer: Any, messages: Sequence[dict], template: str, *, answered
     try:
         return tokenizer.apply_chat_template(
             list(messages),
-            chat_template=TEMPLATES[template],
+            chat_template=_dated(TEMPLATES[template] or tokenizer.get_chat_template(), date),
             add_generation_prompt=not answered,
             tokenize=False,
+            date_string=datetime.fromisoformat(date).strftime("%d %b %Y"),  # as Llama 3 writes it
         )
     except ImportError:
         raise  # jinja2 is missing: not the data's fault
@@ -158,6 +174,22 @@ def _render(tokenizer: Any, messages: Sequence[dict], template: str, *, answered
     ) as exc:  # templates refuse turns (system role, order) by raising whatever they like
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template refuses turns ({roles}): {exc}") from exc
+
+
+@functools.cache
+def _dated(template: str, date: str) -> str:
+    """Put a macro `strftime_now` before a template that calls it.
+
+    The function that transformers gives templates reads the clock, and another cannot be passed.
+    The line break after the macro is trimmed away.
+    """
+    if "strftime_now" not in template:
+        return template
+    day = datetime.fromisoformat(date)
+    steps = [("%%", "\0"), *((f"%{d}", day.strftime(f"%{d}")) for d in DIRECTIVES), ("\0", "%")]
+    filters = "".join(f"|replace({old!r}, {new!r})" for old, new in steps)
+    macro = "{% macro strftime_now(format) %}{{ format" + filters + " }}{% endmacro %}\n"
+    return macro + template
 
 
 def _check_verbatim(text: str, messages: Sequence[dict], *, answered: bool) -> None:

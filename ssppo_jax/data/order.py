@@ -4,36 +4,58 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import unicodedata
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
 
+from ssppo_jax.data.batches import EncodedPrompt
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Prompt
 
+_STYLE = str.maketrans("‘’“”‐‑–—−", "''\"\"-----")  # quotes and dashes, to those of ASCII
+_SENTENCE_END = re.compile(r"(?<=\w)[.,;:!?]+(?=\s|$)")
+_OPERATOR = re.compile(r"(?<=\w)\s*([^\w\s])\s*(?=\w)")  # one symbol between two words
+_NUMBER, _BOUND = r"\d+(?:\.\d+)?", r"[\w.+*×/^-]"  # what binds an operand to something else
+_CHAIN = re.compile(rf"(?<!{_BOUND}){_NUMBER}([+*×]){_NUMBER}(?:\1{_NUMBER})*(?!{_BOUND})")
+
 
 class Split(NamedTuple):
-    """Hold disjoint prompts, each part in hash order; `duplicates` repeat a held-out prompt."""
+    """Hold disjoint prompts, each part in hash order."""
 
     train: list[Prompt]
     heldout: list[Prompt]
-    duplicates: tuple[str, ...]  # ids
+    duplicates: tuple[str, ...]  # ids left out of training: they ask what a held-out prompt asks
+    seen: tuple[str, ...]  # ids of held-out prompts that an earlier run was trained on
 
 
-def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Split:
+class History(NamedTuple):
+    """Hold what earlier runs did with questions, by their digests (`question`)."""
+
+    trained: frozenset[str] = frozenset()
+    heldout: Mapping[str, str] = MappingProxyType({})  # prompt id -> digest
+
+
+def split_prompts(
+    prompts: Sequence[Prompt], *, heldout: int, seed: int, history: History | None = None
+) -> Split:
     """Hold out the `heldout` prompts with the smallest hash of (seed, id); file order does not
     matter.
 
-    A training prompt whose turns equal a held-out prompt's, apart from case and spacing, is left
-    out and named.
+    A training prompt that asks what a held-out prompt asks (`question`) is left out and named, so
+    no question is on both sides. With a history, prompts that were held out come first and those
+    that were trained on come last.
 
     Args:
         prompts: all prompts, ids unique.
         heldout: how many to hold out.
         seed: another seed holds out others.
+        history: of the runs that made the model.
 
     Raises:
         ConfigError: `heldout` is negative or leaves nothing to train on.
@@ -42,16 +64,36 @@ def split_prompts(prompts: Sequence[Prompt], *, heldout: int, seed: int) -> Spli
         raise ConfigError(
             f"data.heldout={heldout} of {len(prompts)} prompts; allowed: 0 to {len(prompts) - 1}"
         )
-    ordered = sorted(prompts, key=lambda p: hashlib.sha256(f"{seed}:{p.id}".encode()).digest())
+    trained, before = history or History()
+    asked = {p.id: question(p) for p in prompts}
+
+    def place(p: Prompt) -> tuple[bool, bool, bytes]:
+        known = before.get(p.id) == asked[p.id]
+        return asked[p.id] in trained, not known, hashlib.sha256(f"{seed}:{p.id}".encode()).digest()
+
+    ordered = sorted(prompts, key=place)
     out, rest = ordered[:heldout], ordered[heldout:]
-    seen = {_normal(p) for p in out}
-    train = [p for p in rest if _normal(p) not in seen]
-    duplicates = tuple(p.id for p in rest if _normal(p) in seen)
+    held = {asked[p.id] for p in out}
+    train = [p for p in rest if asked[p.id] not in held]
+    duplicates = tuple(p.id for p in rest if asked[p.id] in held)
     if not train:
         raise ConfigError(
             "every training prompt repeats a held-out one; nothing is left to train on"
         )
-    return Split(train, out, duplicates)
+    return Split(train, out, duplicates, tuple(p.id for p in out if asked[p.id] in trained))
+
+
+def question(prompt: Prompt) -> str:
+    """Return a digest of what a prompt asks, 16 hex digits: equal for twins.
+
+    A task's own canonical form decides where there is one. Otherwise the turns do, apart from case,
+    spacing, punctuation that ends a clause, the style of quotes and dashes, and the order of plain
+    numbers in a sum or a product ("3 + 5" and "5 + 3").
+    """
+    content = prompt.canonical or json.dumps(
+        [[m["role"], _normal(m["content"])] for m in prompt.messages]
+    )
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def portion_sizes(count: int, *, portions: int, prompts_per_iteration: int = 0) -> list[int]:
@@ -111,15 +153,20 @@ def portion(
     return _shuffled(count, seed, start, start + sizes[iteration])
 
 
-def fingerprint(prompts: Sequence[Prompt], **settings: int | float | str | bool | tuple) -> str:
-    """Digest (sha256) everything that decides which prompt an index means.
+def fingerprint(
+    encoded: Sequence[EncodedPrompt], **settings: int | float | str | bool | tuple
+) -> str:
+    """Digest (sha256) everything that decides which prompt an index means, token ids included.
 
-    Checkpoints store it. A resume with another fingerprint would train on other prompts.
+    Checkpoints store it. A resume with another fingerprint would train on other prompts. The same
+    messages become other ids when the tokenizer or its chat template changes.
     """
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for p in prompts:
+    for e in encoded:
         row = json.dumps(
-            [p.id, p.messages, p.meta], sort_keys=True, default=lambda value: type(value).__name__
+            [e.prompt.id, e.prompt.messages, e.prompt.meta, e.tokens.tolist()],
+            sort_keys=True,
+            default=lambda value: type(value).__name__,
         )
         digest.update(b"\n" + row.encode())
     return digest.hexdigest()
@@ -136,5 +183,7 @@ def _shuffled(count: int, seed: int, start: int, stop: int) -> np.ndarray:
     return np.array([stream[i] for i in range(start, stop)], np.int64)
 
 
-def _normal(prompt: Prompt) -> tuple:
-    return tuple((m["role"], " ".join(m["content"].casefold().split())) for m in prompt.messages)
+def _normal(text: str) -> str:
+    text = unicodedata.normalize("NFKC", text).translate(_STYLE).casefold()
+    text = " ".join(_OPERATOR.sub(r"\1", _SENTENCE_END.sub("", text)).split())
+    return _CHAIN.sub(lambda found: found[1].join(sorted(found[0].split(found[1]))), text)

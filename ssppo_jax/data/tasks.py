@@ -6,6 +6,7 @@ generator's entry, which JSON cannot always hold.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import functools
 import importlib
@@ -13,7 +14,7 @@ import inspect
 import json
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -93,7 +94,88 @@ def _generated(
             {} if entry["answer"] is None else {"answer": str(entry["answer"])}
         )
         question = entry["question"] + ("\n" + instruction if instruction else "")
-        yield Prompt(f"{task}-{seed}-{index}", ({"role": "user", "content": question},), meta)
+        turns = ({"role": "user", "content": question},)
+        yield Prompt(
+            f"{task}-{seed}-{index}", turns, meta, _canonical(task, entry.get("metadata", {}))
+        )
+
+
+def _canonical(task: str, metadata: dict) -> str:
+    """Return a form that is equal for questions with the same operands in another order.
+
+    It is empty for tasks without such twins.
+    """
+    if task not in CANONICAL:
+        return ""
+    kind, form = CANONICAL[task]
+    try:
+        return json.dumps([kind, form(metadata)])
+    except (KeyError, SyntaxError):  # of another version of the library: the text has to do
+        return ""
+
+
+def arithmetic(expression: str) -> str:
+    """Return an expression with the operands of its sums and products sorted.
+
+    "3 + 5" and "5 + 3" give the same, and so do "2 - -1" and "1 + 2".
+
+    Raises:
+        SyntaxError: it is no Python expression.
+    """
+    return _sum(ast.parse(expression, mode="eval").body)
+
+
+def _sum(node: ast.expr) -> str:
+    terms = sorted(_terms(node, 1))
+    return "(" + " ".join("-+"[sign > 0] + term for sign, term in terms) + ")"
+
+
+def _terms(node: ast.expr, sign: int) -> list[tuple[int, str]]:
+    """Return the signed terms of a sum."""
+    match node:
+        case ast.BinOp(left, ast.Add(), right):
+            return _terms(left, sign) + _terms(right, sign)
+        case ast.BinOp(left, ast.Sub(), right):
+            return _terms(left, sign) + _terms(right, -sign)
+        case ast.UnaryOp(ast.USub(), operand):
+            return _terms(operand, -sign)
+        case ast.BinOp(_, ast.Mult(), _):
+            return [(sign, "*".join(sorted(_factors(node))))]
+        case ast.BinOp(left, operator, right):
+            return [(sign, f"({_sum(left)} {type(operator).__name__} {_sum(right)})")]
+    return [(sign, ast.unparse(node))]
+
+
+def _factors(node: ast.expr) -> list[str]:
+    match node:
+        case ast.BinOp(left, ast.Mult(), right):
+            return _factors(left) + _factors(right)
+    return [_sum(node)]
+
+
+# Tasks whose questions have twins: the kind of question, and the canonical form of its operands.
+CANONICAL: dict[str, tuple[str, Callable[[dict], Any]]] = {
+    **dict.fromkeys(
+        ("basic_arithmetic", "chain_sum", "decimal_chain_sum", "products"),
+        ("value", lambda found: arithmetic(found["expression"])),
+    ),
+    "bitwise_arithmetic": ("hexadecimal", lambda found: arithmetic(found["problem"])),
+    "polynomial_multiplication": (
+        "polynomial",
+        lambda found: arithmetic(found["polynomial_expr"]),
+    ),
+    "complex_arithmetic": (
+        "complex",
+        lambda found: [
+            found["operation"],
+            *(sorted if found["operation"] in "+*" else list)([found["num1"], found["num2"]]),
+        ],
+    ),
+    "gcd": ("gcd", lambda found: sorted(found["numbers"])),
+    "lcm": ("lcm", lambda found: sorted(found["numbers"])),
+    "countdown": ("countdown", lambda found: [found["target"], *sorted(found["numbers"])]),
+    "leg_counting": ("legs", lambda found: sorted(found["animals"].items())),
+}
 
 
 def entry_of(prompt: Prompt) -> dict:

@@ -80,6 +80,17 @@ class Arch:
         return FAMILIES[self.model_type]
 
     @property
+    def reach(self) -> int:
+        """Return the positions that the model reads.
+
+        With linear RoPE scaling they are a factor more than `max_position_embeddings` says. Gemma 3
+        and llama3 scaling state the scaled number. vLLM reads the fields so too.
+        """
+        if isinstance(self.rope_scaling, LinearScaling) and not self.family.local_rope:
+            return int(self.max_positions * self.rope_scaling.factor)
+        return self.max_positions
+
+    @property
     def score_scale(self) -> float:
         """Return the factor of attention scores."""
         return (self.query_pre_attn_scalar or self.head_dim) ** -0.5

@@ -69,6 +69,7 @@ def pairrm(
         lambda mesh: jax.device_put(loaded.params, replicated(mesh)),
         batch_size=batch_size,
         longest=LONGEST,
+        name=f"oracle pairrm {source!r}",
     )
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.config import one_of, positive
-from ssppo_jax.data.chat import encode_chat
+from ssppo_jax.config import iso_date, one_of, positive
+from ssppo_jax.data.chat import DATE, encode_chat
 from ssppo_jax.distributed.mesh import abstract
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.decoder import Decoder, init_params
@@ -32,6 +32,7 @@ def reward_model(
     batch_size: Annotated[int, positive] = 16,
     max_length: Annotated[int, positive] = 2048,
     template: str = "model",
+    date: Annotated[str, iso_date] = DATE,
 ) -> Oracle:
     """Reward with the score of a Hugging Face sequence-classification head with one label.
 
@@ -47,6 +48,7 @@ def reward_model(
         batch_size: responses scored at a time.
         max_length: tokens of prompt and response together.
         template: model (the tokenizer's own) or plain, as for prompts.
+        date: date that a template prints as today's, so that rewards do not depend on the day.
 
     Raises:
         ConfigError: no model is named, it is no reward model of one output, or it reads fewer than
@@ -64,10 +66,9 @@ def reward_model(
             f"oracle reward_model: {source!r} has {what} (architectures in config.json); a reward"
             " model has one label"
         )
-    if max_length > arch.max_positions:
+    if max_length > arch.reach:
         raise ConfigError(
-            f"oracle reward_model: max_length={max_length} is beyond its {arch.max_positions}"
-            " positions"
+            f"oracle reward_model: max_length={max_length} is beyond its {arch.reach} positions"
         )
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
     decoder = Decoder(arch, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
@@ -76,12 +77,15 @@ def reward_model(
         partial(_load, folder, decoder),
         batch_size=batch_size,
         longest=max_length,
+        name=f"oracle reward_model {source!r}",
     )
 
     def read(prompt: Prompt, text: str) -> list[int] | Failed:
         turns = [*prompt.messages, {"role": "assistant", "content": text}]
         try:
-            ids = encode_chat(tokenizer, turns, template=template, answered=True).tolist()
+            ids = encode_chat(
+                tokenizer, turns, template=template, answered=True, date=date
+            ).tolist()
         except DataError as error:
             return Failed(str(error))
         if len(ids) > max_length:

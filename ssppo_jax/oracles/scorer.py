@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from ssppo_jax.data.buckets import buckets, padded
 from ssppo_jax.distributed.mesh import make_mesh, put_rows
+from ssppo_jax.errors import GateError
 from ssppo_jax.types import PyTree
 
 Score = Callable  # (params, tokens [R,S], length [R]) -> [R] float32
@@ -23,11 +24,22 @@ class Scorer:
         load: its parameters on a mesh; called when the first rows come.
         batch_size: rows at a time, rounded up to what the mesh divides.
         longest: tokens of the longest row.
+        name: of the model, for errors.
+
+    Raises:
+        GateError: a score is not finite; rows never mix, so the model itself is at fault.
     """
 
     def __init__(
-        self, score: Score, load: Callable[[Mesh], PyTree], *, batch_size: int, longest: int
+        self,
+        score: Score,
+        load: Callable[[Mesh], PyTree],
+        *,
+        batch_size: int,
+        longest: int,
+        name: str,
     ):
+        self.name = name
         self.score, self.load = jax.jit(score), load
         self.batch_size, self.longest = batch_size, longest
         self.mesh: Mesh | None = None
@@ -49,4 +61,10 @@ class Scorer:
             pending.append((rows, self.score(self.params, *put_rows(mesh, batch))))
         for rows, scores in pending:
             out[rows] = jax.device_get(scores)[: len(rows)]
+        bad = ~np.isfinite(out)
+        if bad.any():
+            raise GateError(
+                f"{self.name} gives {bad.sum()} of {len(out)} texts a score that is not finite:"
+                " its weights are damaged, or they overflow; load another copy, or another dtype"
+            )
         return out

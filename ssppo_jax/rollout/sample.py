@@ -9,12 +9,13 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from ssppo_jax.data import EncodedPrompt, LengthGroup, length_groups, pad_batch
 from ssppo_jax.data.chat import check_completions, decode
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.distributed.progress import bar
-from ssppo_jax.errors import Interrupted
+from ssppo_jax.errors import GateError, Interrupted
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.sampling.sampler import CompiledSampler
@@ -48,6 +49,7 @@ def sample_prompts(
     responses into text and hands them to `ready`.
 
     Raises:
+      GateError: a log-prob is not finite; the token drawn would be meaningless.
       Interrupted: `stopped()` became true between two rounds of decoding.
     """
     parts: list[Samples] = []
@@ -58,6 +60,7 @@ def sample_prompts(
     with bar(len(encoded), what=what, unit="prompts") as progress:
 
         def finish(rows: np.ndarray, samples: Samples) -> None:
+            check_finite(runtime.config, samples, what)
             parts.append(samples)
             order.append(rows)
             texts.extend(_texts(runtime, samples))
@@ -81,6 +84,23 @@ def sample_prompts(
         sample_stats(samples) | counts,
         {"seconds": seconds, "tokens_per_second": tokens / seconds},
     )
+
+
+def check_finite(config: ConfigDict, samples: Samples, what: str) -> None:
+    """Check the log-probs of sampled tokens, before anything is made of the tokens.
+
+    Raises:
+      GateError: one of them is not finite; names the model.
+    """
+    real = np.arange(samples.tokens.shape[-1]) < samples.length[..., None]  # [B,K,T]
+    bad = (real & ~np.isfinite(samples.logp + samples.sampling_logp)).any(-1)
+    if bad.any():
+        raise GateError(
+            f"model {config.model.source!r} ({what}): {bad.sum()} of {bad.size} responses have"
+            " log-probs that are not finite. The weights are damaged, or numbers overflow: load"
+            f" another copy, set model.dtype=float32 (it is {config.model.dtype}), or raise a"
+            " temperature near 0 (0 itself takes the most likely token)"
+        )
 
 
 def _serve(

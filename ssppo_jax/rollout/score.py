@@ -35,7 +35,7 @@ def score_batch(
       GateError: sampler and trainer disagree on the log-probs of the same tokens (the step-0 gate).
     """
     config, start = runtime.config, time.perf_counter()
-    logp, entropy = score_rows(runtime, score, params, batch)
+    logp, entropy = score_rows(runtime, score, params, batch, "the policy")
     gap = float(np.max(np.abs(logp - sampler_logp) * batch.mask, initial=0.0))
     if not gap <= config.train.sampler_tolerance:
         raise GateError(
@@ -46,7 +46,7 @@ def score_batch(
         )
     init_logp = np.zeros_like(logp)
     if initial is not None:
-        init_logp, _ = score_rows(runtime, score, initial(), batch)
+        init_logp, _ = score_rows(runtime, score, initial(), batch, "the initial policy")
     tokens, responses = (
         max(float(batch.mask.sum()), 1.0),
         max(int(np.prod(batch.mask.shape[:2])), 1),
@@ -74,10 +74,13 @@ def reference_of(config: ConfigDict) -> str:
 
 
 def score_rows(
-    runtime: Runtime, score: Callable, params: PyTree, batch: Batch
+    runtime: Runtime, score: Callable, params: PyTree, batch: Batch, whose: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return token log-probs and entropies of every row, [M,K,T] each, in micro-batches of
     training.
+
+    Raises:
+      GateError: a log-prob is not finite.
     """
     config = runtime.config
     size = config.train.batch_size // config.train.micro_batches
@@ -89,6 +92,13 @@ def score_rows(
             scored = jax.device_get(score(params, *put_rows(runtime.mesh, fields)))
             logp[rows], entropy[rows] = scored.logp[: len(rows)], scored.entropy[: len(rows)]
             progress.update(len(rows))
+    bad = (~np.isfinite(logp) & (np.asarray(batch.mask) > 0)).any((1, 2))
+    if bad.any():
+        raise GateError(
+            f"{whose} of model {config.model.source!r} gives log-probs that are not finite to"
+            f" {bad.sum()} of {len(bad)} prompts' responses: its weights are damaged, or they"
+            f" overflow in model.dtype={config.model.dtype}"
+        )
     return logp, entropy
 
 

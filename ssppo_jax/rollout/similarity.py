@@ -17,7 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from ssppo_jax.data.buckets import SHORTEST, buckets, padded
-from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.types import Array, PyTree
 from ssppo_jax.weights.encoder import load_encoder
 from ssppo_jax.weights.table import read_tokenizer
@@ -56,12 +56,14 @@ class SentenceEmbedder:
         max_length: int = 256,
         batch_size: int = 32,
         shortest: int | None = None,
+        name: str = "the sentence encoder",
     ):
         """Make an embedder.
 
         `shortest` is the smallest shape's token slots. None means 16 on a CPU and `max_length`
-        elsewhere, where compiling a shape costs more than its padding.
+        elsewhere, where compiling a shape costs more than its padding. `name` is for errors.
         """
+        self._name = name
         specials = tokenizer.num_special_tokens_to_add(is_pair=False)
         if max_length <= specials:
             raise ConfigError(
@@ -119,10 +121,15 @@ class SentenceEmbedder:
             read_tokenizer(loaded.folder, loaded.encoder.arch.vocab_size),
             max_length=max_length,
             batch_size=batch_size,
+            name=f"sentence encoder {source!r}",
         )
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
-        """Return one vector per text, [R,D] float32, in the order given, and add to `counts`."""
+        """Return one vector per text, [R,D] float32, in the order given, and add to `counts`.
+
+        Raises:
+          GateError: a vector is not finite.
+        """
         if not texts:
             raise ValueError("embed needs at least one text")
         unique = list(dict.fromkeys(texts))
@@ -152,6 +159,12 @@ class SentenceEmbedder:
         found = [jax.device_get(vectors)[: len(rows)] for rows, vectors in pending]
         out = np.zeros((len(ids), found[0].shape[1]), np.float32)
         out[np.concatenate([rows for rows, _ in pending])] = np.concatenate(found)
+        bad = ~np.isfinite(out).all(-1)
+        if bad.any():
+            raise GateError(
+                f"{self._name} gives {bad.sum()} of {len(out)} texts a vector that is not finite:"
+                " its weights are damaged, or they overflow; load another copy"
+            )
         return out
 
 

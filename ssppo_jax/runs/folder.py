@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,11 @@ from ml_collections import ConfigDict
 
 from ssppo_jax import files
 from ssppo_jax.config import flatten
+from ssppo_jax.data import EncodedPrompt, History, question
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
+
+log = logging.getLogger(__name__)
 
 # What a run leaves as soon as it has computed something.
 COMPUTED = (
@@ -92,6 +97,75 @@ def digest(config: ConfigDict) -> str:
     """Return the SHA-256 of the config without the keys that may change."""
     flat = {k: v for k, v in flatten(config).items() if not k.startswith(FREE_TO_CHANGE)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
+
+
+def claim_split(
+    workdir: Path, train: Iterable[EncodedPrompt], heldout: Iterable[EncodedPrompt], identity: str
+) -> None:
+    """Write split.json into a new folder, or check that the folder's run has this very split.
+
+    It says by digests what is trained on and held out, for later evaluations (`history_of`).
+
+    Args:
+      workdir: the run's folder.
+      train: prompts that are trained on.
+      heldout: prompts that are not.
+      identity: their fingerprint, with their token ids.
+
+    Raises:
+      ConfigError: the folder's run began with other prompts, or with other ids of them.
+    """
+    path = workdir / "split.json"
+    if path.is_file() and files.read_json(path)["fingerprint"] != identity:
+        raise ConfigError(
+            f"{workdir}: the prompts or their token ids changed since the run began (the data, the"
+            " tokenizer, or its chat template); put them back, or give --workdir a new folder"
+        )
+    if not path.is_file():
+        split = {
+            "fingerprint": identity,
+            "heldout": {e.prompt.id: question(e.prompt) for e in heldout},
+            "trained": sorted({question(e.prompt) for e in train}),
+        }
+        write_json(path, split)
+
+
+def history_of(*sources: str) -> History:
+    """Return what the runs that made these models were trained on, and what they held out.
+
+    A model that is no run's has no history. The model that a run began with counts too.
+
+    Args:
+      sources: as `model.source`; RUN/policy and RUN/checkpoints/step_... belong to a run.
+    """
+    trained: set[str] = set()
+    heldout: dict[str, str] = {}
+    waiting, known = list(sources), set[Path]()
+    while waiting:
+        run = _run_of(waiting.pop(0))
+        if run is None or run in known:
+            continue
+        known.add(run)
+        waiting.append(files.read_json(run / "config.json")["config"]["model.source"])
+        if not (run / "split.json").is_file():
+            log.warning("%s does not say what it was trained on; the split is the config's", run)
+            continue
+        split = files.read_json(run / "split.json")
+        trained |= set(split["trained"])
+        heldout = split["heldout"] | heldout
+    return History(frozenset(trained), heldout)
+
+
+def _run_of(source: str) -> Path | None:
+    """Return the run folder that a model's folder stands in."""
+    folder = Path(source).expanduser().resolve()
+    if not folder.is_dir():
+        return None
+    for place in (folder, *folder.parents[:2]):
+        settings = place / "config.json"
+        if settings.is_file() and "config" in files.read_json(settings):
+            return place
+    return None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,10 +1,13 @@
 """encode_chat is the only maker of prompt ids: one BOS, nothing a user types becomes a control
 token."""
 
+from datetime import datetime
+
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers.utils import chat_template_utils
 
 from ssppo_jax.data.chat import check_completions, decode, encode_chat, eos_ids
 from ssppo_jax.errors import ConfigError, DataError, GateError
@@ -283,3 +286,47 @@ def test_misplaced_eos_fails_the_gate(tokens, length, finish):
         check_completions(
             samples([[5, 6, 7, 8], tokens], [4, length], [FINISH_LENGTH, finish]), (2,)
         )
+
+
+# ---- templates that print the date
+
+DATED = {  # as Llama 3.2's does it, then as Mistral's and gpt-oss's do
+    "05 Mar 2024": "{%- if not date_string is defined %}{%- if strftime_now is defined %}"
+    "{%- set date_string = strftime_now('%d %b %Y') %}{%- endif %}{%- endif %}"
+    "Today Date: {{ date_string }}{{"
+    " messages[0]['content'] }}",
+    "2024-03-05": "{% macro head() %}{% set today = strftime_now('%Y-%m-%d') %}"
+    "Current date: {{ today }}{% endmacro %}{{ head() }}\n{{ messages[0]['content'] }}",
+}
+
+
+def set_clock(monkeypatch, *moment):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(*moment)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+
+
+@pytest.mark.parametrize("shown", DATED)
+def test_a_template_that_prints_the_date_gets_the_runs_whatever_the_clock_says(monkeypatch, shown):
+    tokenizer, ids = byte_tokenizer(template=DATED[shown]), []
+    for moment in ((2024, 3, 5, 23, 59), (2024, 3, 6), (2031, 12, 24)):
+        set_clock(monkeypatch, *moment)
+        ids.append(encode_chat(tokenizer, user("hi"), date="2024-03-05").tolist())
+    assert ids[0] == ids[1] == ids[2]
+    assert shown in tokenizer.decode(ids[0])
+    assert encode_chat(tokenizer, user("hi"), date="2024-03-06").tolist() != ids[0]
+
+
+def test_a_date_is_printed_as_transformers_prints_it_at_midnight_of_that_day(monkeypatch):
+    formats = "%d %b %Y|%A, %B %-d|%j %U %W %u %w|%H:%M:%S %I %p|%y%m%d %e|%c %x %X|100%% %%d|%q"
+    template = "\n  {% if true %}a{% endif %}\n{{ strftime_now('" + formats + "') }}"
+    tokenizer = byte_tokenizer(template=template + "{{ messages[0]['content'] }}")
+    set_clock(monkeypatch, 2024, 3, 5)
+    wanted = tokenizer.apply_chat_template(user("hi"), tokenize=False)
+    assert wanted.startswith("\na05 Mar 2024|Tuesday, March 5|065")
+    set_clock(monkeypatch, 2025, 1, 1)
+    ids = encode_chat(tokenizer, user("hi"), date="2024-03-05")
+    assert tokenizer.decode(ids.tolist(), clean_up_tokenization_spaces=False) == wanted

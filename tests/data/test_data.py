@@ -13,12 +13,15 @@ from test_chat import CHATML, byte_tokenizer
 
 from ssppo_jax.data import (
     SOURCES,
+    EncodedPrompt,
+    History,
     address,
     addresses,
     encode_prompts,
     fingerprint,
     portion,
     portion_sizes,
+    question,
     split_prompts,
 )
 from ssppo_jax.data.chat import encode_chat
@@ -461,6 +464,77 @@ def test_copies_of_heldout_texts_are_kept_out_of_training_and_named():
     assert len(train) + len(out) + len(split.duplicates) == 36
 
 
+@pytest.mark.parametrize(
+    "one, two",
+    [
+        ("What is 3 + 5?", "what is  3+5"),
+        ("Tell me, please, a tale.", "Tell me please a tale"),
+        ("It’s “true” — no?", 'it\'s "true" - no'),
+        ("Add ３ and ５", "Add 3 and 5"),  # full width
+        ("Ende gut. Alles GROẞ!", "ende gut alles gross"),
+        ("What is 3 + 5?", "What is 5 + 3?"),
+        ("2.5 × 4 × 10 =", "10 × 2.5 × 4 ="),
+    ],
+)
+def test_twins_in_other_dress_are_one_question(one, two):
+    twins = [prompt("a", one), prompt("b", two)]
+    assert question(twins[0]) == question(twins[1])
+    split = split_prompts([*many(20), *twins], heldout=21, seed=0)  # one is left to train on
+    sides = [{p.id for p in part} & {"a", "b"} for part in split[:2]]
+    assert not (sides[0] and sides[1]) and len(split.train) + len(split.duplicates) == 1
+
+
+@pytest.mark.parametrize(
+    "one, two",
+    [
+        ("What is 3 + 5?", "What is 3 - 5?"),
+        ("What is 1.5?", "What is 15?"),
+        ("What is 3 - 5?", "What is 5 - 3?"),
+        ("What is 2 * 3 + 5?", "What is 2 * 5 + 3?"),
+        ("What is 2^3 + 5?", "What is 2^5 + 3?"),
+        ("What is 1 - 2 + 3?", "What is 1 - 3 + 2?"),
+        ("What is a1 + 2?", "What is a2 + 1?"),
+        ("Is x != y true?", "Is x == y true?"),
+        ("Decode .- -...", "Decode .-- ..."),
+        ("Sort ab c", "Sort a bc"),
+        ("f(x, y)", "f(y, x)"),
+    ],
+)
+def test_different_questions_are_not_twins(one, two):
+    assert question(prompt("a", one)) != question(prompt("b", two))
+
+
+def test_a_canonical_form_decides_before_the_text():
+    asked = [
+        Prompt(n, prompt(n, n).messages, canonical=c) for n, c in zip("abc", "xxy", strict=True)
+    ]
+    assert question(asked[0]) == question(asked[1]) != question(asked[2])
+
+
+def test_what_earlier_runs_held_out_comes_first_and_what_they_trained_on_comes_last():
+    rows = many(30)
+    before = split_prompts(rows, heldout=10, seed=0)
+    history = History(
+        frozenset(map(question, before.train)), {p.id: question(p) for p in before.heldout}
+    )
+    assert {p.id for p in split_prompts(rows, heldout=10, seed=1).heldout} != {
+        p.id for p in before.heldout
+    }  # else this test shows nothing
+    again = split_prompts(rows, heldout=10, seed=1, history=history)
+    assert {p.id for p in again.heldout} == {p.id for p in before.heldout} and again.seen == ()
+    # Five prompts are new: they are held out before any that was trained on, after the old ones.
+    new = [prompt(f"new{i}", f"Sing {i}") for i in range(5)]
+    more = split_prompts([*new, *rows], heldout=17, seed=1, history=history)
+    assert {p.id for p in more.heldout[:10]} == {p.id for p in before.heldout}
+    assert {p.id for p in more.heldout[10:15]} == {p.id for p in new}
+    assert more.seen == tuple(p.id for p in more.heldout[15:])
+    # The same id with another text is another prompt.
+    other = [prompt(p.id, "Sing " + p.id) for p in rows]
+    assert split_prompts(other, heldout=10, seed=1, history=history) == split_prompts(
+        other, heldout=10, seed=1
+    )
+
+
 @pytest.mark.parametrize("heldout", [-1, 5, 6])
 def test_a_split_that_leaves_nothing_is_an_error(heldout):
     with pytest.raises(ConfigError, match=f"heldout={heldout} of 5 prompts; allowed: 0 to 4"):
@@ -550,19 +624,24 @@ def test_online_iterations_have_one_size():
     assert portion_sizes(10, portions=4, prompts_per_iteration=3) == [3] * 4
 
 
-def test_fingerprint_sees_ids_texts_meta_order_and_settings():
+def test_fingerprint_sees_ids_texts_meta_tokens_order_and_settings():
+    def digest(rows, tokens=(1, 2), **settings):
+        encoded = [EncodedPrompt(p, np.array(tokens, np.int32), address(p.id)) for p in rows]
+        return fingerprint(encoded, **({"seed": 0, "portions": 3} | settings))
+
     rows = many(4)
-    base = fingerprint(rows, seed=0, portions=3)
-    assert base == fingerprint(many(4), portions=3, seed=0)
+    base = digest(rows)
+    assert base == digest(many(4))
     changed = [
-        fingerprint(rows, seed=1, portions=3),
-        fingerprint(rows[:3], seed=0, portions=3),
-        fingerprint(rows[::-1], seed=0, portions=3),
-        fingerprint([*rows[:3], prompt("p3", "Say p3!")], seed=0, portions=3),
-        fingerprint([*rows[:3], prompt("q3", rows[3].text)], seed=0, portions=3),
-        fingerprint([*rows[:3], Prompt("p3", rows[3].messages, {"answer": 4})], seed=0, portions=3),
+        digest(rows, seed=1),
+        digest(rows, tokens=(1, 3)),  # another date in the template, say
+        digest(rows[:3]),
+        digest(rows[::-1]),
+        digest([*rows[:3], prompt("p3", "Say p3!")]),
+        digest([*rows[:3], prompt("q3", rows[3].text)]),
+        digest([*rows[:3], Prompt("p3", rows[3].messages, {"answer": 4})]),
     ]
-    assert len({base, *changed}) == 7
+    assert len({base, *changed}) == 8
 
 
 # ---- addresses and encoding

@@ -4,13 +4,16 @@ when misspelt."""
 import json
 import logging
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from ssppo_jax.data.tasks import entry_of, library, reasoning_gym
+from ssppo_jax.config import bind, load_config
+from ssppo_jax.data import SOURCES, split_prompts
+from ssppo_jax.data.tasks import CANONICAL, arithmetic, entry_of, library, reasoning_gym
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Prompt
 
@@ -98,3 +101,65 @@ except ConfigError as error:
     )
     score, refusal = done.stdout.decode().splitlines()
     assert score == "[[1.]]" and "question 0: ImportError: this task needs pycosat" in refusal
+
+
+# ---- twins
+
+MIRRORED = re.compile(r"(\d+) \+ (\d+)")
+
+
+def test_no_sum_is_trained_on_whose_mirror_image_is_held_out():
+    config = load_config("sspo_quickstart")
+    prompts = bind(SOURCES, config.data.source)()
+    split = split_prompts(prompts, heldout=config.data.heldout, seed=config.seed)
+
+    def pairs(part):
+        found = [MIRRORED.search(p.text) for p in part]
+        return {frozenset(m.groups()) for m in found if m}
+
+    assert len(split.heldout) == 64 and not pairs(split.heldout) & pairs(split.train)
+    assert len(split.duplicates) == 19  # of 200: what was trained on while it was held out
+    assert len(split.train) == 200 - 64 - 19
+
+
+@pytest.mark.parametrize(
+    "one, two, same",
+    [
+        ("3 + 5", "5 + 3", True),
+        ("3 - 5", "5 - 3", False),
+        ("2 - -1", "1 + 2", True),
+        ("4 - 1 - 7", "4 - 7 - 1", True),
+        ("4 * 6", "6 * 4", True),
+        ("8 / 4", "4 / 8", False),
+        ("2 * 3 + 5", "5 + 3 * 2", True),
+        ("2 * 3 + 5", "2 * 5 + 3", False),
+        ("(1 + 2) * 3", "3 * (2 + 1)", True),
+        ("(1 + 2) * 3", "1 + 2 * 3", False),
+        ("2 ** 3", "3 ** 2", False),
+    ],
+)
+def test_the_order_of_operands_of_a_sum_or_product_does_not_make_a_question(one, two, same):
+    assert (arithmetic(one) == arithmetic(two)) == same
+
+
+@pytest.mark.parametrize("task", sorted(CANONICAL))
+def test_every_task_with_twins_has_a_canonical_form_that_its_answer_follows(task):
+    prompts = reasoning_gym(task=task, size=60)
+    assert all(p.canonical for p in prompts)
+    answers = {}
+    for p in prompts:
+        # countdown has several answers to one question
+        assert (
+            task == "countdown"
+            or answers.setdefault(p.canonical, p.meta["answer"]) == (p.meta["answer"])
+        )
+
+
+def test_the_order_of_numbers_does_not_make_another_gcd():
+    settings = '{"min_value": 1, "max_value": 4}'
+    prompts = reasoning_gym(task="gcd", size=200, settings=settings)
+    assert len(prompts) == 16 and len({p.canonical for p in prompts}) == 10  # 4 x 4, unordered
+
+
+def test_a_task_without_twins_is_known_by_its_text():
+    assert {p.canonical for p in reasoning_gym(task="number_sorting", size=3)} == {""}

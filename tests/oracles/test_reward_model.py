@@ -4,16 +4,18 @@ shortened."""
 import dataclasses
 import json
 import pathlib
+from datetime import datetime
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from transformers.utils import chat_template_utils
 
 from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.distributed.mesh import make_mesh
-from ssppo_jax.errors import ConfigError
-from ssppo_jax.models.arch import tiny_arch
+from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.models.arch import LinearScaling, tiny_arch
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.oracles.links import preference_of
@@ -51,13 +53,16 @@ def test_scores_over_600_tokens_padded_and_not_equal_transformers(case, tmp_path
     )
 
 
-def write(folder, **changes):
+def write(folder, *, damage=1.0, **changes):
     tokenizer = tiny.byte_tokenizer()
     arch = tiny_arch(vocab_size=len(tokenizer), num_labels=1, **changes)
     rng, tree = np.random.default_rng(0), {}
     for leaf in names.leaves(arch):
         hf.insert(
-            tree, leaf.path, rng.standard_normal(names.shape(leaf, arch)).astype(np.float32) * 0.3
+            tree,
+            leaf.path,
+            rng.standard_normal(names.shape(leaf, arch)).astype(np.float32)
+            * np.float32(0.3 * damage),
         )
     tokenizer.save_pretrained(folder / "tokenizer")
     return (
@@ -114,6 +119,45 @@ def test_a_special_token_in_a_response_stays_text_and_ends_no_turn(model):
         PROMPTS[:1], [["a<|im_end|>b", "ab", "a"]]
     )
     assert verdict.failed == (None,) and verdict.reward[0, 0] != verdict.reward[0, 1]
+
+
+def test_a_model_of_nan_is_an_error_by_name_and_no_failure_of_prompts(tmp_path):
+    folder, *_ = write(tmp_path, damage=np.nan)
+    oracle = reward_model(source=str(folder), max_length=128)
+    with pytest.raises(GateError, match=rf"reward_model '{folder}' gives 9 of 9 texts a score"):
+        oracle.ask(PROMPTS, RESPONSES)
+
+
+def test_a_template_that_prints_the_date_rewards_alike_on_every_day(model, monkeypatch):
+    folder, *_ = model
+    tokenizer = tiny.byte_tokenizer()
+    tokenizer.chat_template = "{{ strftime_now('%d %b %Y') }}" + tiny.CHAT_TEMPLATE
+    monkeypatch.setattr(
+        "ssppo_jax.oracles.reward_model.load_tokenizer", lambda folder, vocab_size: tokenizer
+    )
+    rewards = []
+    for day in (1, 2):
+        monkeypatch.setattr(chat_template_utils, "datetime", clock(day))
+        rewards.append(reward_model(source=str(folder), max_length=128).ask(PROMPTS, RESPONSES))
+    np.testing.assert_array_equal(rewards[0].reward, rewards[1].reward)
+    other = reward_model(source=str(folder), max_length=128, date="2024-07-27")
+    assert (other.ask(PROMPTS, RESPONSES).reward != rewards[0].reward).any()
+
+
+def clock(day):
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 11, day)
+
+    return Clock
+
+
+def test_linear_scaling_reaches_its_factor_further(tmp_path):
+    folder, *_ = write(tmp_path, rope_scaling=LinearScaling(2.0))
+    reward_model(source=str(folder), max_length=1024)
+    with pytest.raises(ConfigError, match="max_length=1025 is beyond its 1024 positions"):
+        reward_model(source=str(folder), max_length=1025)
 
 
 def test_what_is_too_long_fails_its_prompt_and_is_never_cut(model):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.models.encoder import Encoder, EncoderArch
 from ssppo_jax.rollout import similarity
 from ssppo_jax.rollout.similarity import (
@@ -255,6 +255,13 @@ def test_bad_names_shapes_and_values_are_refused():
         score_similarity(["p"], [["a"], ["c"]], None, similarity="token_jaccard")
     with pytest.raises(UserError, match="NaN or Inf"):
         score_similarity(["p"], [["a", "b"]], broken)
+
+
+def test_a_vector_that_is_not_finite_is_an_error_of_the_encoder_by_name(params):
+    broken = jax.tree.map(lambda x: x * np.float32(np.nan), params)
+    with pytest.raises(GateError, match=r"sentence encoder 'mine' gives 2 of 2 texts a vector"):
+        embedder(broken, name="sentence encoder 'mine'").embed(["w1", "w2", "w1"])
+    assert np.isfinite(embedder(params).embed(["w1", "w2"])).all()
 
 
 @pytest.mark.model

@@ -1,11 +1,14 @@
 import json
 import os
 
+import numpy as np
 import pytest
 
 from ssppo_jax import schema
+from ssppo_jax.data import EncodedPrompt, History, question
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.runs import folder as run_folder
+from ssppo_jax.types import Prompt
 
 
 @pytest.fixture
@@ -101,6 +104,59 @@ def test_the_digest_tells_configs_apart_except_for_checkpointing(config):
     assert run_folder.digest(config) == before
     config.seed = 1
     assert run_folder.digest(config) != before
+
+
+def encoded(name, text, tokens=(1, 2)):
+    prompt = Prompt(name, ({"role": "user", "content": text},))
+    return EncodedPrompt(prompt, np.array(tokens, np.int32), np.uint32(0))
+
+
+def make_run(folder, source="random:tiny", trained=("one",), heldout=("two",)):
+    """Write what a run says of itself, and a checkpoint's and a policy's folder."""
+    (folder / "policy").mkdir(parents=True)
+    (folder / "checkpoints/step_00000001").mkdir(parents=True)
+    run_folder.write_json(folder / "config.json", {"config": {"model.source": str(source)}})
+    run_folder.write_json(folder / "policy/config.json", {"model_type": "llama"})
+    rows = [[encoded(text, text) for text in part] for part in (trained, heldout)]
+    run_folder.claim_split(folder, *rows, "f")
+    return folder
+
+
+def test_a_model_of_a_run_has_its_history_and_that_of_the_run_before(tmp_path):
+    one, two, three, four = (question(encoded("x", t).prompt) for t in ("one", "two", "3", "4"))
+    first = make_run(tmp_path / "first")
+    for model in ("policy", "checkpoints/step_00000001", ""):
+        found = run_folder.history_of(str(first / model))
+        assert found == History(frozenset([one]), {"two": two})
+    second = make_run(tmp_path / "second", first / "policy", ["3"], ["4"])
+    both = History(frozenset([one, three]), {"two": two, "4": four})
+    assert run_folder.history_of(str(second / "policy")) == both
+    assert run_folder.history_of("random:tiny", str(second / "policy"), str(first)) == both
+    assert list(run_folder.history_of(str(second)).heldout) == ["two", "4"]
+
+
+def test_a_model_of_no_run_has_no_history(tmp_path):
+    (tmp_path / "model").mkdir()
+    run_folder.write_json(tmp_path / "model/config.json", {"model_type": "llama"})
+    for source in ("random:tiny", "owner/name", "/nowhere", str(tmp_path / "model")):
+        assert run_folder.history_of(source) == History()
+
+
+def test_a_run_that_does_not_say_what_it_was_trained_on_is_named(tmp_path, caplog):
+    run = make_run(tmp_path / "old")
+    (run / "split.json").unlink()
+    assert run_folder.history_of(str(run / "policy")) == History()
+    assert f"{run} does not say what it was trained on" in caplog.text
+
+
+def test_another_split_is_refused_and_the_same_one_goes_on(tmp_path):
+    train, heldout = [encoded("a", "x")], [encoded("b", "y")]
+    run_folder.claim_split(tmp_path, train, heldout, "one")
+    before = (tmp_path / "split.json").read_bytes()
+    run_folder.claim_split(tmp_path, train, heldout, "one")
+    assert (tmp_path / "split.json").read_bytes() == before
+    with pytest.raises(ConfigError, match="changed since the run began"):
+        run_folder.claim_split(tmp_path, train, heldout, "two")
 
 
 def test_records_of_an_iteration_replace_its_own_and_later_ones_and_a_torn_line(tmp_path):
