@@ -1,0 +1,514 @@
+"""The shapes in which unit tests are written, and how each is run. The run reads tests with it; the
+process for the code runs them with it (`child`). It imports no ssppo_jax.
+
+    statements   assertions, or anything that raises, at the top level
+    check        HumanEval's `def check(candidate)`, called with the function that was asked for
+    functions    pytest's `test_...`, and functions without arguments that nobody calls
+    pytest       what needs pytest itself: fixtures, parametrize, marks, set-up methods
+    unittest     classes of `unittest.TestCase`
+    doctest      ">>> add(1, 2)" and the line that must follow
+
+`import solution`, or any module that is not installed, means the response's code. A text that ran
+without checking anything has not passed."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.util
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+NOTHING = "no test ran"
+FILE = "test_solution.py"  # where pytest is told that it finds the tests
+COUNT = "__checked__"  # the name under which a test's text counts what it checks
+_FAILING = ("fail", "exit")  # calls that end a test
+_CHECKING = (*_FAILING, "raises", "warns", "deprecated_call")
+_SET_UP = ("setup", "teardown")
+_MADE = ast.FunctionDef | ast.AsyncFunctionDef
+_BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+
+
+class Tests:
+    """What one text holds."""
+
+    def __init__(self, tree: ast.Module, sessions: list[str]):
+        self.tree = tree
+        self.direct = False  # statements of the top level check something
+        self.checks: list[str] = []  # functions that take the candidate
+        self.functions: list[str] = []  # that take nothing, or what pytest gives
+        self.classes: list[str] = []  # pytest's
+        self.cases: list[str] = []  # unittest's
+        self.pytest = False  # functions and classes need pytest itself
+        self.sessions = sessions  # doctest's
+
+    @property
+    def checking(self) -> bool:
+        """Return true if something is checked when this is run."""
+        return self.direct or any(
+            (self.checks, self.functions, self.classes, self.cases, self.sessions)
+        )
+
+
+# ---- reading -------------------------------------------------------------------------------------
+
+
+def why_not(texts: list[str]) -> tuple[str, list[bool]]:
+    """Return why nothing can be checked by these texts ("" if something can), and for each text
+    whether it checks something. Texts are run in one namespace, one after the other."""
+    checking, problems = [], []
+    for n, text in enumerate(texts):
+        try:
+            found = read(text, texts[:n])
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            checking.append(False)
+            problems.append(f"the tests are no Python: {error}")
+            continue
+        checking.append(found.checking)
+        if found.pytest and importlib.util.find_spec("pytest") is None:
+            problems.append("the tests need pytest, which is not installed")
+    if not any(checking):
+        problems.append("nothing is asserted, and no shape of a test is recognised")
+    return (problems[0] if problems else ""), checking
+
+
+def read(text: str, before: list[str] | None = None) -> Tests:
+    """Return what a text of tests holds; `before` are the texts that were run before it.
+
+    Raises:
+        SyntaxError: it is neither Python nor a session of the interpreter.
+    """
+    if text.lstrip().startswith(">>>"):
+        return Tests(ast.Module([], []), _sessions([text]))
+    tree = ast.parse(text)
+    earlier = [ast.parse(one) for one in before or [] if not one.lstrip().startswith(">>>")]
+    known = _definitions([*earlier, tree])
+    found = Tests(tree, _sessions(_docstrings(tree)))
+    found.direct = _reaches(tree.body, known)
+    called = _names(tree.body, into=False)
+    used = _names(tree.body, into=True)
+    made = [node for node in tree.body if isinstance(node, _MADE)]
+    fixtures = {node.name for node in made if _is_fixture(node)}
+    for node in made:
+        needed = _needed(node)
+        takes_candidate = needed[:1] == ["candidate"] and "candidate" not in fixtures
+        if node.name in called or node.name in fixtures:
+            continue
+        if (takes_candidate or (node.name == "check" and needed)) and len(needed) == 1:
+            found.checks.append(node.name)
+        elif node.name.startswith("test"):
+            found.functions.append(node.name)
+            found.pytest |= bool(needed or node.decorator_list)
+        elif not needed and node.name not in used and _reaches(node.body, known):
+            found.functions.append(node.name)
+    cases = set()
+    for node in (node for tree in [*earlier, tree] for node in _classes(tree)):
+        if any(_last(base).endswith("TestCase") or _last(base) in cases for base in node.bases):
+            cases.add(node.name)
+    for node in _classes(tree):
+        methods = [one for one in node.body if isinstance(one, _MADE)]
+        names = [one.name for one in methods if one.name.startswith("test")]
+        if node.name in cases:
+            found.cases += [node.name] if names or node.bases else []
+        elif node.name.startswith("Test") and names:
+            found.classes.append(node.name)
+            found.pytest |= any(_asks_pytest(one) for one in methods) or bool(node.decorator_list)
+    if found.functions or found.classes:
+        found.pytest |= any(_asks_pytest(node) for node in made if not node.name.startswith("test"))
+    found.cases = [name for name in found.cases if _has_tests(name, [*earlier, tree])]
+    return found
+
+
+def _has_tests(name: str, trees: list[ast.Module]) -> bool:
+    """Return true if a class, or one that it is made from, has methods that are tests."""
+    for tree in trees:
+        for node in _classes(tree):
+            if node.name == name:
+                own = (one.name for one in node.body if isinstance(one, _MADE))
+                return any(one.startswith("test") for one in own) or any(
+                    _last(base) != name and _has_tests(_last(base), trees) for base in node.bases
+                )
+    return False
+
+
+def _asks_pytest(node: Any) -> bool:
+    """Return true if a function is a fixture or a set-up, or a test with fixtures or marks."""
+    if node.name.startswith("test"):
+        return bool([name for name in _needed(node) if name != "self"] or node.decorator_list)
+    return _is_fixture(node) or node.name.startswith(_SET_UP)
+
+
+def _classes(tree: ast.Module) -> list[ast.ClassDef]:
+    return [node for node in tree.body if isinstance(node, ast.ClassDef)]
+
+
+def _needed(node: Any) -> list[str]:
+    """Return the names of a function's parameters without defaults."""
+    plain = [*node.args.posonlyargs, *node.args.args]
+    plain = plain[: len(plain) - len(node.args.defaults)]
+    pairs = zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)
+    return [one.arg for one in plain] + [one.arg for one, default in pairs if default is None]
+
+
+def _is_fixture(node: Any) -> bool:
+    return any("fixture" in ast.unparse(one) for one in node.decorator_list)
+
+
+def _last(node: ast.expr) -> str:
+    """Return the last part of a dotted name."""
+    return getattr(node, "attr", getattr(node, "id", ""))
+
+
+def _definitions(trees: list[ast.Module]) -> dict[str, list[ast.stmt]]:
+    """Return the bodies of all functions and methods by name; a class has those of its methods."""
+    known: dict[str, list[ast.stmt]] = {}
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, _MADE):
+            known.setdefault(node.name, []).extend(node.body)
+        elif isinstance(node, ast.ClassDef):
+            made = [one for one in node.body if isinstance(one, _MADE) and one.name == "__init__"]
+            known.setdefault(node.name, []).extend(line for one in made for line in one.body)
+    return known
+
+
+def _inside(nodes: list[Any]) -> Iterator[ast.AST]:
+    """Yield what runs when these statements run: not the bodies of functions and classes."""
+    waiting = list(nodes)
+    while waiting:
+        node = waiting.pop()
+        yield node
+        if isinstance(node, _BODIES):
+            waiting += node.decorator_list
+        else:
+            waiting += ast.iter_child_nodes(node)
+
+
+def _reaches(body: list[ast.stmt], known: dict[str, list[ast.stmt]]) -> bool:
+    """Return true if these statements check something, themselves or in what they name."""
+    seen: set[str] = set()
+    waiting = [body]
+    while waiting:
+        for node in _inside(waiting.pop()):
+            if _checks(node):
+                return True
+            name = _last(node) if isinstance(node, ast.Name | ast.Attribute) else ""
+            if name in known and name not in seen:
+                seen.add(name)
+                waiting.append(known[name])
+    return False
+
+
+def _checks(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        name = _last(node.func)
+        return name.startswith("assert") or name in _CHECKING
+    return isinstance(node, ast.Assert | ast.Raise)
+
+
+def _names(body: list[ast.stmt], *, into: bool) -> set[str]:
+    """Return the names that statements use; `into` functions and classes as well."""
+    walked: Iterator[ast.AST] = (
+        (node for statement in body for node in ast.walk(statement)) if into else _inside(body)
+    )
+    return {node.id for node in walked if isinstance(node, ast.Name)}
+
+
+def _docstrings(tree: ast.Module) -> list[str]:
+    """Return the strings that stand alone as first statements."""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, *_BODIES)):
+            found.append(ast.get_docstring(node) or "")
+    return found
+
+
+def _sessions(texts: list[str]) -> list[str]:
+    """Return the texts that hold an example with its result."""
+    import doctest
+
+    parser = doctest.DocTestParser()
+    held = []
+    for text in texts:
+        if ">>>" in text:
+            with contextlib.suppress(ValueError):
+                if any(example.want for example in parser.get_examples(text)):
+                    held.append(text)
+    return held
+
+
+# ---- running -------------------------------------------------------------------------------------
+
+
+def run(text: str, module: types.ModuleType, entries: list[str]) -> str:
+    """Run a text of tests in the namespace of the response's code; return why it did not pass.
+
+    `entries` are the names that the function asked for may have, the likeliest first.
+    """
+    counted = [0]
+    scope = module.__dict__
+    scope[COUNT] = lambda: counted.__setitem__(0, counted[0] + 1)
+    found = read(text)
+    checking = found.checking or _reaches(found.tree.body, _definitions([found.tree]))
+    _quiet(text)
+    name, scope["__name__"] = scope["__name__"], "__main__"
+    try:
+        _executed(_counting(_redirected(found.tree, module)), scope)
+        for check in found.checks:
+            scope[check](_candidate(module, entries))
+        reason = _framework(found, module, counted)
+    finally:
+        scope["__name__"] = name
+    if reason or not checking or counted[0]:
+        return reason
+    return f"{NOTHING}: nothing of it was checked"
+
+
+def _quiet(text: str) -> None:
+    """Replace the functions that run a whole program's tests and exit: `run` does their work."""
+    for name in ("unittest", "pytest"):
+        if name in text and importlib.util.find_spec(name) is not None:
+            vars(importlib.import_module(name))["main"] = lambda *_, **__: 0
+
+
+def _executed(tree: ast.Module, scope: dict) -> None:
+    """Execute a text; `sys.exit(0)` at its end is an end."""
+    try:
+        exec(compile(tree, "<test>", "exec", dont_inherit=True), scope)
+    except SystemExit as error:
+        frames, trace = [], error.__traceback__
+        while trace is not None:
+            frames.append(trace.tb_frame.f_code.co_filename)
+            trace = trace.tb_next
+        if error.code or "<response>" in frames:
+            raise
+
+
+def _candidate(module: types.ModuleType, entries: list[str]) -> Any:
+    """Return the function that was asked for: by its name, or the last that the code defines."""
+    for entry in entries:
+        with contextlib.suppress(NameError, AttributeError):
+            return eval(entry, module.__dict__)
+    own = [
+        value
+        for name, value in module.__dict__.items()
+        if isinstance(value, types.FunctionType)
+        and value.__code__.co_filename == "<response>"
+        and not name.startswith("_")
+    ]
+    if not own:
+        raise NameError("the code defines no function to check")
+    return own[-1]
+
+
+def _framework(found: Tests, module: types.ModuleType, counted: list[int]) -> str:
+    """Run the tests that nobody has called yet; return the first reason against them."""
+    scope = module.__dict__
+    for name in found.cases:
+        if reason := _unittest(scope[name], counted):
+            return reason
+    if found.pytest:
+        if reason := _pytest(found, module, counted):
+            return reason
+    else:
+        for name in found.functions:
+            _called(scope[name])
+        for name in found.classes:
+            for method in [one for one in dir(scope[name]) if one.startswith("test")]:
+                _called(getattr(scope[name](), method))
+    for text in found.sessions:
+        if reason := _doctest(text, scope, counted):
+            return reason
+    return ""
+
+
+def _called(test: Callable) -> None:
+    result = test()
+    if hasattr(result, "__await__"):
+        import asyncio
+
+        asyncio.run(result)
+
+
+def _unittest(case: type, counted: list[int]) -> str:
+    import unittest
+
+    result = unittest.TestResult()
+    unittest.defaultTestLoader.loadTestsFromTestCase(case).run(result)
+    ran = result.testsRun - len(result.skipped)
+    if not result.wasSuccessful():
+        wrong = [*result.failures, *result.errors]
+        return wrong[0][1].strip().splitlines()[-1] if wrong else "an unexpected success"
+    counted[0] += ran
+    return ""
+
+
+def _doctest(text: str, scope: dict, counted: list[int]) -> str:
+    import doctest
+
+    said: list[str] = []
+    test = doctest.DocTestParser().get_doctest(text, scope, "tests", "<test>", 0)
+    result = doctest.DocTestRunner(verbose=False).run(test, out=said.append)
+    counted[0] += result.attempted
+    return " ".join("".join(said).split()[-20:]) if result.failed else ""
+
+
+def _pytest(found: Tests, module: types.ModuleType, counted: list[int]) -> str:
+    """Let pytest run the functions and classes, with what it offers: fixtures, parametrize."""
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
+    import pytest
+
+    wanted, wrong = {*found.functions, *found.classes}, []
+
+    class Held(pytest.Module):
+        """The tests as they stand in memory."""
+
+        def _getobj(self):
+            return module
+
+    class Plugin:
+        def pytest_configure(self, config):
+            config.addinivalue_line("markers", "asyncio: a coroutine")
+
+        def pytest_collect_file(self, file_path, parent):
+            return Held.from_parent(parent, path=file_path)
+
+        def pytest_collection_modifyitems(self, items):
+            items[:] = [one for one in items if _top(one) in wanted]
+
+        def pytest_pyfunc_call(self, pyfuncitem):
+            names = pyfuncitem._fixtureinfo.argnames
+            values = {name: pyfuncitem.funcargs[name] for name in names}
+            _called(lambda: pyfuncitem.obj(**values))
+            return True
+
+        def pytest_runtest_logreport(self, report):
+            counted[0] += report.when == "call" and report.passed
+            if report.failed:
+                crash = getattr(report.longrepr, "reprcrash", None)
+                wrong.append(crash.message if crash else str(report.longrepr))
+
+        def pytest_collectreport(self, report):
+            if report.failed:
+                wrong.append(str(report.longrepr))
+
+    def _top(item) -> str:
+        chain = [one.name for one in item.listchain()]
+        return chain[chain.index(FILE) + 1].split("[")[0]
+
+    with open(FILE, "w"):
+        pass
+    options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir=.", "--confcutdir=."]
+    real = importlib.import_module("_pytest.config").main  # the name pytest.main is replaced
+    status = real([*options, FILE], plugins=[Plugin()])
+    if wrong:
+        return wrong[0].strip().splitlines()[-1]
+    return "" if status == 0 else f"{NOTHING}: pytest ended with {int(status)}"
+
+
+# ---- what a text imports, and what it counts -----------------------------------------------------
+
+
+def _redirected(tree: ast.Module, module: types.ModuleType) -> ast.Module:
+    """Let imports of the code under test find it, under whatever name: a module that is not
+    installed, or one that lacks names which the code has."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names = [alias.name for alias in node.names]
+            ours = all(name in module.__dict__ for name in names if name != "*")
+            if node.level or (ours and not _offers(node.module or "", names)):
+                _alias(node.module or "solution", module)
+                node.level, node.module = 0, "solution"
+                for alias in node.names:  # from . import solution
+                    if alias.name not in module.__dict__ and alias.name != "*":
+                        module.__dict__[alias.name] = module
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if not _offers(alias.name, []) and _used(tree, alias) <= set(module.__dict__):
+                    _alias(alias.name, module)
+    return tree
+
+
+def _used(tree: ast.Module, alias: ast.alias) -> set[str]:
+    """Return the attributes that a text takes from an imported module."""
+    name = alias.asname or alias.name
+    return {
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value) == name
+    }
+
+
+def _offers(name: str, wanted: list[str]) -> bool:
+    """Return true if an installed module of this name has what is wanted of it."""
+    if name in sys.modules and name.partition(".")[0] not in ("solution", "__main__"):
+        return all(one == "*" or hasattr(sys.modules[name], one) for one in wanted)
+    try:
+        if importlib.util.find_spec(name) is None:
+            return False
+        library = importlib.import_module(name) if wanted else None
+    except Exception:
+        return False
+    return all(one == "*" or hasattr(library, one) for one in wanted)
+
+
+def _alias(name: str, module: types.ModuleType) -> None:
+    """Enter the code as a module of this name, with the packages that the name needs."""
+    parts, inner = name.split("."), module
+    for n in range(len(parts), 0, -1):
+        known = ".".join(parts[:n])
+        if known not in sys.modules:
+            sys.modules[known] = inner
+        package = types.ModuleType(".".join(parts[: n - 1]))
+        setattr(package, parts[n - 1], inner)
+        inner = package
+
+
+class _Counter(ast.NodeTransformer):
+    """Puts a count before every statement that checks something, and at the start of a body that
+    fails when its end is reached."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for name in ("body", "orelse", "finalbody"):
+            body = getattr(node, name, None)
+            if isinstance(body, list):
+                counted = [one for each in body for one in self._counted(each)]
+                ends = any(isinstance(one, ast.Raise | ast.Expr) and _ends([one]) for one in body)
+                first = [self._count(body[0])] if ends and not isinstance(node, ast.Module) else []
+                setattr(node, name, [*first, *counted])
+        return node
+
+    def _counted(self, node: ast.stmt) -> list[ast.stmt]:
+        return [self._count(node), node] if self._counts(node) else [node]
+
+    def _count(self, place: ast.stmt) -> ast.stmt:
+        call = ast.Expr(ast.Call(ast.Name(COUNT, ast.Load()), [], []))
+        return ast.copy_location(call, place)
+
+    def _counts(self, node: ast.stmt) -> bool:
+        if isinstance(node, _BODIES):
+            return False  # what is within is counted where it stands, as in loops
+        if isinstance(node, ast.For | ast.AsyncFor | ast.While):
+            return _ends(node.orelse)
+        if isinstance(node, ast.With | ast.AsyncWith):
+            heads = [item.context_expr for item in node.items]
+            return any(_checks(one) for one in _inside(heads)) or _ends(node.body)
+        if isinstance(node, ast.If | ast.Try | ast.Match):
+            return _ends([node])
+        return any(_checks(one) for one in _inside([node]))
+
+
+def _ends(body: list[Any]) -> bool:
+    """Return true if statements hold what a passing test does not reach."""
+    return any(
+        isinstance(one, ast.Raise) or (isinstance(one, ast.Call) and _last(one.func) in _FAILING)
+        for one in _inside(body)
+    )
+
+
+def _counting(tree: ast.Module) -> ast.Module:
+    return ast.fix_missing_locations(_Counter().visit(tree))

@@ -1,0 +1,199 @@
+"""The shapes in which unit tests come: right code scores 1 and wrong code 0 in each, and a text that
+checks nothing is a failure of the prompt, never a reward."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from ssppo_jax.oracles.code import code
+from ssppo_jax.oracles.sandbox.shapes import why_not
+from ssppo_jax.types import Prompt
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
+RIGHT = """
+def _plus(a, b):
+    return a + b
+
+def add(a, b):
+    if a is None:
+        raise ValueError("no number")
+    return _plus(a, b)
+"""
+WRONG = "def add(a, b):\n    return a - b\n"
+CHECK = "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(0, 5) == 5\n"
+CASE = """
+import unittest
+
+class Base(unittest.TestCase):
+    def setUp(self):
+        self.one = 1
+
+class TestAdd(Base):
+    def test_add(self):
+        self.assertEqual(add(self.one, 2), 3)
+
+    def test_none(self):
+        with self.assertRaises(ValueError):
+            add(None, 1)
+"""
+PARAMETRIZE = """
+import pytest
+
+@pytest.mark.parametrize("a, b", [(0, 0), (1, 2)])
+@pytest.mark.parametrize("c", [0, 1])
+def test_add(a, b, c):
+    assert add(a, b) + c == a + b + c
+"""
+FIXTURES = """
+import pytest
+
+@pytest.fixture(autouse=True)
+def begun():
+    yield
+
+@pytest.fixture
+def three(two):
+    return two + 1
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    monkeypatch.setenv("TWO", "2")
+    (tmp_path / "two").write_text("2")
+    return int((tmp_path / "two").read_text())
+
+class TestAdd:
+    def test_add(self, three):
+        assert add(1, 2) == three
+"""
+SHAPES = {
+    "statements": "assert add(1, 2) == 3\nassert add(0, 5) == 5",
+    "a list": ["import math", "x = math.floor(2.5)", "assert add(1, x) == 3"],
+    "raises itself": "if add(1, 2) != 3:\n    raise ValueError('no')",
+    "exits": "import sys\nif add(1, 2) != 3:\n    sys.exit(1)\nsys.exit(0)",
+    "must raise": (
+        "def test():\n    try:\n        add(None, 1)\n    except ValueError:\n        return\n"
+        "    raise AssertionError\n"
+    ),
+    "loop with else": (
+        "for n in (1, 2):\n    if add(n, 1) == 3:\n        break\nelse:\n    raise ValueError"
+    ),
+    "a helper": (
+        "def same(a, b):\n    if a != b:\n        raise AssertionError(a)\nsame(add(1, 2), 3)"
+    ),
+    "check": f"METADATA = {{'author': 'x'}}\n\n\n{CHECK}",
+    "check that is called": f"{CHECK}\ncheck(add)",
+    "check called in main": f"{CHECK}\nif __name__ == '__main__':\n    check(add)",
+    "check in another text": [CHECK, "check(add)"],
+    "check of an import": f"from solution import add\n\n{CHECK}",
+    "candidate": "def test_it(candidate):\n    assert candidate(1, 2) == 3",
+    "functions": "def test_one():\n    assert add(1, 2) == 3\n\ndef test_two():\n    assert add(2, 2) == 4",
+    "functions called in main": (
+        "def test_one():\n    assert add(1, 2) == 3\n\nif __name__ == '__main__':\n    test_one()"
+    ),
+    "a function nobody calls": "def run_tests():\n    assert add(1, 2) == 3",
+    "a coroutine": "async def test_one():\n    assert add(1, 2) == 3",
+    "a class": "class TestAdd:\n    def test_one(self):\n        assert add(1, 2) == 3",
+    "a class with set-up": (
+        "class TestAdd:\n    def setup_method(self):\n        self.three = 3\n"
+        "    def test_one(self):\n        assert add(1, 2) == self.three"
+    ),
+    "parametrize": PARAMETRIZE,
+    "fixtures": FIXTURES,
+    "pytest's main": f"{PARAMETRIZE}\nimport sys\nsys.exit(pytest.main([__file__]))",
+    "what is printed": "def test_it(capsys):\n    print(add(1, 2))\n    assert capsys.readouterr().out == '3\\n'",
+    "pytest.raises": "import pytest\nwith pytest.raises(ValueError):\n    add(None, 1)",
+    "a marked coroutine": (
+        "import pytest\n@pytest.mark.asyncio\nasync def test_one():\n    assert add(1, 2) == 3"
+    ),
+    "unittest": CASE,
+    "unittest.main": f"{CASE}\nunittest.main()",
+    "unittest.main in main": f"{CASE}\nif __name__ == '__main__':\n    unittest.main(verbosity=2)",
+    "a session": ">>> add(1, 2)\n3\n>>> add(2, 2)\n4\n",
+    "a session in a docstring": '"""The tests.\n\n>>> add(1, 2)\n3\n"""\nimport doctest\ndoctest.testmod()\n',
+    "from solution": "from solution import add\nassert add(1, 2) == 3",
+    "from another name": "from your_module import add\nassert add(1, 2) == 3",
+    "from a name that is taken": "from code import add\nassert add(1, 2) == 3",
+    "from a package": "from src.solution import *\nassert add(1, 2) == 3",
+    "from here": "from .solution import add\nassert add(1, 2) == 3",
+    "a module": "import solution as s\nimport main\nassert s.add(1, 2) == main.add(1, 2) == 3",
+    "a patch": (
+        "from unittest import mock\nwith mock.patch('solution.print', create=True):\n"
+        "    assert add(1, 2) == 3"
+    ),
+    "numpy": "import numpy as np\nnp.testing.assert_allclose(add(1.0, 2.0), 3.0)",
+}
+
+
+def prompt(tests, i=0, text="Write `def add(a, b):`", **meta):
+    return Prompt(f"p{i}", ({"role": "user", "content": text},), {"tests": tests, **meta})
+
+
+@pytest.fixture(scope="module")
+def rewards():
+    """Of right and of wrong code, for every shape: one call of the oracle."""
+    prompts = [prompt(tests, i) for i, tests in enumerate(SHAPES.values())]
+    verdict = code(workers=2, timeout=20.0).ask(prompts, [[RIGHT, WRONG]] * len(prompts))
+    return dict(zip(SHAPES, zip(verdict.failed, verdict.reward.tolist(), strict=True), strict=True))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_right_code_scores_one_and_wrong_code_zero(shape, rewards):
+    assert rewards[shape] == (None, [1.0, 0.0])
+
+
+NOTHING = {
+    "pass": "pass",
+    "a comment": "# assert add(1, 2) == 3",
+    "a call": "add(1, 2)",
+    "a comparison": "add(1, 2) == 3",
+    "a print": "print(add(1, 2) == 3)",
+    "a string": "'''assert add(1, 2) == 3'''",
+    "a definition": "def three():\n    return 3",
+    "a helper that nobody calls": "def same(a, b):\n    assert a == b",
+    "a class of another kind": "class Run:\n    def go(self):\n        assert add(1, 2) == 3",
+    "an empty case": "import unittest\nclass TestAdd(unittest.TestCase):\n    pass",
+    "an import": ["import unittest", "import math"],
+    "a session without results": ">>> add(1, 2)",
+    "no Python": "assert add(1, 2) = 3",
+    "a null byte": "assert add(1, 2) == 3\0",
+}
+
+
+@pytest.mark.parametrize("tests", NOTHING.values(), ids=NOTHING)
+def test_a_text_that_checks_nothing_fails_the_prompt(tests):
+    verdict = code().ask([prompt(tests)], [[RIGHT, WRONG]])
+    assert verdict.failed[0].reason.startswith("no test ran")
+    assert np.isnan(verdict.reward).all()
+
+
+def test_pytest_that_is_not_installed_fails_the_prompt(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "need pytest, which is not installed" in why_not([PARAMETRIZE])[0]
+
+
+def test_what_a_response_keeps_from_being_checked_is_no_reward():
+    """That is the response's doing: it is wrong, and fails nobody."""
+    tests = ["for n in add(1, 2):\n    assert n == 3", "assert True"]
+    none = "def add(a, b):\n    return []\n"
+    verdict = code(partial=True).ask([prompt(tests)], [[none, "def add(a, b):\n    return [3]\n"]])
+    assert verdict.failed == (None,)
+    np.testing.assert_array_equal(verdict.reward, [[0.5, 1.0]])
+
+
+def test_texts_that_only_prepare_are_no_share_of_the_reward():
+    verdict = code(partial=True).ask([prompt(["x = 3", "assert add(1, 2) == x"])], [[RIGHT, WRONG]])
+    np.testing.assert_array_equal(verdict.reward, [[1.0, 0.0]])
+
+
+def test_the_candidate_is_named_by_the_row_then_by_the_prompt_then_by_the_code():
+    helper_last = f"{RIGHT}\ndef show(a, b):\n    return str(a)\n"
+    method = "class Solution:\n    def add(self, a, b):\n        return a + b\n"
+    prompts = [
+        prompt(CHECK, 0, entry_point="add", text="Add."),
+        prompt(CHECK, 1, entry_point="Solution().add", text="Add."),
+        prompt(CHECK, 2),
+        prompt(CHECK, 3, text="Add two numbers."),
+    ]
+    responses = [[helper_last], [method], [helper_last], [RIGHT]]
+    assert code().ask(prompts, responses).reward.tolist() == [[1.0]] * 4
