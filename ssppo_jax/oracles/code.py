@@ -93,9 +93,11 @@ def code(
         names = ("tests", "left", "namespaces", NO_CODE, *OUTCOMES)
         table = np.full((len(names), len(prompts), k), np.nan, np.float32)
         for row, group in enumerate(groups):
-            for column, result in enumerate(group if failed[row] is None else []):
+            for column, result in enumerate(group):
+                if failed[row] is not None or isinstance(result, Failed):
+                    continue  # the row stays NaN
                 outcome, share, report = result
-                known = {"tests": share, outcome: 1.0}
+                known: dict[str, float] = {"tests": share, outcome: 1.0}
                 if report is not None:
                     known |= {"left": report.left, "namespaces": float(bool(report.namespaces))}
                 table[:, row, column] = [known.get(name, 0.0) for name in names]

@@ -1,29 +1,34 @@
-"""What a response's code may try against the run and the machine, one attempt a row, and what must
-become of it. None passes its test, none ends the run, none reaches another process or file, and
-nothing of it is left. It holds without namespaces too, and for root."""
+"""What a response's code may try against the run and the machine, one attempt a row. None passes
+its test, none ends the run, none reaches another process or file, and nothing of it is left. It
+holds without namespaces too, and for root. SSPPO_ATTACKS=all runs every attempt in both ways."""
 
-import itertools
+import json
 import os
 import re
 import signal
 import subprocess
 import sys
+import textwrap
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from ssppo_jax.oracles.code import code
 from ssppo_jax.oracles.sandbox import child
+from ssppo_jax.oracles.sandbox import run as sandbox
 from ssppo_jax.oracles.sandbox.run import Limits, supervised
 from ssppo_jax.oracles.sandbox.supervisor import clear
+from ssppo_jax.types import Prompt
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
-LIMITS = Limits(seconds=1.0, memory_mb=256, disk_mb=4, strict=True)
-REFUSED = r"failed: .*(PermissionError|Errno 1\b|Errno 13\b)"
-UNKNOWN = r"failed: OSError: \[Errno 38\]"  # a call newer than the filter
+LIMITS = Limits(seconds=0.5, memory_mb=256, disk_mb=4, strict=True)
 NOT_PASSED = r"(failed|crash|time|memory|output|disk): "
-# {victim}: the pid of another process of this user; {secret}: a file of this user; {pid_of}: ...
+EVERY_WAY = os.environ.get("SSPPO_ATTACKS") == "all"
+# victim: the pid of another process of this user; secret: the path of a file of this user
 HEAD = """
 import ctypes, fcntl, gc, json, os, resource, signal, socket, struct, sys, threading, time
 libc = ctypes.CDLL(None, use_errno=True)
@@ -65,7 +70,7 @@ SIGNALS = {
     "wake by what is printed": "fcntl.fcntl(1, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)",
     "wake by ioctl": "fcntl.ioctl(os.pipe()[0], 0x5452, struct.pack('i', 1))",
     "own by ioctl": "fcntl.ioctl(socket.socketpair()[0], 0x8901, struct.pack('i', victim))",
-    "own a socket by ioctl": "fcntl.ioctl(socket.socketpair()[0], 0x8902, struct.pack('i', victim))",
+    "own a socket": "fcntl.ioctl(socket.socketpair()[0], 0x8902, struct.pack('i', victim))",
     "watch a folder by signal": "fcntl.fcntl(os.open('.', 0), fcntl.F_NOTIFY, fcntl.DN_CREATE)",
     "lease a file": "fcntl.fcntl(os.open('x', os.O_CREAT), fcntl.F_SETLEASE, fcntl.F_WRLCK)",
     "outlive its parent": "\n".join(
@@ -81,7 +86,9 @@ SCHEDULING = {
     "scheduling class": "os.sched_setscheduler(victim, os.SCHED_IDLE, os.sched_param(0))",
     "real time": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(99))",
     "scheduling parameters": raw("sched_setparam", "victim", "struct.pack('i', 0)"),
-    "scheduling attributes": raw("sched_setattr", "victim", "struct.pack('IIQiIQQQ', 48, 5, *[0] * 6)", 0),
+    "scheduling attributes": raw(
+        "sched_setattr", "victim", "struct.pack('IIQiIQQQ', 48, 5, *[0] * 6)", 0
+    ),
     "priority": "os.setpriority(os.PRIO_PROCESS, victim, 19)",
     "priority of the user": "os.setpriority(os.PRIO_USER, 0, 19)",
     "priority of input and output": raw("ioprio_set", 1, "victim", "3 << 13"),
@@ -92,17 +99,17 @@ SCHEDULING = {
 }
 OTHERS_MEMORY = {
     "trace": raw("ptrace", 16, "victim", 0, 0),
-    "trace the supervisor": raw("ptrace", 16, "os.getppid()", 0, 0),
+    "trace the supervisor": raw("ptrace", 16, "os.getppid() or victim", 0, 0),
     "read memory": raw("process_vm_readv", "victim", 0, 0, 0, 0, 0),
     "write memory": raw("process_vm_writev", "victim", 0, 0, 0, 0, 0),
     "memory file": "open(f'/proc/{victim}/mem', 'r+b')",
-    "memory file of the supervisor": "open(f'/proc/{os.getppid()}/mem', 'r+b')",
+    "memory file of the supervisor": "open(f'/proc/{os.getppid() or victim}/mem', 'r+b')",
     "its own memory file": "open('/proc/self/mem', 'r+b')",
     "environment": "open(f'/proc/{victim}/environ').read()",
     "descriptors": "os.listdir(f'/proc/{victim}/fd')",
     "take a descriptor": raw("pidfd_getfd", 3, 0, 0),
     "memory pressure": "open('/proc/self/oom_score_adj', 'w').write('-1000')",
-    "magic keys": "open('/proc/sysrq-trigger', 'w')",
+    "name of the machine": "open('/proc/sys/kernel/hostname', 'w')",
     "settings of the kernel": "open('/proc/sys/kernel/core_pattern', 'w')",
     "advise another's memory": "call(440, 3, 0, 0, 0, 0)",
     "shared memory": raw("shmget", 0, 4096, "0o1600"),
@@ -143,7 +150,7 @@ FILES = {
     "list elsewhere": "os.listdir(os.path.dirname(secret))",
     "new file above": "open('../new', 'w')",
     "shared memory folder": "open('/dev/shm/new', 'w')",
-    "device": "open('/dev/mem', 'rb')",
+    "device": "open('/dev/ptmx', 'r+b')",
     "make a device": "os.mknod('disk', 0o60600, os.makedev(8, 0))",
     "make a queue": "os.mkfifo('queue')",
     "by handle": raw("open_by_handle_at", 3, "bytes(64)", 0),
@@ -216,7 +223,8 @@ RESULTS = {
     ),
     "refuse by the harness itself": (
         "frame = sys._getframe()\nwhile frame:\n    for name, v in [*frame.f_globals.items()]:\n"
-        "        if name.endswith('say'):\n            v('refused', 'x')\n            v('broken', 'x')\n"
+        "        if name.endswith('say'):\n            v('refused', 'x')\n"
+        "            v('broken', 'x')\n"
         "    frame = frame.f_back\n"
     ),
     "a word of its own": (
@@ -224,9 +232,7 @@ RESULTS = {
         "        if isinstance(v, dict) and 'word' in v:\n            v['word'] = 'x' * 1000000\n"
         "    frame = frame.f_back\n"
     ),
-    "a reason that is no text": (
-        "class E(Exception):\n    def __str__(self): return 5\nraise E"
-    ),
+    "a reason that is no text": ("class E(Exception):\n    def __str__(self): return 5\nraise E"),
     "a reason that raises": (
         "class E(Exception):\n    def __str__(self): raise SystemExit(0)\nraise E"
     ),
@@ -235,14 +241,18 @@ RESULTS = {
     ),
     "a huge reason": "raise ValueError('x' * (50 << 20))",
     "a reason of half characters": "raise ValueError('\\ud800' * 300)",
-    "an error of no class": "class M(type):\n    __name__ = 5\nclass E(Exception, metaclass=M): pass\nraise E",
+    "an error of no class": (
+        "class M(type):\n    __name__ = 5\nclass E(Exception, metaclass=M): pass\nraise E"
+    ),
     "exit": "sys.exit(0)",
     "exit at once": "os._exit(0)",
     "abort": "os.abort()",
     "fault": "ctypes.string_at(0)",
     "stop itself": "signal.raise_signal(signal.SIGSTOP)",
     "no recursion": "sys.setrecursionlimit(20)",
-    "no builtins": "import builtins\nfor n in dir(builtins):\n    if n[0] != '_': delattr(builtins, n)",
+    "no builtins": (
+        "import builtins\nfor n in dir(builtins):\n    if n[0] != '_': delattr(builtins, n)"
+    ),
     "no modules": "sys.modules.clear()",
     "no output": "sys.stdout.close()\nsys.stderr.close()\nos.close(1)\nos.close(2)\nos.close(0)",
     "another json": "json.loads = lambda text: {'word': 'x', 'test': 'pass', 'entries': []}",
@@ -265,12 +275,12 @@ FLOODS = {
     "sleep": "time.sleep(1000)",
     "sleep in a thread": "threading.Thread(target=time.sleep, args=(1000,)).start()",
     "dead lock": "lock = threading.Lock()\nlock.acquire()\nlock.acquire()",
-    "no end of ending": (
-        "class E:\n    def __del__(self):\n        while True: pass\nE()"
-    ),
+    "no end of ending": ("class E:\n    def __del__(self):\n        while True: pass\nE()"),
     "deaf": "for s in {1, 2, 3, 15, 24, 14}: signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
     "recursion": "sys.setrecursionlimit(10 ** 9)\ndef f(): f()\nf()",
-    "recursion in C": "sys.setrecursionlimit(10 ** 9)\nx = []\nfor i in range(10 ** 6): x = [x]\nrepr(x)",
+    "recursion in C": (
+        "sys.setrecursionlimit(10 ** 9)\nx = []\nfor i in range(10 ** 6): x = [x]\nrepr(x)"
+    ),
     "print": "while True: print('x' * 65536)",
     "print errors": "while True: sys.stderr.write('x' * 65536)",
     "a huge file": "f = open('x', 'wb')\nwhile True: f.write(bytes(1 << 16)); f.flush()",
@@ -286,7 +296,7 @@ FLOODS = {
     "a circle of links": "os.symlink('.', 'l')\nos.symlink('/', 'm')\nos.symlink(secret, 'n')",
     "folders that cannot be listed": "os.mkdir('a', 0)\nos.mkdir('b')\nos.mkdir('b/c', 0)",
     "odd names": (
-        "for n in (b'\\n', b'\\xff\\xfe', b'-rf', b' ', b'\\x01', b'x' * 255, '\\u2028'.encode()):\n"
+        "for n in (b'\\n', b'\\xff\\xfe', b'-rf', b' ', b'\\x01', b'x' * 255, b'\\xe2\\x80'):\n"
         "    os.mkdir(n)\n    open(n + b'/' + n, 'w').write('x')"
     ),
     "removed and held": (
@@ -302,80 +312,236 @@ SOURCES = {
     "half a character": "x = '\ud800'",
     "a wide line": "x = 1" + " + 1" * 100000,
 }
-ATTEMPTS = {
-    **{f"signals: {k}": (v, REFUSED) for k, v in SIGNALS.items()},
-    **{f"scheduling: {k}": (v, REFUSED) for k, v in SCHEDULING.items()},
-    **{f"memory: {k}": (v, REFUSED) for k, v in OTHERS_MEMORY.items()},
-    **{f"processes: {k}": (v, REFUSED) for k, v in PROCESSES.items()},
-    **{f"files: {k}": (v, REFUSED) for k, v in FILES.items()},
-    **{f"system: {k}": (v, REFUSED) for k, v in SYSTEM.items()},
-    **{f"network: {k}": (v, REFUSED) for k, v in NETWORK.items()},
-    **{f"results: {k}": (v, NOT_PASSED) for k, v in RESULTS.items()},
-    **{f"floods: {k}": (v, NOT_PASSED) for k, v in FLOODS.items()},
-    **{f"sources: {k}": (v, NOT_PASSED) for k, v in SOURCES.items()},
+REFUSED = {
+    "signals": SIGNALS,
+    "scheduling": SCHEDULING,
+    "memory": OTHERS_MEMORY,
+    "processes": PROCESSES,
+    "files": FILES,
+    "system": SYSTEM,
+    "network": NETWORK,
 }
-UNKNOWN_TO_THE_FILTER = {
-    "memory: advise another's memory",
-    "system: a new way to mount",
-    "system: flags of a file, the new way",
+ENDED = {"results": RESULTS, "floods": FLOODS, "sources": SOURCES}
+BOTH_WAYS = {
+    *("descriptors", "threads", "a huge file", "many files", "many empty folders"),
+    *("folders far down", "folders that cannot be listed", "odd names", "removed and held"),
 }
+
+
+def refused(attempt):
+    """A test that passes if the system refuses the attempt."""
+    return (
+        f"try:\n{textwrap.indent(attempt, '    ')}\nexcept (PermissionError, ValueError):\n"
+        f"    pass\n"
+        "except OSError as error:\n    assert error.errno in (1, 13, 18, 38), error\n"
+        "else:\n    raise AssertionError('it was allowed')\n"
+    )
+
+
+def rows(groups):
+    return [(group, name) for group, attempts in groups.items() for name in attempts]
 
 
 @pytest.fixture(scope="module")
-def harm(tmp_path_factory):
-    """Run every attempt; what became of each, and what each left or changed."""
+def place(tmp_path_factory):
+    """A file and a process that attempts are aimed at, and the folder of temporary files."""
     top = tmp_path_factory.mktemp("attacks")
     secret, folder = top / "home" / "secret", top / "code"
     secret.parent.mkdir()
     folder.mkdir()
     secret.write_text("untouched")
     victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-    head = HEAD.format(victim=victim.pid, secret=str(secret))
 
-    def one(attempt):
-        (name, (code, _)), namespaces = attempt
-        source = code if name.startswith("sources") else f"{head}\n{code}\n"
+    def state():
+        pids = (victim.pid, 0)
+        how = [
+            (os.sched_getaffinity(p), os.sched_getscheduler(p), os.getpriority(0, p)) for p in pids
+        ]
+        return how, secret.stat(), secret.read_text(), victim.poll(), os.umask(os.umask(0o22))
+
+    before = state()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tempfile.tempdir", str(folder))
+        yield HEAD.format(victim=victim.pid, secret=str(secret)), folder
+    after, left = state(), [path for path in top.rglob("*") if path.is_relative_to(folder)]
+    victim.kill()
+    victim.wait()
+    clear(str(folder))
+    assert before == after and left == [folder]
+
+
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "without"])
+@pytest.mark.parametrize("group", REFUSED)
+def test_the_system_refuses_each_of_a_group(group, namespaces, place):
+    tests = [refused(attempt) for attempt in REFUSED[group].values()]
+    report = supervised(place[0], tests, LIMITS._replace(namespaces=namespaces, seconds=10.0))
+    names = [name for name, ok in zip(REFUSED[group], report.each, strict=True) if not ok]
+    assert report.outcome.outcome == "passed" and not names, (names, report.outcome)
+
+
+@pytest.fixture(scope="module")
+def ended(place):
+    """Run the attempts that the system cannot refuse, two at a time; what became of each."""
+    head = place[0]
+
+    def one(task):
+        (group, name), namespaces = task
+        source = ENDED[group][name]
+        source = source if group == "sources" else f"{head}\n{source}\n"
+        limits = LIMITS._replace(namespaces=namespaces)
         try:
-            return supervised(source, ["assert add(1, 2) == 3"], LIMITS._replace(namespaces=namespaces))
+            return supervised(source, ["assert add(1, 2) == 3"], limits)
         except BaseException as error:
             return error
 
-    def state(pid):
-        return os.sched_getaffinity(pid), os.sched_getscheduler(pid), os.getpriority(0, pid)
-
-    before = state(victim.pid), state(0), secret.stat()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tempfile.tempdir", str(folder))
-        tried = [*itertools.product(ATTEMPTS.items(), (False,))]
-        with ThreadPoolExecutor(2) as pool:
-            became = dict(zip(ATTEMPTS, pool.map(one, tried), strict=True))
-    after = state(victim.pid), state(0), secret.stat()
-    alive = victim.poll() is None
-    victim.kill()
-    victim.wait()
-    left = [path for path in top.rglob("*") if path not in (secret, secret.parent, folder)]
-    yield {
-        "became": became,
-        "unchanged": before == after and secret.read_text() == "untouched",
-        "alive": alive,
-        "left": left,
-    }
-    clear(str(top))
+    tasks = [
+        (row, namespaces)
+        for row in rows(ENDED)
+        for namespaces in (True, False)
+        if EVERY_WAY or row[1] in BOTH_WAYS or namespaces == (row[0] != "floods")
+    ]
+    with ThreadPoolExecutor(3) as pool:
+        became = list(pool.map(one, tasks))
+    found = {}
+    for (row, _), report in zip(tasks, became, strict=True):
+        found.setdefault(row, []).append(report)
+    return found
 
 
-@pytest.mark.parametrize("attempt", ATTEMPTS)
-def test_an_attempt_is_refused_or_ended(attempt, harm):
-    report, wanted = harm["became"][attempt], ATTEMPTS[attempt][1]
-    if attempt in UNKNOWN_TO_THE_FILTER:
-        wanted = UNKNOWN
-    assert not isinstance(report, BaseException) and not report.broken
-    said = f"{report.outcome.outcome}: {report.outcome.reason}"
-    assert re.match(wanted, said, re.DOTALL), said
-    assert report.left == 0
+@pytest.mark.parametrize("row", rows(ENDED), ids=": ".join)
+def test_an_attempt_is_ended_and_is_wrong(row, ended):
+    for report in ended[row]:
+        assert not isinstance(report, BaseException) and not report.broken
+        said = f"{report.outcome.outcome}: {report.outcome.reason}"
+        assert re.match(NOT_PASSED, said) and report.left == 0, said
 
 
-def test_nothing_was_reached_changed_or_left(harm):
-    assert harm["alive"] and harm["unchanged"] and harm["left"] == []
-    assert len(ATTEMPTS) >= 150
-    with pytest.raises(ChildProcessError):
-        os.waitpid(-1, os.WNOHANG)
+def test_there_are_many_and_no_process_is_left(ended):
+    assert len(rows(REFUSED)) + len(rows(ENDED)) >= 150
+    threads = Path("/proc/self/task").glob("*/children")
+    assert len(" ".join(one.read_text() for one in threads).split()) == 1  # the victim
+
+
+# ---- what is killed, and what lives on -----------------------------------------------------------
+
+SLEEPER = """
+import ctypes, time
+ctypes.CDLL(None).prctl(15, b"{mark}", 0, 0, 0)
+time.sleep(100)
+"""
+RUN = """
+import json, sys, tempfile, threading
+from ssppo_jax.oracles.sandbox.run import Limits, supervised
+tempfile.tempdir = sys.argv[1]
+for source, strict, namespaces in json.loads(sys.argv[2]):
+    limits = Limits(100.0, 256, 4, strict, namespaces)
+    threading.Thread(target=supervised, args=(source, [], limits)).start()
+"""
+
+
+def named(mark):
+    """The pids of processes of this name."""
+    found = []
+    for comm in Path("/proc").glob("[0-9]*/comm"):
+        try:
+            if comm.read_text().strip() == mark:
+                found.append(int(comm.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def until(condition, seconds=15.0):
+    end = time.monotonic() + seconds
+    while not (held := condition()) and time.monotonic() < end:
+        time.sleep(0.02)
+    return held
+
+
+def test_when_the_run_is_killed_the_code_dies_and_its_folders_go(tmp_path):
+    ways = [(strict, namespaces) for strict in (True, False) for namespaces in (True, False)]
+    marks = [f"r{os.getpid()}{strict:d}{namespaces:d}" for strict, namespaces in ways]
+    tasks = [(SLEEPER.format(mark=mark), *way) for mark, way in zip(marks, ways, strict=True)]
+    run = subprocess.Popen([sys.executable, "-c", RUN, str(tmp_path), json.dumps(tasks)])
+    try:
+        assert until(lambda: all(named(mark) for mark in marks), 60.0), "the code did not start"
+        assert len(list(tmp_path.iterdir())) == len(ways)
+    finally:
+        run.send_signal(signal.SIGKILL)
+        run.wait()
+    assert until(lambda: not any(named(mark) for mark in marks) and not list(tmp_path.iterdir()))
+
+
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "without"])
+def test_when_its_supervisor_is_killed_the_code_dies_and_the_run_goes_on(
+    namespaces, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    mark, got = f"k{os.getpid()}{namespaces:d}", []
+    limits = LIMITS._replace(namespaces=namespaces, seconds=30.0)
+    source = SLEEPER.format(mark=mark)
+    thread = threading.Thread(target=lambda: got.append(supervised(source, ["pass"], limits)))
+    thread.start()
+    (pid,) = until(lambda: named(mark))
+    status = Path(f"/proc/{pid}/status").read_text()
+    os.kill(int(re.search(r"PPid:\t(\d+)", status)[1]), signal.SIGKILL)
+    thread.join(20)
+    assert got[0].outcome == ("crash", 0, "its supervisor ended with -9")
+    assert until(lambda: not named(mark))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "without"])
+def test_processes_that_trusted_code_leaves_behind_are_ended(namespaces):
+    """Without filters code may start processes; they end with it, in sessions of their own too."""
+    mark = f"d{os.getpid()}{namespaces:d}"
+    source = "import os\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n{}"
+    source = source.format(textwrap.indent(SLEEPER.format(mark=mark), "        "))
+    limits = LIMITS._replace(strict=False, namespaces=namespaces, seconds=20.0)
+    wait = "import time\nfor n in range(100):\n    time.sleep(0.01)\nassert True"
+    assert supervised(source, [wait], limits).outcome.outcome == "passed"
+    assert not named(mark)
+
+
+# ---- what cannot be removed, and what cannot be started ------------------------------------------
+
+
+def prompt():
+    return Prompt("p", ({"role": "user", "content": "add"},), {"tests": "assert add(1, 2) == 3"})
+
+
+ADD = "def add(a, b):\n    return a + b\n"
+
+
+def test_what_cannot_be_removed_is_counted(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / "code" / name).mkdir(parents=True)
+
+    def refuse(*_, **__):
+        raise PermissionError(1, "no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rmdir", refuse)
+        assert clear(str(tmp_path / "code")) == 2
+    assert clear(str(tmp_path / "code")) == 0 and clear(str(tmp_path / "code")) == 0
+    monkeypatch.setattr(sandbox, "clear", lambda folder: 2)
+    verdict = code().ask([prompt()], [[ADD]])
+    assert verdict.reward.tolist() == [[1.0]] and verdict.parts["left"].tolist() == [[2.0]]
+
+
+def test_a_system_without_room_for_a_process_fails_the_prompt_and_not_the_run(monkeypatch):
+    def full():
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(sandbox, "_start", full)
+    verdict = code().ask([prompt()], [[ADD, ADD]])
+    assert "no process could be started" in verdict.failed[0].reason
+    assert np.isnan(verdict.reward).all()
+
+
+def test_the_code_sees_neither_the_settings_nor_the_tests_before_it_has_run():
+    """They are sent after it, so it cannot answer for them."""
+    source = "import sys\nframe, seen = sys._getframe(), ''\nwhile frame:\n"
+    source += "    seen += repr(frame.f_locals)\n    frame = frame.f_back\n"
+    word = "assert 'ze' + 'bra' not in seen and 'ssppo-code-' in seen  # zebra"
+    assert supervised(source, [word], LIMITS._replace(seconds=5.0)).outcome.outcome == "passed"

@@ -1,12 +1,13 @@
-"""The shapes in which unit tests come: right code scores 1 and wrong code 0 in each, and a text that
-checks nothing is a failure of the prompt, never a reward."""
+"""The shapes in which unit tests come: right code scores 1 and wrong code 0 in each, and a text
+that checks nothing is a failure of the prompt, never a reward."""
 
 import sys
+import time
 
 import numpy as np
 import pytest
 
-from ssppo_jax.oracles.code import code
+from ssppo_jax.oracles.code import code, code_of
 from ssppo_jax.oracles.sandbox.shapes import why_not
 from ssppo_jax.types import Prompt
 
@@ -87,7 +88,9 @@ SHAPES = {
     "check in another text": [CHECK, "check(add)"],
     "check of an import": f"from solution import add\n\n{CHECK}",
     "candidate": "def test_it(candidate):\n    assert candidate(1, 2) == 3",
-    "functions": "def test_one():\n    assert add(1, 2) == 3\n\ndef test_two():\n    assert add(2, 2) == 4",
+    "functions": (
+        "def test_one():\n    assert add(1, 2) == 3\n\ndef test_two():\n    assert add(2, 2) == 4"
+    ),
     "functions called in main": (
         "def test_one():\n    assert add(1, 2) == 3\n\nif __name__ == '__main__':\n    test_one()"
     ),
@@ -101,7 +104,9 @@ SHAPES = {
     "parametrize": PARAMETRIZE,
     "fixtures": FIXTURES,
     "pytest's main": f"{PARAMETRIZE}\nimport sys\nsys.exit(pytest.main([__file__]))",
-    "what is printed": "def test_it(capsys):\n    print(add(1, 2))\n    assert capsys.readouterr().out == '3\\n'",
+    "what is printed": (
+        "def test_it(capsys):\n    print(add(1, 2))\n    assert capsys.readouterr().out == '3\\n'"
+    ),
     "pytest.raises": "import pytest\nwith pytest.raises(ValueError):\n    add(None, 1)",
     "a marked coroutine": (
         "import pytest\n@pytest.mark.asyncio\nasync def test_one():\n    assert add(1, 2) == 3"
@@ -110,7 +115,9 @@ SHAPES = {
     "unittest.main": f"{CASE}\nunittest.main()",
     "unittest.main in main": f"{CASE}\nif __name__ == '__main__':\n    unittest.main(verbosity=2)",
     "a session": ">>> add(1, 2)\n3\n>>> add(2, 2)\n4\n",
-    "a session in a docstring": '"""The tests.\n\n>>> add(1, 2)\n3\n"""\nimport doctest\ndoctest.testmod()\n',
+    "a session in a docstring": (
+        '"""The tests.\n\n>>> add(1, 2)\n3\n"""\nimport doctest\ndoctest.testmod()\n'
+    ),
     "from solution": "from solution import add\nassert add(1, 2) == 3",
     "from another name": "from your_module import add\nassert add(1, 2) == 3",
     "from a name that is taken": "from code import add\nassert add(1, 2) == 3",
@@ -197,3 +204,157 @@ def test_the_candidate_is_named_by_the_row_then_by_the_prompt_then_by_the_code()
     ]
     responses = [[helper_last], [method], [helper_last], [RIGHT]]
     assert code().ask(prompts, responses).reward.tolist() == [[1.0]] * 4
+
+
+# ---- right programs ------------------------------------------------------------------------------
+
+PROGRAMS = {
+    "dataclass": (
+        "from dataclasses import dataclass\n@dataclass(order=True)\nclass P:\n    x: int\n"
+        "    y: int = 0\n",
+        "assert P(1) < P(2) and P(1) == P(1, 0)",
+    ),
+    "slots": (
+        "from dataclasses import dataclass, field\n@dataclass(slots=True, kw_only=True)\nclass P:\n"
+        "    x: list = field(default_factory=list)\n",
+        "assert P(x=[1]).x == [1]",
+    ),
+    "annotations are objects": (
+        "def f(x: int) -> int:\n    return x\n",
+        "assert f.__annotations__ == {'x': int, 'return': int}",
+    ),
+    "annotations of its own future": (
+        "from __future__ import annotations\ndef f(x: int): return x\n",
+        "assert f.__annotations__ == {'x': 'int'}",
+    ),
+    "dispatch": (
+        "from functools import singledispatch\n@singledispatch\ndef f(x): return 0\n"
+        "@f.register\ndef _(x: int): return 1\n",
+        "assert f(3) == 1 and f('') == 0",
+    ),
+    "hints": (
+        "class N:\n    after: 'N'\n    v: int\n",
+        "import typing\nassert typing.get_type_hints(N) == {'after': N, 'v': int}",
+    ),
+    "types": (
+        "from typing import NamedTuple, TypedDict\nfrom enum import Enum, auto\n"
+        "class A(NamedTuple):\n"
+        "    a: int\nclass B(TypedDict):\n    a: int\nclass C(Enum):\n    A = auto()\n",
+        "assert A(1).a == B(a=1)['a'] == C.A.value == 1",
+    ),
+    "pickle": (
+        "import copy, pickle\nclass N:\n    def __init__(self): self.v = [1]\n",
+        "assert pickle.loads(pickle.dumps(N())).v == copy.deepcopy(N()).v == [1]",
+    ),
+    "main": (
+        "import sys\ndef f():\n    return 1\nif __name__ == '__main__':\n    sys.exit(f())\n",
+        "assert f() == 1 and sys.modules['__main__'].f is f",
+    ),
+    "source": (
+        "def f():\n    return 1\n",
+        "import inspect\nassert inspect.getsource(f).startswith('def f')",
+    ),
+    "input": ("x = input()\ndef f():\n    return x\n", "assert f() == ''"),
+    "prints": (
+        "import os\nprint('\u00e9 \u65e5 \U0001f600')\nprint('', file=open(os.devnull, 'w'))\n",
+        "assert True",
+    ),
+    "deep": (
+        "import sys\nsys.setrecursionlimit(10 ** 6)\ndef f(n):\n"
+        "    return 0 if n == 0 else 1 + f(n - 1)\n",
+        "assert f(50000) == 50000",
+    ),
+    "a large stack": (
+        "import threading\nthreading.stack_size(64 << 20)\nout = []\n"
+        "t = threading.Thread(target=out.append, args=(1,))\n"
+        "t.start(); t.join()\n",
+        "assert out == [1]",
+    ),
+    "signals of its own": (
+        "import signal\nseen = []\nsignal.signal(signal.SIGALRM, lambda *_: seen.append(1))\n"
+        "signal.raise_signal(signal.SIGALRM)\n",
+        "assert seen == [1]",
+    ),
+    "coroutines": (
+        "import asyncio\nasync def f():\n    await asyncio.sleep(0)\n    return 1\n",
+        "assert asyncio.run(f()) == 1",
+    ),
+    "threads": (
+        "from concurrent.futures import ThreadPoolExecutor\ndef f():\n"
+        "    with ThreadPoolExecutor(4) as pool:\n"
+        "        return sum(pool.map(abs, range(-4, 4)))\n",
+        "assert f() == 16",
+    ),
+    "files": (
+        "import os, pathlib, shutil, tempfile\nwith tempfile.TemporaryDirectory() as d:\n"
+        "    pathlib.Path(d, 'a').write_text('x')\n    shutil.copyfile(d + '/a', 'b')\n"
+        "    shutil.move('b', 'c')\n",
+        "assert os.listdir('.') == ['c']",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def programs():
+    prompts = [prompt(tests, i) for i, (_, tests) in enumerate(PROGRAMS.values())]
+    responses = [[f"```python\n{source}```"] for source, _ in PROGRAMS.values()]
+    verdict = code(workers=2, timeout=20.0).ask(prompts, responses)
+    return dict(zip(PROGRAMS, verdict.reward[:, 0].tolist(), strict=True))
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_right_program_scores_one(program, programs):
+    assert programs[program] == 1.0
+
+
+ADD = "def add(a, b):\n    return a + b\n"
+INDENTED = "".join(f"   {line}\n" for line in ADD.splitlines())
+QUOTED = "".join(f"> {line}\n" for line in ADD.splitlines())
+FENCED = "def add(a, b):\n    '''\n    ```\n    add(1, 2)\n    ```\n    '''\n    return a + b\n"
+MODULE = "'''\n```python\nadd(1, 2)\n```\n'''\ndef add(a, b):\n    return a + b\n"
+BLOCKS = {
+    "plain": (f"```python\n{ADD}```", ADD),
+    "in a list": (f"1. Here:\n   ```python\n{INDENTED}   ```\nDone", ADD),
+    "beside a number": (f"1. ```python\n{INDENTED}   ```\nDone", ADD),
+    "beside a dash": ("- ```py\n  x = 1\n  ```", "x = 1\n"),
+    "quoted": (f"> ```python\n{QUOTED}> ```\n", ADD),
+    "CRLF": (f"```python\n{ADD}```\n".replace("\n", "\r\n"), ADD),
+    "tildes": (f"~~~python\n{ADD}~~~\n", ADD),
+    "tildes around backticks": (f"~~~python\n{MODULE}~~~\n", MODULE),
+    "four": (f"````python\n{ADD}````\n", ADD),
+    "four around three": (f"````python\n{MODULE}````\n", MODULE),
+    "closed by more": (f"```python\n{ADD}`````\n", ADD),
+    "not closed": (f"Sure:\n```python\n{ADD}", ADD),
+    "not closed by less": (f"````python\n{ADD}```\n", f"{ADD}```\n"),
+    "fences in a docstring": (f"```python\n{FENCED}```", FENCED),
+    "fences at the margin": (f"```python\n{MODULE}```\nUse it.", MODULE),
+    "Python 3": (f"```Python 3\n{ADD}```\n```text\n3\n```", ADD),
+    "python3": (f"```python3\n{ADD}```\n```\n3\n```", ADD),
+    "attributes": (f"```{{.python .numberLines}}\n{ADD}```\n```\n3\n```", ADD),
+    "a title": (f'```python title="add.py"\n{ADD}```', ADD),
+    "then its use": (f"```python\n{ADD}```\nUse:\n```python\nprint(add(1, 2))\n```", ADD),
+    "then its tests": (
+        f"```python\n{ADD}```\n```python\ndef test_add():\n    assert add(1, 2)\n```",
+        ADD,
+    ),
+    "then a better one": (f"```python\ndef add(a, b): ...\n```\n```python\n{ADD}```", ADD),
+    "after a session": (f"```pycon\n>>> add(1, 2)\n```\n```py\n{ADD}```", ADD),
+    "after a shell": (f"```bash\npip install x\n```\n```\n{ADD}```", ADD),
+    "a line separator": ("```python\nx = '\u2028'\n```", "x = '\u2028'\n"),
+    "words between ticks": ("Use ```x``` here:\n```python\nx = 1\n```", "x = 1\n"),
+    "tabs": ("\t```python\n\tx = 1\n\t```", "x = 1\n"),
+    "broken": ("```python\ndef f(:\n```\nAnd then\n```text\nout\n```", "def f(:\n"),
+    "empty": ("```python\n```", ""),
+}
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_code_of_a_response_is_found_whatever_its_fence(block):
+    text, wanted = BLOCKS[block]
+    assert code_of(text, "auto").rstrip() == code_of(text, "fenced").rstrip() == wanted.rstrip()
+
+
+def test_many_fences_are_read_quickly():
+    start = time.monotonic()
+    assert code_of("```python\n(\n" * 3000, "auto") is not None
+    assert time.monotonic() - start < 5.0

@@ -86,7 +86,9 @@ def run_tests(code: str, tests: list[str], limits: Limits) -> Outcome:
     return supervised(code, tests, limits).outcome
 
 
-def supervised(code: str, tests: list[str], limits: Limits, entries: list[str] | None = None):
+def supervised(
+    code: str, tests: list[str], limits: Limits, entries: list[str] | None = None
+) -> Report:
     """Run the code and its tests under a supervisor, and return its `Report`.
 
     `entries` are the names that the function asked for may have, the likeliest first: shapes of
@@ -98,7 +100,8 @@ def supervised(code: str, tests: list[str], limits: Limits, entries: list[str] |
     folder = os.path.join(tempfile.gettempdir(), f"ssppo-code-{secrets.token_hex(8)}")
     settings = limits._asdict() | {"folder": folder, "run": os.getpid(), "child": str(FILE)}
     settings["shapes"] = str(Path(__file__).with_name("shapes.py"))
-    steps = [{"code": code}, *({"test": test, "entries": entries or []} for test in tests)]
+    steps: list[dict] = [{"code": code}]
+    steps += [{"test": test, "entries": entries or []} for test in tests]
     try:
         found, end = _asked(settings, steps, limits.seconds + PATIENCE)
     except OSError as error:  # no processes, descriptors or memory left

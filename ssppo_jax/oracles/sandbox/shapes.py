@@ -106,20 +106,18 @@ def read(text: str, before: list[str] | None = None) -> Tests:
         elif not needed and node.name not in used and _reaches(node.body, known):
             found.functions.append(node.name)
     cases = set()
-    for node in (node for tree in [*earlier, tree] for node in _classes(tree)):
-        if any(_last(base).endswith("TestCase") or _last(base) in cases for base in node.bases):
-            cases.add(node.name)
-    for node in _classes(tree):
-        methods = [one for one in node.body if isinstance(one, _MADE)]
-        names = [one.name for one in methods if one.name.startswith("test")]
-        if node.name in cases:
-            found.cases += [node.name] if names or node.bases else []
-        elif node.name.startswith("Test") and names:
-            found.classes.append(node.name)
-            found.pytest |= any(_asks_pytest(one) for one in methods) or bool(node.decorator_list)
+    for case in (case for one in [*earlier, tree] for case in _classes(one)):
+        if any(_last(base).endswith("TestCase") or _last(base) in cases for base in case.bases):
+            cases.add(case.name)
+    for case in _classes(tree):
+        methods = [one for one in case.body if isinstance(one, _MADE)]
+        if case.name in cases:
+            found.cases += [case.name] if _has_tests(case.name, [*earlier, tree]) else []
+        elif case.name.startswith("Test") and any(one.name.startswith("test") for one in methods):
+            found.classes.append(case.name)
+            found.pytest |= any(_asks_pytest(one) for one in methods) or bool(case.decorator_list)
     if found.functions or found.classes:
         found.pytest |= any(_asks_pytest(node) for node in made if not node.name.startswith("test"))
-    found.cases = [name for name in found.cases if _has_tests(name, [*earlier, tree])]
     return found
 
 
