@@ -40,6 +40,7 @@ def code(
     disk_mb: Annotated[int, positive] = 16,
     workers: Annotated[int, positive] = 2,
     sandbox: Annotated[str, one_of(*SANDBOXES)] = "strict",
+    held_back: bool = True,
 ) -> Oracle:
     """Reward 1 when the code in the response passes every test in meta["tests"], else 0.
 
@@ -64,8 +65,10 @@ def code(
         disk_mb: what it may write.
         workers: responses run at a time.
         sandbox: strict, or limits alone where a system cannot do more and the code can be trusted.
+        held_back: keep the constants that tests compare with outside the code's process, and
+          compare there; false where objects equal plain values by an `__eq__` of their own.
     """
-    limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict")
+    limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict", held_back=held_back)
 
     def one(task: tuple[Prompt, str]) -> tuple[str, float, Report | None] | Failed:
         prompt, text = task

@@ -232,6 +232,21 @@ RESULTS = {
         "        if isinstance(v, dict) and 'word' in v:\n            v['word'] = 'x' * 1000000\n"
         "    frame = frame.f_back\n"
     ),
+    "an object that equals everything": (
+        "class E:\n    def __eq__(self, other): return True\n    def __bool__(self): return True\n"
+        "def add(a, b): return E()\n"
+    ),
+    "a number that equals everything": (
+        "class E(int):\n    def __eq__(self, other): return True\n    __hash__ = None\n"
+        "def add(a, b): return E(4)\n"
+    ),
+    "answers for the tests": (
+        "frame = sys._getframe()\nwhile 'step' not in frame.f_locals:\n    frame = frame.f_back\n"
+        "word, nothing = frame.f_locals['step']['word'], '[]'.encode().hex()\n"
+        "while True:\n    os.write(3, f'{word}  {nothing}\\n'.encode())\n"
+        "    size = struct.unpack('=I', os.read(4, 4))[0]\n"
+        "    word = json.loads(os.read(4, size))['word']\n"
+    ),
     "a reason that is no text": ("class E(Exception):\n    def __str__(self): return 5\nraise E"),
     "a reason that raises": (
         "class E(Exception):\n    def __str__(self): raise SystemExit(0)\nraise E"

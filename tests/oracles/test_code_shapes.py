@@ -1,6 +1,11 @@
 """The shapes in which unit tests come: right code scores 1 and wrong code 0 in each, and a text
 that checks nothing is a failure of the prompt, never a reward."""
 
+import collections
+import decimal
+import enum
+import fractions
+import json
 import sys
 import time
 
@@ -8,7 +13,7 @@ import numpy as np
 import pytest
 
 from ssppo_jax.oracles.code import code, code_of
-from ssppo_jax.oracles.sandbox.shapes import why_not
+from ssppo_jax.oracles.sandbox.shapes import Held, equals, hold, judged, plain, why_not
 from ssppo_jax.types import Prompt
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
@@ -204,6 +209,128 @@ def test_the_candidate_is_named_by_the_row_then_by_the_prompt_then_by_the_code()
     ]
     responses = [[helper_last], [method], [helper_last], [RIGHT]]
     assert code().ask(prompts, responses).reward.tolist() == [[1.0]] * 4
+
+
+# ---- what is held back ---------------------------------------------------------------------------
+
+VALUES = [
+    *(
+        None,
+        True,
+        False,
+        0,
+        1,
+        -3,
+        10**400,
+        1.0,
+        0.1,
+        -0.0,
+        float("inf"),
+        float("nan"),
+        1j,
+        "",
+        "a",
+    ),
+    *("\ud800", b"a", bytearray(b"a"), [], [1, 2], (1, 2), [(1, [2.0])], {1, 2}, frozenset({1, 2})),
+    *(
+        {},
+        {"a": [1]},
+        {1: {(1, 2): None}},
+        collections.Counter("aab"),
+        collections.OrderedDict(a=[1]),
+    ),
+    *(
+        collections.defaultdict(list, a=[1]),
+        collections.deque([1, 2]),
+        {"a": 1}.keys(),
+        range(1, 3),
+    ),
+    *(collections.namedtuple("P", "x y")(1, 2), decimal.Decimal("0.1"), decimal.Decimal(1)),
+    *(fractions.Fraction(1, 10), fractions.Fraction(1), enum.IntEnum("E", "A").A, np.int64(1)),
+    *(np.float64(0.1), np.float32(0.1), np.float16(0.5), np.bool_(True), np.str_("a"), object()),
+    *(enum.Enum("E", "A").A, iter([1, 2]), int, len),
+]
+CONSTANTS = [
+    *(None, True, False, 0, 1, -3, 10**400, 1.0, 0.1, 0.5, 1j, "", "a", "\ud800", b"a", [], [1, 2]),
+    *(
+        (1, 2),
+        [(1, [2])],
+        {1, 2},
+        set(),
+        {"a"},
+        {},
+        {"a": [1]},
+        {1: {(1, 2): None}},
+        {"a": 2, "b": 1},
+    ),
+]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=lambda value: type(value).__name__)
+def test_values_are_compared_outside_as_python_compares_them(value):
+    said = json.loads(json.dumps(plain(value)))
+    for constant in CONSTANTS:
+        if isinstance(value, np.generic) and (constant == 10**400 or hasattr(constant, "__len__")):
+            continue  # NumPy compares element by element, or not at all
+        assert equals(said, Held(constant, False, True, "")) == bool(value == constant), constant
+    for constant in (None, True, False):
+        assert equals(said, Held(constant, True, True, "")) == (value is constant)
+
+
+@pytest.mark.parametrize(
+    ("text", "constants"),
+    [
+        ("assert add(1, 2) == 3, 'no'", [3]),
+        ("assert [3] == [add(1, 2)]", [[3]]),
+        ("assert add(1, 2) is None and add(2, 2) == -4", [None, -4]),
+        (CHECK, [3, 5]),
+        (CASE, [3]),
+        (
+            "class T(TestCase):\n def test(self):\n  self.assertEqual(f(), 3)",
+            [3],
+        ),
+        ("def test_one():\n    assert add(1, 2) == {'a': (3,)}", [{"a": (3,)}]),
+        ("for n in (1, 2):\n    assert add(n, 0) == 3", [3]),
+        ("if __name__ == '__main__':\n    assert add(1, 2) == 3", [3]),
+        ("try:\n    assert add(1, 2) == 3\nexcept AssertionError:\n    pass\nassert f()", []),
+        ("with pytest.raises(AssertionError):\n    assert add(1, 2) == 3", []),
+        ("@pytest.mark.xfail\ndef test_one():\n    assert add(1, 2) == 3", []),
+        ("def helper():\n    assert add(1, 2) == 3\ntry:\n    helper()\nexcept E:\n    pass", []),
+        ("assert add(1, 2) == x", []),
+        ("assert abs(add(1, 2) - 3) < 1e-6", []),
+        ("assert 1 == 1", []),
+        ("assert 1 < add(1, 2) == 3", []),
+        (">>> add(1, 2)\n3", []),
+    ],
+)
+def test_the_constants_that_code_cannot_see(text, constants):
+    written, held = hold(text)
+    assert [one.wanted for one in held] == constants
+    assert (written == text) == (not constants)
+    for one in held:
+        assert f"== {one.wanted!r}" not in written and not written.startswith(
+            f"assert {one.wanted!r}"
+        )
+
+
+def test_a_held_constant_that_every_run_meets_must_be_met():
+    """Else code could pass by saying nothing."""
+    held = hold("assert f(1) == 2\nfor n in f(3):\n    assert n == 4\n")[1]
+    assert [one.needed for one in held] == [True, False]
+    two, three = ["int", "0x2"], ["int", "0x3"]
+    assert judged([(0, two)], held) == ""
+    assert "passed by" in judged([], held) and "f(1) is not 2" in judged([(0, three)], held)
+    assert "n is not 4" in judged([(0, two), (1, ["int", "0x4"]), (1, three)], held)
+    after = hold("def test():\n    if g():\n        return\n    assert f(1) == 2\n")[1]
+    assert [one.needed for one in after] == [False]
+
+
+def test_objects_that_equal_constants_by_their_own_rule_need_the_option():
+    source = f"{RIGHT}\nclass N:\n    def __init__(self, v): self.v = v\n"
+    source += "    def __eq__(self, other): return self.v == other\n"
+    row = prompt("assert N(add(1, 2)) == 3")
+    for held_back, reward in ((True, 0.0), (False, 1.0)):
+        assert code(held_back=held_back).ask([row], [[source]]).reward.tolist() == [[reward]]
 
 
 # ---- right programs ------------------------------------------------------------------------------

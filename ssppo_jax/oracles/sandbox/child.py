@@ -263,7 +263,9 @@ def main(settings: dict, folder: str, pipes: tuple[int, int, int], read, shapes)
     sys.argv = ["solution.py"]
     while True:
         step = json.loads(read(ORDERS))
-        _say(step["word"], _reason(step, module, shapes))
+        values: list = []
+        reason = _reason(step, module, shapes, values)
+        _say(step["word"], reason, json.dumps(values))
 
 
 def _descriptors(orders: int, results: int, printed: int) -> None:
@@ -278,19 +280,23 @@ def _descriptors(orders: int, results: int, printed: int) -> None:
     os.closerange(ORDERS + 1, 1 << 20)
 
 
-def _say(word: str, reason: str) -> None:
-    os.write(RESULTS, f"{word} {reason.encode('utf-8', 'backslashreplace').hex()}\n".encode())
+def _say(word: str, *texts: str) -> None:
+    parts = [text.encode("utf-8", "backslashreplace").hex() for text in texts]
+    line = f"{' '.join([word, *parts])}\n".encode()
+    while line:
+        line = line[os.write(RESULTS, line) :]
 
 
-def _reason(step: dict, module: types.ModuleType, shapes) -> str:
-    """Return why the code or a test did not run to its end; empty if it did."""
+def _reason(step: dict, module: types.ModuleType, shapes, values: list) -> str:
+    """Return why the code or a test did not run to its end; empty if it did. `values` gets what a
+    test says."""
     try:
         if "code" in step:
             code = step["code"]
             linecache.cache["<response>"] = (len(code), None, code.splitlines(True), "<response>")
             exec(compile(code, "<response>", "exec", dont_inherit=True), module.__dict__)
             return ""
-        return shapes.run(step["test"], module, step["entries"])[:LONGEST_REASON]
+        return shapes.run(step["test"], module, step["entries"], values)[:LONGEST_REASON]
     except BaseException as error:  # SystemExit and KeyboardInterrupt are no way to pass
         return _told(error)
 

@@ -19,11 +19,17 @@ means, and it may do anything Python can. What protects, also where the run is r
 If the run dies, the supervisor ends the code and removes its folder. If the supervisor dies, the
 kernel ends the code. What cannot be removed is counted and ends nothing.
 
-Not contained: the tests share the process with the code, because they use its functions and
-classes. The verdict's words are drawn anew for each test and sent with it, so code that writes
-results of its own, or ends its process, has passed nothing. Code that rewrites the interpreter
-around a test can still make that test pass. It can read /etc, /usr and installed packages. A hole
-in the kernel is a hole here. Against human attackers, put the run in a virtual machine."""
+The verdict. The process for the code answers each test with a word that was drawn at random and
+sent with the test, so code that writes results of its own, or ends its process, has passed nothing.
+What a test compares with a constant (`assert f(2) == 4`) is not compared there. The supervisor
+keeps the constant, is told the value of `f(2)`, and compares plain values itself. Such a test
+cannot be passed by writing to a pipe, by an object that equals everything, or by a changed
+interpreter.
+
+Not contained: other tests share the process with the code, because they use its functions and
+classes. Code that reads the interpreter's frames can answer for those. It can read /etc, /usr and
+installed packages. A hole in the kernel is a hole here. Against human attackers, put the run in a
+virtual machine."""
 
 from __future__ import annotations
 
@@ -57,6 +63,7 @@ class Limits(NamedTuple):
     disk_mb: int  # in the folder, and of one file
     strict: bool  # false: no filters of files and system calls, only limits, empty environment
     namespaces: bool = True  # where the system grants them
+    held_back: bool = True  # constants that tests compare with stay outside
 
 
 class Outcome(NamedTuple):
@@ -101,7 +108,8 @@ def supervised(
     settings = limits._asdict() | {"folder": folder, "run": os.getpid(), "child": str(FILE)}
     settings["shapes"] = str(Path(__file__).with_name("shapes.py"))
     steps: list[dict] = [{"code": code}]
-    steps += [{"test": test, "entries": entries or []} for test in tests]
+    known = {"entries": entries or [], "held_back": limits.held_back}
+    steps += [{"test": test, **known} for test in tests]
     try:
         found, end = _asked(settings, steps, limits.seconds + PATIENCE)
     except OSError as error:  # no processes, descriptors or memory left

@@ -9,7 +9,10 @@ process for the code runs them with it (`child`). It imports no ssppo_jax.
     doctest      ">>> add(1, 2)" and the line that must follow
 
 `import solution`, or any module that is not installed, means the response's code. A text that ran
-without checking anything has not passed."""
+without checking anything has not passed.
+
+What an assertion compares with a constant is held back (`hold`): the process for the code is asked
+for the other side's value, and compares nothing."""
 
 from __future__ import annotations
 
@@ -18,16 +21,20 @@ import contextlib
 import importlib
 import importlib.util
 import os
+import struct
 import sys
 import types
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Set
+from typing import Any, NamedTuple
 
 NOTHING = "no test ran"
 FILE = "test_solution.py"  # where pytest is told that it finds the tests
 COUNT = "__checked__"  # the name under which a test's text counts what it checks
+HELD = "__held__"  # the name under which it says a value that is compared elsewhere
 _FAILING = ("fail", "exit")  # calls that end a test
-_CHECKING = (*_FAILING, "raises", "warns", "deprecated_call")
+_CHECKING = (*_FAILING, "raises", "warns", "deprecated_call", HELD)
+_EQUAL = ("assertEqual", "assertEquals", "assertListEqual", "assertDictEqual", "assertTupleEqual")
+_LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 _SET_UP = ("setup", "teardown")
 _MADE = ast.FunctionDef | ast.AsyncFunctionDef
 _BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -241,14 +248,23 @@ def _sessions(texts: list[str]) -> list[str]:
 # ---- running -------------------------------------------------------------------------------------
 
 
-def run(text: str, module: types.ModuleType, entries: list[str]) -> str:
+def run(text: str, module: types.ModuleType, entries: list[str], values: list) -> str:
     """Run a text of tests in the namespace of the response's code; return why it did not pass.
 
-    `entries` are the names that the function asked for may have, the likeliest first.
+    `entries` are the names that the function asked for may have, the likeliest first. `values` gets
+    what the text says of values that are held back: (number, `plain` value).
     """
     counted = [0]
     scope = module.__dict__
-    scope[COUNT] = lambda: counted.__setitem__(0, counted[0] + 1)
+
+    def count() -> None:
+        counted[0] += 1
+
+    def held(number: int, value: Any) -> None:
+        count()
+        values.append((number, plain(value)))
+
+    scope.update({COUNT: count, HELD: held})
     found = read(text)
     checking = found.checking or _reaches(found.tree.body, _definitions([found.tree]))
     _quiet(text)
@@ -405,6 +421,222 @@ def _pytest(found: Tests, module: types.ModuleType, counted: list[int]) -> str:
     if wrong:
         return wrong[0].strip().splitlines()[-1]
     return "" if status == 0 else f"{NOTHING}: pytest ended with {int(status)}"
+
+
+# ---- what is held back ---------------------------------------------------------------------------
+
+
+class Held(NamedTuple):
+    """A constant that the code does not see."""
+
+    wanted: Any
+    same: bool  # `is` None, True or False, not equality
+    needed: bool  # every run of the text must come by
+    reason: str  # against code that has another value
+
+
+def hold(text: str) -> tuple[str, list[Held]]:
+    """Return a text that says its values in place of comparing them with constants, and those.
+
+    Taken are `assert X == constant` and unittest's assertEqual at the top level and in functions
+    that are run as tests, but for decorated ones and what stands in `try` or `with`, where a
+    failure may be wanted.
+    """
+    if text.lstrip().startswith(">>>"):
+        return text, []
+    found = read(text)
+    held: list[Held] = []
+    called = {
+        node.value.func.id
+        for node in found.tree.body
+        if isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Call)
+        and isinstance(node.value.func, ast.Name)
+    }
+    run_alone = {*found.functions, *found.checks, *called}
+    tests: list[ast.stmt] = []
+    for node in found.tree.body:
+        if isinstance(node, ast.ClassDef) and node.name in (*found.cases, *found.classes):
+            methods = [] if node.decorator_list else node.body
+            tests += [one for one in methods if getattr(one, "name", "").startswith("test")]
+        elif isinstance(node, _MADE) and node.name in run_alone:
+            tests.append(node)
+    for test in tests:
+        if isinstance(test, _MADE) and not test.decorator_list:
+            _hold(test.body, True, held)
+    _hold(found.tree.body, True, held)
+    return (ast.unparse(ast.fix_missing_locations(found.tree)), held) if held else (text, [])
+
+
+def _hold(body: list[ast.stmt], needed: bool, held: list[Held]) -> None:
+    """Replace the assertions of statements, in place."""
+    done: list[ast.stmt] = []
+    for node in body:
+        done += [_said(one, needed, held) for one in _single(node)]
+        if isinstance(node, ast.If):
+            always = ast.unparse(node.test) == "__name__ == '__main__'"
+            _hold(node.body, needed and always, held)
+            _hold(node.orelse, False, held)
+        elif isinstance(node, ast.For | ast.AsyncFor | ast.While):
+            _hold(node.body, False, held)
+        for inner in _inside([node]):
+            skips = isinstance(inner, ast.Call) and _last(inner.func) in (
+                "skip",
+                "skipTest",
+                "exit",
+            )
+            needed = needed and not skips and not isinstance(inner, _LEAVING)
+    body[:] = done
+
+
+def _single(node: ast.stmt) -> list[ast.stmt]:
+    """Return the assertions that `assert a and b` makes."""
+    both = node.test if isinstance(node, ast.Assert) else None
+    if (
+        isinstance(node, ast.Assert)
+        and isinstance(both, ast.BoolOp)
+        and isinstance(both.op, ast.And)
+    ):
+        return [ast.Assert(value, node.msg) for value in both.values]
+    return [node]
+
+
+def _said(node: ast.stmt, needed: bool, held: list[Held]) -> ast.stmt:
+    """Return the statement that says the value of an assertion, or the statement itself."""
+    sides: list[ast.expr] = []
+    same, message = False, None
+    if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare):
+        same, message = isinstance(node.test.ops[0], ast.Is), node.msg
+        if len(node.test.ops) == 1 and (same or isinstance(node.test.ops[0], ast.Eq)):
+            sides = [node.test.left, node.test.comparators[0]]
+    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+        sides = node.value.args[:2] if _last(node.value.func) in _EQUAL else []
+        sides = sides if len(sides) == 2 else []
+    constants = [_constant(side) for side in sides]
+    if sum(found for found, _ in constants) != 1:
+        return node
+    at = 0 if constants[0][0] else 1
+    wanted, other = constants[at][1], sides[1 - at]
+    if same and wanted is not None and not isinstance(wanted, bool):
+        return node
+    reason = f"{ast.unparse(other)[:80]} is not {repr(wanted)[:80]}"
+    reason = str(message.value) if isinstance(message, ast.Constant) else reason
+    held.append(Held(wanted, same, needed, reason))
+    values: list[ast.expr] = [ast.Constant(len(held) - 1), other]
+    return ast.Expr(ast.Call(ast.Name(HELD, ast.Load()), values, []))
+
+
+def _constant(node: ast.expr) -> tuple[bool, Any]:
+    """Return whether an expression is a constant, and its value."""
+    if ast.unparse(node) in ("set()", "frozenset()"):
+        return True, set()
+    try:
+        return True, ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        return False, None
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON: what equals a Python constant keeps its type's name and its parts."""
+    if value is None or value is True or value is False:
+        return value
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        if value.dtype.kind == "f" and value.dtype.itemsize < 8:  # equals what rounds to it
+            return ["ef"[value.dtype.itemsize // 4], repr(float(value))]
+        value = value.item()
+    if isinstance(value, str):
+        return ["str", "".join(list(value))]
+    if isinstance(value, int):
+        return ["int", hex(int(value))]
+    if isinstance(value, float):
+        return ["float", repr(float(value))]
+    if isinstance(value, complex):
+        return ["complex", repr(value.real), repr(value.imag)]
+    if isinstance(value, bytes | bytearray):
+        return ["bytes", bytes(value).hex()]
+    if isinstance(value, dict):
+        return ["dict", [[plain(key), plain(value[key])] for key in list(value)]]
+    for kind in (list, tuple, Set):
+        if isinstance(value, kind):
+            return [kind.__name__, [plain(one) for one in value]]
+    return _number(value) or ["other", type(value).__name__]
+
+
+def _number(value: Any) -> list | None:
+    """Return a number of another kind, which equals constants exactly."""
+    import decimal
+    import numbers
+
+    if isinstance(value, decimal.Decimal):
+        return ["Decimal", str(value)]
+    if isinstance(value, numbers.Rational):
+        return ["Fraction", hex(int(value.numerator)), hex(int(value.denominator))]
+    return ["float", repr(float(value))] if isinstance(value, numbers.Real) else None
+
+
+def equals(said: Any, held: Held) -> bool:
+    """Return true if a value, as `plain` wrote it, is what was held back.
+
+    Raises:
+      ValueError, TypeError, KeyError, IndexError: the code wrote it, and not `plain`.
+    """
+    if held.same:
+        return said is held.wanted
+    if isinstance(said, list) and said[0] in ("e", "f"):  # float16, float32
+        try:
+            rounded = struct.pack(said[0], held.wanted)
+        except (struct.error, OverflowError):
+            return False
+        return struct.unpack(said[0], rounded)[0] == float(said[1])
+    return bool(_value(said) == held.wanted)
+
+
+def _value(said: Any) -> Any:
+    if said is None or isinstance(said, bool):
+        return said
+    kind, *parts = said
+    match kind:
+        case "str":
+            return str(parts[0])
+        case "int":
+            return int(parts[0], 16)
+        case "float":
+            return float(parts[0])
+        case "complex":
+            return complex(float(parts[0]), float(parts[1]))
+        case "bytes":
+            return bytes.fromhex(parts[0])
+        case "dict":
+            return {_value(key): _value(value) for key, value in parts[0]}
+        case "list":
+            return [_value(one) for one in parts[0]]
+        case "tuple":
+            return tuple(_value(one) for one in parts[0])
+        case "Set":
+            return frozenset(_value(one) for one in parts[0])
+        case "Decimal":
+            import decimal
+
+            return decimal.Decimal(parts[0])
+        case "Fraction":
+            import fractions
+
+            return fractions.Fraction(int(parts[0], 16), int(parts[1], 16))
+    return object()  # equals nothing
+
+
+def judged(values: list, held: list[Held]) -> str:
+    """Return the first held constant that is not met; empty if all are."""
+    said: dict[int, list] = {}
+    for number, value in values:
+        said.setdefault(number, []).append(value)
+    for number, one in enumerate(held):
+        got = said.get(number, [])
+        if one.needed and not got:
+            return f"AssertionError: a test was passed by, whose reason is: {one.reason}"
+        if not all(equals(value, one) for value in got):
+            return f"AssertionError: {one.reason}"
+    return ""
 
 
 # ---- what a text imports, and what it counts -----------------------------------------------------
