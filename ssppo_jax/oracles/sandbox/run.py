@@ -38,7 +38,6 @@ import json
 import os
 import secrets
 import select
-import signal
 import struct
 import subprocess
 import sys
@@ -146,8 +145,7 @@ def _asked(settings: dict, steps: list[dict], seconds: float) -> tuple[dict | No
                 stream.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             supervisor.wait(1.0)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(supervisor.pid, signal.SIGKILL)
+        supervisor.kill()  # the kernel then kills the code as well
         supervisor.wait()
     return report, supervisor.returncode
 

@@ -291,16 +291,12 @@ class Child:
 
     def end(self) -> None:
         """Kill it, and all that it may have started."""
-        if self.ended is None:
-            done, status, used = os.wait4(self.pid, os.WNOHANG)
-            if not done:
-                with contextlib.suppress(OSError):
-                    os.kill(self.pid, signal.SIGKILL)
-                _, status, used = os.wait4(self.pid, 0)
-            self.ended = os.waitstatus_to_exitcode(status)
-            self.seconds = used.ru_utime + used.ru_stime
         with contextlib.suppress(OSError):
+            os.kill(self.pid, signal.SIGKILL)
             os.killpg(self.pid, signal.SIGKILL)
+        _, status, used = os.wait4(self.pid, 0)  # if it had ended before, then as it had
+        self.ended = os.waitstatus_to_exitcode(status)
+        self.seconds = used.ru_utime + used.ru_stime
         _end_orphans()
 
 
