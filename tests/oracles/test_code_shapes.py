@@ -120,6 +120,7 @@ SHAPES = {
     "unittest.main": f"{CASE}\nunittest.main()",
     "unittest.main in main": f"{CASE}\nif __name__ == '__main__':\n    unittest.main(verbosity=2)",
     "a session": ">>> add(1, 2)\n3\n>>> add(2, 2)\n4\n",
+    "a session between words": "Like this:\n\n>>> add(1, 2)\n3\n\nand this:\n\n>>> add(2, 2)\n4\n",
     "a session in a docstring": (
         '"""The tests.\n\n>>> add(1, 2)\n3\n"""\nimport doctest\ndoctest.testmod()\n'
     ),
@@ -292,6 +293,7 @@ def test_values_are_compared_outside_as_python_compares_them(value):
         ("def test_one():\n    assert add(1, 2) == {'a': (3,)}", [{"a": (3,)}]),
         ("for n in (1, 2):\n    assert add(n, 0) == 3", [3]),
         ("if __name__ == '__main__':\n    assert add(1, 2) == 3", [3]),
+        ("def go():\n    assert f() == 3\nif __name__ == '__main__':\n    go()", [3]),
         ("try:\n    assert add(1, 2) == 3\nexcept AssertionError:\n    pass\nassert f()", []),
         ("with pytest.raises(AssertionError):\n    assert add(1, 2) == 3", []),
         ("@pytest.mark.xfail\ndef test_one():\n    assert add(1, 2) == 3", []),

@@ -89,10 +89,10 @@ def read(text: str, before: list[str] | None = None) -> Tests:
     Raises:
         SyntaxError: it is neither Python nor a session of the interpreter.
     """
-    if text.lstrip().startswith(">>>"):
+    tree = _parsed(text)
+    if tree is None:
         return Tests(ast.Module([], []), _sessions([text]))
-    tree = ast.parse(text)
-    earlier = [ast.parse(one) for one in before or [] if not one.lstrip().startswith(">>>")]
+    earlier = [one for one in map(_parsed, before or []) if one is not None]
     known = _definitions([*earlier, tree])
     found = Tests(tree, _sessions(_docstrings(tree)))
     found.direct = _reaches(tree.body, known)
@@ -126,6 +126,16 @@ def read(text: str, before: list[str] | None = None) -> Tests:
     if found.functions or found.classes:
         found.pytest |= any(_asks_pytest(node) for node in made if not node.name.startswith("test"))
     return found
+
+
+def _parsed(text: str) -> ast.Module | None:
+    """Return a text's tree; None if it is a session of the interpreter, perhaps with words."""
+    try:
+        return ast.parse(text)
+    except SyntaxError:
+        if any(line.lstrip().startswith(">>>") for line in text.split("\n")):
+            return None
+        raise
 
 
 def _has_tests(name: str, trees: list[ast.Module]) -> bool:
@@ -442,18 +452,9 @@ def hold(text: str) -> tuple[str, list[Held]]:
     that are run as tests, but for decorated ones and what stands in `try` or `with`, where a
     failure may be wanted.
     """
-    if text.lstrip().startswith(">>>"):
-        return text, []
     found = read(text)
     held: list[Held] = []
-    called = {
-        node.value.func.id
-        for node in found.tree.body
-        if isinstance(node, ast.Expr)
-        and isinstance(node.value, ast.Call)
-        and isinstance(node.value.func, ast.Name)
-    }
-    run_alone = {*found.functions, *found.checks, *called}
+    run_alone = {*found.functions, *found.checks, *_called_plainly(found.tree.body)}
     tests: list[ast.stmt] = []
     for node in found.tree.body:
         if isinstance(node, ast.ClassDef) and node.name in (*found.cases, *found.classes):
@@ -468,14 +469,28 @@ def hold(text: str) -> tuple[str, list[Held]]:
     return (ast.unparse(ast.fix_missing_locations(found.tree)), held) if held else (text, [])
 
 
+def _is_main(node: ast.If) -> bool:
+    return ast.unparse(node.test) == "__name__ == '__main__'"
+
+
+def _called_plainly(body: list[ast.stmt]) -> set[str]:
+    """Return the functions that are called by statements of their own, at the top level."""
+    names = set()
+    for node in body:
+        if isinstance(node, ast.If) and _is_main(node):
+            names |= _called_plainly(node.body)
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
+            names.add(_last(node.value.func))
+    return names
+
+
 def _hold(body: list[ast.stmt], needed: bool, held: list[Held]) -> None:
     """Replace the assertions of statements, in place."""
     done: list[ast.stmt] = []
     for node in body:
         done += [_said(one, needed, held) for one in _single(node)]
         if isinstance(node, ast.If):
-            always = ast.unparse(node.test) == "__name__ == '__main__'"
-            _hold(node.body, needed and always, held)
+            _hold(node.body, needed and _is_main(node), held)
             _hold(node.orelse, False, held)
         elif isinstance(node, ast.For | ast.AsyncFor | ast.While):
             _hold(node.body, False, held)

@@ -33,6 +33,7 @@ MOST_THREADS = 128
 POLL = 0.05  # seconds between looks at what the child has used
 STARTING = 60.0  # seconds until the child must be ready
 CLEARING = 20.0  # seconds that removing its folder may take
+LINUX = sys.platform.startswith("linux")  # elsewhere there are limits alone
 _NAMESPACES = {  # CLONE_NEW... of sched.h
     "user": 0x10000000,
     "mount": 0x00020000,
@@ -77,6 +78,8 @@ def write_message(target: int, message: bytes) -> None:
 def separate() -> list[str]:
     """Enter new namespaces, as many as the system grants, and return their names. The PID namespace
     begins with the next child."""
+    if not LINUX:
+        return []
     libc = ctypes.CDLL(None, use_errno=True)
     user, group = os.getuid(), os.getgid()
     without_user = [name for name in _NAMESPACES if name != "user"]
@@ -301,7 +304,8 @@ class Child:
 
 
 def _prctl(what: int, value: int) -> None:
-    ctypes.CDLL(None).prctl(*(ctypes.c_ulong(number) for number in (what, value, 0, 0, 0)))
+    if LINUX:
+        ctypes.CDLL(None).prctl(*(ctypes.c_ulong(number) for number in (what, value, 0, 0, 0)))
 
 
 def _piece(stream: int) -> bytes | None:
