@@ -15,7 +15,7 @@ from ssppo_jax.errors import DataError
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.oracles.protocol import Oracle, first_failure
 from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Report, supervised
-from ssppo_jax.oracles.sandbox.shapes import NOTHING, why_not
+from ssppo_jax.oracles.sandbox.shapes import NOTHING, parse, why_not
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 # A line that opens or closes a block, behind the marks of lists and quotes.
@@ -199,7 +199,7 @@ def _closes(line: str, fence: str) -> bool:
 
 def _parsed(code: str) -> ast.Module | None:
     try:
-        return ast.parse(code)
+        return parse(code)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 

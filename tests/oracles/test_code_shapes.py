@@ -109,6 +109,10 @@ SHAPES = {
     "parametrize": PARAMETRIZE,
     "fixtures": FIXTURES,
     "pytest's main": f"{PARAMETRIZE}\nimport sys\nsys.exit(pytest.main([__file__]))",
+    "pytest and a function nobody calls": (
+        "def go(x):\n    return x\ndef setup_function():\n    pass\ndef run():\n"
+        "    assert go(add(1, 2)) == go(3)\ndef test_none():\n    assert add(0, 0) == 0"
+    ),
     "what is printed": (
         "def test_it(capsys):\n    print(add(1, 2))\n    assert capsys.readouterr().out == '3\\n'"
     ),
@@ -182,7 +186,8 @@ def test_a_text_that_checks_nothing_fails_the_prompt(tests):
 
 def test_pytest_that_is_not_installed_fails_the_prompt(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "need pytest, which is not installed" in why_not([PARAMETRIZE])[0]
+    for tests in (PARAMETRIZE, "import pytest\ndef test_one():\n    assert add(1, 2) == 3"):
+        assert "need pytest, which is not installed" in why_not([tests])[0]
 
 
 def test_what_a_response_keeps_from_being_checked_is_no_reward():

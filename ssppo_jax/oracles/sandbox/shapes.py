@@ -24,18 +24,22 @@ import os
 import struct
 import sys
 import types
+import warnings
 from collections.abc import Callable, Iterator, Set
 from typing import Any, NamedTuple
+
+warnings.filterwarnings("ignore", module="<text>")  # unknown escapes, say, in what others wrote
 
 NOTHING = "no test ran"
 FILE = "test_solution.py"  # where pytest is told that it finds the tests
 COUNT = "__checked__"  # the name under which a test's text counts what it checks
 HELD = "__held__"  # the name under which it says a value that is compared elsewhere
+_SCOPES = ("", "_module", "_class", "_function", "_method")
 _FAILING = ("fail", "exit")  # calls that end a test
 _CHECKING = (*_FAILING, "raises", "warns", "deprecated_call", HELD)
 _EQUAL = ("assertEqual", "assertEquals", "assertListEqual", "assertDictEqual", "assertTupleEqual")
 _LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
-_SET_UP = ("setup", "teardown")
+_SET_UP = {f"{word}{of}" for word in ("setup", "teardown") for of in _SCOPES}
 _MADE = ast.FunctionDef | ast.AsyncFunctionDef
 _BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
@@ -76,11 +80,30 @@ def why_not(texts: list[str]) -> tuple[str, list[bool]]:
             problems.append(f"the tests are no Python: {error}")
             continue
         checking.append(found.checking)
-        if found.pytest and importlib.util.find_spec("pytest") is None:
+        asks = found.pytest or "pytest" in _imported(found.tree)
+        if asks and importlib.util.find_spec("pytest") is None:
             problems.append("the tests need pytest, which is not installed")
     if not any(checking):
         problems.append("nothing is asserted, and no shape of a test is recognised")
     return (problems[0] if problems else ""), checking
+
+
+def _imported(tree: ast.Module) -> set[str]:
+    """Return the modules that a text imports."""
+    plain = (node for node in ast.walk(tree) if isinstance(node, ast.Import))
+    taken = (node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom))
+    return {alias.name for node in plain for alias in node.names} | {
+        node.module or "" for node in taken
+    }
+
+
+def parse(text: str) -> ast.Module:
+    """Return the tree of a text, without Python's warnings about it.
+
+    Raises:
+        SyntaxError, ValueError, RecursionError, MemoryError: it is no Python.
+    """
+    return ast.parse(text, "<text>")
 
 
 def read(text: str, before: list[str] | None = None) -> Tests:
@@ -131,7 +154,7 @@ def read(text: str, before: list[str] | None = None) -> Tests:
 def _parsed(text: str) -> ast.Module | None:
     """Return a text's tree; None if it is a session of the interpreter, perhaps with words."""
     try:
-        return ast.parse(text)
+        return parse(text)
     except SyntaxError:
         if any(line.lstrip().startswith(">>>") for line in text.split("\n")):
             return None
@@ -154,7 +177,7 @@ def _asks_pytest(node: Any) -> bool:
     """Return true if a function is a fixture or a set-up, or a test with fixtures or marks."""
     if node.name.startswith("test"):
         return bool([name for name in _needed(node) if name != "self"] or node.decorator_list)
-    return _is_fixture(node) or node.name.startswith(_SET_UP)
+    return _is_fixture(node) or node.name in _SET_UP
 
 
 def _classes(tree: ast.Module) -> list[ast.ClassDef]:
@@ -334,15 +357,14 @@ def _framework(found: Tests, module: types.ModuleType, counted: list[int]) -> st
     for name in found.cases:
         if reason := _unittest(scope[name], counted):
             return reason
-    if found.pytest:
-        if reason := _pytest(found, module, counted):
-            return reason
-    else:
-        for name in found.functions:
+    for name in found.functions:
+        if not (found.pytest and name.startswith("test")):
             _called(scope[name])
-        for name in found.classes:
-            for method in [one for one in dir(scope[name]) if one.startswith("test")]:
-                _called(getattr(scope[name](), method))
+    for name in found.classes if not found.pytest else ():
+        for method in [one for one in dir(scope[name]) if one.startswith("test")]:
+            _called(getattr(scope[name](), method))
+    if found.pytest and (reason := _pytest(found, module, counted)):
+        return reason
     for text in found.sessions:
         if reason := _doctest(text, scope, counted):
             return reason
