@@ -266,15 +266,16 @@ def _docstrings(tree: ast.Module) -> list[str]:
 
 def _sessions(texts: list[str]) -> list[str]:
     """Return the texts that hold an example with its result."""
+    shown = [text for text in texts if ">>>" in text]
+    if not shown:
+        return []
     import doctest
 
-    parser = doctest.DocTestParser()
-    held = []
-    for text in texts:
-        if ">>>" in text:
-            with contextlib.suppress(ValueError):
-                if any(example.want for example in parser.get_examples(text)):
-                    held.append(text)
+    held, parser = [], doctest.DocTestParser()
+    for text in shown:
+        with contextlib.suppress(ValueError):
+            if any(example.want for example in parser.get_examples(text)):
+                held.append(text)
     return held
 
 
