@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any
@@ -12,15 +14,18 @@ from ssppo_jax.config import Positive, one_of, positive
 from ssppo_jax.errors import DataError
 from ssppo_jax.oracles.answers import heard, said
 from ssppo_jax.oracles.fences import PYTHON, blocks
-from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, run_tests
-from ssppo_jax.types import Prompt, Verdict
+from ssppo_jax.oracles.protocol import Oracle, first_failure
+from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Report, supervised
+from ssppo_jax.oracles.sandbox.shapes import NOTHING, parse, why_not
+from ssppo_jax.types import Failed, Prompt, Verdict
 
-DEFINES = re.compile(r"^(?:async\s+def|def|class)\s", re.MULTILINE)
+ASKED = re.compile(r"\bdef[ \t]+(\w+)[ \t]*\(")
 STYLES = ("auto", "fenced", "whole")
 SANDBOXES = ("strict", "limits")
 NO_CODE = "no_code"
 AT_ONCE = 8  # prompts a call: between calls a run may stop
+
+_log = logging.getLogger(__name__)
 
 
 def code(
@@ -32,14 +37,21 @@ def code(
     disk_mb: Annotated[int, positive] = 16,
     workers: Annotated[int, positive] = 2,
     sandbox: Annotated[str, one_of(*SANDBOXES)] = "strict",
+    held_back: bool = True,
 ) -> Oracle:
     """Reward 1 when the code in the response passes every test in meta["tests"], else 0.
 
     The code runs in a process of its own, contained as `sandbox.run` describes. A prompt's tests
-    are a Python snippet or a list of them (assertions, say), run one after the other behind the
-    response's code. Rewards [B,K]. Parts: `accuracy`, `tests` (the share that passed), and one of
+    are a Python text or a list of them, run one after the other behind the response's code. A text
+    may hold assertions, HumanEval's `check(candidate)`, pytest functions, `unittest` classes, or a
+    doctest session (`sandbox.shapes`). The candidate is meta["entry_point"], else the function
+    whose `def` the prompt shows, else the last that the response defines.
+
+    Rewards [B,K]. Parts: `accuracy`, `tests` (the share that passed), `left` (files of its folder
+    that could not be removed), `namespaces` (1 where the system granted them), and one of
     `no_code`, `passed`, `failed`, `time`, `memory`, `output`, `disk`, `crash`. None of them is a
-    failure of the oracle: the response is wrong.
+    failure of the oracle: the response is wrong. A prompt fails if its tests check nothing, or if
+    no sandbox could be set up.
 
     Args:
         code_style: fenced: the last ```python block that defines a function or class (else the
@@ -51,42 +63,108 @@ def code(
         disk_mb: what it may write.
         workers: responses run at a time.
         sandbox: strict, or limits alone where a system cannot do more and the code can be trusted.
+        held_back: keep the constants that tests compare with outside the code's process, and
+          compare there; false where objects equal plain values by an `__eq__` of their own.
     """
-    limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict")
+    limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict", held_back=held_back)
 
-    def one(task: tuple[Prompt, str]) -> tuple[str, float]:
+    def one(task: tuple[Prompt, str]) -> tuple[str, float, Report | None] | Failed:
         prompt, text = task
-        found, tests = code_of(heard(prompt, text), code_style), _tests(prompt.meta["tests"])
+        found = code_of(heard(prompt, text), code_style)
+        tests = _tests(prompt.meta["tests"])
+        problem, checking = why_not(tests)
+        if problem:
+            return Failed(f"{NOTHING}: {problem}")
         if found is None:
-            return NO_CODE, 0.0
-        outcome = run_tests(found, tests, limits)
-        return outcome.outcome, outcome.passed / len(tests)
+            return NO_CODE, 0.0, None
+        report = supervised(found, tests, limits, _entries(prompt))
+        if report.broken:
+            return Failed(report.broken)
+        passed = [ok for ok, checks in zip(report.each, checking, strict=True) if checks]
+        share = sum(passed) / len(passed)
+        return report.outcome.outcome, share, report
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         _check_prompts(prompts)
         tasks = [(p, text) for p, group in zip(prompts, responses, strict=True) for text in group]
         with ThreadPoolExecutor(workers) as pool:
             results = list(pool.map(one, tasks))
-        shape = (len(prompts), len(responses[0]))
-        share = np.array([share for _, share in results], np.float32).reshape(shape)
-        became = np.array([outcome for outcome, _ in results]).reshape(shape)
-        accuracy = (became == "passed").astype(np.float32)
-        parts = {"accuracy": accuracy, "tests": share}
-        parts |= {name: (became == name).astype(np.float32) for name in (NO_CODE, *OUTCOMES)}
-        return Verdict(None, share if partial else accuracy, (None,) * len(prompts), parts)
+        k = len(responses[0])
+        groups = [results[row : row + k] for row in range(0, len(results), k)]
+        failed = tuple(first_failure(group) for group in groups)
+        names = ("tests", "left", "namespaces", NO_CODE, *OUTCOMES)
+        table = np.full((len(names), len(prompts), k), np.nan, np.float32)
+        for row, group in enumerate(groups):
+            for column, result in enumerate(group):
+                if failed[row] is not None or isinstance(result, Failed):
+                    continue  # the row stays NaN
+                outcome, share, report = result
+                known: dict[str, float] = {"tests": share, outcome: 1.0}
+                if report is not None:
+                    known |= {"left": report.left, "namespaces": float(bool(report.namespaces))}
+                table[:, row, column] = [known.get(name, 0.0) for name in names]
+        parts = dict(zip(names, table, strict=True))
+        parts = {"accuracy": parts["passed"], **parts}
+        _say_once([result[2] for result in results if not isinstance(result, Failed)])
+        return Verdict(None, parts["tests" if partial else "accuracy"], failed, parts)
+
+    said_before: list[bool] = []
+
+    def _say_once(reports: list[Report | None]) -> None:
+        """Log what contains the code, at the first that ran."""
+        ran = [report for report in reports if report is not None]
+        if ran and not said_before:
+            said_before.append(True)
+            filters = "Landlock, seccomp" if limits.strict else "no filters (oracle.sandbox=limits)"
+            names = ", ".join(ran[0].namespaces) or "none were granted"
+            _log.info("code oracle: limits, %s; namespaces: %s", filters, names)
 
     return Oracle(ask, _check_prompts, at_once=AT_ONCE)
 
 
+def _entries(prompt: Prompt) -> list[str]:
+    """Return the names that the function asked for may have, the likeliest first."""
+    given = prompt.meta.get("entry_point")
+    if isinstance(given, str) and given.strip():
+        return [given.strip()]
+    return ASKED.findall(prompt.text)[::-1]
+
+
+# ---- code in a response --------------------------------------------------------------------------
+
+
 def code_of(text: str, style: str) -> str | None:
-    """Return the code in a response, after its thinking; None where there is none."""
+    """Return the code in a response, after its thinking; None where there is none.
+
+    Of several Python blocks it is the last that defines something other than tests, else the last.
+    """
     spoken = said(text)
     found = blocks(spoken) if style != "whole" else []
-    python = [block.code for block in found if block.language in PYTHON]
     if found:
-        code = python or [block.code for block in found]
-        return next((c for c in reversed(code) if DEFINES.search(c)), code[-1])
+        python = [block.code for block in found if block.language in PYTHON]
+        python = python or [block.code for block in found]
+        return next((code for code in reversed(python) if _defines(code)), python[-1])
     return (spoken if spoken.strip() else None) if style != "fenced" else None
+
+
+def _parsed(code: str) -> ast.Module | None:
+    try:
+        return parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+
+
+def _defines(code: str) -> bool:
+    """Return true if a block defines a function or a class that is no test."""
+    tree = _parsed(code)
+    names = [
+        node.name
+        for node in (tree.body if tree else ())
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    ]
+    if tree is None:  # it will not run either way; of two broken blocks the last counts
+        names = re.findall(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", code, re.MULTILINE)
+    return any(not name.lower().startswith("test") for name in names)
 
 
 def _tests(given: Any) -> list[str]:

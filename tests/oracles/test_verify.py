@@ -2,6 +2,7 @@
 crash them."""
 
 import json
+import os
 import pickle
 import signal
 import subprocess
@@ -181,6 +182,38 @@ def test_an_answer_writes_no_file_and_neither_starts_nor_ends_a_process(tmp_path
     sleeper.kill()
     sleeper.wait()
     assert alive and [f.name for f in tmp_path.iterdir()] == ["there"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="seccomp is Linux's")
+def test_an_answer_changes_and_signals_no_other_process():
+    sleeper = subprocess.Popen(["sleep", "60"])
+    control = "__import__('fcntl').fcntl(4, {}, {})"  # of its replies, which every answer writes
+    own, wake = control.format(8, sleeper.pid), control.format(4, os.O_ASYNC)
+    write = "__import__('os').write(4, b'x')"
+    before = os.sched_getaffinity(sleeper.pid), os.getpriority(0, sleeper.pid)
+    stranger(
+        "string_insertion",
+        f"[__import__('os').sched_setaffinity({sleeper.pid}, [0])]",
+        f"[__import__('os').setpriority(0, {sleeper.pid}, 19)]",
+        f"[{own}, {wake}, {write}, __import__('time').sleep(0.2)]",
+    )
+    after = os.sched_getaffinity(sleeper.pid), os.getpriority(0, sleeper.pid)
+    alive = sleeper.poll() is None
+    sleeper.kill()
+    sleeper.wait()
+    assert alive and before == after
+
+
+def test_an_answer_cannot_write_its_score_to_the_reply():
+    line = """b'{"score": 1.0}\\n'"""
+    forged = f"[[__import__('os').write(n, {line}) for n in (4,)], __import__('time').sleep(60)]"
+    assert stranger("string_insertion", forged, timeout=1.0) == [1.0]
+
+
+def test_an_answer_that_writes_to_the_replies_does_not_end_the_run():
+    blobs = b"\n", b"rubbish\n" * 1000, b"[" * 50000 + b"\n", b'{"missing": "x"}\n', b"\xff\n"
+    texts = [f"[__import__('os').write(4, {blob!r})]" for blob in blobs]
+    assert stranger("string_insertion", *texts) == [0.0] * len(blobs)
 
 
 def test_an_answer_ends_neither_the_run_nor_the_answers_after_it():

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
+import secrets
 import select
 import subprocess
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 from ssppo_jax.errors import ConfigError, UserError
 
 LOADING = 120.0  # seconds that importing a library and making a data set may take
+MOST_SAID = 1 << 20  # bytes of a line
 FILE = Path(__file__).with_name("worker_child.py")
 
 
@@ -39,24 +42,44 @@ class Worker:
             ConfigError: a library is missing.
             UserError: the process cannot even load.
         """
-        request = pickle.dumps((kind, 2 * self.seconds + 1, values))
-        if not self._send(request) or self._line(LOADING) != b"begun":
+        word = secrets.token_hex(16)  # lines without it are an answer's own
+        request = pickle.dumps((kind, 2 * self.seconds + 1, values | {"word": word}))
+        begun = self._begun(request, word)
+        if begun is None:  # perhaps an earlier answer's doing: once more, in a new process
+            self.close()
+            begun = self._begun(request, word)
+        if begun is None:
             self.close()
             raise UserError(
                 f"the process that compares answers ended or hung while loading: {sys.executable}"
                 f" {FILE}"
             )
-        line = self._line(self.seconds)
-        if line is None:
-            self.close()
-            return {"unreadable": "killed"}
-        reply = json.loads(line)
-        if "missing" in reply:
+        if begun.startswith("missing"):
             raise ConfigError(
-                f"answers cannot be checked: {reply['missing']}; "
+                f"answers cannot be checked: {begun.removeprefix('missing').strip()}; "
                 "pip install 'ssppo_jax[tasks]' 'math-verify[antlr4_13_2]==0.9.0'"
             )
-        return reply
+        text = self._said(word, self.seconds)
+        if text is None:
+            self.close()
+            return {"unreadable": "killed"}
+        with contextlib.suppress(ValueError, RecursionError):
+            reply = json.loads(text)
+            if isinstance(reply, dict) and isinstance(reply.get("score", 0.0), int | float):
+                return reply
+        return {"unreadable": "no reply"}
+
+    def _begun(self, request: bytes, word: str) -> str | None:
+        return self._said(word, LOADING) if self._send(request) else None
+
+    def _said(self, word: str, seconds: float) -> str | None:
+        """Return the next line with this word, without it; None if none comes in time."""
+        end = time.monotonic() + seconds
+        while (line := self._line(end - time.monotonic())) is not None:
+            said, _, text = line.partition(b" ")
+            if said == word.encode():
+                return text.decode("utf-8", "replace")
+        return None
 
     def _process(self) -> subprocess.Popen:
         """Return the process, started if there is none."""
@@ -100,6 +123,8 @@ class Worker:
             if not piece:
                 return None
             self._rest += piece
+            if len(self._rest) > MOST_SAID:
+                return None
         line, _, self._rest = self._rest.partition(b"\n")
         return line
 

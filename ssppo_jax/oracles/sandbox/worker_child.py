@@ -1,22 +1,26 @@
 """The process in which a model's answers are compared. `worker.Worker` executes this file; it
 imports no ssppo_jax.
 
-    one pickled request after another  ->  two lines for each: "begun" once all is loaded, then a
-    JSON reply
+    one pickled request after another  ->  two lines for each, both with the request's word first:
+      "begun" once all is loaded ("missing" and why, if a library is not installed), then a JSON
+      reply
 
     {"score": x}         1 when right
     {"unreadable": why}  the checker raised on the answer
     {"error": why}       the question itself cannot be checked
-    {"missing": why}     a library is not installed
 
 Several reasoning-gym tasks call `eval` on the answer, and sympy's parser does too: what a model
 writes is run as Python here. While an answer is compared, writing files, starting processes,
-signals and the network are refused and memory is limited. That guards a run against what a model
-happens to write. It is no sandbox against an attacker."""
+signals and the network are refused and memory is limited. Where the system has seccomp, its filter
+(`child`) stands from the first answer on, so an answer cannot reach the run by a system call
+either. That guards a run against what a model happens to write. It is no sandbox against an
+attacker."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib.util
 import json
 import os
 import pickle
@@ -94,15 +98,28 @@ def serve() -> None:
 
 
 def _answer(replies, kind: str, seconds: float, values: dict) -> None:
+    word = values.pop("word", "")
     try:
         compare = KINDS[kind](**values)
     except ImportError as error:
-        _say(replies, "begun")
-        return _say(replies, json.dumps({"missing": str(error)}))
-    _say(replies, "begun")
+        return _say(replies, f"{word} missing {' '.join(str(error).split())}")
+    _filter()
+    _say(replies, f"{word} begun")
     signal.setitimer(signal.ITIMER_REAL, seconds)  # ends this process if nobody is left to kill it
-    _say(replies, json.dumps(_guarded(compare)))
+    _say(replies, f"{word} {json.dumps(_guarded(compare))}")
     signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+@functools.cache
+def _filter() -> None:
+    """Refuse the system calls that code under test is refused, where that is possible."""
+    path = os.path.join(os.path.dirname(os.path.abspath(__file__)), "child.py")
+    spec = importlib.util.spec_from_file_location("ssppo_child", path)
+    assert spec and spec.loader
+    child = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(child)
+    with contextlib.suppress(OSError, child.Unsupported):
+        child._seccomp()
 
 
 def _guarded(compare: Callable[[], dict]) -> dict:
