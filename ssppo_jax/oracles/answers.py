@@ -53,8 +53,6 @@ OPEN_BOX = re.compile(r"\\boxed\s*\{(?=[^{}\n]*\Z)")  # a response cut off
 IS = re.compile(r"\b(?:is|are|was|were)\s+|:\s+")
 DIGIT = re.compile("[0-9]")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # of a language: \frac and x are none
-
-
 THINKS = re.compile(r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>|\[(?P<close>/?)THINK\]")
 # What may stand between the words of a sentence as one number or expression.
 EXPRESSION = re.compile(
@@ -91,7 +89,7 @@ def said(text: str) -> str:
 
 def heard(prompt: Prompt, response: str) -> str:
     """Return a response with the thinking that the prompt's chat template opened for it."""
-    return "<think>" + response if prompt.meta.get("thinking") else response
+    return "<think>" + response if prompt.meta.get("opens_thinking") is True else response
 
 
 def boxed(text: str) -> str | None:
@@ -170,8 +168,9 @@ def _stated(text: str) -> str | None:
     if not line:
         return None
     sentence = bare(SENTENCE.split(line)[0])
-    last = bare(sentence.rpartition("=")[2].strip(" *")) if sentence.count("=") else sentence
-    sentence = (sentence if '"' in sentence else last).strip(" ,;:")
+    if "=" in sentence:
+        sentence = bare(sentence.rpartition("=")[2].strip(" *"))
+    sentence = sentence.strip(" ,;:")
     first = NUMBER.match(sentence)
     if first and re.match(r"%?[\s,;]*(?:$|[(]?[A-Za-z]{2,})", sentence[first.end() :]):
         return _plain(first[0])  # "42 apples", "42, because 40 + 2 is"
@@ -225,7 +224,7 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
     if style == "auto":
         found = _automatic(text, number is not None, lines)
     else:
-        answer = STYLES[style](text)
+        answer = answer_of(response, style)
         found = [] if answer is None else [answer]
         if style == "whole" and found:
             found = [found[0], text.strip()]
@@ -239,8 +238,9 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
 def _automatic(text: str, number: bool, lines: int) -> list[str]:
     """Return the forms of the statement that `auto` finds, the most literal first."""
     box, tagged = boxed(text), tag(text)
-    if box is not None:  # or to the last brace, where braces in quotes do not match
-        return [box, text[text.rindex("\\boxed") :].partition("{")[2].rpartition("}")[0]]
+    if box is not None:
+        last = text[text.rindex("\\boxed") :].partition("{")[2].rpartition("}")[0]
+        return [box] if number else [box, last]  # where braces in quotes do not match
     if tagged is not None:
         return [tagged]
     after = hashed(text)

@@ -180,8 +180,9 @@ def bare(text: str) -> str:
     text = text.strip()
     for _ in range(6):
         found = _WRAPS.fullmatch(text)
-        inside = found and found[found.lastgroup or 0].strip()
-        if not inside or (found and found.lastgroup in "abdij" and _split(inside, found)):
+        mark = (found and found.lastgroup) or ""
+        inside = found[mark].strip() if found and mark else ""
+        if not inside or (found and mark in "abdij" and _split(inside, found)):
             return text
         text = inside
     return text

@@ -327,6 +327,7 @@ WRONG = {  # gold answer: responses that do not say it
             rf"\boxed{{{x}}}"
             for x in (r"42\pm 1", r"\text{not } 42", r"\log 42", r"42\text{ or }4")
         ),
+        r"\boxed{41} and \frac{42}{1}",
         "42)42)",
         "42~43",
         "42+",
@@ -502,7 +503,9 @@ def test_gold_answers_that_json_keeps_as_numbers_are_compared(judge, gold, right
 
 
 def test_where_the_template_opened_the_thinking_an_unfinished_thought_is_no_answer():
-    thinking = Prompt("q", ({"role": "user", "content": "?"},), {"answer": "5", "thinking": True})
+    thinking = Prompt(
+        "q", ({"role": "user", "content": "?"},), {"answer": "5", "opens_thinking": True}
+    )
     texts = ["It may be 5", "4?</think>5", "5</think>6"]
     assert ORACLES["math_verify"]().ask([thinking], [texts]).reward.tolist() == [[0, 1, 0]]
     assert code_of(heard(thinking, "```\nx\n```"), "auto") is None
