@@ -89,8 +89,8 @@ def encode_prompts(
 ) -> tuple[list[EncodedPrompt], Dropped]:
     """Encode every prompt once; drop and report those over `max_prompt_length`, never cut them.
 
-    A prompt whose template opens the model's thinking gets `meta["opens_thinking"]`: an oracle cannot
-    tell from the response alone that all of it may be thought.
+    A prompt whose template opens the model's thinking gets `meta["opens_thinking"]`: an oracle
+    cannot tell from the response alone that all of it may be thought.
 
     Args:
         prompts: from a source; ids unique.

@@ -220,7 +220,7 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
     """
     text = said(response)
     number = quantity(gold) if gold is not None else None
-    lines = len(_lines((gold or "").strip()))
+    lines = None if gold is None else len(_lines(gold.strip()))
     if style == "auto":
         found = _automatic(text, number is not None, lines)
     else:
@@ -235,12 +235,12 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
     return [form for form in dict.fromkeys(read) if form.strip()]
 
 
-def _automatic(text: str, number: bool, lines: int) -> list[str]:
+def _automatic(text: str, number: bool, lines: int | None) -> list[str]:
     """Return the forms of the statement that `auto` finds, the most literal first."""
     box, tagged = boxed(text), tag(text)
     if box is not None:
-        last = text[text.rindex("\\boxed") :].partition("{")[2].rpartition("}")[0]
-        return [box] if number else [box, last]  # where braces in quotes do not match
+        whole_box = text[text.rindex("\\boxed") :].partition("{")[2].rpartition("}")[0]
+        return [box] if number else [box, whole_box]  # where braces in quotes do not match
     if tagged is not None:
         return [tagged]
     after = hashed(text)
@@ -260,9 +260,10 @@ def _automatic(text: str, number: bool, lines: int) -> list[str]:
     spoken = _lines(text)
     while spoken and spoken[-1].strip(" `$*\t") in MARKS:
         spoken.pop()
-    ending = "\n".join(spoken[-lines:])
+    ending = "\n".join(spoken[-(lines or 1) :])
     named = IS.split(ending)[-1]
-    return [ending, ending.strip().removesuffix("."), text.strip(), named.removesuffix(".")]
+    forms = [ending, ending.strip().removesuffix("."), named.removesuffix(".")]
+    return forms if lines is not None else [*forms, text.strip()]
 
 
 def _displayed(statement: str) -> str:
