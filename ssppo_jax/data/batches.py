@@ -94,8 +94,8 @@ def encode_prompts(
 ) -> tuple[list[EncodedPrompt], Dropped]:
     """Encode every prompt once; drop and report those over `max_prompt_length`, never cut them.
 
-    A prompt whose template opens the model's thinking gets `meta["thinking"]`: an oracle cannot
-    tell from the response alone that all of it may be thought.
+    A prompt whose template opens the model's thinking gets `meta["opens_thinking"]`: an oracle
+    cannot tell from the response alone that all of it may be thought.
 
     Args:
         prompts: from a source; ids unique.
@@ -113,7 +113,7 @@ def encode_prompts(
         try:
             tokens = encode_chat(tokenizer, prompt.messages, template=template, date=date)
             if opens_thinking(tokenizer, tokens):
-                prompt = dataclasses.replace(prompt, meta=prompt.meta | {"thinking": True})
+                prompt = dataclasses.replace(prompt, meta=prompt.meta | {"opens_thinking": True})
             encoded.append(EncodedPrompt(prompt, tokens, spots[prompt.id]))
         except DataError as exc:
             bad.append(f"prompt {prompt.id!r}: {exc}")

@@ -93,7 +93,7 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     )
 
 
-def opens_thinking(tokenizer: Any, ids: Sequence[int]) -> bool:
+def opens_thinking(tokenizer: Any, ids: np.ndarray) -> bool:  # [P] int32
     """Return true if a prompt ends with the mark that begins the model's thinking, as the chat
     templates of DeepSeek-R1 and QwQ write it. The response then holds only the closing mark."""
     return bool(_THINKS.search(tokenizer.decode([int(i) for i in ids[-_TAIL:]])))

@@ -53,8 +53,6 @@ OPEN_BOX = re.compile(r"\\boxed\s*\{(?=[^{}\n]*\Z)")  # a response cut off
 IS = re.compile(r"\b(?:is|are|was|were)\s+|:\s+")
 DIGIT = re.compile("[0-9]")
 WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")  # of a language: \frac and x are none
-
-
 THINKS = re.compile(r"<(?P<end>/?)(?:think|thinking|thought|reasoning)>|\[(?P<close>/?)THINK\]")
 # What may stand between the words of a sentence as one number or expression.
 EXPRESSION = re.compile(
@@ -91,7 +89,7 @@ def said(text: str) -> str:
 
 def heard(prompt: Prompt, response: str) -> str:
     """Return a response with the thinking that the prompt's chat template opened for it."""
-    return "<think>" + response if prompt.meta.get("thinking") else response
+    return "<think>" + response if prompt.meta.get("opens_thinking") is True else response
 
 
 def boxed(text: str) -> str | None:
@@ -170,8 +168,9 @@ def _stated(text: str) -> str | None:
     if not line:
         return None
     sentence = bare(SENTENCE.split(line)[0])
-    last = bare(sentence.rpartition("=")[2].strip(" *")) if sentence.count("=") else sentence
-    sentence = (sentence if '"' in sentence else last).strip(" ,;:")
+    if "=" in sentence:
+        sentence = bare(sentence.rpartition("=")[2].strip(" *"))
+    sentence = sentence.strip(" ,;:")
     first = NUMBER.match(sentence)
     if first and re.match(r"%?[\s,;]*(?:$|[(]?[A-Za-z]{2,})", sentence[first.end() :]):
         return _plain(first[0])  # "42 apples", "42, because 40 + 2 is"
@@ -221,11 +220,11 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
     """
     text = said(response)
     number = quantity(gold) if gold is not None else None
-    lines = len(_lines((gold or "").strip()))
+    lines = None if gold is None else len(_lines(gold.strip()))
     if style == "auto":
         found = _automatic(text, number is not None, lines)
     else:
-        answer = STYLES[style](text)
+        answer = answer_of(response, style)
         found = [] if answer is None else [answer]
         if style == "whole" and found:
             found = [found[0], text.strip()]
@@ -236,11 +235,12 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
     return [form for form in dict.fromkeys(read) if form.strip()]
 
 
-def _automatic(text: str, number: bool, lines: int) -> list[str]:
+def _automatic(text: str, number: bool, lines: int | None) -> list[str]:
     """Return the forms of the statement that `auto` finds, the most literal first."""
     box, tagged = boxed(text), tag(text)
-    if box is not None:  # or to the last brace, where braces in quotes do not match
-        return [box, text[text.rindex("\\boxed") :].partition("{")[2].rpartition("}")[0]]
+    if box is not None:
+        whole_box = text[text.rindex("\\boxed") :].partition("{")[2].rpartition("}")[0]
+        return [box] if number else [box, whole_box]  # where braces in quotes do not match
     if tagged is not None:
         return [tagged]
     after = hashed(text)
@@ -260,9 +260,10 @@ def _automatic(text: str, number: bool, lines: int) -> list[str]:
     spoken = _lines(text)
     while spoken and spoken[-1].strip(" `$*\t") in MARKS:
         spoken.pop()
-    ending = "\n".join(spoken[-lines:])
+    ending = "\n".join(spoken[-(lines or 1) :])
     named = IS.split(ending)[-1]
-    return [ending, ending.strip().removesuffix("."), text.strip(), named.removesuffix(".")]
+    forms = [ending, ending.strip().removesuffix("."), named.removesuffix(".")]
+    return forms if lines is not None else [*forms, text.strip()]
 
 
 def _displayed(statement: str) -> str:

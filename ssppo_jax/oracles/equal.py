@@ -157,7 +157,7 @@ def _letters(gold: str, said: str, depth: int) -> bool | None:
     letter = _LETTER.fullmatch(gold)
     if letter is None:
         return None
-    found = _CHOICE.fullmatch(said.replace("**", ""))
+    found = _CHOICE.fullmatch(said.replace("**", "").strip("[]{} "))
     if found is None or found["letter"].upper() != letter[1]:
         return None if _EQUALS.search(said) else False
     rest = found["rest"]

@@ -7,6 +7,9 @@ checker could not read the answer, or not compare it in time). Such responses ar
 failures of the oracle. Prompts without what it takes (a task, or `meta["answer"]`) are refused
 before anything is sampled.
 
+Each of `answers.readings` is graded until one is right. They are one statement, with and without
+the marks around it.
+
 Checkers run what a model writes (`worker_child` says how), so answers are compared in a process of
 their own."""
 
@@ -68,12 +71,12 @@ def reasoning_gym(
 def math_verify(
     *, answer_style: Style = "auto", format_weight: NonNegative = 0.0, timeout: Positive = 5.0
 ) -> Oracle:
-    """Reward an extracted answer that equals meta["answer"] as mathematics (the math-verify library
-    on sympy).
+    """Reward an extracted answer that equals meta["answer"]: as a number, a letter, a word, a list,
+    or as mathematics (the math-verify library on sympy).
 
-    Numbers, fractions, sets, intervals, LaTeX; a gold answer may be a GSM8K solution that ends in
-    "#### 42". What takes longer than `timeout` to compare (9**9**9**9) is wrong, and counted as
-    `unreadable`.
+    `equal.same` says what is equal. A gold answer may be a solution that ends in "#### 42" or in a
+    box. A null one is refused before anything is sampled. What takes longer than `timeout` to
+    compare (9**9**9**9) is wrong, and counted as `unreadable`.
 
     Args:
         answer_style: how the answer is found: auto, boxed, tag, hash, final_number, last_line or

@@ -126,6 +126,7 @@ _UNITS = {  # how it is written: what it is
     )
     for unit in names.split()
 }
+_ORDINAL = re.compile(r"(?:st|nd|rd|th)[ .]*")
 _PERCENT = re.compile(r"\s*(?:%|per\s?cent(?:age points?)?|pct)\s*", re.IGNORECASE)
 _PART = re.compile(r"[A-Za-z\u00b0$\u20ac\u00a3\u00a5\u20b9\u00b5'-]+(?:\s*\^\s*\{?[23]\}?)?")
 _NO_UNIT = re.compile(  # words after which the number before them is not what is said
@@ -180,8 +181,9 @@ def bare(text: str) -> str:
     text = text.strip()
     for _ in range(6):
         found = _WRAPS.fullmatch(text)
-        inside = found and found[found.lastgroup or 0].strip()
-        if not inside or (found and found.lastgroup in "abdij" and _split(inside, found)):
+        mark = (found and found.lastgroup) or ""
+        inside = found[mark].strip() if found and mark else ""
+        if not inside or (found and mark in "abdij" and _split(inside, found)):
             return text
         text = inside
     return text
@@ -288,8 +290,8 @@ def _with_unit(found: Quantity, rest: str, unit: str) -> Quantity | None:
         rest = rest[: after.start()]
     if percent is not None:
         return None if rest.strip(" .") else found._replace(unit="%")
-    ordinal = re.compile(r"(?:st|nd|rd|th)(?![A-Za-z])").match(rest)
-    rest = rest[ordinal.end() :] if ordinal is not None else rest
+    if _ORDINAL.fullmatch(rest):
+        return found
     named = unit_of(rest)
     return None if named is None else found._replace(unit=named or unit)
 
@@ -300,8 +302,8 @@ def unit_of(text: str) -> str | None:
     attached, text = not text.startswith(" "), text.strip(" .,;:)")
     if not text:
         return ""
-    if text in _UNITS or text.lower().rstrip("s") in _UNITS:
-        return _UNITS.get(text) or _UNITS[text.lower().rstrip("s")]
+    if _known(text) is not None:
+        return _known(text)
     parts = re.split(r"\s+|(/)", re.sub(r"\s*\^\s*", "^", text))
     names = [_unit_word(part) for part in parts if part and part != "/"]
     if (
@@ -321,12 +323,18 @@ def unit_of(text: str) -> str | None:
     return known[0] if "of" in known[1:] else known[-1]
 
 
+def _known(word: str) -> str | None:
+    """Return the unit that a word names; of one letter its case counts, so 5G is no mass."""
+    lower = word.lower() if len(word) > 1 else word
+    return _UNITS.get(word) or _UNITS.get(lower) or _UNITS.get(lower.rstrip("s"))
+
+
 def _unit_word(word: str) -> str | None:
     word = word.strip(".,()'\"*")
     base, _, power = word.partition("^")
     if not _PART.fullmatch(word) or _NO_UNIT.fullmatch(base):
         return None
-    known = _UNITS.get(base) or _UNITS.get(base.lower()) or _UNITS.get(base.lower().rstrip("s"))
+    known = _known(base)
     if known is not None:
         return known + ("^" + power.strip("{}") if power else "")
     if power or (

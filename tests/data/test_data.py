@@ -688,7 +688,7 @@ def test_a_template_that_opens_the_thinking_is_told_to_the_oracles(opened, think
     (row,), _ = encode_prompts(
         [prompt("a", "<think>")], byte_tokenizer(template=template), max_prompt_length=99
     )
-    assert row.prompt.meta.get("thinking", False) is thinks
+    assert row.prompt.meta.get("opens_thinking", False) is thinks
 
 
 def test_a_long_list_of_dropped_prompts_is_cut_and_counted(tokenizer):

@@ -186,6 +186,11 @@ RIGHT = {  # gold answer: responses that say it
     "n(n+1)/2": [r"\frac{n^2+n}{2}", "n*(n+1)/2"],
     "2^{100}": ["1267650600228229401496703205376", "4^{50}"],
     "1e-5": ["0.00001", "10^{-5}", "1×10⁻⁵"],
+    '["a", "b"]': ["['a', 'b']", "[a, b]"],
+    '{"a": 1}': ['{"a":1}', '```json\n{"a": 1}\n```'],
+    "x^2 + y^2 = 25": ["y^2 + x^2 = 25", "x²+y²=25"],
+    "6.02 × 10^23": ["6.02e23", "602000000000000000000000", r"6.02 \cdot 10^{23}"],
+    "3 hours 20 minutes": ["3 Hours 20 Minutes."],
     "Paris": ["It is in France.\n\nThe capital is Paris.", "The answer is Paris (France)."],
     "so we add\n#### 1,234": ["The answer is 1234."],
     "We get $2 + 2 = \\boxed{4}$.": ["The answer is 4."],
@@ -327,6 +332,7 @@ WRONG = {  # gold answer: responses that do not say it
             rf"\boxed{{{x}}}"
             for x in (r"42\pm 1", r"\text{not } 42", r"\log 42", r"42\text{ or }4")
         ),
+        r"\boxed{41} and \frac{42}{1}",
         "42)42)",
         "42~43",
         "42+",
@@ -353,6 +359,11 @@ WRONG = {  # gold answer: responses that do not say it
     r"\pi": ["3.14", "3", "p", "i"],
     r"\emptyset": ["0", r"\{0\}"],
     "Paris": ["London, or Paris", "Parisian", "The capital is not Paris.", "Paris (or London)"],
+    '["a", "b"]': ['["b", "a"]', '["a"]', "ab"],
+    '{"a": 1}': ['{"a": 2}', "1", '{"b": 1}'],
+    "x^2 + y^2 = 25": ["25", "x+y=25"],
+    "3 hours 20 minutes": ["3 hours", "320", "3 hours 30 minutes"],
+    "5": ["5G", "V", "5⁻¹", "5²", "x⁵", "(−5)", "5−6", "0b5", "05/05/2005", "<think>5</think>"],
     "17 apples": ["17 oranges", "16 apples"],
     "False": ["True", "not False", "true or false"],
     "so we add\n#### 1,234": ["The answer is 1235.", "add", "1", "234"],
@@ -502,7 +513,9 @@ def test_gold_answers_that_json_keeps_as_numbers_are_compared(judge, gold, right
 
 
 def test_where_the_template_opened_the_thinking_an_unfinished_thought_is_no_answer():
-    thinking = Prompt("q", ({"role": "user", "content": "?"},), {"answer": "5", "thinking": True})
+    thinking = Prompt(
+        "q", ({"role": "user", "content": "?"},), {"answer": "5", "opens_thinking": True}
+    )
     texts = ["It may be 5", "4?</think>5", "5</think>6"]
     assert ORACLES["math_verify"]().ask([thinking], [texts]).reward.tolist() == [[0, 1, 0]]
     assert code_of(heard(thinking, "```\nx\n```"), "auto") is None
