@@ -26,7 +26,7 @@ class Block(NamedTuple):
     """A fenced block."""
 
     language: str  # the first word after the fence, in lower case; empty if there is none
-    code: str  # each line with its end
+    code: str  # each line with its end, \n
 
 
 def blocks(text: str) -> list[Block]:
@@ -43,7 +43,7 @@ def blocks(text: str) -> list[Block]:
         while at < len(lines) and (
             (quote is not None and at < last[quote]) or not _closes(lines[at], opening)
         ):
-            line = _without(lines[at], opening["indent"])
+            line = _without(re.sub(r"\r?\n$", "\n", lines[at]), opening["indent"])
             code.append(line)
             quote = _open_after(line, quote)
             at += 1
