@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ssppo_jax import __version__
-from ssppo_jax.errors import ConfigError, Interrupted, UserError
-from ssppo_jax.files import default_cache, write_lines
+from ssppo_jax.errors import ConfigError, Interrupted, UserError, WriteError
+from ssppo_jax.files import default_cache, write_lines, writing
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
@@ -30,7 +30,8 @@ checkpoint folder (RUN/checkpoints/step_00000012). A config is the name of one o
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code.
 
-    0 is success, 65 bad data, 70 a failed gate, 75 interrupted, 78 a bad configuration.
+    0 is success, 65 bad data, 70 a failed gate, 74 a full disk, 75 interrupted, 78 a bad
+    configuration.
     """
     argv = sys.argv[1:] if argv is None else argv
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
@@ -39,7 +40,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
     try:
         code = _run(argv)
-        sys.stdout.flush()
+        _flush()
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -47,6 +48,16 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed
         return BROKEN_PIPE
+
+
+def _flush() -> None:
+    """Write out what was printed."""
+    try:
+        with writing("standard output"):
+            sys.stdout.flush()
+    except WriteError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed
+        raise
 
 
 def _run(argv: list[str]) -> int:
@@ -240,9 +251,11 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
     if hosts.is_first():
-        report = build_report(Path(args.workdir))
         print(json.dumps(result))
-        print(f"report: {report}")
+        try:
+            print(f"report: {build_report(Path(args.workdir))}")
+        except WriteError as error:  # the run is done and its result is said all the same
+            print(f"no report: {error}", file=sys.stderr)
     return 0
 
 
@@ -270,7 +283,8 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if args.output:
         write_lines(Path(args.output), lines)
     else:
-        sys.stdout.write("".join(line + "\n" for line in lines))
+        with writing("standard output"):
+            sys.stdout.write("".join(line + "\n" for line in lines))
     return 0
 
 

@@ -18,6 +18,8 @@ from ssppo_jax.errors import ConfigError
 
 FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a run is continued
 
+EXPORTS = ("policy", "adapters")  # folders that a run replaces at its end
+
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     """Write config.json into a new folder, or check that the folder's run has this very config.
@@ -25,7 +27,8 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     Call it on process 0 only.
 
     Raises:
-      ConfigError: the folder holds a run with another config; every differing key is listed.
+      ConfigError: the folder holds a run with another config, every differing key is listed; or
+        models that no run of this folder wrote.
     """
     found = differences(workdir, config)
     if found:
@@ -37,6 +40,12 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     path = workdir / "config.json"
     if path.is_file():
         return
+    taken = [name for name in EXPORTS if _holds_something(workdir / name)]
+    if taken:
+        raise ConfigError(
+            f"{workdir} has no config.json, but holds {' and '.join(taken)}, where this run would"
+            " export its policy; move that away, or give --workdir a new folder"
+        )
     device = jax.devices()[0]
     write_json(
         path,
@@ -48,6 +57,10 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
             "devices": f"{jax.device_count()} x {device.device_kind}",
         },
     )
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def differences(workdir: Path, config: ConfigDict) -> list[str]:

@@ -214,6 +214,21 @@ def test_a_kill_while_deleting_leaves_nothing_that_looks_damaged(copy_of_two_ste
     assert folders(copy_of_two_steps) == ["step_00000003", "step_00000004"]
 
 
+def test_a_second_start_removes_what_a_kill_left(copy_of_two_steps):
+    checkpoints = Checkpoints(copy_of_two_steps)
+    for name in ("tmp_00000003", "tmp_deleting_step_00000000"):
+        (copy_of_two_steps / name).mkdir()
+    checkpoints.clear()
+    assert folders(copy_of_two_steps) == ["step_00000001", "step_00000002"]
+
+
+def test_the_metas_of_what_is_kept_are_known_newest_first(copy_of_two_steps):
+    checkpoints = Checkpoints(copy_of_two_steps)
+    assert [meta["step"] for meta in checkpoints.metas()] == [2, 1]
+    (copy_of_two_steps / "step_00000002" / "meta.json").write_bytes(b"{")
+    assert [meta["step"] for meta in checkpoints.metas()] == [1]
+
+
 def test_nothing_is_deleted_when_the_new_checkpoint_does_not_verify(copy_of_two_steps, monkeypatch):
     publish = Checkpoints._publish
 
