@@ -347,7 +347,8 @@ def renamed(path: str) -> str | None:
 
 def _renamed_in(file: str, line: int | None) -> str:
     """Say what the keys of an earlier release are called that a line of a config file uses."""
-    text = Path(file).read_text(encoding="utf-8").splitlines()[line - 1] if line else ""
+    lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    text = lines[line - 1] if line else ""
     names = re.findall(r"[a-z_]+\.([a-z_]+(?:\.[a-z_]+)*)", text)  # behind the config's variable
     found = [(old, renamed(old)) for old in names]
     return "".join(f"; {old} is now {new}" for old, new in found if new)
