@@ -30,6 +30,7 @@ os.environ.update(
     TF_CPP_MIN_LOG_LEVEL="3",
 )
 
+import attempts
 import disks
 import flips
 import kills
@@ -49,6 +50,8 @@ KINDS = {
     "two processes": (twins.two, 8),
     "malformed input": (malformed.refused, len(malformed.CASES)),
 }
+if attempts.TABLE.is_file():
+    KINDS["sandbox"] = (attempts.attack, None)  # pytest knows how many there are
 
 
 def main() -> int:
@@ -62,9 +65,9 @@ def main() -> int:
         with open(args.output, "w", encoding="utf-8") as record:
             for kind in args.kinds:
                 run, most = KINDS[kind]
-                count = min(most, args.tries or most)
+                count = min(n for n in (most, args.tries, sys.maxsize) if n)
                 found[kind] = []
-                with bar(count, what=kind, unit="tries") as progress:
+                with bar(count if most else None, what=kind, unit="tries") as progress:
                     for outcome in run(count, folder, random.Random(f"{args.seed} {kind}")):
                         found[kind].append(outcome)
                         line = {"kind": kind, **outcome._asdict(), "time": round(time.time(), 1)}
