@@ -242,6 +242,8 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if place is not None:
         hosts.start(place)
     config = _load(args, overrides)
+    from jax.errors import JaxRuntimeError
+
     from ssppo_jax.report.build import build_report
     from ssppo_jax.train import train
 
@@ -250,6 +252,11 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
+    except JaxRuntimeError as error:
+        told = hosts.lost(error)
+        if told is None:
+            raise
+        raise told from error
     if hosts.is_first():
         print(json.dumps(result))
         try:

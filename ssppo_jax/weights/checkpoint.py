@@ -20,6 +20,9 @@ import logging
 import os
 import re
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -106,7 +109,8 @@ class Checkpoints:
         generation = hosts.on_first(lambda: self._next_generation(step))
         temporary = self.folder / f"tmp_{step:08d}"
         try:
-            self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
+            with _quiet():
+                self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
             hosts.on_first(lambda: self._publish(temporary, text, _name(step, generation)))
         except Exception as error:
             if hosts.is_first():
@@ -323,6 +327,28 @@ def find_damage(folder: Path) -> str | None:
         return f"{error.strerror}: {error.filename}"
     changed = [name for (name, digest), now in zip(names, found, strict=True) if digest != now]
     return f"changed after it was written: {', '.join(changed)}" if changed else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax's threads from printing tracebacks of the error that the save itself raises."""
+    before, hook = set(threading.enumerate()), threading.excepthook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
+    levels = [logger.level for logger in loggers]
+    threading.excepthook = lambda _: None
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    except BaseException:
+        until = time.monotonic() + 2.0  # some are still at work, and fail like the first
+        for thread in set(threading.enumerate()) - before:
+            thread.join(max(0.0, until - time.monotonic()))
+        raise
+    finally:
+        threading.excepthook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _seal(body: bytes) -> bytes:
