@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import files
 from ssppo_jax.config import flatten
 from ssppo_jax.distributed import hosts
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
 
 FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a run is continued
 
@@ -68,7 +68,10 @@ def differences(workdir: Path, config: ConfigDict) -> list[str]:
     path = workdir / "config.json"
     if not path.is_file():
         return []
-    old, new = files.read_json(path)["config"], json.loads(json.dumps(flatten(config)))
+    record = files.read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise DataError(f"{path}: not the record of a run; put the run's own back, or remove it")
+    old, new = record["config"], json.loads(json.dumps(flatten(config)))
     return [
         f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}"
         for key in sorted(old.keys() | new.keys())

@@ -66,7 +66,13 @@ def read_arch(folder: str | Path) -> Arch:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from None
     if not (folder / "generation_config.json").is_file():
         return arch
-    extra = id_tuple(read_json(folder / "generation_config.json").get("eos_token_id"))
+    stops = read_json(folder / "generation_config.json").get("eos_token_id")
+    if not all(type(i) is int for i in (stops if isinstance(stops, list) else [stops or 0])):
+        raise DataError(
+            f"{folder / 'generation_config.json'}: eos_token_id must be a token id or a list of"
+            f" them, not {stops!r:.60}"
+        )
+    extra = id_tuple(stops)
     return dataclasses.replace(arch, eos_ids=tuple(dict.fromkeys(arch.eos_ids + extra)))
 
 

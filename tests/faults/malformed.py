@@ -318,6 +318,9 @@ for name, change in {
     "whose tokenizer.json is no JSON": written("tokenizer.json", b"{"),
     "whose tokenizer_config.json is a list": written("tokenizer_config.json", b"[]"),
     "whose generation_config.json is no JSON": written("generation_config.json", b"{"),
+    "whose generation_config.json has no stop ids": written(
+        "generation_config.json", b'{"eos_token_id": "end"}'
+    ),
     "whose template does not parse": template("{% for m in %}"),
     "whose template raises": template("{{ raise_exception('no') }}"),
     "whose template divides by zero": template("{{ 1 // 0 }}"),

@@ -4,7 +4,7 @@ import os
 import pytest
 
 from ssppo_jax import schema
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.runs import folder as run_folder
 
 
@@ -46,6 +46,13 @@ def test_another_config_is_refused_with_every_difference(tmp_path, config):
     assert "pairs.gate.exponent: the run has None, given 2.0" in message
     assert "learning_rate" not in message
     assert len(run_folder.differences(tmp_path, config)) == 4
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"config": 3}', "[" * 100_000])
+def test_a_config_json_that_is_no_record_of_a_run_is_named(tmp_path, config, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DataError, match=r"config\.json: not "):
+        run_folder.claim(tmp_path, config, "1")
 
 
 def test_a_folder_without_a_run_differs_in_nothing(tmp_path, config):
