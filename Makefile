@@ -7,7 +7,7 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate bench slices clean
+.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults bench slices clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -73,6 +73,9 @@ parity: setup  ## our exports, opened by transformers and PEFT on torch, in .ven
 
 mutate: setup  ## break losses, gates, advantages and pairs line by line; list the breaks no test sees
 	$(PY) tests/mutate.py
+
+faults: setup  ## kill, fill, flip and misfeed small runs; count the bad outcomes (TRIES=, KINDS=)
+	$(PY) tests/faults/faults.py $(if $(TRIES),--tries=$(TRIES)) $(if $(KINDS),--kinds="$(KINDS)") --output=runs/faults.jsonl
 
 bench: setup  ## ours, transformers, TRL and Tunix on the same work: half an hour on an idle machine
 	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ssppo_jax import __version__
-from ssppo_jax.errors import ConfigError, Interrupted, UserError
-from ssppo_jax.files import default_cache, expanded, to_json, write_records
+from ssppo_jax.errors import ConfigError, Interrupted, UserError, WriteError
+from ssppo_jax.files import default_cache, expanded, to_json, write_records, writing
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
@@ -31,7 +31,8 @@ checkpoint folder (RUN/checkpoints/step_00000012). A config is the name of one o
 def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code.
 
-    0 is success, 65 bad data, 70 a failed gate, 75 interrupted, 78 a bad configuration.
+    0 is success, 65 bad data, 70 a failed gate, 74 a full disk, 75 interrupted, 78 a bad
+    configuration.
     """
     argv = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
     try:
         code = _run(argv)
-        sys.stdout.flush()
+        _flush()
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -50,6 +51,16 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed
         return BROKEN_PIPE
+
+
+def _flush() -> None:
+    """Write out what was printed."""
+    try:
+        with writing("standard output"):
+            sys.stdout.flush()
+    except WriteError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed
+        raise
 
 
 def _run(argv: list[str]) -> int:
@@ -262,6 +273,8 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if place is not None:
         hosts.start(place)
     config = _load(args, overrides)
+    from jax.errors import JaxRuntimeError
+
     from ssppo_jax.report.build import build_report
     from ssppo_jax.train import train
 
@@ -270,10 +283,17 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
+    except JaxRuntimeError as error:
+        told = hosts.lost(error)
+        if told is None:
+            raise
+        raise told from error
     if hosts.is_first():
-        report = build_report(Path(args.workdir))
         print(to_json(result))
-        print(f"report: {report}")
+        try:
+            print(f"report: {build_report(Path(args.workdir))}")
+        except WriteError as error:  # the run is done and its result is said all the same
+            print(f"no report: {error}", file=sys.stderr)
     return 0
 
 
@@ -306,7 +326,8 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if args.output:
         write_records(Path(args.output), rows)
     else:
-        sys.stdout.write("".join(to_json(row) + "\n" for row in rows))
+        with writing("standard output"):
+            sys.stdout.write("".join(to_json(row) + "\n" for row in rows))
     return 0
 
 

@@ -22,6 +22,13 @@ class DataError(UserError):
     exit_code = 65
 
 
+class WriteError(UserError, OSError):
+    """A file could not be written: a full disk, a quota, a read-only place (exit 74, sysexits
+    EX_IOERR)."""
+
+    exit_code = 74
+
+
 class GateError(UserError):
     """A run's own correctness gate failed (exit 70, sysexits EX_SOFTWARE)."""
 

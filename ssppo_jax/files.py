@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, WriteError
 
 log = logging.getLogger(__name__)
 
@@ -50,16 +51,64 @@ def expanded(path: str) -> Path:
         ) from None
 
 
+@contextlib.contextmanager
+def writing(what: Path | str) -> Iterator[None]:
+    """Name the file or folder that the block writes in the error that a full disk raises.
+
+    Raises:
+      WriteError: the block raised an OSError.
+    """
+    try:
+        yield
+    except (WriteError, BrokenPipeError):
+        raise
+    except OSError as error:
+        raise WriteError(
+            f"{what} could not be written: {error.strerror or error}; free some space, or give"
+            " another place, and run the same command again"
+        ) from error
+
+
 def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that a reader sees the old content or the new one, also after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that a reader sees the old content or the new one, also after a power cut.
+
+    Raises:
+      WriteError: the disk is full, or the place cannot be written to; the old content stands.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync(path.parent)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()  # give the space back
+            raise
+        sync(path.parent)
+
+
+def append(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Add bytes to the end of a file, all or none. `durable` makes them survive a power cut.
+
+    Raises:
+      WriteError: the disk is full; what was written of them is cut off again.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab", buffering=0) as file:
+            before, left = file.tell(), memoryview(data)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                if durable:
+                    os.fsync(file.fileno())
+            except OSError:
+                file.truncate(before)
+                raise
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:

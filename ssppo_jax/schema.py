@@ -608,6 +608,11 @@ def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> Co
       ConfigError: every problem with the file's own values and the overrides, at once.
     """
     config = cfg.load_config(spec)
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"--config={spec}: get_config() returns {type(config).__name__}; begin it with"
+            " config = base_config(), and return that"
+        )
     problems = cfg.override(config, overrides, COMPONENTS, ELSEWHERE, chosen=select)
     problems += _value_problems(config) if devices is None else _problems(config, devices)
     cfg.raise_problems(problems)

@@ -110,10 +110,14 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
 
 
 def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
-    """Lock the run's folder and claim it; return the result if the run is finished."""
-    stack.enter_context(RunLock(workdir))
-    run_folder.claim(workdir, config, __version__)
+    """Lock the run's folder and claim it; return the result if the run is finished.
+
+    A finished run asks nothing of the disk, which may be full or read-only by now.
+    """
     finished = workdir / "result.json"
+    if not finished.is_file():
+        stack.enter_context(RunLock(workdir))
+    run_folder.claim(workdir, config, __version__)
     return read_json(finished) if finished.is_file() else None
 
 
@@ -222,6 +226,8 @@ class Trainer:
         """Restore the newest valid checkpoint of this run, or load the initial policy."""
         runtime = self.runtime
         step = self.checkpoints.latest()
+        if hosts.is_first():
+            self.checkpoints.clear()
         if step is None:
             self.metrics.truncate(0)
             self.frozen, trained = runtime.parted(runtime.load_params())
@@ -338,7 +344,7 @@ class Trainer:
             rollout = self.collect(params, initial, at.iteration, stopped=self.stop.agreed)
             if hosts.is_first():
                 save_rollout(path, rollout, identity)
-                path.with_name(f"iteration_{at.iteration - 1:05d}.npz").unlink(missing_ok=True)
+                self._drop_rollouts(at)
         if at.step_in_iteration == 0:
             for phase, values in rollout.metrics.items():
                 self._log(phase, values, rollout.wall[phase], at)
@@ -346,6 +352,15 @@ class Trainer:
                 self.workdir / RECORDS[self.collect.rows], rollout.records, at.iteration
             )
         return rollout
+
+    def _drop_rollouts(self, at: Position) -> None:
+        """Delete older rollouts, but for those that a kept checkpoint stands in the midst of."""
+        positions = [meta["position"] for meta in self.checkpoints.metas()]
+        needed = {p["iteration"] for p in positions if p["step_in_iteration"]}
+        for path in (self.workdir / "rollouts").glob("iteration_*.npz"):
+            number = int(path.stem.removeprefix("iteration_"))
+            if number < at.iteration and number not in needed:
+                path.unlink()
 
     @staticmethod
     def _kept_rollout(path: Path, identity: dict) -> Rollout | None:
@@ -544,10 +559,15 @@ class Trainer:
                 int(state.step), state, meta, finite=True
             )  # `_log_step` has checked every step
         self.saved = at
+        if hosts.is_first():
+            self._drop_rollouts(at)
 
     def _finish(self, params: PyTree, result: dict) -> dict:
-        folder = self.workdir / "policy"
-        if self.config.checkpoint.export and not hosts.on_first(folder.is_dir):
+        """Export the policy and write the result.
+
+        The result comes last: a start without one repeats the whole export.
+        """
+        if self.config.checkpoint.export:
             lora, arch = self.runtime.decoder.lora, self.runtime.arch
             if lora is not None:
                 save_adapters(
@@ -556,9 +576,16 @@ class Trainer:
                     lora,
                     self.workdir / "adapters",
                     base=base_of(self.config.model.source, self.runtime.folder),
+                    replace=True,
                 )
                 params = merged(params, lora.scale)
-            hf.save_params(params, arch, folder, tokenizer_from=self.runtime.folder)
+            hf.save_params(
+                params,
+                arch,
+                self.workdir / "policy",
+                tokenizer_from=self.runtime.folder,
+                replace=True,
+            )
         run_folder.write_json(self.workdir / "result.json", result)
         return result
 

@@ -1,6 +1,7 @@
 """Whole runs with adapters: what is trained, saved, resumed and left behind."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -125,6 +126,29 @@ def test_bfloat16_adapters_train_by_float32_masters_that_outlive_the_iterations_
     )
     for name in ("adapters/adapter_model.safetensors", "policy/model.safetensors"):
         assert {str(x.dtype) for x in load_file(tmp_path / name).values()} == {"bfloat16"}, name
+
+
+def test_an_export_that_was_killed_halfway_is_repeated_whole(tmp_path, monkeypatch):
+    """SIGKILL between adapters/ and policy/ once left a run that no start could finish."""
+    config = configure(**LORA)
+    runtime = build_runtime(config)
+    ending = SimpleNamespace(config=config, runtime=runtime, workdir=tmp_path)
+    params, result = runtime.load_params(), {"win_rate": 0.5}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(hf, "save_params", killed)
+        Trainer._finish(ending, params, result)
+    assert [path.name for path in tmp_path.iterdir()] == ["adapters"]
+    weights = tmp_path / "adapters" / "adapter_model.safetensors"
+    whole = weights.read_bytes()
+    weights.write_bytes(b"of another attempt")
+    (tmp_path / ".policy.tmp-0123456789ab").mkdir()  # what SIGKILL leaves inside the export
+    assert Trainer._finish(ending, params, result) == result
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "policy", "result.json"]
+    assert weights.read_bytes() == whole
 
 
 def test_targets_that_name_no_projection_are_refused_with_what_there_is():

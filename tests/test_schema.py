@@ -260,6 +260,20 @@ def test_a_typo_or_wrong_type_in_a_config_file_is_told_by_line_with_the_nearest_
         schema.load(str(path), {})
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("def get_config():\n    return 3\n", r"c\.py: get_config\(\) returns int; begin it with"),
+        ("x = '\udcff'\n", r"c\.py:1: SyntaxError: .*'utf-8' codec can't decode byte 0xff"),
+    ],
+)
+def test_a_file_that_makes_no_config_is_refused(tmp_path, text, message):
+    path = tmp_path / "c.py"
+    path.write_bytes(text.encode(errors="surrogateescape"))
+    with pytest.raises(ConfigError, match=message):
+        schema.load(str(path), {})
+
+
 def test_checking_computes_nothing(base, monkeypatch):
     monkeypatch.setattr(jax.stages.Lowered, "compile", None)
     monkeypatch.setattr("jax._src.interpreters.pxla.MeshComputation.compile", None)

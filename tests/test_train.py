@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -140,6 +141,22 @@ def test_a_checkpoint_may_stand_wherever_a_model_is_asked_for(run):
     assert (newest / "tokenizer.json").read_bytes() == (
         run[0] / "policy" / "tokenizer.json"
     ).read_bytes()
+
+
+def test_a_rollout_that_a_kept_checkpoint_needs_is_not_deleted(tmp_path):
+    """If the newest checkpoint is damaged, a resume from the one before needs its rollout."""
+    folder = tmp_path / "rollouts"
+    folder.mkdir()
+    for n in range(4):
+        (folder / f"iteration_{n:05d}.npz").touch()
+    positions = [(3, 0), (1, 2), (0, 0)]
+    metas = [{"position": {"iteration": i, "step_in_iteration": s}} for i, s in positions]
+    run = SimpleNamespace(workdir=tmp_path, checkpoints=SimpleNamespace(metas=lambda: metas))
+    train_module.Trainer._drop_rollouts(run, train_module.Position(3))
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "iteration_00001.npz",
+        "iteration_00003.npz",
+    ]
 
 
 def test_a_damaged_checkpoint_is_no_model(run, tmp_path):

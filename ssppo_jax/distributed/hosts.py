@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -152,6 +153,18 @@ def _has_come(client: Any, key: str, until: float) -> bool:
             raise
         return False
     return True
+
+
+def lost(error: JaxRuntimeError) -> UserError | None:
+    """Return what to tell of an error that says another process is gone; None if it says something
+    else."""
+    said = str(error).splitlines()[0]
+    if alone() or not re.search(r"[Gg]loo|by peer|oordination|eartbeat|UNAVAILABLE|ABORTED", said):
+        return None
+    return UserError(
+        f"another process of this run has ended or does not answer ({said[:200]}); look at its log."
+        " Saved is what the last checkpoint holds. Start every process again with the same command"
+    )
 
 
 def exchange(value: T, what: str) -> list[T]:

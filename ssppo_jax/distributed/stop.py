@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import json
@@ -19,6 +20,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssppo_jax.errors import UserError
+from ssppo_jax.files import writing
 
 
 class RunLock:
@@ -31,6 +33,7 @@ class RunLock:
 
     Raises:
         UserError: on entering, when another run holds the folder; names its pid and host.
+        WriteError: on entering, when the folder cannot be written to.
     """
 
     def __init__(self, folder: str | Path):
@@ -38,16 +41,18 @@ class RunLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        while self._descriptor is None:
-            self._descriptor = self._acquire()
         record = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
         }
-        os.ftruncate(self._descriptor, 0)
-        os.pwrite(self._descriptor, json.dumps(record).encode(), 0)
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while self._descriptor is None:
+                self._descriptor = self._acquire()
+        with contextlib.suppress(OSError):  # a full disk takes no name; the lock holds
+            os.ftruncate(self._descriptor, 0)
+            os.pwrite(self._descriptor, json.dumps(record).encode(), 0)
         return self
 
     def __exit__(self, *_) -> None:

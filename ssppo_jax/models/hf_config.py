@@ -6,6 +6,9 @@ does not load."""
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ssppo_jax.errors import ConfigError
@@ -53,7 +56,7 @@ def arch_from_hf(config: dict[str, Any]) -> Arch:
         instead.
     """
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         hint = " (of gemma3, the text models: gemma3_text)" if model_type == "gemma3" else ""
         raise ConfigError(
             f"model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}{hint}. "
@@ -64,6 +67,9 @@ def arch_from_hf(config: dict[str, Any]) -> Arch:
         raise ConfigError(
             f"config.json ({model_type}) lacks {', '.join(missing)}; is it a complete model config?"
         )
+    wrong = list(_of_another_kind(config))
+    if wrong:
+        raise ConfigError("\n".join(wrong))
     family = FAMILIES[model_type]
     rope, local = _ropes(config, family)
     problems = list(_unsupported(config, family, rope, local))
@@ -143,6 +149,63 @@ def id_tuple(value: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]
     if value is None:
         return ()
     return (value,) if isinstance(value, int) else tuple(dict.fromkeys(value))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_list_of(kind: type, value: Any) -> bool:
+    return isinstance(value, list) and all(type(item) is kind for item in value)
+
+
+# What a field must be to be read at all: words, test, fields.
+_KINDS: tuple[tuple[str, Callable[[Any], bool], tuple[str, ...]], ...] = (
+    (
+        "a whole number",
+        lambda value: type(value) is int,
+        (
+            *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers"),
+            *("num_attention_heads", "num_key_value_heads", "head_dim", "max_position_embeddings"),
+            *("sliding_window", "max_window_layers", "sliding_window_pattern", "num_labels"),
+        ),
+    ),
+    (
+        "a number",
+        _is_number,
+        (
+            *("rope_theta", "rope_local_base_freq", "rms_norm_eps", "partial_rotary_factor"),
+            *("query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping"),
+            *("factor", "low_freq_factor", "high_freq_factor", "attention_dropout"),
+            "original_max_position_embeddings",
+        ),
+    ),
+    (
+        "a token id or a list of them",
+        lambda value: _is_list_of(int, value if isinstance(value, list) else [value]),
+        ("bos_token_id", "eos_token_id"),
+    ),
+    ("a name", lambda value: isinstance(value, str), ("rope_type", "type")),
+    ("a list of names", functools.partial(_is_list_of, str), ("architectures", "layer_types")),
+    (
+        "a JSON object",
+        lambda value: isinstance(value, dict),
+        ("rope_parameters", "rope_scaling", FULL, SLIDING, "id2label"),
+    ),
+)
+
+
+def _of_another_kind(config: dict, inside: str = "") -> Iterator[str]:
+    """List fields, those of nested objects included, that hold something that cannot be read."""
+    for words, right, fields in _KINDS:
+        for key in fields:
+            value = config.get(key)
+            if value is None:
+                continue
+            if not right(value):
+                yield f"{inside}{key} must be {words}, not {value!r:.60}"
+            elif isinstance(value, dict) and key != "id2label":
+                yield from _of_another_kind(value, f"{inside}{key}.")
 
 
 def _labels(config: dict, family: Family) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ssppo_jax.errors import UserError
-from ssppo_jax.files import whole_lines
+from ssppo_jax.files import append, whole_lines
 
 T = TypeVar("T")
 
@@ -52,16 +52,14 @@ class KeyedStore(Generic[T]):
         """Append the fields of records by key; `sync` makes them survive a power cut.
 
         The text is ASCII. float32 and float64 values survive it exactly.
+
+        Raises:
+            WriteError: the disk is full; none of the records is kept.
         """
         lines = [json.dumps({"key": key, **fields}) + "\n" for key, fields in records.items()]
         made = {key: self.read(fields) for key, fields in records.items()}
         if not lines:
             return
         with self.lock:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            with open(self.path, "ab") as file:
-                file.write("".join(lines).encode("ascii"))
-                file.flush()
-                if sync:
-                    os.fsync(file.fileno())
+            append(self.path, "".join(lines).encode("ascii"), durable=sync)
             self.known |= made

@@ -28,6 +28,8 @@ COMPUTED = (
 )  # fmt: skip
 FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a run is continued
 
+EXPORTS = ("policy", "adapters")  # folders that a run replaces at its end
+
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     """Write config.json into a new folder, or check that the folder's run has this very config.
@@ -36,7 +38,8 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     it on process 0 only.
 
     Raises:
-      ConfigError: the folder holds a run with another config; every differing key is listed.
+      ConfigError: the folder holds a run with another config, every differing key is listed; or
+        models that no run of this folder wrote.
     """
     found = differences(workdir, config)
     if found:
@@ -48,6 +51,12 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     path = workdir / "config.json"
     if path.is_file() and not _differing(path, config):
         return
+    taken = [name for name in EXPORTS if _holds_something(workdir / name)]
+    if taken:
+        raise ConfigError(
+            f"{workdir} has no config.json, but holds {' and '.join(taken)}, where this run would"
+            " export its policy; move that away, or give --workdir a new folder"
+        )
     device = jax.devices()[0]
     write_json(
         path,
@@ -59,6 +68,10 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
             "devices": f"{jax.device_count()} x {device.device_kind}",
         },
     )
+
+
+def _holds_something(path: Path) -> bool:
+    return path.is_file() or (path.is_dir() and any(path.iterdir()))
 
 
 def differences(workdir: Path, config: ConfigDict) -> list[str]:

@@ -7,6 +7,7 @@ the report are made from it.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import math
@@ -21,7 +22,7 @@ import jax
 import numpy as np
 
 from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.files import read_records
+from ssppo_jax.files import read_records, writing
 from ssppo_jax.types import FINISH_EOS, Array, Max, Mean, Metrics, Min, Samples
 
 log = logging.getLogger(__name__)
@@ -67,8 +68,9 @@ class MetricLog:
         self._board_class = _board_class(tensorboard)
         self._board = None
         self.path = Path(folder) / "metrics.jsonl"
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  one write per line: a kill tears at most one
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.path, "ab", buffering=0)  # noqa: SIM115  one write per line: a kill tears at most one
 
     def write(
         self, *, step: int, iteration: int, phase: str, values: Values, wall: Values | None = None
@@ -83,18 +85,22 @@ class MetricLog:
         if nonfinite:
             record["nonfinite"] = nonfinite
         line = json.dumps(record, allow_nan=False).encode() + b"\n"
-        if self._file.write(line) != len(line):
-            raise UserError(
-                f"{self.path}: a line could not be written whole; free some disk space and resume"
-            )
-        if self._board_class is not None and self._board is None:
-            self._board = self._replay()
-        elif self._board is not None:
-            _mirror(self._board, record)
+        with writing(self.path):
+            if self._file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "a line could not be written whole")
+        try:
+            if self._board_class is not None and self._board is None:
+                self._board = self._replay()
+            elif self._board is not None:
+                _mirror(self._board, record)
+        except OSError as error:
+            log.warning("the TensorBoard mirror ends here, %s goes on: %s", self.path.name, error)
+            self._board_class = self._board = None
 
     def offset(self) -> int:
         """Return the bytes that are safely on disk: a checkpoint remembers them."""
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 
     def truncate(self, offset: int) -> None:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
+from ssppo_jax.files import writing
 from ssppo_jax.sweep import cores
 from ssppo_jax.sweep.grid import Grid, Run, plan, read_result
 from ssppo_jax.sweep.plots import plot_courses, plot_points
@@ -126,8 +127,10 @@ def _shares(jobs: int) -> list[list[int]]:
 
 def _start(run: Run, share: list[int]) -> Job:
     """Start a run in its own process, its output added to output.log."""
-    run.folder.mkdir(parents=True, exist_ok=True)
     output = run.folder / "output.log"
+    with writing(output):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        output.touch()
     before = output.stat().st_size if output.is_file() else 0
     with open(output, "ab") as log, cores.held_to(share) as environment:
         child = subprocess.Popen(

@@ -7,7 +7,6 @@ import re
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from ssppo_jax.distributed import hosts
 from ssppo_jax.models.arch import Arch
@@ -19,7 +18,13 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 def save_adapters(
-    adapters: PyTree, arch: Arch, lora: Lora, folder: str | Path, *, base: str
+    adapters: PyTree,
+    arch: Arch,
+    lora: Lora,
+    folder: str | Path,
+    *,
+    base: str,
+    replace: bool = False,
 ) -> Path:
     """Write a PEFT folder; it appears whole or not at all. Of several processes all call it and
     process 0 writes.
@@ -28,17 +33,18 @@ def save_adapters(
       adapters: the adapters' leaves, as `models.lora.split` parts them.
       arch: of the model they belong to.
       lora: their rank, alpha and dropout.
-      folder: where to; must not exist, or be empty.
+      folder: where to; without `replace` it must not exist, or be empty.
       base: the model that they belong to: its folder, or a repo id with an optional '@revision'
         (`base_of`).
+      replace: put it in the place of a folder that is there.
     """
     tensors = dict(_exported(adapters, arch))
     if not hosts.is_first():
         return Path(folder)
     name, _, revision = (base, "", "") if Path(base).is_dir() else base.partition("@")
     modules = sorted({re.sub(r".*\.(\w+)\.lora_[AB]\.weight", r"\1", name) for name in tensors})
-    with hf.new_folder(folder) as tmp:
-        save_file(tensors, tmp / WEIGHTS, metadata={"format": "pt"})
+    with hf.new_folder(folder, replace=replace) as tmp:
+        hf.save_tensors(tensors, tmp / WEIGHTS)
         settings = {
             "peft_type": "LORA",
             "task_type": "CAUSAL_LM",

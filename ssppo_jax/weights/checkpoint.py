@@ -13,12 +13,16 @@ without a word. The folder must be on a file system every process can see; objec
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import os
 import re
 import shutil
+import threading
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -29,8 +33,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ssppo_jax.distributed import hosts
-from ssppo_jax.errors import ConfigError, GateError, UserError
-from ssppo_jax.files import sync, write_atomically
+from ssppo_jax.errors import ConfigError, GateError, UserError, WriteError
+from ssppo_jax.files import sync, write_atomically, writing
 from ssppo_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -83,8 +87,8 @@ class Checkpoints:
 
         Raises:
             GateError: the state is not finite; nothing is written.
-            UserError: a newer checkpoint is there, or writing failed (disk full). Older checkpoints
-              are untouched.
+            UserError: a newer checkpoint is there.
+            WriteError: writing failed (disk full). Older checkpoints are untouched.
             TypeError: a leaf is not a numeric `jax.Array`, or `meta` is not JSON.
         """
         if not finite:
@@ -105,12 +109,13 @@ class Checkpoints:
         generation = hosts.on_first(lambda: self._next_generation(step))
         temporary = self.folder / f"tmp_{step:08d}"
         try:
-            self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
+            with _quiet():
+                self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
             hosts.on_first(lambda: self._publish(temporary, text, _name(step, generation)))
         except Exception as error:
             if hosts.is_first():
                 shutil.rmtree(temporary, ignore_errors=True)  # give the space back
-            raise UserError(
+            raise WriteError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
                 "Older checkpoints are untouched. Free some space and run the same command again."
             ) from error
@@ -160,6 +165,22 @@ class Checkpoints:
         tree = jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in wanted])
         return tree, record["meta"]
 
+    def clear(self) -> None:
+        """Remove what an interrupted save or deletion left. Call it on process 0 only."""
+        for leftover in self.folder.glob("tmp_*"):
+            log.info("removing %s, left by an interrupted save", leftover)
+            shutil.rmtree(leftover)
+
+    def metas(self) -> list[dict]:
+        """Return the meta of every checkpoint that can be read, newest first. Call it on process 0
+        only.
+        """
+        found = []
+        for saved in self._saved():
+            with contextlib.suppress(OSError, ValueError, KeyError):
+                found.append(json.loads((saved.path / "meta.json").read_bytes())["meta"])
+        return found
+
     # What follows runs on process 0 only; what it returns, or raises, reaches the others.
 
     def _saved(self) -> list[Saved]:
@@ -172,10 +193,9 @@ class Checkpoints:
 
     def _next_generation(self, step: int) -> int:
         """Clear what killed saves left, refuse to go back in time, and number this save."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        for leftover in self.folder.glob("tmp_*"):
-            log.info("removing %s, left by an interrupted save", leftover)
-            shutil.rmtree(leftover)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.clear()
         saved = self._saved()
         newer = [s for s in saved if s.step > step and find_damage(s.path) is None]
         if newer:
@@ -307,6 +327,28 @@ def find_damage(folder: Path) -> str | None:
         return f"{error.strerror}: {error.filename}"
     changed = [name for (name, digest), now in zip(names, found, strict=True) if digest != now]
     return f"changed after it was written: {', '.join(changed)}" if changed else None
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Orbax's threads from printing tracebacks of the error that the save itself raises."""
+    before, hook = set(threading.enumerate()), threading.excepthook
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
+    levels = [logger.level for logger in loggers]
+    threading.excepthook = lambda _: None
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    except BaseException:
+        until = time.monotonic() + 2.0  # some are still at work, and fail like the first
+        for thread in set(threading.enumerate()) - before:
+            thread.join(max(0.0, until - time.monotonic()))
+        raise
+    finally:
+        threading.excepthook = hook
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _seal(body: bytes) -> bytes:

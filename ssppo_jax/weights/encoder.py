@@ -24,6 +24,7 @@ from ssppo_jax.weights.table import (
     assemble,
     dense,
     norm,
+    number_problems,
     read_json,
     read_tensors,
     weights_file,
@@ -180,7 +181,7 @@ def read_arch(folder: Path) -> EncoderArch:
     """Return the architecture of a folder; EncoderError names each setting not implemented."""
     config = read_json(folder / "config.json", dict)
     pooling, normalize = _read_modules(folder)
-    kind = KINDS.get(config.get("model_type", ""))
+    kind = KINDS.get(str(config.get("model_type")))
     if kind is None:
         raise EncoderError(
             f"the encoder in {folder} cannot be read: model_type is {config.get('model_type')!r},"
@@ -196,9 +197,14 @@ def read_arch(folder: Path) -> EncoderArch:
             f"{folder / 'config.json'} has no {', '.join(map(repr, absent))}, which its encoder"
             " needs"
         )
-    return EncoderArch(
-        **found, pooling=pooling, normalize=normalize, rope_theta=_rope_theta(config, kind, folder)
-    )
+    theta = _rope_theta(config, kind, folder)
+    names = {field: kind.fields[field][0] for field in found}
+    problems = list(number_problems({names[field]: value for field, value in found.items()}))
+    if not problems and found["width"] % found["heads"]:
+        problems.append(f"{names['width']} is not a multiple of {names['heads']}")
+    if problems:
+        raise EncoderError(f"{folder / 'config.json'}: {'; '.join(problems)}")
+    return EncoderArch(**found, pooling=pooling, normalize=normalize, rope_theta=theta)
 
 
 def _embedded(name: str) -> Path:
@@ -252,6 +258,8 @@ def _rope_theta(config: dict, kind: Kind, folder: Path) -> float | None:
     if not kind.rotary:
         return None
     rope = config.get("rope_parameters") or {}
+    if not isinstance(rope, dict):
+        raise EncoderError(f"{folder / 'config.json'}: rope_parameters is no JSON object")
     if rope.get("rope_type", "default") != "default":
         raise EncoderError(
             f"{folder / 'config.json'}: rope_type {rope['rope_type']!r}; only 'default' is"
@@ -261,6 +269,11 @@ def _rope_theta(config: dict, kind: Kind, folder: Path) -> float | None:
     if not theta:
         raise EncoderError(
             f"{folder / 'config.json'} has no 'rotary_emb_base', which its encoder needs"
+        )
+    if type(theta) not in (int, float) or not theta > 0:
+        raise EncoderError(
+            f"{folder / 'config.json'}: the base of rotary positions is {theta!r}, not a number"
+            " above 0"
         )
     return float(theta)
 
@@ -286,6 +299,8 @@ def _read_modules(folder: Path) -> tuple[str, bool]:
         return "mean", True
     pooling, normalize = None, False
     for module in read_json(folder / "modules.json", list):
+        if not isinstance(module, dict) or {str} != {type(module.get(k)) for k in ("type", "path")}:
+            raise EncoderError(f"{folder / 'modules.json'}: a module without a type or a path")
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
             pooling = _read_pooling(_inside(folder, module["path"]) / "config.json")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
+import glob
 import json
 import math
 import os
@@ -24,7 +26,7 @@ from safetensors.numpy import save_file
 
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import sync
+from ssppo_jax.files import sync, writing
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf, arch_to_hf, id_tuple
 from ssppo_jax.types import Array, PyTree
@@ -65,7 +67,13 @@ def read_arch(folder: str | Path) -> Arch:
         raise ConfigError(f"{folder / 'config.json'}: {error}") from None
     if not (folder / "generation_config.json").is_file():
         return arch
-    extra = id_tuple(read_json(folder / "generation_config.json").get("eos_token_id"))
+    stops = read_json(folder / "generation_config.json").get("eos_token_id")
+    if not all(type(i) is int for i in (stops if isinstance(stops, list) else [stops or 0])):
+        raise DataError(
+            f"{folder / 'generation_config.json'}: eos_token_id must be a token id or a list of"
+            f" them, not {stops!r:.60}"
+        )
+    extra = id_tuple(stops)
     return dataclasses.replace(arch, eos_ids=tuple(dict.fromkeys(arch.eos_ids + extra)))
 
 
@@ -128,6 +136,7 @@ def save_params(
     tokenizer_from: str | Path | None = None,
     dtype: Any = None,
     max_shard_bytes: int = 4 * 2**30,
+    replace: bool = False,
 ) -> Path:
     """Write a folder that plain transformers loads: safetensors, configs, tokenizer, template.
 
@@ -143,10 +152,12 @@ def save_params(
         None.
       dtype: of the written tensors; each leaf's own when None.
       max_shard_bytes: start a new shard above this.
+      replace: put it in the place of a folder that is there.
 
     Raises:
-      ConfigError: `folder` holds something, or the tree does not match `arch` (every difference
-        listed).
+      ConfigError: the tree does not match `arch` (every difference listed), or `folder` holds
+        something and is not to be replaced.
+      WriteError: the disk is full, or the place cannot be written to.
     """
     flat = dict(flatten(params))
     _check_tree(flat, arch)
@@ -161,7 +172,7 @@ def save_params(
         for _ in _exported(flat, arch, kinds):
             pass
         return Path(folder)
-    with new_folder(folder) as tmp:
+    with new_folder(folder, replace=replace) as tmp:
         write_tensors(tmp, nbytes, _exported(flat, arch, kinds), max_shard_bytes)
         main = kinds["embed/embedding"].name
         kept = _kept_fields(tokenizer_from, arch)
@@ -214,8 +225,7 @@ def write_tensors(
             raise ValueError(
                 f"tensors out of order: planned {shard[:3]}..., got {list(held)[:3]}..."
             )
-        save_file(held, folder / file, metadata={"format": "pt"})  # transformers needs metadata
-        os.chmod(folder / file, 0o644)  # safetensors leaves it to its owner; others may serve it
+        save_tensors(held, folder / file)
         weight_map |= dict.fromkeys(shard, file)
     if count > 1:
         index = {"metadata": {"total_size": sum(nbytes.values())}, "weight_map": weight_map}
@@ -223,29 +233,76 @@ def write_tensors(
 
 
 @contextlib.contextmanager
-def new_folder(folder: str | Path) -> Iterator[Path]:
+def new_folder(folder: str | Path, *, replace: bool = False) -> Iterator[Path]:
     """Make a temporary folder that becomes `folder` if the block succeeds, and vanishes if not.
+
+    What a killed attempt left beside it is removed first. The kernel freed its lock.
+
+    Args:
+      folder: where to.
+      replace: put it in the place of a folder that is there.
 
     Raises:
       ConfigError: `folder` exists and is not an empty folder.
+      WriteError: the disk is full, or the place cannot be written to.
     """
     folder = Path(os.path.abspath(folder))
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if not replace and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ConfigError(
             f"{folder} exists and is not empty; choose another output folder, or remove it first"
         )
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    tmp = folder.parent / f".{folder.name}.tmp-{secrets.token_hex(6)}"
-    tmp.mkdir()
-    try:
+    with writing(folder), contextlib.ExitStack() as stack:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        for left in folder.parent.glob(f".{glob.escape(folder.name)}.tmp-*"):
+            with _locked(left) as ours:
+                if ours:
+                    shutil.rmtree(left, ignore_errors=True)
+        tmp = folder.parent / f".{folder.name}.tmp-{secrets.token_hex(6)}"
+        tmp.mkdir()
+        stack.callback(shutil.rmtree, tmp, ignore_errors=True)
+        stack.enter_context(_locked(tmp))
         yield tmp
         for file in tmp.iterdir():
             sync(file)
         sync(tmp)
+        if replace and folder.exists():
+            old = folder.parent / f".{folder.name}.tmp-{secrets.token_hex(6)}"
+            stack.callback(shutil.rmtree, old, ignore_errors=True)
+            os.replace(folder, old)
         os.replace(tmp, folder)
         sync(folder.parent)
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Hold a lock on a folder, which the kernel frees when this process dies; say if it is held."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:  # another process has just removed it
+        yield False
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = True
+    except OSError:  # someone is writing it, or this file system has no locks
+        held = False
+    try:
+        yield held
     finally:
-        shutil.rmtree(tmp, ignore_errors=True)
+        os.close(descriptor)
+
+
+def save_tensors(tensors: dict[str, np.ndarray], file: Path) -> None:
+    """Write one safetensors file that others may read too.
+
+    Raises:
+      WriteError: the disk is full.
+    """
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})  # transformers needs metadata
+    except SafetensorError as error:  # its own kind of error for a full disk
+        raise OSError(str(error)) from error
+    os.chmod(file, 0o644)  # safetensors leaves it to its owner; others may serve it
 
 
 def read_json(path: Path) -> dict[str, Any]:

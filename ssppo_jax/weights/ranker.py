@@ -16,6 +16,7 @@ from ssppo_jax.weights.table import (
     assemble,
     dense,
     norm,
+    number_problems,
     read_json,
     read_tensors,
     weights_file,
@@ -79,6 +80,11 @@ def read_arch(folder: Path) -> RankerArch:
     Raises EncoderError naming each setting that is missing or not implemented."""
     config = read_json(folder / "config.json", dict)
     problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
+    given = {key: config[key] for key in _NEEDED if config.get(key) is not None}
+    wrong = list(number_problems(given))
+    if not wrong and not problems and config["hidden_size"] % config["num_attention_heads"]:
+        wrong.append("hidden_size is not a multiple of num_attention_heads")
+    problems += wrong
     problems += _unsupported(config)
     if problems:
         raise EncoderError(
@@ -86,7 +92,6 @@ def read_arch(folder: Path) -> RankerArch:
             " llm-blender/PairRM has no model config; use the same weights from"
             " 'llm-blender/PairRM-hf', or a copy of it"
         )
-    reach = config.get("max_relative_positions", -1)
     return RankerArch(
         vocab_size=config["vocab_size"],
         width=config["hidden_size"],
@@ -94,7 +99,7 @@ def read_arch(folder: Path) -> RankerArch:
         heads=config["num_attention_heads"],
         mlp=config["intermediate_size"],
         buckets=config["position_buckets"],
-        reach=reach if reach > 0 else config.get("max_position_embeddings", 512),
+        reach=_reach(config),
         norm_eps=config["layer_norm_eps"],
         tasks=config["n_tasks"],
         source_id=config["source_prefix_id"],
@@ -104,9 +109,18 @@ def read_arch(folder: Path) -> RankerArch:
     )
 
 
+def _reach(config: dict) -> int:
+    """Return the distance at which the buckets end; without one above 0 it is that of the model."""
+    reach = config.get("max_relative_positions", -1)
+    return reach if reach > 0 else config.get("max_position_embeddings", 512)
+
+
 def _unsupported(config: dict):
     kinds = config.get("pos_att_type") or []
-    kinds = kinds.split("|") if isinstance(kinds, str) else kinds
+    kinds = kinds.split("|") if isinstance(kinds, str) else list(map(str, kinds))
+    for key in ("max_relative_positions", "max_position_embeddings"):
+        if type(config.get(key, 1)) is not int:
+            yield f"{key} is {config[key]!r:.60}, not a whole number"
     for key, value, only in (
         ("model_type", config.get("model_type"), "deberta-v2"),
         ("hidden_act", config.get("hidden_act", "gelu"), "gelu"),

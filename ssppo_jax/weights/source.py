@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache, expanded
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
@@ -118,7 +118,7 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(
             str(folder), trust_remote_code=False, local_files_only=True
         )
-    except (OSError, ValueError, ImportError) as error:
+    except Exception as error:  # a damaged file makes the library raise almost anything
         raise ConfigError(f"{folder}: no tokenizer could be loaded: {error}") from None
     if vocab_size is not None:
         tokenizer.beyond_model = _beyond(tokenizer, vocab_size, folder)
@@ -178,7 +178,9 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
             f"{path} is a training checkpoint away from its run: {settings} is missing; leave it in"
             " place"
         )
-    config = hf.read_json(settings)["config"]
+    config = hf.read_json(settings).get("config")
+    if not isinstance(config, dict) or not isinstance(config.get("model.source"), str):
+        raise DataError(f"{settings}: not the record of a run; put the run's own back")
     base = resolve(config["model.source"], cache)
     folder = cache / f"{path.name}-{_sha256(path / MANIFEST)[:16]}-v{_CONVERTER}"
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -120,11 +120,21 @@ def read_json(file: Path, kind: type[Json]) -> Json:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise EncoderError(f"{file} does not exist; a sentence encoder folder needs it") from None
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise EncoderError(f"{file} is not JSON: {error}") from None
     if not isinstance(value, kind):
         raise EncoderError(f"{file} holds a {type(value).__name__}, not a {kind.__name__}")
     return value
+
+
+def number_problems(settings: Mapping[str, Any]) -> Iterator[str]:
+    """List an encoder's settings that are no numbers above 0; ids may be 0, an eps a fraction."""
+    for name, value in settings.items():
+        whole = "eps" not in name
+        if type(value) is not int and (whole or type(value) is not float):
+            yield f"{name} is {value!r:.60}, not a {'whole ' if whole else ''}number"
+        elif not (value >= 0 if name.endswith("_id") else value > 0):
+            yield f"{name} is {value!r:.60}, which is too small"
 
 
 def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:

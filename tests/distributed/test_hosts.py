@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jax.errors import JaxRuntimeError
 from small_runs import MESH, SMALL, SMOKE, configure
 
 from ssppo_jax.distributed import hosts
@@ -179,6 +180,22 @@ def meeting(port, processes, index, timeout=10.0):
     """What `meet` says, on a thread."""
     pool = ThreadPoolExecutor(1)
     return pool.submit(meet, f"localhost:{port}", processes, index, timeout)
+
+
+@pytest.mark.parametrize(
+    ("said", "lost"),
+    [
+        ("UNKNOWN: Gloo all-reduce failed: pair.cc: Connection closed by peer [::1]:4\nmore", True),
+        ("UNAVAILABLE: The coordination service is not reachable", True),
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", False),
+    ],
+)
+def test_the_loss_of_a_process_is_told_from_other_errors_of_jax(monkeypatch, said, lost):
+    assert hosts.lost(JaxRuntimeError(said)) is None  # nobody to lose
+    monkeypatch.setattr(hosts, "alone", lambda: False)
+    told = hosts.lost(JaxRuntimeError(said))
+    assert (told is not None) == lost
+    assert not lost or re.search(r"another process .*\(U.*\); look at its log", str(told))
 
 
 def test_processes_meet_in_whatever_order_they_come():

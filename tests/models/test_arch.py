@@ -128,6 +128,32 @@ def test_omitted_fields_mean_what_transformers_means():
     assert (gemma.attn_softcap, gemma.final_softcap, gemma.max_positions) == (None, None, 131072)
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("rope_scaling", "yes", "rope_scaling must be a JSON object, not 'yes'"),
+        ("rope_theta", "large", "rope_theta must be a number, not 'large'"),
+        ("rope_theta", float("inf"), "rope_theta must be a number, not inf"),
+        ("rms_norm_eps", [], r"rms_norm_eps must be a number, not \[\]"),
+        ("hidden_size", 64.5, "hidden_size must be a whole number, not 64.5"),
+        ("num_key_value_heads", True, "num_key_value_heads must be a whole number, not True"),
+        ("bos_token_id", "a", "bos_token_id must be a token id or a list of them, not 'a'"),
+        ("eos_token_id", [2, None], r"eos_token_id must be .*, not \[2, None\]"),
+        ("architectures", "Llama", "architectures must be a list of names, not 'Llama'"),
+        ("model_type", ["llama"], r"model_type \['llama'\] is not supported"),
+        (
+            "rope_scaling",
+            {"rope_type": "linear", "factor": "2x"},
+            "rope_scaling.factor must be a number, not '2x'",
+        ),
+        ("rope_parameters", {"rope_type": []}, "rope_parameters.rope_type must be a name"),
+    ],
+)
+def test_a_field_of_another_kind_is_named(field, value, message):
+    with pytest.raises(ConfigError, match=message):
+        arch_from_hf(config(**{field: value}))
+
+
 def test_gemma3_rope_is_read_in_both_spellings():
     bare = arch_to_hf(VARIANTS[-1])
     nested = {

@@ -85,6 +85,10 @@ def test_buckets_are_exact_when_near_logarithmic_when_far_and_odd():
         ({"pos_att_type": ["c2p"]}, r"pos_att_type is \['c2p'\]"),
         ({"conv_kernel_size": 3}, "conv_kernel_size is 3"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu'"),
+        ({"hidden_size": "many"}, "hidden_size is 'many', not a whole number"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0, which is too small"),
+        ({"max_relative_positions": "x"}, "max_relative_positions is 'x', not a whole number"),
+        ({"pos_att_type": [1, "c2p"]}, r"pos_att_type is \['1', 'c2p'\]"),
     ],
 )
 def test_a_setting_that_is_not_implemented_is_named(changes, named, tmp_path):

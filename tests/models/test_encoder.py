@@ -293,6 +293,29 @@ def test_other_architectures_are_refused_by_name(tensors, tmp_path, key, value):
         read_arch(write_folder(tmp_path / "other", tensors, config=CONFIG | {key: value}))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("hidden_size", "many", "hidden_size is 'many', not a whole number"),
+        ("layer_norm_eps", None, "layer_norm_eps"),
+        ("layer_norm_eps", [1], r"layer_norm_eps is \[1\], not a number"),
+        ("num_attention_heads", 0, "num_attention_heads is 0, which is too small"),
+        ("num_attention_heads", 5, "hidden_size is not a multiple of num_attention_heads"),
+        ("model_type", ["bert"], r"model_type is \['bert'\]"),
+    ],
+)
+def test_a_setting_of_another_kind_is_named(tensors, tmp_path, key, value, message):
+    with pytest.raises(EncoderError, match=message):
+        read_arch(write_folder(tmp_path / "other", tensors, config=CONFIG | {key: value}))
+
+
+def test_a_list_of_modules_that_is_none_is_refused(tensors, tmp_path):
+    folder = write_folder(tmp_path / "other", tensors)
+    (folder / "modules.json").write_text('["Pooling"]')
+    with pytest.raises(EncoderError, match="a module without a type or a path"):
+        read_arch(folder)
+
+
 def test_an_incomplete_config_names_the_missing_key(tensors, tmp_path):
     config = {key: value for key, value in CONFIG.items() if key != "layer_norm_eps"}
     with pytest.raises(EncoderError, match="layer_norm_eps"):

@@ -38,7 +38,7 @@ FOUND = {
     "with attributes": (f"```python title=a.py\n{ADD}```", ADD),
     "of pandoc": (f"```{{.python}}\n{ADD}```", ADD),
     "a version": (f"```Python 3\n{ADD}```\n```text\n3\n```", ADD),
-    "with line ends of Windows": ("```python\r\nx = 1\r\n```\r\n", "x = 1\r\n"),
+    "with line ends of Windows": ("```python\r\nx = 1\r\n```\r\n", "x = 1\n"),
     "before its use": (f"```python\n{ADD}```\nUse it:\n```python\nprint(add(1, 2))\n```", ADD),
     "before its output": (f"```python\n{ADD}```\n```\n3\n```", ADD),
     "the last of two": (f"```python\ndef add(a, b): pass\n```\nNo:\n```python\n{ADD}```", ADD),

@@ -86,12 +86,19 @@ def test_whatever_was_computed_belongs_to_its_config(tmp_path, config, name):
         run_folder.claim(tmp_path, config, "1")
 
 
-@pytest.mark.parametrize("text", ['{"model_type": "llama"}', "[1]"])
+@pytest.mark.parametrize("text", ['{"model_type": "llama"}', '{"config": 3}', "[1]"])
 def test_a_config_of_another_program_is_not_overwritten(tmp_path, config, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigError, match=r"config\.json is no config of a run"):
         run_folder.claim(tmp_path, config, "1")
     assert (tmp_path / "config.json").read_text() == text
+
+
+@pytest.mark.parametrize("text", ["{", "[" * 100_000])
+def test_a_config_json_that_is_no_json_is_named(tmp_path, config, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(DataError, match=r"config\.json: not JSON"):
+        run_folder.claim(tmp_path, config, "1")
 
 
 def test_a_folder_without_a_run_differs_in_nothing(tmp_path, config):

@@ -214,6 +214,21 @@ def test_a_kill_while_deleting_leaves_nothing_that_looks_damaged(copy_of_two_ste
     assert folders(copy_of_two_steps) == ["step_00000003", "step_00000004"]
 
 
+def test_a_second_start_removes_what_a_kill_left(copy_of_two_steps):
+    checkpoints = Checkpoints(copy_of_two_steps)
+    for name in ("tmp_00000003", "tmp_deleting_step_00000000"):
+        (copy_of_two_steps / name).mkdir()
+    checkpoints.clear()
+    assert folders(copy_of_two_steps) == ["step_00000001", "step_00000002"]
+
+
+def test_the_metas_of_what_is_kept_are_known_newest_first(copy_of_two_steps):
+    checkpoints = Checkpoints(copy_of_two_steps)
+    assert [meta["step"] for meta in checkpoints.metas()] == [2, 1]
+    (copy_of_two_steps / "step_00000002" / "meta.json").write_bytes(b"{")
+    assert [meta["step"] for meta in checkpoints.metas()] == [1]
+
+
 def test_nothing_is_deleted_when_the_new_checkpoint_does_not_verify(copy_of_two_steps, monkeypatch):
     publish = Checkpoints._publish
 
@@ -265,12 +280,10 @@ def test_a_full_disk_is_an_error_and_the_older_checkpoints_stay(
     assert Checkpoints(copy_of_two_steps).latest() == 3
 
 
-@pytest.mark.filterwarnings(
-    "ignore::pytest.PytestUnhandledThreadExceptionWarning"
-)  # Orbax also raises in its thread
 def test_arrays_that_cannot_be_written_are_an_error_and_the_older_checkpoints_stay(
-    copy_of_two_steps,
+    copy_of_two_steps, caplog
 ):
+    """Orbax also raises in its threads: neither they nor its log print a traceback of it."""
     big = jnp.arange(
         300_000, dtype=jnp.float32
     )  # on one device: one write, so none is in flight when it fails
@@ -283,6 +296,7 @@ def test_arrays_that_cannot_be_written_are_an_error_and_the_older_checkpoints_st
             Checkpoints(copy_of_two_steps).save(3, {"big": big}, META, finite=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
     assert folders(copy_of_two_steps) == ["step_00000001", "step_00000002"]
     assert Checkpoints(copy_of_two_steps).latest() == 2
 

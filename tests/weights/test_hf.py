@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 import struct
 import tracemalloc
 
@@ -270,6 +271,14 @@ def test_pickles_are_refused_with_a_remedy(name, tmp_path):
     (tmp_path / name).write_bytes(b"\x80\x04.")
     with pytest.raises(ConfigError, match=f"{name}.*refused.*save_pretrained"):
         hf.load_params(tmp_path, tiny_arch())
+
+
+@pytest.mark.parametrize("ids", ["a", [2, None], {"a": 1}, True])
+def test_stop_ids_that_are_none_are_named(tiny_folder, tmp_path, ids):
+    folder = shutil.copytree(tiny_folder[0], tmp_path / "model")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
+    with pytest.raises(DataError, match=r"generation_config\.json: eos_token_id must be"):
+        hf.read_arch(folder)
 
 
 def test_an_existing_folder_is_never_overwritten(tiny_folder):

@@ -15,7 +15,7 @@ from ssppo_jax.weights import source
 from ssppo_jax.weights.checkpoint import MANIFEST
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
 from ssppo_jax.weights.table import read_tokenizer
-from ssppo_jax.weights.tiny import CHAT_TEMPLATE, byte_tokenizer
+from ssppo_jax.weights.tiny import CHAT_TEMPLATE, byte_tokenizer, write_tiny
 
 
 @pytest.fixture
@@ -250,6 +250,13 @@ def test_a_folder_without_a_tokenizer_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(ConfigError, match="no tokenizer could be loaded"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_whose_settings_are_a_list_is_named(tmp_path):
+    folder = write_tiny(tmp_path / "tiny")
+    (folder / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(ConfigError, match="tiny: no tokenizer could be loaded"):
+        load_tokenizer(folder)
 
 
 def test_code_in_a_model_folder_is_never_run(tmp_path):
