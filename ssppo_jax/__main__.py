@@ -160,7 +160,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one = command("plan", _plan, "compile a config's steps for a described TPU slice",
                   config=config, topology="such as v5e:4x4")  # fmt: skip
     one.add_argument("--model", action=_Once, help="a model, a config.json, or llama3_8b")
-    one.add_argument("--phases", action=_Once, default="generate,score,train", help="which steps")
+    one.add_argument(
+        "--phases", action=_Once, default="relay,generate,score,train", help="which steps"
+    )
     one.add_argument("--sweep", action="store_true", help="try and rank ways to cut the mesh")
     one.add_argument("--output", action=_Once, help="folder for plan.json")
     return parser, commands

@@ -15,7 +15,15 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config import bind
 from ssppo_jax.data.chat import eos_ids
-from ssppo_jax.distributed.mesh import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
+from ssppo_jax.distributed.mesh import (
+    AXES,
+    Constrain,
+    abstract,
+    make_mesh,
+    mesh_shape,
+    replicated,
+    sampling_mesh,
+)
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import LOSSES
 from ssppo_jax.models.arch import Arch
@@ -55,6 +63,41 @@ class Runtime:
         """Return shapes, dtypes and shardings of the parameters."""
         shapes = jax.eval_shape(lambda: init_params(self.decoder, jax.random.key(0)))
         return abstract(self.mesh, shapes)
+
+    @functools.cached_property
+    def sampling_mesh(self) -> Mesh:
+        """Return the mesh that sampling cuts the same devices into (`sampling.mesh`)."""
+        return sampling_mesh(self.mesh, self.config.sampling.mesh.to_dict())
+
+    @functools.cached_property
+    def sampling_params(self) -> PyTree:
+        """Return shapes, dtypes and shardings of the parameters as the sampler reads them."""
+        name = self.config.sampling.param_dtype
+        dtype = self.param_dtype if name == "model" else jnp.dtype(name)
+        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), self.abstract_params)
+        return abstract(self.sampling_mesh, shapes)
+
+    @functools.cached_property
+    def relay(self) -> Callable[[PyTree], PyTree] | None:
+        """Return the program that casts and moves parameters for sampling; None if none is needed.
+
+        Sampling reads every weight once a token, so weights that are cut by `fsdp` would be
+        gathered once a token. The program runs once per sampling phase, and its result is dropped
+        after the phase."""
+        if self.sampling_params == self.abstract_params:
+            return None
+        wanted = self.sampling_params
+
+        def relaid(params: PyTree) -> PyTree:
+            return jax.tree.map(lambda x, like: x.astype(like.dtype), params, wanted)
+
+        return jax.jit(relaid, out_shardings=jax.tree.map(lambda s: s.sharding, wanted))
+
+    def for_sampling(self, params: PyTree) -> PyTree:
+        """Return parameters in the layout of sampling; of a tuple of policies, each of them."""
+        if self.relay is None:
+            return params
+        return tuple(map(self.relay, params)) if isinstance(params, tuple) else self.relay(params)
 
     def load_params(self, folder: Path | None = None) -> PyTree:
         """Load a model folder's parameters (the initial policy's by default), each leaf into its
@@ -105,8 +148,14 @@ class Runtime:
 
         With several `weights`, `params` is a tuple of as many policies and their geometric mixture
         is sampled."""
+        cache = self.config.sampling.cache_dtype
         sampler = Sampler(
-            decoder=self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll),
+            decoder=self.decoder.clone(
+                remat="none",
+                unroll=self.config.model.decode_unroll,
+                constrain=Constrain(self.sampling_mesh),
+            ),
+            cache_dtype=self.decoder.dtype if cache == "model" else jnp.dtype(cache),
             num_samples=num_samples,
             eos_ids=self.eos,
             pad_id=self.eos[0],
@@ -118,7 +167,7 @@ class Runtime:
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
-            jax.jit(sampler.look, out_shardings=replicated(self.mesh)),  # every process sees all
+            jax.jit(sampler.look, out_shardings=replicated(self.sampling_mesh)),  # whole everywhere
         )
 
     def key(self, stream: int, index: int = 0):

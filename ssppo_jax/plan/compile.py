@@ -109,7 +109,9 @@ def plan(
         )
     found = []
     for phase in phases:
-        found.append(_compiled(runtime, plan_step(runtime, phase), chip))
+        planned = plan_step(runtime, phase)
+        if planned is not None:
+            found.append(_compiled(runtime, planned, chip))
         progress()
     return found
 
@@ -120,7 +122,8 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
     held = memory_of(runtime, planned)
     try:
         compiled = planned.step.lower(*planned.arguments).compile()
-        peak, sent = compiled.memory_analysis().peak_memory_in_bytes, _sent(compiled)
+        peak = compiled.memory_analysis().peak_memory_in_bytes + planned.beside
+        sent = _sent(compiled)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -159,6 +162,7 @@ def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
 
 
 KNOBS = {
+    "training state, waiting": "more chips in mesh.fsdp, or lora.rank",
     "parameters": "more chips in mesh.fsdp or mesh.tensor, or model.param_dtype=bfloat16",
     "optimizer": (
         "more chips in mesh.fsdp, lora.rank, or optimizer.transform=rmsprop in place of adamw"
@@ -170,6 +174,7 @@ KNOBS = {
     "kept activations": "model.remat=full, then a larger train.micro_batches",
     "attention scores": "model.attention_chunk=128",
     "logits": "a smaller model.logprob_chunk",
+    "sampling's copy": "more chips in sampling.mesh.tensor, or sampling.param_dtype=bfloat16",
     "keys and values": "a smaller sampling.batch_size, or more chips in mesh.tensor",
     "one layer, gathered": "more chips in mesh.tensor instead of mesh.fsdp",
 }
@@ -180,13 +185,19 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
     not fit.
     """
     c, arch = runtime.config, runtime.arch
-    data, fsdp, tensor = runtime.mesh.axis_sizes
-    params = shard_bytes(runtime.abstract_params)
-    layers = shard_bytes(runtime.abstract_params["layers"])
+    sampling = planned.phase == "generate"
+    data, fsdp, tensor = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
+    params = runtime.sampling_params if sampling else runtime.abstract_params
+    layers = shard_bytes(params["layers"]) / arch.num_layers
     size, heads = jnp.dtype(runtime.decoder.dtype).itemsize, arch.num_heads / tensor
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
-    held = {"parameters": params, "one layer, gathered": layers / arch.num_layers * fsdp}
-    if planned.phase == "generate":
+    held = {"parameters": shard_bytes(params), "one layer, gathered": layers * fsdp}
+    if planned.beside:
+        held["training state, waiting"] = planned.beside
+    if planned.phase == "relay":
+        return _largest_first(held | {"sampling's copy": shard_bytes(runtime.sampling_params)})
+    if sampling:
+        size = _cache_bytes(runtime)
         rows, k = c.sampling.batch_size / (data * fsdp), c.sampling.num_samples
         each = 2 * arch.num_kv_heads / tensor * arch.head_dim * size * arch.num_layers
         return _largest_first(
@@ -252,18 +263,17 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     Gradients and optimizer state are read and written once. Keys and values are read once for every
     token that attends to them.
     """
-    c, arch, mesh = runtime.config, runtime.arch, runtime.mesh
-    data, fsdp, tensor = mesh.axis_sizes
-    gathered = shard_bytes(runtime.abstract_params) * fsdp * (2 if fsdp > 1 else 1)
-    if planned.phase == "generate":
+    c, arch = runtime.config, runtime.arch
+    if planned.phase == "relay":
+        return float(shard_bytes(runtime.abstract_params) + shard_bytes(runtime.sampling_params))
+    sampling = planned.phase == "generate"
+    data, fsdp, tensor = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
+    params = runtime.sampling_params if sampling else runtime.abstract_params
+    gathered = shard_bytes(params) * fsdp * (2 if fsdp > 1 else 1)
+    if sampling:
         t, k = c.sampling.max_new_tokens, c.sampling.num_samples
         each = (
-            2
-            * arch.num_kv_heads
-            / tensor
-            * arch.head_dim
-            * jnp.dtype(runtime.decoder.dtype).itemsize
-            * arch.num_layers
+            2 * arch.num_kv_heads / tensor * arch.head_dim * _cache_bytes(runtime) * arch.num_layers
         )
         rows = c.sampling.batch_size / (data * fsdp)
         seen = rows * (
@@ -279,6 +289,12 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     )  # gradient and update twice, new once
     kept = memory_of(runtime, planned)["kept activations"]
     return c.train.micro_batches * (passes * gathered + 2 * kept) + update
+
+
+def _cache_bytes(runtime: Runtime) -> int:
+    """Return the bytes of one number of the keys and values that sampling keeps."""
+    name = runtime.config.sampling.cache_dtype
+    return jnp.dtype(runtime.decoder.dtype if name == "model" else name).itemsize
 
 
 # ---- trying settings -----------------------------------------------------------------------------

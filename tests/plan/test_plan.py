@@ -210,7 +210,7 @@ def test_the_command_prints_and_writes_what_it_found(sweep, monkeypatch, tmp_pat
         (["--topology=8x8"], "--topology=8x8: give generation:shape, such as v5e:4x4"),
         (["--topology=v9z:2x2"], "--topology=v9z:2x2: give"),
         (["--topology=v5e:4x4"], "pip install 'ssppo_jax[plan]'"),
-        (["--topology=v5e:4x4", "--phases=train,test"], "of generate, score, train"),
+        (["--topology=v5e:4x4", "--phases=train,test"], "of relay, generate, score, train"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_compiled(argv, message, monkeypatch, capsys):
