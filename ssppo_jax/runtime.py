@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config import bind
 from ssppo_jax.data.chat import eos_ids
+from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import (
     AXES,
     Constrain,
@@ -23,6 +24,7 @@ from ssppo_jax.distributed.mesh import (
     mesh_shape,
     replicated,
     sampling_mesh,
+    shard_bytes,
 )
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import LOSSES
@@ -31,9 +33,13 @@ from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.masks import layer_kinds
 from ssppo_jax.models.policy import Apply, make_apply
+from ssppo_jax.optimizer import make_run_optimizer
+from ssppo_jax.runs.throughput import device_memory
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import CompiledSampler, Sampler
-from ssppo_jax.types import PyTree
+from ssppo_jax.sampling.slots import Slot, slot_of, slots_that_fit
+from ssppo_jax.steps import abstract_state
+from ssppo_jax.types import PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
@@ -93,6 +99,52 @@ class Runtime:
 
         return jax.jit(relaid, out_shardings=jax.tree.map(lambda s: s.sharding, wanted))
 
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Return the training state's shapes; it stays on the devices in every phase."""
+        optimizer, _ = make_run_optimizer(self.config, steps_per_epoch=1)
+        return abstract_state(self.mesh, self.parted(self.abstract_params)[1], optimizer)
+
+    @property
+    def beside_sampling(self) -> int:
+        """Return the bytes that a device holds while it samples, besides what sampling reads."""
+        state = self.abstract_state
+        return shard_bytes(state.opt_state if self.relay is None else state)
+
+    @property
+    def cache_dtype(self):
+        """Return the dtype of the keys and values that sampling keeps."""
+        name = self.config.sampling.cache_dtype
+        return jnp.dtype(self.decoder.dtype if name == "model" else name)
+
+    def slot(self, num_samples: int) -> Slot:
+        """Count the bytes of a prompt at its widest and its K completions on one device."""
+        return slot_of(
+            self.arch,
+            prompt=self.config.data.prompt_buckets[-1],
+            new=self.config.sampling.max_new_tokens,
+            samples=num_samples,
+            tensor=self.sampling_mesh.shape["tensor"],
+            itemsize=self.cache_dtype.itemsize,
+        )
+
+    def slots(self, num_samples: int, policies: int = 1) -> int:
+        """Return the prompts sampled at one time: sampling.batch_size, or 0 for what fits.
+
+        Process 0 counts, so that all processes agree.
+
+        Raises:
+          ConfigError: nothing fits, or the device does not say its memory.
+        """
+        if self.config.sampling.batch_size:
+            return self.config.sampling.batch_size
+        room = hosts.on_first(lambda: device_memory(self.mesh.devices.flat[0]))
+        held = self.beside_sampling + policies * shard_bytes(self.sampling_params)
+        shape = self.sampling_mesh.shape
+        ways = shape["data"] * shape["fsdp"]
+        slot = self.slot(num_samples)
+        return slots_that_fit(slot, room=room, held=held, ways=ways, policies=policies)
+
     def for_sampling(self, params: PyTree) -> PyTree:
         """Return parameters in the layout of sampling; of a tuple of policies, each of them."""
         if self.relay is None:
@@ -148,14 +200,13 @@ class Runtime:
 
         With several `weights`, `params` is a tuple of as many policies and their geometric mixture
         is sampled."""
-        cache = self.config.sampling.cache_dtype
         sampler = Sampler(
             decoder=self.decoder.clone(
                 remat="none",
                 unroll=self.config.model.decode_unroll,
                 constrain=Constrain(self.sampling_mesh),
             ),
-            cache_dtype=self.decoder.dtype if cache == "model" else jnp.dtype(cache),
+            cache_dtype=self.cache_dtype,
             num_samples=num_samples,
             eos_ids=self.eos,
             pad_id=self.eos[0],
@@ -164,6 +215,7 @@ class Runtime:
             first_sample=first_sample,
         )
         return CompiledSampler(
+            self.slots(num_samples, len(weights)),
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),

@@ -166,7 +166,12 @@ KEYS: tuple[Key, ...] = (
         cfg.unit,
     ),
     Key("sampling.max_new_tokens", 512, "T, completion slots", cfg.positive),
-    Key("sampling.batch_size", 16, "prompts sampled at one time", cfg.positive),
+    Key(
+        "sampling.batch_size",
+        16,
+        "prompts sampled at one time; 0: as many as the devices' memory holds",
+        cfg.non_negative,
+    ),
     Key(
         "sampling.param_dtype",
         "model",

@@ -161,6 +161,14 @@ def abstract(mesh: Mesh, shapes: PyTree, rules: Rules = DECODER_RULES) -> PyTree
     )
 
 
+def shard_bytes(tree: PyTree) -> int:
+    """Return the bytes that one device holds of a tree of abstract arrays."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
+    )
+
+
 def _names(entry) -> tuple[str, ...]:
     if entry is None:
         return ()

@@ -19,12 +19,12 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from ssppo_jax.config import CONFIGS
-from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape
+from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape, shard_bytes
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.plan.hlo import collective_bytes
-from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt, shard_bytes
+from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt
 from ssppo_jax.runs.throughput import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
 from ssppo_jax.weights import hf
@@ -197,15 +197,10 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
     if planned.phase == "relay":
         return _largest_first(held | {"sampling's copy": shard_bytes(runtime.sampling_params)})
     if sampling:
-        size = _cache_bytes(runtime)
-        rows, k = c.sampling.batch_size / (data * fsdp), c.sampling.num_samples
-        each = 2 * arch.num_kv_heads / tensor * arch.head_dim * size * arch.num_layers
+        slots, k = _batch(runtime, planned)
+        slot, rows = runtime.slot(k), slots / (data * fsdp)
         return _largest_first(
-            held
-            | {
-                "keys and values": rows * (p + k * t) * each,
-                "logits": rows * k * arch.vocab_size / tensor * 4,
-            }
+            held | {"keys and values": rows * slot.cache, "logits": rows * slot.logits}
         )
     rows, k = c.train.batch_size / c.train.micro_batches / (data * fsdp), rows_per_prompt(runtime)
     chunk = min(c.model.attention_chunk or max(p, t), max(p, t))
@@ -263,23 +258,20 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     Gradients and optimizer state are read and written once. Keys and values are read once for every
     token that attends to them.
     """
-    c, arch = runtime.config, runtime.arch
+    c = runtime.config
     if planned.phase == "relay":
         return float(shard_bytes(runtime.abstract_params) + shard_bytes(runtime.sampling_params))
     sampling = planned.phase == "generate"
-    data, fsdp, tensor = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
+    data, fsdp, _ = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
     params = runtime.sampling_params if sampling else runtime.abstract_params
     gathered = shard_bytes(params) * fsdp * (2 if fsdp > 1 else 1)
     if sampling:
-        t, k = c.sampling.max_new_tokens, c.sampling.num_samples
-        each = (
-            2 * arch.num_kv_heads / tensor * arch.head_dim * _cache_bytes(runtime) * arch.num_layers
-        )
-        rows = c.sampling.batch_size / (data * fsdp)
+        (slots, k), t = _batch(runtime, planned), c.sampling.max_new_tokens
+        rows = slots / (data * fsdp)
         seen = rows * (
             c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2
         )  # a prompt's are shared by its K
-        return (t + 1) * gathered + seen * each
+        return (t + 1) * gathered + seen * runtime.slot(k).token
     if planned.phase == "score":
         return gathered
     passes = 3 if c.model.remat == "full" else 2
@@ -291,10 +283,10 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     return c.train.micro_batches * (passes * gathered + 2 * kept) + update
 
 
-def _cache_bytes(runtime: Runtime) -> int:
-    """Return the bytes of one number of the keys and values that sampling keeps."""
-    name = runtime.config.sampling.cache_dtype
-    return jnp.dtype(runtime.decoder.dtype if name == "model" else name).itemsize
+def _batch(runtime: Runtime, planned: Planned) -> tuple[int, int]:
+    """Return the prompts of one step of sampling and the completions of each."""
+    slots = len(planned.arguments[1].length)
+    return slots, planned.tokens // (slots * runtime.config.sampling.max_new_tokens)
 
 
 # ---- trying settings -----------------------------------------------------------------------------

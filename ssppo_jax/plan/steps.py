@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.distributed.mesh import replicated, row_sharding
+from ssppo_jax.distributed.mesh import replicated, row_sharding, shard_bytes
 from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models import flops
@@ -20,8 +20,8 @@ from ssppo_jax.models.arch import Arch
 from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.runtime import Runtime, sampling_params
 from ssppo_jax.sampling.sampler import in_one_batch
-from ssppo_jax.steps import abstract_state, make_score_step, make_train_step
-from ssppo_jax.types import Batch, Prompts, PyTree, TrainState
+from ssppo_jax.steps import make_score_step, make_train_step
+from ssppo_jax.types import Batch, Prompts
 
 PHASES = ("relay", "generate", "score", "train")
 
@@ -56,14 +56,15 @@ def rows_per_prompt(runtime: Runtime) -> int:
 def _relay(runtime: Runtime) -> Planned | None:
     if runtime.relay is None:
         return None
-    beside = shard_bytes(_state(runtime).opt_state)
+    beside = shard_bytes(runtime.abstract_state.opt_state)
     return Planned("relay", runtime.relay, (runtime.abstract_params,), 0.0, 0.0, 0, beside)
 
 
 def _generate(runtime: Runtime) -> Planned:
     c, mesh = runtime.config, runtime.sampling_mesh
     k = 1 if ROWS.get(c.loss.name) == "opponent" else c.sampling.num_samples
-    b, p, t = c.sampling.batch_size, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
+    sampler = runtime.make_sampler(num_samples=k, sampling=sampling_params(c))
+    b, p, t = sampler.slots, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, mesh)
     fields: dict[str, Any] = {
         "tokens": rows((b, p), jnp.int32),
@@ -72,10 +73,9 @@ def _generate(runtime: Runtime) -> Planned:
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
-    step = jax.jit(in_one_batch(runtime.make_sampler(num_samples=k, sampling=sampling_params(c))))
+    step = jax.jit(in_one_batch(sampler))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
-    state = _state(runtime)
-    beside = shard_bytes(state.opt_state if runtime.relay is None else state)
+    beside = runtime.beside_sampling
     arguments = (runtime.sampling_params, Prompts(**fields), key)
     return Planned("generate", step, arguments, work, work, b * k * t, beside)
 
@@ -93,7 +93,7 @@ def _score(runtime: Runtime) -> Planned:
     )
     step = jax.jit(make_score_step(runtime.make_apply()))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
-    beside = shard_bytes(_state(runtime).opt_state)
+    beside = shard_bytes(runtime.abstract_state.opt_state)
     arguments = (runtime.abstract_params, *fields)
     return Planned("score", step, arguments, work, work, b * k * t, beside)
 
@@ -108,7 +108,7 @@ def _train(runtime: Runtime) -> Planned:
         donate_argnums=0,
     )
     frozen, _ = runtime.parted(runtime.abstract_params)
-    state = _state(runtime)
+    state = runtime.abstract_state
     shapes = dict.fromkeys(
         ("mask", "old_logp", "ref_logp", "init_logp", "completion"), (m, b, k, t)
     )
@@ -145,20 +145,5 @@ def recomputed(arch: Arch, remat: str, prompt: np.ndarray, completion: np.ndarra
     return again
 
 
-def _state(runtime: Runtime) -> TrainState:
-    """Return the abstract training state, which stays on the chips in every phase."""
-    optimizer, _ = make_run_optimizer(runtime.config, steps_per_epoch=1)
-    trained = runtime.parted(runtime.abstract_params)[1]
-    return abstract_state(runtime.mesh, trained, optimizer)
-
-
 def _rows(mesh: Mesh, shape: tuple[int, ...], dtype, axis: int = 0) -> Any:
     return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh, axis))
-
-
-def shard_bytes(tree: PyTree) -> int:
-    """Return the bytes that one device holds of a tree of abstract arrays."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )

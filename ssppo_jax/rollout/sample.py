@@ -66,9 +66,7 @@ def sample_prompts(
             ready([encoded[i] for i in rows], texts[-len(rows) :])
 
         c = runtime.config
-        for line in length_groups(
-            encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets
-        ):
+        for line in length_groups(encoded, batch_size=sampler.slots, buckets=c.data.prompt_buckets):
             steps += _serve(runtime, sampler, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
@@ -97,8 +95,8 @@ def _serve(
     """Give slots to the prompts of a group until all have had one; return the slots offered and
     used.
     """
-    mesh, size = runtime.sampling_mesh, runtime.config.sampling.batch_size
-    few = refill_rows(runtime)
+    mesh, size = runtime.sampling_mesh, sampler.slots
+    few = refill_rows(runtime, size)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
     holds = np.where(batch.real, batch.source, -1)  # row of each slot, -1 for none
     slots = sampler.start(params, put_rows(mesh, batch.prompts), key, put_rows(mesh, batch.real))
@@ -129,13 +127,13 @@ def _serve(
     return Counter(slots=int(counts[0]) * size, used=int(counts[1]))
 
 
-def refill_rows(runtime: Runtime) -> int:
+def refill_rows(runtime: Runtime, slots: int) -> int:
     """Return the free slots that waiting prompts wait for: a share of the batch that the mesh
     divides.
     """
-    c, mesh = runtime.config.sampling, runtime.sampling_mesh
+    mesh, share = runtime.sampling_mesh, runtime.config.sampling.refill
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
-    return min(c.batch_size, max(1, round(c.refill * c.batch_size / ways)) * ways)
+    return min(slots, max(1, round(share * slots / ways)) * ways)
 
 
 def _number(runtime: Runtime, value: int | np.ndarray) -> jax.Array:

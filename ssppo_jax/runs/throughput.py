@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import resource
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from ssppo_jax.data import bucket_of
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.types import Batch
@@ -92,6 +94,32 @@ def chip_of(device_kind: str) -> Chip | None:
     """
     kind = device_kind.lower()
     return next((chip for chip in CHIPS if any(known in kind for known in chip.device_kinds)), None)
+
+
+def device_memory(device: jax.Device) -> float:
+    """Return the bytes that a device lets a program have.
+
+    A running device says it; of one that is only described, the maker does. CPU devices share the
+    host's memory, half of which is counted.
+
+    Raises:
+      ConfigError: neither is known.
+    """
+    if device.platform == "cpu":
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return host / 2 / jax.local_device_count()
+    try:
+        said = (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # only described
+        said = None
+    if said is not None:
+        return float(said)
+    chip = chip_of(device.device_kind)
+    if chip is None:
+        raise ConfigError(
+            f"sampling.batch_size=0: {device.device_kind!r} does not say its memory; set a number"
+        )
+    return float(chip.memory)
 
 
 GIB = 2**30

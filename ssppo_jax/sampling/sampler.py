@@ -281,8 +281,9 @@ class Sampler:
 
 
 class CompiledSampler(NamedTuple):
-    """The methods of a `Sampler`, jitted."""
+    """The methods of a `Sampler`, jitted, and the prompts of a batch."""
 
+    slots: int
     start: Callable[[PyTree, Prompts, jax.Array, Array], Slots]
     run: Callable[[PyTree, Slots, Array], Slots]
     refill: Callable[[PyTree, Slots, Prompts, jax.Array, Array], Slots]
