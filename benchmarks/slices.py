@@ -22,7 +22,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 from ssppo_jax import schema
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.plan.compile import GIB, plan, read_model
-from ssppo_jax.plan.topology import devices_of
+from ssppo_jax.plan.topology import machine_of
 from ssppo_jax.runs.throughput import chip_of
 
 HERE = Path(__file__).parent
@@ -47,7 +47,7 @@ RESULTS = HERE / "slices.json"
 
 
 def ours(model: str, topology: str) -> list[dict]:
-    devices = devices_of(topology)
+    devices = machine_of(topology).devices
     chips = len(devices)
     given = {
         "model.param_dtype": "bfloat16",

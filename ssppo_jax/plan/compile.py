@@ -1,4 +1,4 @@
-"""Compile a config's real steps for a TPU slice that is only described, and say whether they fit.
+"""Compile a config's real steps for devices that are only described, and say whether they fit.
 
 The compiler says what memory a step needs and what it sends. Operations are counted from the
 architecture (`flops`). Memory traffic is bounded from below by what has to be read at least. No
@@ -23,7 +23,7 @@ from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape, shard_bytes
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
-from ssppo_jax.plan.hlo import collective_bytes
+from ssppo_jax.plan.hlo import Collective, by_kind, collectives
 from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt
 from ssppo_jax.runs.throughput import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
@@ -92,8 +92,14 @@ def plan(
     devices: Sequence[jax.Device],
     phases: Sequence[str] = PHASES,
     progress: Callable[[], object] = lambda: None,
+    *,
+    per_node: int = 0,
 ) -> list[Plan]:
     """Compile the phases' steps for these devices, under the mesh and the sizes of the config.
+
+    Args:
+      per_node: devices that a fast network links; 0 for all. What comes from other devices passes
+        the chip's network adapter.
 
     Raises:
       ConfigError: a mesh that does not divide the model or is not of these devices.
@@ -105,20 +111,20 @@ def plan(
     chip = chip_of(devices[0].device_kind)
     if chip is None:
         raise ConfigError(
-            f"nothing is known of {devices[0].device_kind!r}; the chips known are in chips.py"
+            f"nothing is known of {devices[0].device_kind!r}; the chips known are in throughput.py"
         )
     found = []
     for phase in phases:
         planned = plan_step(runtime, phase)
         if planned is not None:
-            found.append(_compiled(runtime, planned, chip))
+            found.append(_compiled(runtime, planned, chip, per_node or len(devices)))
         progress()
     return found
 
 
-def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
+def _compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> Plan:
     start, peak, refusal = time.perf_counter(), None, ""
-    sent: dict[str, float] | None = {}
+    sent: list[Collective] | None = []
     held = memory_of(runtime, planned)
     try:
         compiled = planned.step.lower(*planned.arguments).compile()
@@ -135,7 +141,9 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
         "memory": traffic(runtime, planned) / chip.bandwidth,
     }
     if sent is not None:
-        needs["network"] = sum(sent.values()) / chip.link
+        needs["network"] = sum(one.passes * one.size for one in sent) / chip.link
+    if sent and chip.nic and per_node < chips:
+        needs["network"] += sum(one.between_nodes(per_node) for one in sent) / chip.nic
     slowest = max(needs.values())
     return Plan(
         planned.phase,
@@ -144,7 +152,7 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
         peak,
         refusal,
         seconds,
-        sent,
+        None if sent is None else by_kind(sent),
         planned.flops / chips,
         needs,
         planned.tokens / slowest,
@@ -152,9 +160,9 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
     )
 
 
-def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
+def _sent(compiled: jax.stages.Compiled) -> list[Collective] | None:
     try:
-        return collective_bytes(compiled.as_text() or "")
+        return collectives(compiled.as_text() or "")
     except (
         JaxRuntimeError
     ):  # of some programs for three-dimensional slices this compiler's own text is not sound
