@@ -23,7 +23,7 @@ from ssppo_jax import schema
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.files import read_json, write_json
 from ssppo_jax.plan.compile import GIB, plan, read_model
-from ssppo_jax.plan.topology import devices_of
+from ssppo_jax.plan.topology import machine_of
 from ssppo_jax.runs.throughput import chip_of
 
 HERE = Path(__file__).parent
@@ -48,7 +48,7 @@ RESULTS = HERE / "slices.json"
 
 
 def ours(model: str, topology: str) -> list[dict]:
-    devices = devices_of(topology)
+    devices = machine_of(topology).devices
     chips = len(devices)
     given = {
         "model.param_dtype": "bfloat16",

@@ -188,10 +188,12 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one.add_argument("--jobs", action=_Once, type=_count, default=1, help="runs at one time")
     one.add_argument("--dry-run", action="store_true", help="list the runs only")
 
-    one = command("plan", _plan, "compile a config's steps for a described TPU slice",
-                  config=config, topology="such as v5e:4x4")  # fmt: skip
+    one = command("plan", _plan, "compile a config's steps for a described slice or node",
+                  config=config, topology="such as v5e:4x4 or h100:8")  # fmt: skip
     one.add_argument("--model", action=_Once, help="a model, a config.json, or llama3_8b")
-    one.add_argument("--phases", action=_Once, default="generate,score,train", help="which steps")
+    one.add_argument(
+        "--phases", action=_Once, default="relay,generate,score,train", help="which steps"
+    )
     one.add_argument("--sweep", action="store_true", help="try and rank ways to cut the mesh")
     one.add_argument("--output", action=_Once, type=_path, help="folder for plan.json")
     return parser, commands
@@ -368,7 +370,7 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     os.environ["JAX_PLATFORMS"] = "cpu"  # nothing is run: the slice is only described
     from ssppo_jax.plan.command import plan_command
     from ssppo_jax.plan.steps import PHASES
-    from ssppo_jax.plan.topology import devices_of
+    from ssppo_jax.plan.topology import machine_of
 
     phases = args.phases.split(",")
     if not set(phases) <= set(PHASES):
@@ -376,7 +378,7 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     return plan_command(
         args.config,
         overrides,
-        devices_of(args.topology),
+        machine_of(args.topology),
         model=args.model or "",
         phases=phases,
         sweep=args.sweep,

@@ -15,7 +15,17 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config import bind
 from ssppo_jax.data.chat import eos_ids
-from ssppo_jax.distributed.mesh import AXES, Constrain, abstract, make_mesh, mesh_shape, replicated
+from ssppo_jax.distributed import hosts
+from ssppo_jax.distributed.mesh import (
+    AXES,
+    Constrain,
+    abstract,
+    make_mesh,
+    mesh_shape,
+    replicated,
+    sampling_mesh,
+    shard_bytes,
+)
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.models.arch import Arch
@@ -23,9 +33,13 @@ from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.masks import layer_kinds
 from ssppo_jax.models.policy import Apply, make_apply
+from ssppo_jax.optimizer import make_run_optimizer
+from ssppo_jax.runs.throughput import device_memory
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import CompiledSampler, Sampler
-from ssppo_jax.types import PyTree
+from ssppo_jax.sampling.slots import Slot, slot_of, slots_that_fit
+from ssppo_jax.steps import abstract_state
+from ssppo_jax.types import PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
@@ -55,6 +69,87 @@ class Runtime:
         """Return shapes, dtypes and shardings of the parameters."""
         shapes = jax.eval_shape(lambda: init_params(self.decoder, jax.random.key(0)))
         return abstract(self.mesh, shapes)
+
+    @functools.cached_property
+    def sampling_mesh(self) -> Mesh:
+        """Return the mesh that sampling cuts the same devices into (`sampling.mesh`)."""
+        return sampling_mesh(self.mesh, self.config.sampling.mesh.to_dict())
+
+    @functools.cached_property
+    def abstract_sampling_params(self) -> PyTree:
+        """Return shapes, dtypes and shardings of the parameters as the sampler reads them."""
+        name = self.config.sampling.param_dtype
+        dtype = self.param_dtype if name == "model" else jnp.dtype(name)
+        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), self.abstract_params)
+        return abstract(self.sampling_mesh, shapes)
+
+    @functools.cached_property
+    def relay(self) -> Callable[[PyTree], PyTree] | None:
+        """Return the program that casts and moves parameters for sampling; None if none is needed.
+
+        Sampling reads every weight once a token, so weights that are cut by `fsdp` would be
+        gathered once a token. The program runs once per sampling phase, and its result is dropped
+        after the phase."""
+        if self.abstract_sampling_params == self.abstract_params:
+            return None
+        wanted = self.abstract_sampling_params
+
+        def relaid(params: PyTree) -> PyTree:
+            return jax.tree.map(lambda x, like: x.astype(like.dtype), params, wanted)
+
+        return jax.jit(relaid, out_shardings=jax.tree.map(lambda s: s.sharding, wanted))
+
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Return the training state's shapes; it stays on the devices in every phase."""
+        optimizer = make_run_optimizer(self.config, self.key(ROUNDING))
+        return abstract_state(self.mesh, self.parted(self.abstract_params)[1], optimizer)
+
+    @property
+    def beside_sampling(self) -> int:
+        """Return the bytes that a device holds while it samples, besides what sampling reads."""
+        state = self.abstract_state
+        return shard_bytes(state.opt_state if self.relay is None else state)
+
+    @property
+    def cache_dtype(self):
+        """Return the dtype of the keys and values that sampling keeps."""
+        name = self.config.sampling.cache_dtype
+        return jnp.dtype(self.decoder.dtype if name == "model" else name)
+
+    def slot(self, num_samples: int) -> Slot:
+        """Count the bytes of a prompt at its widest and its K completions on one device."""
+        return slot_of(
+            self.arch,
+            prompt=self.config.data.prompt_buckets[-1],
+            new=self.config.sampling.max_new_tokens,
+            samples=num_samples,
+            tensor=self.sampling_mesh.shape["tensor"],
+            itemsize=self.cache_dtype.itemsize,
+        )
+
+    def slots(self, num_samples: int, policies: int = 1) -> int:
+        """Return the prompts sampled at one time: sampling.batch_size, or 0 for what fits.
+
+        Process 0 counts, so that all processes agree.
+
+        Raises:
+          ConfigError: nothing fits, or the device does not say its memory.
+        """
+        if self.config.sampling.batch_size:
+            return self.config.sampling.batch_size
+        room = hosts.on_first(lambda: device_memory(self.mesh.devices.flat[0]))
+        held = self.beside_sampling + policies * shard_bytes(self.abstract_sampling_params)
+        shape = self.sampling_mesh.shape
+        ways = shape["data"] * shape["fsdp"]
+        slot = self.slot(num_samples)
+        return slots_that_fit(slot, room=room, held=held, ways=ways, policies=policies)
+
+    def for_sampling(self, params: PyTree) -> PyTree:
+        """Return parameters in the layout of sampling; of a tuple of policies, each of them."""
+        if self.relay is None:
+            return params
+        return tuple(map(self.relay, params)) if isinstance(params, tuple) else self.relay(params)
 
     def load_params(self, folder: Path | None = None) -> PyTree:
         """Load a model folder's parameters (the initial policy's by default), each leaf into its
@@ -107,7 +202,12 @@ class Runtime:
         With several `weights`, `params` is a tuple of as many policies and their geometric mixture
         is sampled."""
         sampler = Sampler(
-            decoder=self.decoder.clone(remat="none", unroll=self.config.model.decode_unroll),
+            decoder=self.decoder.clone(
+                remat="none",
+                unroll=self.config.model.decode_unroll,
+                constrain=Constrain(self.sampling_mesh),
+            ),
+            cache_dtype=self.cache_dtype,
             num_samples=num_samples,
             eos_ids=self.eos,
             pad_id=self.eos[0],
@@ -116,10 +216,11 @@ class Runtime:
             first_sample=first_sample,
         )
         return CompiledSampler(
+            self.slots(num_samples, len(weights)),
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
-            jax.jit(sampler.look, out_shardings=replicated(self.mesh)),  # every process sees all
+            jax.jit(sampler.look, out_shardings=replicated(self.sampling_mesh)),  # whole everywhere
         )
 
     def key(self, stream: int, index: int = 0):

@@ -18,7 +18,7 @@ from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.data.chat import DATE
-from ssppo_jax.distributed.mesh import AXES, mesh_shape
+from ssppo_jax.distributed.mesh import AXES, mesh_shape, sampling_shape
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
 from ssppo_jax.models.attention import IMPLEMENTATIONS
@@ -121,6 +121,17 @@ KEYS: tuple[Key, ...] = (
     Key("mesh.data", -1, "devices that split the batch; -1: the rest"),
     Key("mesh.fsdp", 1, "devices that split batch and parameters; -1: the rest"),
     Key("mesh.tensor", 1, "devices that split heads, mlp width and vocabulary; -1: the rest"),
+    Key(
+        "sampling.mesh.data",
+        0,
+        "devices that split the prompts while sampling; -1: the rest; 0: as in training",
+    ),
+    Key(
+        "sampling.mesh.tensor",
+        0,
+        "devices that split heads, mlp width and vocabulary while sampling; -1: the rest; 0: as in"
+        " training",
+    ),
     # processes
     Key(
         "distributed.timeout",
@@ -173,7 +184,24 @@ KEYS: tuple[Key, ...] = (
         cfg.unit,
     ),
     Key("sampling.max_new_tokens", 512, "T, completion slots", cfg.positive),
-    Key("sampling.batch_size", 16, "prompts sampled at one time", cfg.positive),
+    Key(
+        "sampling.batch_size",
+        16,
+        "prompts sampled at one time; 0: as many as the devices' memory holds",
+        cfg.non_negative,
+    ),
+    Key(
+        "sampling.param_dtype",
+        "model",
+        "dtype of the weights while sampling; model: as model.param_dtype",
+        cfg.one_of("model", "float32", "bfloat16"),
+    ),
+    Key(
+        "sampling.cache_dtype",
+        "model",
+        "dtype of the keys and values that sampling keeps; model: as model.dtype",
+        cfg.one_of("model", "float32", "bfloat16"),
+    ),
     # judging
     Key(
         "oracle.max_failed_fraction",
@@ -637,7 +665,8 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
     problems = _value_problems(config)
     try:
         shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, devices)
-        problems += _batch_problems(config, ways=shape[0] * shape[1])
+        sampling = sampling_shape(shape, config.sampling.mesh.to_dict())
+        problems += _batch_problems(config, shape[0] * shape[1], sampling[0] * sampling[1])
     except ConfigError as e:
         problems.append(str(e))
     if max(config.data.prompt_buckets, default=0) < config.data.max_prompt_length:
@@ -755,7 +784,7 @@ def _schedule_problems(config: ConfigDict) -> list[str]:
     return []
 
 
-def _batch_problems(config: ConfigDict, ways: int) -> list[str]:
+def _batch_problems(config: ConfigDict, ways: int, sampling_ways: int) -> list[str]:
     problems = []
     batch, micro = (
         config.train.batch_size,
@@ -766,10 +795,11 @@ def _batch_problems(config: ConfigDict, ways: int) -> list[str]:
             f"train.batch_size={batch} must be a multiple of train.micro_batches x data x fsdp ="
             f" {micro} x {ways}; try {-(-batch // (micro * ways)) * micro * ways}"
         )
-    if config.sampling.batch_size % ways:
+    slots = config.sampling.batch_size
+    if slots % sampling_ways:
         problems.append(
-            f"sampling.batch_size={config.sampling.batch_size} must be a multiple of data x fsdp ="
-            f" {ways}; try {-(-config.sampling.batch_size // ways) * ways}"
+            f"sampling.batch_size={slots} must be a multiple of data x fsdp = {sampling_ways} of"
+            f" the sampling mesh; try {-(-slots // sampling_ways) * sampling_ways}"
         )
     if 0 < config.train.prompts_per_iteration < batch:
         problems.append(

@@ -55,7 +55,11 @@ def get_config():
     config.sampling.temperature = 1.0
     config.sampling.top_p = 1.0
     config.sampling.max_new_tokens = 512
-    config.sampling.batch_size = 64
+    # Each group of 4 devices holds all weights, so that no token gathers them.
+    config.sampling.mesh.data = -1
+    config.sampling.mesh.tensor = 4
+    config.sampling.param_dtype = "bfloat16"
+    config.sampling.batch_size = 0
 
     select(
         config, "oracle", "pairrm", source="llm-blender/PairRM-hf", dtype="bfloat16", batch_size=64

@@ -31,7 +31,11 @@ def get_config():
     config.sampling.num_samples = 8
     config.sampling.temperature = 1.0
     config.sampling.max_new_tokens = 512
-    config.sampling.batch_size = 64
+    # Each group of 4 devices holds all weights, so that no token gathers them.
+    config.sampling.mesh.data = -1
+    config.sampling.mesh.tensor = 4
+    config.sampling.param_dtype = "bfloat16"
+    config.sampling.batch_size = 0
 
     select(config, "oracle", "math_verify", answer_style="auto")
     select(config, "loss", "sspo")

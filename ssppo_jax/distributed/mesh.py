@@ -69,6 +69,35 @@ def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
     return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
 
 
+def sampling_shape(shape: tuple[int, int, int], sizes: dict[str, int]) -> tuple[int, int, int]:
+    """Return the mesh that sampling uses beside a training mesh of this shape.
+
+    Args:
+      sizes: of `data` and `tensor`; both 0 for the training mesh.
+
+    Raises:
+      ConfigError: one size without the other, or sizes that do not multiply to the devices.
+    """
+    if not any(sizes.values()):
+        return shape
+    if not all(sizes.values()):
+        raise ConfigError(
+            f"sampling.mesh {sizes}: set both sizes, one of them may be -1 (the rest of the"
+            " devices); or set both to 0 for the training mesh"
+        )
+    return mesh_shape({"fsdp": 1, **sizes}, int(np.prod(shape)))
+
+
+def sampling_mesh(mesh: Mesh, sizes: dict[str, int]) -> Mesh:
+    """Cut the devices of a training mesh anew, by `sampling_shape`.
+
+    The devices keep their order, so that one program can move arrays from one mesh to the other.
+    """
+    data, fsdp, tensor = mesh.axis_sizes
+    shape = sampling_shape((data, fsdp, tensor), sizes)
+    return Mesh(mesh.devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
 def path_name(path) -> str:
     """Write a key path as `layers/attn/q/kernel`."""
     return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
@@ -129,6 +158,14 @@ def abstract(mesh: Mesh, shapes: PyTree, rules: Rules = DECODER_RULES) -> PyTree
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
         shardings(mesh, shapes, rules),
+    )
+
+
+def shard_bytes(tree: PyTree) -> int:
+    """Return the bytes that one device holds of a tree of abstract arrays."""
+    return sum(
+        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
+        for x in jax.tree.leaves(tree)
     )
 
 

@@ -13,13 +13,14 @@ from ssppo_jax.files import write_json
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.plan.compile import Plan, plan, rank, read_model, variants
 from ssppo_jax.plan.table import describe, ranking, record
+from ssppo_jax.plan.topology import Machine
 from ssppo_jax.runs.throughput import chip_of
 
 
 def plan_command(
     path: str,
     overrides: dict[str, str],
-    devices: Sequence[jax.Device],
+    machine: Machine,
     *,
     model: str,
     phases: Sequence[str],
@@ -30,9 +31,10 @@ def plan_command(
 
     Return 0 if every step fits (of a sweep: if any does), else 1.
     """
+    devices = machine.devices
     config = schema.load(path, overrides, len(devices))
     arch, chip = read_model(model or config.model.source), chip_of(devices[0].device_kind)
-    assert chip is not None  # `devices_of` knows no others
+    assert chip is not None  # `machine_of` knows no others
     print(f"{path} on {len(devices)} x {chip.name}: {model or config.model.source}, nothing is run")
     if sweep:
         tried = _sweep(path, overrides, arch, devices)
@@ -43,7 +45,7 @@ def plan_command(
         )
     else:
         with bar(len(phases), what="compile", unit="steps") as progress:
-            found = plan(config, arch, devices, phases, progress.update)
+            found = plan(config, arch, devices, phases, progress.update, per_node=machine.per_node)
         for one in found:
             print(describe(one, chip))
         records, fits = [record(one) for one in found], all(one.fits for one in found)

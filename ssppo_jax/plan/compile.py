@@ -1,4 +1,4 @@
-"""Compile a config's real steps for a TPU slice that is only described, and say whether they fit.
+"""Compile a config's real steps for devices that are only described, and say whether they fit.
 
 The compiler says what memory a step needs and what it sends. Operations are counted from the
 architecture (`flops`). Memory traffic is bounded from below by what has to be read at least. No
@@ -19,13 +19,13 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from ssppo_jax.config import CONFIGS
-from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape
+from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape, shard_bytes
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.files import expanded
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
-from ssppo_jax.plan.hlo import collective_bytes
-from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt, shard_bytes
+from ssppo_jax.plan.hlo import Collective, by_kind, collectives
+from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt
 from ssppo_jax.runs.throughput import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
 from ssppo_jax.weights import hf
@@ -95,8 +95,14 @@ def plan(
     devices: Sequence[jax.Device],
     phases: Sequence[str] = PHASES,
     progress: Callable[[], object] = lambda: None,
+    *,
+    per_node: int = 0,
 ) -> list[Plan]:
     """Compile the phases' steps for these devices, under the mesh and the sizes of the config.
+
+    Args:
+      per_node: devices that a fast network links; 0 for all. What comes from other devices passes
+        the chip's network adapter.
 
     Raises:
       ConfigError: a mesh that does not divide the model or is not of these devices.
@@ -108,22 +114,25 @@ def plan(
     chip = chip_of(devices[0].device_kind)
     if chip is None:
         raise ConfigError(
-            f"nothing is known of {devices[0].device_kind!r}; the chips known are in chips.py"
+            f"nothing is known of {devices[0].device_kind!r}; the chips known are in throughput.py"
         )
     found = []
     for phase in phases:
-        found.append(_compiled(runtime, plan_step(runtime, phase), chip))
+        planned = plan_step(runtime, phase)
+        if planned is not None:
+            found.append(_compiled(runtime, planned, chip, per_node or len(devices)))
         progress()
     return found
 
 
-def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
+def _compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> Plan:
     start, peak, refusal = time.perf_counter(), None, ""
-    sent: dict[str, float] | None = {}
+    sent: list[Collective] | None = []
     held = memory_of(runtime, planned)
     try:
         compiled = planned.step.lower(*planned.arguments).compile()
-        peak, sent = compiled.memory_analysis().peak_memory_in_bytes, _sent(compiled)
+        peak = compiled.memory_analysis().peak_memory_in_bytes + planned.beside
+        sent = _sent(compiled)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -135,7 +144,9 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
         "memory": traffic(runtime, planned) / chip.bandwidth,
     }
     if sent is not None:
-        needs["network"] = sum(sent.values()) / chip.link
+        needs["network"] = sum(one.passes * one.size for one in sent) / chip.link
+    if sent and chip.nic and per_node < chips:
+        needs["network"] += sum(one.between_nodes(per_node) for one in sent) / chip.nic
     slowest = max(needs.values())
     return Plan(
         planned.phase,
@@ -144,7 +155,7 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
         peak,
         refusal,
         seconds,
-        sent,
+        None if sent is None else by_kind(sent),
         planned.flops / chips,
         needs,
         planned.tokens / slowest,
@@ -152,9 +163,9 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip) -> Plan:
     )
 
 
-def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
+def _sent(compiled: jax.stages.Compiled) -> list[Collective] | None:
     try:
-        return collective_bytes(compiled.as_text() or "")
+        return collectives(compiled.as_text() or "")
     except (
         JaxRuntimeError
     ):  # of some programs for three-dimensional slices this compiler's own text is not sound
@@ -162,6 +173,7 @@ def _sent(compiled: jax.stages.Compiled) -> dict[str, float] | None:
 
 
 KNOBS = {
+    "training state, waiting": "more chips in mesh.fsdp, or lora.rank",
     "parameters": "more chips in mesh.fsdp or mesh.tensor, or model.param_dtype=bfloat16",
     "optimizer": (
         "more chips in mesh.fsdp, lora.rank, optimizer.name=rmsprop in place of adamw, or"
@@ -174,6 +186,7 @@ KNOBS = {
     "kept activations": "model.remat=full, then a larger train.micro_batches",
     "attention scores": "model.attention_chunk=128",
     "logits": "a smaller model.logprob_chunk",
+    "sampling's copy": "more chips in sampling.mesh.tensor, or sampling.param_dtype=bfloat16",
     "keys and values": "a smaller sampling.batch_size, or more chips in mesh.tensor",
     "one layer, gathered": "more chips in mesh.tensor instead of mesh.fsdp",
 }
@@ -184,21 +197,24 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
     not fit.
     """
     c, arch = runtime.config, runtime.arch
-    data, fsdp, tensor = runtime.mesh.axis_sizes
-    params = shard_bytes(runtime.abstract_params)
-    layers = shard_bytes(runtime.abstract_params["layers"])
+    sampling = planned.phase == "generate"
+    data, fsdp, tensor = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
+    params = runtime.abstract_sampling_params if sampling else runtime.abstract_params
+    layers = shard_bytes(params["layers"]) / arch.num_layers
     size, heads = jnp.dtype(runtime.decoder.dtype).itemsize, arch.num_heads / tensor
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
-    held = {"parameters": params, "one layer, gathered": layers / arch.num_layers * fsdp}
-    if planned.phase == "generate":
-        rows, k = c.sampling.batch_size / (data * fsdp), c.sampling.num_samples
-        each = 2 * arch.num_kv_heads / tensor * arch.head_dim * size * arch.num_layers
+    held = {"parameters": shard_bytes(params), "one layer, gathered": layers * fsdp}
+    if planned.beside:
+        held["training state, waiting"] = planned.beside
+    if planned.phase == "relay":
         return _largest_first(
-            held
-            | {
-                "keys and values": rows * (p + k * t) * each,
-                "logits": rows * k * arch.vocab_size / tensor * 4,
-            }
+            held | {"sampling's copy": shard_bytes(runtime.abstract_sampling_params)}
+        )
+    if sampling:
+        slots, k = _batch(runtime, planned)
+        slot, rows = runtime.slot(k), slots / (data * fsdp)
+        return _largest_first(
+            held | {"keys and values": rows * slot.cache, "logits": rows * slot.logits}
         )
     rows, k = c.train.batch_size / c.train.micro_batches / (data * fsdp), rows_per_prompt(runtime)
     chunk = min(c.model.attention_chunk or max(p, t), max(p, t))
@@ -256,24 +272,22 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     Gradients and optimizer state are read and written once. Keys and values are read once for every
     token that attends to them.
     """
-    c, arch, mesh = runtime.config, runtime.arch, runtime.mesh
-    data, fsdp, tensor = mesh.axis_sizes
-    gathered = shard_bytes(runtime.abstract_params) * fsdp * (2 if fsdp > 1 else 1)
-    if planned.phase == "generate":
-        t, k = c.sampling.max_new_tokens, c.sampling.num_samples
-        each = (
-            2
-            * arch.num_kv_heads
-            / tensor
-            * arch.head_dim
-            * jnp.dtype(runtime.decoder.dtype).itemsize
-            * arch.num_layers
+    c = runtime.config
+    if planned.phase == "relay":
+        return float(
+            shard_bytes(runtime.abstract_params) + shard_bytes(runtime.abstract_sampling_params)
         )
-        rows = c.sampling.batch_size / (data * fsdp)
+    sampling = planned.phase == "generate"
+    data, fsdp, _ = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
+    params = runtime.abstract_sampling_params if sampling else runtime.abstract_params
+    gathered = shard_bytes(params) * fsdp * (2 if fsdp > 1 else 1)
+    if sampling:
+        (slots, k), t = _batch(runtime, planned), c.sampling.max_new_tokens
+        rows = slots / (data * fsdp)
         seen = rows * (
             c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2
         )  # a prompt's are shared by its K
-        return (t + 1) * gathered + seen * each
+        return (t + 1) * gathered + seen * runtime.slot(k).token
     if planned.phase == "score":
         return gathered
     passes = 3 if c.model.remat == "full" else 2
@@ -283,6 +297,12 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     )  # gradient and update twice, new once
     kept = memory_of(runtime, planned)["kept activations"]
     return c.train.micro_batches * (passes * gathered + 2 * kept) + update
+
+
+def _batch(runtime: Runtime, planned: Planned) -> tuple[int, int]:
+    """Return the prompts of one step of sampling and the completions of each."""
+    slots = len(planned.arguments[1].length)
+    return slots, planned.tokens // (slots * runtime.config.sampling.max_new_tokens)
 
 
 # ---- trying settings -----------------------------------------------------------------------------

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import defaultdict
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
 
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BYTES = {
@@ -26,31 +31,69 @@ _CALLED = re.compile(
 )
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}")
+_RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
-def collective_bytes(text: str) -> dict[str, float]:
-    """Return the bytes that each device receives, by kind, from a module's optimised text.
+class Collective(NamedTuple):
+    """Hold one collective of a program, with the passes of the loops around it."""
 
-    A loop counts as often as the largest constant of its condition. That is exact for scans and an
-    upper bound for a bounded while loop. An all-reduce passes its array twice. Copies that the
-    compiler makes of one collective to overlap it share a channel and count once, where they run
-    least often.
+    kind: str
+    size: float  # bytes that a device receives in one pass
+    passes: int
+    groups: np.ndarray | None  # [groups, devices of one], None where the text names none
+
+    def between_nodes(self, per_node: int) -> float:
+        """Return the bytes of all passes that enter a node of `per_node` devices, for each of them.
+
+        A group's devices on one node fetch what the other nodes hold once, each an equal share. An
+        exchange of blocks between pairs fetches the blocks of the other nodes.
+        """
+        if self.groups is None:
+            return 0.0
+        nodes = [len(np.unique(group // per_node)) for group in self.groups]
+        widest = self.groups[int(np.argmax(nodes))]
+        apart, total = max(nodes), self.passes * self.size
+        shared = 1.0 if self.kind == "all-to-all" else len(widest) / apart
+        return total * (apart - 1) / apart / shared
+
+
+def by_kind(found: Iterable[Collective]) -> dict[str, float]:
+    """Return the bytes that each device receives, of each kind of collective."""
+    total: dict[str, float] = defaultdict(float)
+    for one in found:
+        total[one.kind] += one.passes * one.size
+    return dict(total)
+
+
+def collectives(text: str) -> list[Collective]:
+    """Return the collectives of a module's optimised text.
+
+    A loop counts as often as the compiler says, else as the largest constant of its condition. That
+    is exact for scans and an upper bound for a bounded while loop. An all-reduce passes its array
+    twice, and a reduce-scatter all its parts. Copies that the compiler makes of one collective to
+    overlap it share a channel and count once, where they run least often.
     """
     computations = _computations(text)
     entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
-    once: dict[str, tuple[str, float]] = {}  # of each channel: its kind and the bytes of one pass
-    times: dict[str, int] = {}
+    once: dict[str, Collective] = {}  # by channel
 
     def walk(name: str, passes: int) -> None:
         for line in computations.get(name, (False, []))[1]:
             if found := _KIND.search(line):
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = channel[1] if channel else f"{name}: {line}"
-                once[key] = found[2], _received(found[1], found[2], started=bool(found[3]))
-                times[key] = min(passes, times.get(key, passes))
+                groups = _groups(line)
+                ways = 1 if groups is None else groups.shape[1]
+                size = _received(found[1], found[2], ways, started=bool(found[3]))
+                fewest = min(passes, once[key].passes) if key in once else passes
+                once[key] = Collective(found[2], size, fewest, groups)
             if bounds := _LOOP.search(line):
-                walk(bounds[2], passes * _trips(computations, bounds[1]))
+                known = _KNOWN.search(line)
+                trips = int(known[1]) if known else _trips(computations, bounds[1])
+                walk(bounds[2], passes * trips)
                 continue
             for called in _CALLED.findall(line):
                 if called in computations and called != name:
@@ -58,10 +101,33 @@ def collective_bytes(text: str) -> dict[str, float]:
 
     if entry is not None:
         walk(entry, 1)
-    total: dict[str, float] = defaultdict(float)
-    for key, (kind, size) in once.items():
-        total[kind] += times[key] * size
-    return dict(total)
+    return list(once.values())
+
+
+def gathered_in_loops(text: str) -> list[int]:
+    """Return the elements of every array that an all-gather makes inside a loop of a module."""
+    computations = _computations(text)
+    found: dict[str, list[int]] = {}  # of each computation that a loop reaches
+
+    def walk(name: str) -> None:
+        if name in found:
+            return
+        lines = computations.get(name, (False, []))[1]
+        matches = [match for match in map(_KIND.search, lines) if match]
+        found[name] = [
+            max(_size(dims) for _, dims in _ARRAY.findall(match[1]))
+            for match in matches
+            if match[2] == "all-gather"
+        ]
+        for line in lines:
+            bounds = _LOOP.search(line)
+            for called in [bounds[2]] if bounds else _CALLED.findall(line):
+                walk(called)
+
+    for _, lines in computations.values():
+        for bounds in filter(None, map(_LOOP.search, lines)):
+            walk(bounds[2])
+    return [size for sizes in found.values() for size in sizes]
 
 
 def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
@@ -84,12 +150,33 @@ def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str) -> i
     return max(bounds, default=1)
 
 
-def _received(result: str, kind: str, *, started: bool) -> float:
-    """Count bytes from the result's type; a started all-gather's result is (input, output)."""
+def _received(result: str, kind: str, ways: int, *, started: bool) -> float:
+    """Count bytes from the result's type.
+
+    A started all-gather's result is (inputs, outputs), a started permutation's (input, output,
+    marks)."""
     sizes = [BYTES[dtype] * _size(dims) for dtype, dims in _ARRAY.findall(result) if dtype in BYTES]
     if not sizes:
         return 0.0
-    return (max(sizes) if started else sum(sizes)) * (2.0 if kind == "all-reduce" else 1.0)
+    if started and kind == "all-gather":
+        sizes = sizes[len(sizes) // 2 :]
+    elif started and kind == "collective-permute":
+        sizes = [max(sizes)]
+    return sum(sizes) * {"all-reduce": 2.0, "reduce-scatter": float(ways)}.get(kind, 1.0)
+
+
+def _groups(line: str) -> np.ndarray | None:
+    """Read which devices exchange: written out, or as a reshaped and transposed range."""
+    if listed := _LISTED.search(line):
+        rows = [row.split(",") for row in re.findall(r"\{([\d,]+)\}", listed[1])]
+        return np.array(rows, int) if len({len(row) for row in rows}) == 1 else None
+    if range_ := _RANGE.search(line):
+        shape, whole, order = (
+            [int(n) for n in part.split(",")] if part else None for part in range_.groups()
+        )
+        devices = np.arange(math.prod(whole or ())).reshape(whole or ())
+        return devices.transpose(order).reshape(shape or ())
+    return None
 
 
 def _size(dims: str) -> int:

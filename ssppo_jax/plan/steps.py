@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
-from ssppo_jax.distributed.mesh import replicated, row_sharding
+from ssppo_jax.distributed.mesh import replicated, row_sharding, shard_bytes
 from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models import flops
@@ -19,10 +20,10 @@ from ssppo_jax.models.arch import Arch
 from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.runtime import ROUNDING, Runtime, rollout_params
 from ssppo_jax.sampling.sampler import in_one_batch
-from ssppo_jax.steps import abstract_state, make_score_step, make_train_step
-from ssppo_jax.types import Batch, Prompts, PyTree
+from ssppo_jax.steps import make_score_step, make_train_step
+from ssppo_jax.types import Batch, Prompts
 
-PHASES = ("generate", "score", "train")
+PHASES = ("relay", "generate", "score", "train")
 
 
 class Planned(NamedTuple):
@@ -34,11 +35,15 @@ class Planned(NamedTuple):
     flops: float  # of all devices, as computed: padding and recomputation included
     useful: float  # of those, what is no recomputation
     tokens: int  # of completions, that one step advances
+    beside: int = 0  # bytes that one chip holds besides the step's own
 
 
-def plan_step(runtime: Runtime, phase: str) -> Planned:
-    """Return the step of "generate", "score" or "train" at the widest bucket and full responses."""
-    return {"generate": _generate, "score": _score, "train": _train}[phase](runtime)
+def plan_step(runtime: Runtime, phase: str) -> Planned | None:
+    """Return one of `PHASES` at the widest bucket and full responses.
+
+    None stands for a `relay` where sampling reads the parameters as training holds them."""
+    makers = {"relay": _relay, "generate": _generate, "score": _score, "train": _train}
+    return makers[phase](runtime)
 
 
 def rows_per_prompt(runtime: Runtime) -> int:
@@ -48,30 +53,38 @@ def rows_per_prompt(runtime: Runtime) -> int:
     )
 
 
+def _relay(runtime: Runtime) -> Planned | None:
+    if runtime.relay is None:
+        return None
+    beside = shard_bytes(runtime.abstract_state.opt_state)
+    return Planned("relay", runtime.relay, (runtime.abstract_params,), 0.0, 0.0, 0, beside)
+
+
 def _generate(runtime: Runtime) -> Planned:
-    c = runtime.config
+    c, mesh = runtime.config, runtime.sampling_mesh
     k = 1 if ROWS.get(c.loss.name) == "opponent" else c.sampling.num_samples
-    b, p, t = c.sampling.batch_size, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
-    rows = partial(_rows, runtime)
+    sampler = runtime.make_sampler(num_samples=k, sampling=rollout_params(c))
+    b, p, t = sampler.slots, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
+    rows = partial(_rows, mesh)
     fields: dict[str, Any] = {
         "tokens": rows((b, p), jnp.int32),
         "length": rows((b,), jnp.int32),
         "address": rows((b,), jnp.uint32),
     }
     key = jax.eval_shape(lambda: jax.random.key(0))
-    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(runtime.mesh))
-    step = jax.jit(in_one_batch(runtime.make_sampler(num_samples=k, sampling=rollout_params(c))))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
+    step = jax.jit(in_one_batch(sampler))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
-    return Planned(
-        "generate", step, (runtime.abstract_params, Prompts(**fields), key), work, work, b * k * t
-    )
+    beside = runtime.beside_sampling
+    arguments = (runtime.abstract_sampling_params, Prompts(**fields), key)
+    return Planned("generate", step, arguments, work, work, b * k * t, beside)
 
 
 def _score(runtime: Runtime) -> Planned:
     c = runtime.config
     b, k = c.train.batch_size // c.train.micro_batches, rows_per_prompt(runtime)
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
-    rows = partial(_rows, runtime)
+    rows = partial(_rows, runtime.mesh)
     fields = (
         rows((b, p), jnp.int32),
         rows((b,), jnp.int32),
@@ -80,7 +93,9 @@ def _score(runtime: Runtime) -> Planned:
     )
     step = jax.jit(make_score_step(runtime.make_apply()))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
-    return Planned("score", step, (runtime.abstract_params, *fields), work, work, b * k * t)
+    beside = shard_bytes(runtime.abstract_state.opt_state)
+    arguments = (runtime.abstract_params, *fields)
+    return Planned("score", step, arguments, work, work, b * k * t, beside)
 
 
 def _train(runtime: Runtime) -> Planned:
@@ -92,8 +107,8 @@ def _train(runtime: Runtime) -> Planned:
         make_train_step(runtime.make_apply(), runtime.loss, ratio_stats, optimizer),
         donate_argnums=0,
     )
-    frozen, trained = runtime.parted(runtime.abstract_params)
-    state = abstract_state(runtime.mesh, trained, optimizer)
+    frozen, _ = runtime.parted(runtime.abstract_params)
+    state = runtime.abstract_state
     shapes = dict.fromkeys(
         ("mask", "old_logp", "ref_logp", "init_logp", "completion"), (m, b, k, t)
     )
@@ -102,7 +117,7 @@ def _train(runtime: Runtime) -> Planned:
     batch = Batch(
         **{
             name: _rows(
-                runtime,
+                runtime.mesh,
                 shapes.get(name, (m, b)),
                 jnp.int32 if name in whole else jnp.float32,
                 axis=1,
@@ -130,13 +145,5 @@ def recomputed(arch: Arch, remat: str, prompt: np.ndarray, completion: np.ndarra
     return again
 
 
-def _rows(runtime: Runtime, shape: tuple[int, ...], dtype, axis: int = 0) -> Any:
-    return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(runtime.mesh, axis))
-
-
-def shard_bytes(tree: PyTree) -> int:
-    """Return the bytes that one device holds of a tree of abstract arrays."""
-    return sum(
-        int(np.prod(x.sharding.shard_shape(x.shape))) * x.dtype.itemsize
-        for x in jax.tree.leaves(tree)
-    )
+def _rows(mesh: Mesh, shape: tuple[int, ...], dtype, axis: int = 0) -> Any:
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=row_sharding(mesh, axis))

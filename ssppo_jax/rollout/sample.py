@@ -52,6 +52,7 @@ def sample_prompts(
       GateError: a log-prob is not finite; the token drawn would be meaningless.
       Interrupted: `stopped()` became true between two rounds of decoding.
     """
+    params = runtime.for_sampling(params)
     parts: list[Samples] = []
     order: list[np.ndarray] = []
     texts: list[list[str]] = []
@@ -68,9 +69,7 @@ def sample_prompts(
             ready([encoded[i] for i in rows], texts[-len(rows) :])
 
         c = runtime.config
-        for line in length_groups(
-            encoded, batch_size=c.sampling.batch_size, buckets=c.data.prompt_buckets
-        ):
+        for line in length_groups(encoded, batch_size=sampler.slots, buckets=c.data.prompt_buckets):
             steps += _serve(runtime, sampler, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
@@ -116,12 +115,11 @@ def _serve(
     """Give slots to the prompts of a group until all have had one; return the slots offered and
     used.
     """
-    size, few = runtime.config.sampling.batch_size, refill_rows(runtime)
+    mesh, size = runtime.sampling_mesh, sampler.slots
+    few = refill_rows(runtime, size)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
     holds = np.where(batch.real, batch.source, -1)  # row of each slot, -1 for none
-    slots = sampler.start(
-        params, put_rows(runtime.mesh, batch.prompts), key, put_rows(runtime.mesh, batch.real)
-    )
+    slots = sampler.start(params, put_rows(mesh, batch.prompts), key, put_rows(mesh, batch.real))
     waiting = line.rows[size:]
     leaving: tuple[np.ndarray, Samples] | None = None
     while (holds >= 0).any():
@@ -141,7 +139,7 @@ def _serve(
             holds[which[: len(rows)]] = rows
             more = pad_batch(encoded, rows, few, line.width)
             slots = sampler.refill(
-                params, slots, put_rows(runtime.mesh, more.prompts), key, _number(runtime, which)
+                params, slots, put_rows(mesh, more.prompts), key, _number(runtime, which)
             )
     if leaving is not None:
         finish(*leaving)
@@ -149,16 +147,17 @@ def _serve(
     return Counter(slots=int(counts[0]) * size, used=int(counts[1]))
 
 
-def refill_rows(runtime: Runtime) -> int:
+def refill_rows(runtime: Runtime, slots: int) -> int:
     """Return the free slots that waiting prompts wait for: a share of the batch that the mesh
     divides.
     """
-    c, ways = runtime.config.sampling, runtime.mesh.shape["data"] * runtime.mesh.shape["fsdp"]
-    return min(c.batch_size, max(1, round(c.refill * c.batch_size / ways)) * ways)
+    mesh, share = runtime.sampling_mesh, runtime.config.sampling.refill
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    return min(slots, max(1, round(share * slots / ways)) * ways)
 
 
 def _number(runtime: Runtime, value: int | np.ndarray) -> jax.Array:
-    return put_whole(runtime.mesh, np.asarray(value, np.int32))
+    return put_whole(runtime.sampling_mesh, np.asarray(value, np.int32))
 
 
 def _texts(runtime: Runtime, samples: Samples) -> list[list[str]]:

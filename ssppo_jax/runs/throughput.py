@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import resource
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ import jax
 import numpy as np
 
 from ssppo_jax.data import bucket_of
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.types import Batch
@@ -72,17 +74,20 @@ class Chip:
     memory: float  # bytes of HBM
     bandwidth: float  # bytes per second to HBM
     link: float  # bytes per second to other chips, all links together, one direction
+    nic: float = 0.0  # bytes per second to another node, one direction; 0: all chips are linked
 
 
-# TPU: cloud.google.com/tpu/docs (system architecture pages); GPU: NVIDIA's data sheets, dense, SXM
+# TPU: cloud.google.com/tpu/docs (system architecture pages); GPU: NVIDIA's data sheets, dense, SXM,
+# with one InfiniBand adapter a GPU as in DGX systems
 CHIPS = (
     Chip("v4", ("tpu v4",), 275e12, 32 * 2**30, 1228e9, 300e9),
     Chip("v5e", ("tpu v5 lite", "tpu v5e"), 197e12, 16 * 2**30, 819e9, 200e9),
     Chip("v5p", ("tpu v5p", "tpu v5"), 459e12, 95 * 2**30, 2765e9, 600e9),
     Chip("v6e", ("tpu v6 lite", "tpu v6e"), 918e12, 32 * 2**30, 1640e9, 448e9),
-    Chip("a100", ("a100",), 312e12, 80 * 2**30, 2039e9, 300e9),
-    Chip("h200", ("h200",), 989e12, 141 * 2**30, 4800e9, 450e9),
-    Chip("h100", ("h100",), 989e12, 80 * 2**30, 3350e9, 450e9),
+    Chip("a100", ("a100",), 312e12, 80 * 2**30, 2039e9, 300e9, 25e9),
+    Chip("h200", ("h200",), 989e12, 141 * 2**30, 4800e9, 450e9, 50e9),
+    Chip("h100", ("h100",), 989e12, 80 * 2**30, 3350e9, 450e9, 50e9),
+    Chip("b200", ("b200",), 2250e12, 180 * 2**30, 7700e9, 900e9, 50e9),
 )
 
 
@@ -92,6 +97,32 @@ def chip_of(device_kind: str) -> Chip | None:
     """
     kind = device_kind.lower()
     return next((chip for chip in CHIPS if any(known in kind for known in chip.device_kinds)), None)
+
+
+def device_memory(device: jax.Device) -> float:
+    """Return the bytes that a device lets a program have.
+
+    A running device says it; of one that is only described, the maker does. CPU devices share the
+    host's memory, half of which is counted.
+
+    Raises:
+      ConfigError: neither is known.
+    """
+    if device.platform == "cpu":
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return host / 2 / jax.local_device_count()
+    try:
+        said = (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # only described
+        said = None
+    if said is not None:
+        return float(said)
+    chip = chip_of(device.device_kind)
+    if chip is None:
+        raise ConfigError(
+            f"sampling.batch_size=0: {device.device_kind!r} does not say its memory; set a number"
+        )
+    return float(chip.memory)
 
 
 GIB = 2**30

@@ -14,6 +14,7 @@ from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Bool, Float, Int, Key, UInt32
 
 from ssppo_jax.models.decoder import KV, Cache, Decoder, Forward, output_kernel
@@ -70,6 +71,7 @@ class Sampler:
       pad_id: what is written behind it.
       sampling: how a token is drawn.
       weights: exponent of each policy in the mixture, >= 0 and 1 in sum.
+      cache_dtype: of the keys and values that are kept; None for the decoder's compute dtype.
       first_sample: index of the first of the K samples in their random address. An opponent beside
         K samples of the policy is sample K, so that it is drawn independently of them.
 
@@ -84,6 +86,7 @@ class Sampler:
     pad_id: int
     sampling: SamplingParams
     weights: tuple[float, ...] = (1.0,)
+    cache_dtype: DTypeLike | None = None
     first_sample: int = 0
 
     def __post_init__(self):
@@ -153,6 +156,8 @@ class Sampler:
         keys = jax.random.key_data(row_keys(key, prompts.address, k, self.first_sample))
         read = [self._prefill(policy, prompts) for policy in self._policies(params)]
         logits, shared = zip(*read, strict=True)
+        if self.cache_dtype is not None:
+            shared = jax.tree.map(lambda x: x.astype(self.cache_dtype), shared)
         zero, nothing = jnp.zeros((b,), jnp.int32), jnp.int32(0)
         token, logp, sampling_logp = self._pick(keys, zero, logits)
         none_ended = jnp.zeros((b, k), bool)
@@ -276,8 +281,9 @@ class Sampler:
 
 
 class CompiledSampler(NamedTuple):
-    """The methods of a `Sampler`, jitted."""
+    """The methods of a `Sampler`, jitted, and the prompts of a batch."""
 
+    slots: int
     start: Callable[[PyTree, Prompts, jax.Array, Array], Slots]
     run: Callable[[PyTree, Slots, Array], Slots]
     refill: Callable[[PyTree, Slots, Prompts, jax.Array, Array], Slots]

@@ -2,11 +2,12 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssppo_jax.distributed.mesh import make_mesh
-from ssppo_jax.plan.hlo import collective_bytes
+from ssppo_jax.plan.hlo import by_kind, collectives
 
 BY_HAND = """
 %cond (c: (s32[], bf16[8,16])) -> pred[] {
@@ -34,12 +35,54 @@ ENTRY %main (a: f32[2]) -> f32[2] {
 
 
 def test_loops_multiply_channels_count_once_and_an_all_reduce_passes_twice():
-    assert collective_bytes(BY_HAND) == {
+    assert by_kind(collectives(BY_HAND)) == {
         "all-gather": 5 * 8 * 16 * 2 + 16 * 16 * 2,
         "all-reduce": 5 * 2 * 6 * 4,
         "reduce-scatter": 40,
     }
-    assert collective_bytes("nothing here") == {}
+    assert by_kind(collectives("nothing here")) == {}
+
+
+GPU = """
+%body (b: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
+  %s = ((bf16[4,16]{1,0}, f32[2]{0}), (bf16[16,16]{1,0}, f32[8]{0})) all-gather-start(%q, %r), \
+channel_id=1, replica_groups=[2,4]<=[8], dimensions={0}
+}
+
+%async (p: f32[40]) -> f32[10] {
+  %rs = f32[10]{0} reduce-scatter(%p), channel_id=2, replica_groups={{0,1,2,3},{4,5,6,7}}
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %w = (s32[], bf16[8,16]) while(%t), condition=%cond, body=%body, \
+backend_config={"known_trip_count":{"n":"32"}}
+  %c = ((f32[40]), f32[10]) async-start(%z), calls=%async
+  %x = f32[6]{0} all-reduce-start(%y), channel_id=3, replica_groups=[2,4]<=[4,2]T(1,0)
+  %m = (f32[5]{0}, f32[5]{0}, u32[], u32[]) collective-permute-start(%v), channel_id=4
+}
+"""
+
+
+def test_a_gpu_program_started_combined_and_counted_by_the_compiler():
+    found = {one.kind: one for one in collectives(GPU)}
+    assert by_kind(found.values()) == {
+        "all-gather": 32 * (16 * 16 * 2 + 8 * 4),
+        "reduce-scatter": 4 * 10 * 4,
+        "all-reduce": 2 * 6 * 4,
+        "collective-permute": 5 * 4,
+    }
+    np.testing.assert_array_equal(found["all-gather"].groups, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    np.testing.assert_array_equal(found["all-reduce"].groups, [[0, 2, 4, 6], [1, 3, 5, 7]])
+
+
+def test_bytes_between_nodes_are_fetched_once_by_the_devices_of_a_node_together():
+    found = {one.kind: one for one in collectives(GPU)}
+    gather, reduce = found["all-gather"], found["all-reduce"]
+    assert gather.between_nodes(4) == 0.0  # each group on a node of its own
+    assert gather.between_nodes(2) == 32 * (16 * 16 * 2 + 8 * 4) / 2 / 2  # half, by two devices
+    assert reduce.between_nodes(4) == 2 * 6 * 4 / 2 / 2
+    assert reduce.between_nodes(1) == 2 * 6 * 4 * 3 / 4
+    assert found["collective-permute"].between_nodes(4) == 0.0  # the text names no groups
 
 
 def test_a_compiled_scan_over_gathered_weights_counts_every_layer():
@@ -61,5 +104,5 @@ def test_a_compiled_scan_over_gathered_weights_counts_every_layer():
 
         return jax.lax.scan(body, x, weights)[0]
 
-    sent = collective_bytes(jax.jit(run).lower(weights, x).compile().as_text())
+    sent = by_kind(collectives(jax.jit(run).lower(weights, x).compile().as_text()))
     assert sent == {"all-gather": layers * d * d * 4}

@@ -21,12 +21,13 @@ from ssppo_jax.plan import command as planner
 from ssppo_jax.plan import compile as plan
 from ssppo_jax.plan import steps as planned_steps
 from ssppo_jax.plan import topology
-from ssppo_jax.plan.hlo import collective_bytes
+from ssppo_jax.plan.hlo import by_kind, collectives
 from ssppo_jax.plan.table import describe, ranking
 from ssppo_jax.runs.throughput import Chip
 
 ARCH = tiny_arch(vocab_size=512, num_layers=3, num_kv_heads=4, tie_embeddings=False)
 CHIP = Chip("fake", ("cpu",), 1e12, 2**30, 1e11, 1e10)
+MISSING = ("libtpu", "jax_cuda12_plugin")
 SMALL = {
     "data.prompt_buckets": "(8,)",
     "data.max_prompt_length": "8",
@@ -181,7 +182,7 @@ def test_variants_are_those_that_can_be_and_the_best_that_fits_comes_first(plans
 @pytest.mark.parametrize("sweep", [False, True])
 def test_the_command_prints_and_writes_what_it_found(sweep, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setattr(topology, "devices_of", lambda name: jax.devices())
+    monkeypatch.setattr(topology, "machine_of", lambda name: topology.Machine(jax.devices(), 8))
     monkeypatch.setattr(
         planner, "variants", lambda *_: [{"model.remat": "none"}, {"model.remat": "full"}]
     )
@@ -207,17 +208,18 @@ def test_the_command_prints_and_writes_what_it_found(sweep, monkeypatch, tmp_pat
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--topology=8x8"], "--topology=8x8: give generation:shape, such as v5e:4x4"),
+        (["--topology=8x8"], "--topology=8x8: give a chip (a100, h100, h200, b200, v4, v5e,"),
+        (["--topology=h100:8"], "pip install --no-deps jax-cuda12-plugin=="),
         (["--topology=v9z:2x2"], "--topology=v9z:2x2: give"),
         (["--topology=v5e:4x4"], "pip install 'ssppo_jax[plan]'"),
-        (["--topology=v5e:4x4", "--phases=train,test"], "of generate, score, train"),
+        (["--topology=v5e:4x4", "--phases=train,test"], "of relay, generate, score, train"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_compiled(argv, message, monkeypatch, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     found = importlib.util.find_spec
     monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == "libtpu" else found(name, *a)
+        importlib.util, "find_spec", lambda name, *a: None if name in MISSING else found(name, *a)
     )
     assert main(["plan", "--config=configs/smoke.py", *argv]) == 78
     assert message in capsys.readouterr().err
@@ -263,7 +265,7 @@ def test_collectives_are_those_of_the_compiled_step(plans):
     runtime = plan.Runtime(config, None, *mesh_and_decoder(config), None, (0,))
     planned = planned_steps.plan_step(runtime, "score")
     text = planned.step.lower(*planned.arguments).compile().as_text()
-    assert plans["score"].collectives == collective_bytes(text) != {}
+    assert plans["score"].collectives == by_kind(collectives(text)) != {}
 
 
 @pytest.mark.parametrize(

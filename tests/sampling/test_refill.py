@@ -77,8 +77,8 @@ def test_rows_are_refilled_in_parts_that_the_mesh_divides():
     np.testing.assert_array_equal(
         sample(0.01).samples.tokens, sample(0.01, mesh=DATA).samples.tokens
     )
-    assert [refill_rows(made(refill)[0]) for refill in (0.01, 0.25, 0.5, 1.0)] == [4, 4, 8, 16]
-    assert [refill_rows(made(refill, DATA)[0]) for refill in (0.01, 0.5, 1.0)] == [8, 8, 16]
+    assert [refill_rows(made(refill)[0], 16) for refill in (0.01, 0.25, 0.5, 1.0)] == [4, 4, 8, 16]
+    assert [refill_rows(made(refill, DATA)[0], 16) for refill in (0.01, 0.5, 1.0)] == [8, 8, 16]
 
 
 @pytest.mark.parametrize("stops", [tuple(range(0, 256, 12)), (300,)], ids=["tails", "all at once"])

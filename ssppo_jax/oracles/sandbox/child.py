@@ -213,7 +213,10 @@ def _confine(settings: dict, folder: str) -> None:
             raise Unsupported("it is not Linux")
         return
     libc = ctypes.CDLL(None, use_errno=True)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+    with (
+        contextlib.suppress(OSError),
+        open("/proc/self/oom_score_adj", "w", encoding="ascii") as file,
+    ):
         file.write("1000")  # where memory runs out, this process goes before the run
     _prctl(libc, _NO_NEW_PRIVS, 1)
     header, none = struct.pack("=Ii", _CAPABILITIES, 0), bytes(24)

@@ -446,7 +446,7 @@ def _pytest(found: Tests, module: types.ModuleType, counted: list[int]) -> str:
         chain = [one.name for one in item.listchain()]
         return chain[chain.index(FILE) + 1].split("[")[0]
 
-    with open(FILE, "w"):
+    with open(FILE, "wb"):
         pass
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir=.", "--confcutdir=."]
     real = importlib.import_module("_pytest.config").main  # the name pytest.main is replaced

@@ -322,7 +322,7 @@ def _end_orphans() -> None:
         try:
             if os.waitpid(-1, os.WNOHANG)[0]:
                 continue
-            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+            with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
                 left = file.read().split()
         except (ChildProcessError, OSError):
             return

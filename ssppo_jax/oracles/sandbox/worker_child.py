@@ -81,7 +81,7 @@ KINDS: dict[str, Callable[..., Callable[[], dict]]] = {"task": task, "mathematic
 def serve() -> None:
     """Answer requests until there are no more, on streams that an answer can neither read nor
     print to."""
-    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w")
+    requests, replies = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(null, stream)
