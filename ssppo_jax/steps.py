@@ -59,9 +59,9 @@ def make_train_step(
 
     The batch's arrays are [M,B,...]. Gradients of the loss *total* are summed over micro-batches
     and divided once by the summed weight, so 1 x 8 equals 8 x 1 for every loss. `metrics` holds the
-    loss, its terms, `stats` of the policy, the gradient norm and `finite`. It also holds by how
-    much the parameters moved in their own dtype, `update_norm`, and `update_share`, the share of
-    their elements that moved: in bfloat16 a small update rounds away.
+    loss, its terms, `stats` of the policy, the gradient norm and `finite`. `update_norm` is by
+    how much the parameters moved in their own dtype. `update_share` is the share of their elements
+    that moved: in bfloat16 a small update rounds away.
 
     With adapters, `state` holds them alone and `frozen` the model's own parameters, which get
     neither gradient nor optimizer state; `dropout_key` turns the adapters' dropout on, anew for
