@@ -59,7 +59,7 @@ def _dataset(name: str, settings: str):
 
 def mathematics(gold: str, answer: str) -> Callable[[], dict]:
     """Return how to compare two answers as mathematics, by math-verify."""
-    from math_verify import parse, verify
+    parse, verify = _math_verify()
 
     def parsed(text: str) -> list:
         """Return the whole text read as LaTeX; never a number picked out of it."""
@@ -73,6 +73,18 @@ def mathematics(gold: str, answer: str) -> Callable[[], dict]:
         return {"score": float(bool(said) and bool(verify(truth, said, timeout_seconds=None)))}
 
     return compare
+
+
+@functools.cache
+def _math_verify() -> tuple[Callable, Callable]:
+    """Import math-verify, whose first parse also makes its tables: a third of a second that no
+    answer is charged for."""
+    from math_verify import parse, verify
+
+    verify(
+        parse("$1$", parsing_timeout=None), parse("$1$", parsing_timeout=None), timeout_seconds=None
+    )
+    return parse, verify
 
 
 KINDS: dict[str, Callable[..., Callable[[], dict]]] = {"task": task, "mathematics": mathematics}
