@@ -115,6 +115,8 @@ class Checkpoints:
         except Exception as error:
             if hosts.is_first():
                 shutil.rmtree(temporary, ignore_errors=True)  # give the space back
+            if lost := hosts.lost(error):
+                raise lost from error
             raise WriteError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
                 "Older checkpoints are untouched. Free some space and run the same command again."
