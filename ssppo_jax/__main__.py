@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ssppo_jax import __version__
-from ssppo_jax.errors import ConfigError, Interrupted, UserError, WriteError
+from ssppo_jax.errors import ConfigError, Interrupted, LostProcess, UserError, WriteError
 from ssppo_jax.files import default_cache, expanded, to_json, write_records, writing
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
@@ -46,7 +46,9 @@ def main(argv: list[str] | None = None) -> int:
         _flush()
         return code
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        if isinstance(error, LostProcess):
+            os._exit(error.exit_code)  # at its end JAX would wait for the other, and abort
         return error.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed
@@ -285,7 +287,7 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
-    except JaxRuntimeError as error:
+    except (JaxRuntimeError, ValueError) as error:  # where it is noticed decides which
         told = hosts.lost(error)
         if told is None:
             raise

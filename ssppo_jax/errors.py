@@ -29,6 +29,10 @@ class WriteError(UserError, OSError):
     exit_code = 74
 
 
+class LostProcess(UserError):
+    """Another process of the run has ended, or does not answer."""
+
+
 class GateError(UserError):
     """A run's own correctness gate failed (exit 70, sysexits EX_SOFTWARE)."""
 

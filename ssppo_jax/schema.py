@@ -641,6 +641,14 @@ def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> Co
             f"--config={spec}: get_config() returns {type(config).__name__}; begin it with"
             " config = base_config(), and return that"
         )
+    given = cfg.flatten(config)
+    lacking = [path for key in KEYS if (path := key.path) not in given]
+    lacking += [f"{c.path}.name" for c in COMPONENTS if f"{c.path}.name" not in given]
+    if lacking:
+        raise ConfigError(
+            f"--config={spec}: get_config() leaves out {', '.join(lacking[:5])}"
+            f"{', ...' if len(lacking) > 5 else ''}; begin it with config = base_config()"
+        )
     problems = cfg.override(config, overrides, COMPONENTS, ELSEWHERE, chosen=select)
     problems += _value_problems(config) if devices is None else _problems(config, devices)
     cfg.raise_problems(problems)

@@ -263,6 +263,10 @@ def test_a_typo_or_wrong_type_in_a_config_file_is_told_by_line_with_the_nearest_
     ("text", "message"),
     [
         ("def get_config():\n    return 3\n", r"c\.py: get_config\(\) returns int; begin it with"),
+        (
+            "from ml_collections import ConfigDict as get_config\n",
+            r"c\.py: get_config\(\) leaves out seed, model\.source, .*, \.\.\.; begin it with",
+        ),
         ("x = '\udcff'\n", r"c\.py:1: SyntaxError: .*'utf-8' codec can't decode byte 0xff"),
     ],
 )

@@ -23,7 +23,7 @@ from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 
 from ssppo_jax.distributed.rendezvous import meet
-from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.errors import ConfigError, LostProcess, UserError
 
 T = TypeVar("T")
 
@@ -155,13 +155,13 @@ def _has_come(client: Any, key: str, until: float) -> bool:
     return True
 
 
-def lost(error: JaxRuntimeError) -> UserError | None:
+def lost(error: Exception) -> LostProcess | None:
     """Return what to tell of an error that says another process is gone; None if it says something
     else."""
-    said = str(error).splitlines()[0]
+    said = str(error).partition("\n")[0]
     if alone() or not re.search(r"[Gg]loo|by peer|oordination|eartbeat|UNAVAILABLE|ABORTED", said):
         return None
-    return UserError(
+    return LostProcess(
         f"another process of this run has ended or does not answer ({said[:200]}); look at its log."
         " Saved is what the last checkpoint holds. Start every process again with the same command"
     )

@@ -20,6 +20,7 @@ import logging
 import os
 import re
 import shutil
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -115,6 +116,8 @@ class Checkpoints:
         except Exception as error:
             if hosts.is_first():
                 shutil.rmtree(temporary, ignore_errors=True)  # give the space back
+            if lost := hosts.lost(error):
+                raise lost from error
             raise WriteError(
                 f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
                 "Older checkpoints are untouched. Free some space and run the same command again."
@@ -329,13 +332,20 @@ def find_damage(folder: Path) -> str | None:
     return f"changed after it was written: {', '.join(changed)}" if changed else None
 
 
+def _say_nothing(*_: object) -> None:
+    """Stand in for what prints an error that nobody catches."""
+
+
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep Orbax's threads from printing tracebacks of the error that the save itself raises."""
-    before, hook = set(threading.enumerate()), threading.excepthook
+    before = set(threading.enumerate())
+    hooks = threading.excepthook, sys.excepthook, sys.unraisablehook
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
     levels = [logger.level for logger in loggers]
-    threading.excepthook = lambda _: None
+    threading.excepthook = _say_nothing
+    sys.excepthook = _say_nothing
+    sys.unraisablehook = _say_nothing
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -346,7 +356,7 @@ def _quiet() -> Iterator[None]:
             thread.join(max(0.0, until - time.monotonic()))
         raise
     finally:
-        threading.excepthook = hook
+        threading.excepthook, sys.excepthook, sys.unraisablehook = hooks
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
 

@@ -17,7 +17,7 @@ from small_runs import MESH, SMALL, SMOKE, configure
 
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.rendezvous import meet
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, LostProcess
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.train import train
 from ssppo_jax.weights import hf
@@ -186,6 +186,10 @@ def meeting(port, processes, index, timeout=10.0):
     ("said", "lost"),
     [
         ("UNKNOWN: Gloo all-reduce failed: pair.cc: Connection closed by peer [::1]:4\nmore", True),
+        (
+            "UNKNOWN: Gloo AllGather failed: pair.cc: Connection reset by peer",
+            True,
+        ),
         ("UNAVAILABLE: The coordination service is not reachable", True),
         ("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes", False),
     ],
@@ -195,6 +199,7 @@ def test_the_loss_of_a_process_is_told_from_other_errors_of_jax(monkeypatch, sai
     monkeypatch.setattr(hosts, "alone", lambda: False)
     told = hosts.lost(JaxRuntimeError(said))
     assert (told is not None) == lost
+    assert not lost or isinstance(told, LostProcess)
     assert not lost or re.search(r"another process .*\(U.*\); look at its log", str(told))
 
 
