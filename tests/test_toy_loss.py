@@ -47,8 +47,6 @@ def sweep(add):
 SMALL = {
     "data.heldout": 4,
     "data.prompt_buckets": 256,
-    "sampling.max_new_tokens": 6,
-    "sampling.num_samples": 2,
     "train.iterations": 1,
     "train.prompts_per_iteration": 8,
     "checkpoint.export": "false",
