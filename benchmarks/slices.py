@@ -52,6 +52,7 @@ def ours(model: str, topology: str) -> list[dict]:
     chips = len(devices)
     given = {
         "model.param_dtype": "bfloat16",
+        "optimizer.rounding": "nearest",  # as Tunix's: no float32 masters
         "train.batch_size": chips,
         "sampling.batch_size": chips,
     }

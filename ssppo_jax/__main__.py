@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     configuration.
     """
     argv = sys.argv[1:] if argv is None else argv
-    if isinstance(sys.stdout, io.TextIOWrapper):
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is, also where the locale says ASCII
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("absl", "jax", "transformers", "orbax", "matplotlib"):

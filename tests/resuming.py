@@ -1,5 +1,6 @@
 """Processes that train and are killed at a chosen place: shared by the tests of resuming."""
 
+import contextlib
 import json
 import os
 import signal
@@ -9,15 +10,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-# Runs `train` with one function replaced by a version that kills the process at its n-th call.
-KILLER = """
-import os, signal, sys
-from ssppo_jax import train, runtime
+# Imports the package once and forks a process for each line of its input. A process runs `train`
+# with one function replaced by a version that kills it at its n-th call. No backend of JAX is
+# started before a fork.
+SERVER = """
+import json, os, signal, sys, traceback
+from ssppo_jax import evaluate, runtime, train
 from ssppo_jax.report import build
 from ssppo_jax.rollout import collect
 from ssppo_jax.rollout import score as score_phase
 from ssppo_jax.weights import checkpoint
 from ssppo_jax.__main__ import main
+import transformers
 
 def deadly(owner, name, call, number=signal.SIGKILL):
     original, calls = getattr(owner, name), []
@@ -28,25 +32,46 @@ def deadly(owner, name, call, number=signal.SIGKILL):
         return original(*args, **kwargs)
     setattr(owner, name, replacement)
 
-build.build_report = lambda folder: folder  # no report: its figures take seconds
-where = os.environ["KILL"]
-if where == "asked":         # SIGTERM in the first iteration's training: saves, exits with 75
-    deadly(train, "take_rows", 1, signal.SIGTERM)
-elif where == "sampling":    # the second iteration's samples are being made
-    deadly(collect, "sample_prompts", 1)
-elif where == "scoring":     # they are sampled and judged, the rollout is not yet written
-    deadly(score_phase, "score_rows", 1)
-elif where == "saving":      # a checkpoint in the second iteration: arrays written, manifest not
-    deadly(checkpoint, "write_manifest", 1)
-elif where == "other keys":  # not a kill: the negative control, random keys that were not restored
-    key = runtime.Runtime.key
-    runtime.Runtime.key = lambda self, stream, index=0: key(self, stream, index + 1000)
-sys.exit(main(sys.argv[1:]))
+def prepare(where):
+    build.build_report = lambda folder: folder  # no report: its figures take seconds
+    if where == "asked":         # SIGTERM in the first iteration's training: saves, exits with 75
+        deadly(train, "take_rows", 1, signal.SIGTERM)
+    elif where == "sampling":    # the second iteration's samples are being made
+        deadly(collect, "sample_prompts", 1)
+    elif where == "scoring":     # they are sampled and judged, the rollout is not yet written
+        deadly(score_phase, "score_rows", 1)
+    elif where == "saving":      # a checkpoint in the second iteration: arrays, no manifest yet
+        deadly(checkpoint, "write_manifest", 1)
+    elif where == "other keys":  # not a kill: the negative control, keys that were not restored
+        key = runtime.Runtime.key
+        runtime.Runtime.key = lambda self, stream, index=0: key(self, stream, index + 1000)
+
+def work(task):
+    code = 1
+    said = os.open(task["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(said, 1)
+    os.dup2(said, 2)
+    try:
+        prepare(task["kill"])
+        code = main(task["argv"])
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+for line in sys.stdin:
+    pid = os.fork()
+    if pid == 0:
+        work(json.loads(line))
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
 
 
+@contextlib.contextmanager
 def launcher(shared):
-    """Return run(workdir, kill, expect, kind), whose processes share caches in a folder."""
+    """Give run(workdir, kill, expect, kind), whose processes share caches in a folder."""
     environment = os.environ | {
         "XLA_FLAGS": "",
         "SSPPO_CACHE": str(shared / "models"),
@@ -56,29 +81,28 @@ def launcher(shared):
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }
+    server = subprocess.Popen(
+        [sys.executable, "-c", SERVER],
+        cwd=ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
 
     def run(workdir, kill="never", expect=0, kind=()):
-        command = [
-            sys.executable,
-            "-c",
-            KILLER,
-            "train",
-            "--config=smoke",
-            f"--workdir={workdir}",
-        ]
-        overrides = ["--config.data.heldout=2", *kind]
-        done = subprocess.run(
-            command + overrides,
-            cwd=ROOT,
-            env=environment | {"KILL": kill},
-            capture_output=True,
-            text=True,
-            timeout=300,
+        argv = ["train", "--config=smoke", f"--workdir={workdir}", "--config.data.heldout=2", *kind]
+        said = shared / "said.txt"
+        print(
+            json.dumps({"argv": argv, "kill": kill, "said": str(said)}),
+            file=server.stdin,
+            flush=True,
         )
-        assert done.returncode == expect, done.stderr[-3000:]
+        assert server.stdout.readline().strip() == str(expect), said.read_text()[-3000:]
         return workdir
 
-    return run
+    with server:  # it ends with its input
+        yield run
 
 
 def log_of(workdir):
@@ -93,12 +117,12 @@ def files_of(workdir, rows="pairs"):
 
 def check_continues(shared, rows, settings):
     """Fail unless a run that was stopped and killed ends like the uninterrupted one."""
-    launch = launcher(shared)
     kind = [f"--config.{setting}" for setting in settings]
-    whole = launch(shared / "whole", kind=kind)
-    launch(shared / "killed", kill="asked", expect=75, kind=kind)
-    launch(shared / "killed", kill="saving", expect=-signal.SIGKILL, kind=kind)
-    killed = launch(shared / "killed", kind=kind)
+    with launcher(shared) as launch:
+        whole = launch(shared / "whole", kind=kind)
+        launch(shared / "killed", kill="asked", expect=75, kind=kind)
+        launch(shared / "killed", kill="saving", expect=-signal.SIGKILL, kind=kind)
+        killed = launch(shared / "killed", kind=kind)
     assert files_of(killed, rows) == files_of(whole, rows)
     assert log_of(killed) == log_of(whole)
     assert any(r["phase"] == "train" and r["values"]["update_norm"] > 0 for r in log_of(whole))

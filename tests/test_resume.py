@@ -1,6 +1,7 @@
 """A run killed with SIGKILL in any phase and started again ends exactly where the uninterrupted run
 does."""
 
+import shutil
 import signal
 
 import pytest
@@ -9,7 +10,8 @@ from resuming import files_of, launcher, log_of
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
-    return launcher(tmp_path_factory.mktemp("shared"))
+    with launcher(tmp_path_factory.mktemp("shared")) as run:
+        yield run
 
 
 @pytest.fixture(scope="module")
@@ -17,22 +19,31 @@ def uninterrupted(launch, tmp_path_factory):
     return launch(tmp_path_factory.mktemp("whole"))
 
 
+@pytest.fixture(scope="module")
+def asked(launch, tmp_path_factory):
+    return launch(tmp_path_factory.mktemp("asked"), kill="asked", expect=75)
+
+
+@pytest.fixture
+def stopped(asked, tmp_path):
+    """Return a run of its own that was asked to stop in the first iteration."""
+    return shutil.copytree(asked, tmp_path / "run")
+
+
 def test_stopped_and_killed_in_three_phases_ends_like_the_uninterrupted_run(
-    launch, uninterrupted, tmp_path
+    launch, uninterrupted, stopped
 ):
-    launch(tmp_path, kill="asked", expect=75)
     for phase in ("sampling", "scoring", "saving"):
-        launch(tmp_path, kill=phase, expect=-signal.SIGKILL)
-    launch(tmp_path)
-    assert files_of(tmp_path) == files_of(uninterrupted)
-    assert log_of(tmp_path) == log_of(uninterrupted)
+        launch(stopped, kill=phase, expect=-signal.SIGKILL)
+    launch(stopped)
+    assert files_of(stopped) == files_of(uninterrupted)
+    assert log_of(stopped) == log_of(uninterrupted)
 
 
-def test_a_resume_that_loses_its_random_keys_is_told_apart(launch, uninterrupted, tmp_path):
-    launch(tmp_path, kill="asked", expect=75)
-    launch(tmp_path, kill="other keys")
+def test_a_resume_that_loses_its_random_keys_is_told_apart(launch, uninterrupted, stopped):
+    launch(stopped, kill="other keys")
     assert (
-        files_of(tmp_path)["policy/model.safetensors"]
+        files_of(stopped)["policy/model.safetensors"]
         != files_of(uninterrupted)["policy/model.safetensors"]
     )
 
