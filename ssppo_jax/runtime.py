@@ -108,8 +108,8 @@ class Runtime:
     @property
     def beside_sampling(self) -> int:
         """Return the bytes that a device holds while it samples, besides what sampling reads."""
-        state = self.abstract_state
-        return shard_bytes(state.opt_state if self.relay is None else state)
+        held = shard_bytes(self.abstract_state.opt_state)
+        return held if self.relay is None else held + shard_bytes(self.abstract_params)
 
     @property
     def cache_dtype(self):

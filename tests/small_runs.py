@@ -1,13 +1,17 @@
 """Whole runs of the smoke config, cut down further, on a 2 x 2 x 2 mesh: shared by the tests of the
 loop."""
 
+import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from ssppo_jax import schema
+from ssppo_jax import train as train_module
 from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.oracles.protocol import Oracle
+from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.types import Failed, Verdict
 
 SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")
@@ -54,3 +58,20 @@ def byte_oracle(flat=lambda prompt: False):
 
 def values(log, phase):
     return [record["values"] for record in log if record["phase"] == phase]
+
+
+RECORDS = ("pairs.jsonl", "groups.jsonl", "opponents.jsonl")
+
+
+def run_with(folder, oracle, **overrides):
+    """result, metric log and the records trained on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "build_oracle", lambda config: oracle)
+        result = train_module.train(configure(checkpoint__export="false", **overrides), folder)
+    rows = [
+        json.loads(line)
+        for f in folder.glob("*s.jsonl")
+        if f.name in RECORDS
+        for line in f.read_text().splitlines()
+    ]
+    return result, list(read_metrics(folder / "metrics.jsonl")), rows

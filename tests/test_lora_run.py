@@ -101,33 +101,6 @@ def test_a_run_that_was_stopped_ends_like_one_that_was_not(run, tmp_path, monkey
         assert (tmp_path / name).read_bytes() == (whole / name).read_bytes(), name
 
 
-def test_bfloat16_adapters_train_by_float32_masters_that_outlive_the_iterations_optimizer(
-    tmp_path, monkeypatch
-):
-    """A step of a fresh RMSProp is 10 rates, 1e-5, which bfloat16 adapters would round away; had
-    the second iteration begun with the rounded ones, its masters would be 0 or 2e-5 further."""
-    monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle())
-    half = {"model__param_dtype": "bfloat16", "optimizer__scope": "iteration"}
-    small = {"optimizer__learning_rate": 1e-6, "optimizer__schedule": "constant"}
-    one_step = {"train__prompts_per_iteration": 8, "eval__every": 0}
-    states = []
-    monkeypatch.setattr(
-        Trainer, "_save", lambda self, state, at, offset: states.append(jax.device_get(state))
-    )
-    train(configure(**(LORA | half | small | one_step)), tmp_path)
-    first, last = (dict(hf.flatten(state.opt_state.kept)) for state in states)
-    assert {str(x.dtype) for x in last.values()} == {"float32"}
-    moved = np.concatenate([np.ravel(np.abs(last[p] - first[p])) for p in last])
-    assert np.mean(np.abs(moved - 1e-5) < 1e-6) > 0.9
-    jax.tree.map(
-        lambda m, p: np.testing.assert_array_equal(m.astype(p.dtype), p),
-        states[-1].opt_state.kept,
-        states[-1].params,
-    )
-    for name in ("adapters/adapter_model.safetensors", "policy/model.safetensors"):
-        assert {str(x.dtype) for x in load_file(tmp_path / name).values()} == {"bfloat16"}, name
-
-
 def test_an_export_that_was_killed_halfway_is_repeated_whole(tmp_path, monkeypatch):
     """SIGKILL between adapters/ and policy/ once left a run that no start could finish."""
     config = configure(**LORA)
