@@ -5,8 +5,6 @@ import numpy as np
 import pytest
 from small_runs import byte_oracle, length_oracle, run_with, values
 
-from ssppo_jax.types import Verdict
-
 pytestmark = pytest.mark.usefixtures("own_cache")
 
 
@@ -109,9 +107,3 @@ def test_a_group_loss_at_another_temperature_is_on_policy_and_held_to_the_initia
 
 
 # ---- rows, without a model
-
-
-REWARDS = Verdict(None, np.array([[0, 1, 1], [1, 0, 0.5]], np.float32), (None, None))
-
-
-TIED = Verdict(None, np.array([[0, 0, 0], [1, 0, 0.5]], np.float32), (None, None))

@@ -12,6 +12,9 @@ from ssppo_jax.rollout.pairs import pair_rows
 from ssppo_jax.rollout.rows import Judged
 from ssppo_jax.types import Prompt, Samples, Verdict
 
+REWARDS = Verdict(None, np.array([[0, 1, 1], [1, 0, 0.5]], np.float32), (None, None))
+TIED = Verdict(None, np.array([[0, 0, 0], [1, 0, 0.5]], np.float32), (None, None))
+
 
 def judged(verdict, k=3):
     """Two prompts of 2 and 3 tokens; completions of 1, 2 and 3 of 3 slots; the last of each was
