@@ -126,6 +126,7 @@ class Runtime:
             samples=num_samples,
             tensor=self.sampling_mesh.shape["tensor"],
             itemsize=self.cache_dtype.itemsize,
+            chunk=self.config.model.attention_chunk,
         )
 
     def slots(self, num_samples: int, policies: int = 1) -> int:

@@ -68,9 +68,10 @@ def sample_prompts(
             progress.update(len(rows))
             ready([encoded[i] for i in rows], texts[-len(rows) :])
 
-        c = runtime.config
-        for line in length_groups(encoded, batch_size=sampler.slots, buckets=c.data.prompt_buckets):
-            steps += _serve(runtime, sampler, params, encoded, line, key, finish, stopped)
+        size = slots_for(runtime, sampler.slots, len(encoded))
+        buckets = runtime.config.data.prompt_buckets
+        for line in length_groups(encoded, batch_size=size, buckets=buckets):
+            steps += _serve(runtime, sampler, size, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
     samples = Samples(*(np.concatenate(field)[back] for field in zip(*parts, strict=True)))
@@ -105,6 +106,7 @@ def check_finite(config: ConfigDict, samples: Samples, what: str) -> None:
 def _serve(
     runtime: Runtime,
     sampler: CompiledSampler,
+    size: int,
     params: PyTree,
     encoded: Sequence[EncodedPrompt],
     line: LengthGroup,
@@ -115,8 +117,7 @@ def _serve(
     """Give slots to the prompts of a group until all have had one; return the slots offered and
     used.
     """
-    mesh, size = runtime.sampling_mesh, sampler.slots
-    few = refill_rows(runtime, size)
+    mesh, few = runtime.sampling_mesh, refill_rows(runtime, size)
     batch = pad_batch(encoded, line.rows[:size], size, line.width)
     holds = np.where(batch.real, batch.source, -1)  # row of each slot, -1 for none
     slots = sampler.start(params, put_rows(mesh, batch.prompts), key, put_rows(mesh, batch.real))
@@ -145,6 +146,14 @@ def _serve(
         finish(*leaving)
     counts = jax.device_get((slots.steps, slots.used))
     return Counter(slots=int(counts[0]) * size, used=int(counts[1]))
+
+
+def slots_for(runtime: Runtime, slots: int, prompts: int) -> int:
+    """Return the slots for so many prompts: with sampling.batch_size=0 no more than they need."""
+    if runtime.config.sampling.batch_size:
+        return slots
+    ways = runtime.sampling_mesh.shape["data"] * runtime.sampling_mesh.shape["fsdp"]
+    return min(slots, -(-prompts // ways) * ways)
 
 
 def refill_rows(runtime: Runtime, slots: int) -> int:

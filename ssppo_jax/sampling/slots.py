@@ -11,6 +11,9 @@ from ssppo_jax.models.arch import Arch
 SHARE = 0.9
 # Arrays of one step's logits that exist at one time: the model's, scaled, as weights, and padded.
 LOGITS = 4
+# Arrays of a prompt's attention scores and of its hidden states that exist at one time.
+SCORES = 4
+STATES = 2
 
 
 class Slot(NamedTuple):
@@ -19,9 +22,19 @@ class Slot(NamedTuple):
     token: float  # keys and values of one token
     cache: float  # keys and values of the prompt and of its completions
     logits: float  # one step's, float32
+    work: float  # attention scores and hidden states while a prompt is read
 
 
-def slot_of(arch: Arch, *, prompt: int, new: int, samples: int, tensor: int, itemsize: int) -> Slot:
+def slot_of(
+    arch: Arch,
+    *,
+    prompt: int,
+    new: int,
+    samples: int,
+    tensor: int,
+    itemsize: int,
+    chunk: int = 0,
+) -> Slot:
     """Count a slot's bytes on one device.
 
     Args:
@@ -30,9 +43,16 @@ def slot_of(arch: Arch, *, prompt: int, new: int, samples: int, tensor: int, ite
       samples: completions of the prompt, K.
       tensor: devices that split heads and vocabulary.
       itemsize: bytes of one number of the keys and values.
+      chunk: queries whose attention scores exist at one time; 0: all.
     """
     token = 2.0 * arch.num_kv_heads / tensor * arch.head_dim * itemsize * arch.num_layers
-    return Slot(token, token * (prompt + samples * new), samples * arch.vocab_size / tensor * 4.0)
+    scores = arch.num_heads / tensor * min(chunk or prompt, prompt) * prompt * 4.0
+    return Slot(
+        token=token,
+        cache=token * (prompt + samples * new),
+        logits=samples * arch.vocab_size / tensor * 4.0,
+        work=SCORES * scores + STATES * prompt * arch.hidden_size * 4.0,
+    )
 
 
 def slots_that_fit(slot: Slot, *, room: float, held: float, ways: int, policies: int = 1) -> int:
@@ -48,7 +68,7 @@ def slots_that_fit(slot: Slot, *, room: float, held: float, ways: int, policies:
     Raises:
       ConfigError: not even one slot fits.
     """
-    each = policies * slot.cache + (policies + LOGITS) * slot.logits
+    each = policies * slot.cache + (policies + LOGITS) * slot.logits + slot.work
     free = SHARE * room - held
     rows = int(free / each)
     if rows < 1:

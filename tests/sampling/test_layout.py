@@ -16,7 +16,7 @@ from ssppo_jax.distributed.mesh import put_rows, sampling_mesh, sampling_shape
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.plan.hlo import gathered_in_loops
-from ssppo_jax.rollout.sample import sample_prompts
+from ssppo_jax.rollout.sample import sample_prompts, slots_for
 from ssppo_jax.runtime import build_runtime, sampling_params
 from ssppo_jax.sampling.slots import slot_of, slots_that_fit
 from ssppo_jax.types import Prompt, Prompts
@@ -149,11 +149,12 @@ def test_slots_of_llama_3_by_hand():
     assert slot.token == 2 * 8 / 4 * 128 * 2 * 32  # keys and values, heads, width, bytes, layers
     assert slot.cache == slot.token * (512 + 5 * 512)
     assert slot.logits == 5 * 128256 / 4 * 4
-    each = slot.cache + 5 * slot.logits
+    assert slot.work == 4 * 32 / 4 * 512 * 512 * 4 + 2 * 512 * 4096 * 4  # scores and states
+    each = slot.cache + 5 * slot.logits + slot.work
     room, held = 16e9, 16e9 * 0.9 - 3.5 * each  # three and a half slots are free
     assert slots_that_fit(slot, room=room, held=held, ways=4) == 12
-    assert slots_that_fit(slot, room=room, held=held, ways=4, policies=2) == 4
-    with pytest.raises(ConfigError, match=r"need 0\.10 GiB of a device, and 0\.00 GiB are free"):
+    assert slots_that_fit(slot, room=room, held=held, ways=4, policies=2) == 8  # 2 of 256 MB
+    with pytest.raises(ConfigError, match=r"need 0\.14 GiB of a device, and 0\.00 GiB are free"):
         slots_that_fit(slot, room=room, held=room, ways=4)
 
 
@@ -161,10 +162,12 @@ def test_a_batch_of_what_fits_gives_the_same_tokens(monkeypatch):
     made = runtime()
     held = made.beside_sampling + sum(x.nbytes for x in jax.tree.leaves(made.load_params())) / 8
     slot = made.slot(2)
-    room = (held + 2.2 * (slot.cache + 5 * slot.logits)) / 0.9
+    room = (held + 2.2 * (slot.cache + 5 * slot.logits + slot.work)) / 0.9
     monkeypatch.setattr("ssppo_jax.runtime.device_memory", lambda device: room)
     fits = build_runtime(configure(**SETTINGS | {"sampling__batch_size": 0}))
     sampler = sampler_of(fits)
     assert sampler.slots == 16
     found = sample_prompts(fits, sampler, fits.load_params(), prompts(), jax.random.key(1))
     np.testing.assert_array_equal(found.samples.tokens, sample().tokens)
+    assert [slots_for(fits, 800, n) for n in (1, 20, 5000)] == [8, 24, 800]
+    assert slots_for(made, 16, 1) == 16  # as configured
