@@ -125,7 +125,7 @@ SETTINGS = """seed=-1 seed=x seed=nan seed=1.5 seed= model.source= model.source=
     data.source.path=x data.source=jsonl sampling.num_samples=0 sampling.num_samples=1
     sampling.temperature=-1 sampling.temperature=inf sampling.top_p=0 sampling.top_p=1.5
     sampling.top_p=nan sampling.top_k=-1 sampling.min_p=2 sampling.max_new_tokens=0
-    sampling.batch_size=0 sampling.refill=2 oracle.name=none oracle.target=x oracle.bogus=1
+    sampling.batch_size=-1 sampling.refill=2 oracle.name=none oracle.target=x oracle.bogus=1
     oracle.max_failed_fraction=2 pairs.gate_level=some pairs.gate.name=none
     pairs.include_self=maybe pairs.win_rate_estimator=some similarity.name=none
     similarity.max_length=0 train.iterations=0 train.iterations=1.5
