@@ -249,16 +249,16 @@ def test_each_way_to_end_has_its_exit_code(capsys, monkeypatch, tmp_path, error,
     assert words in capsys.readouterr().err
 
 
+PLACES = (
+    ["train", *SMALL, "--workdir={}"],
+    ["evaluate", *SMALL, "--candidate=random:tiny", "--baseline=random:tiny", "--output={}"],
+    ["generate", *SMALL, "--output={}/x.jsonl"],
+    ["convert", "--input=random:tiny", "--output={}/x"],
+)
+
+
 @pytest.mark.parametrize(
-    "argv",
-    [
-        ["train", *SMALL, "--workdir={}"],
-        ["evaluate", *SMALL, "--candidate=random:tiny", "--baseline=random:tiny", "--output={}"],
-        ["generate", *SMALL, "--output={}/x.jsonl"],
-        ["convert", "--input=random:tiny", "--output={}/x"],
-        ["sweep", SMOKE, "--workdir={}"],
-    ],
-    ids=lambda argv: argv[0],
+    "argv", [*PLACES, ["sweep", SMOKE, "--workdir={}"]], ids=lambda argv: argv[0]
 )
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_path, argv):
     (tmp_path / "file").write_text("")
@@ -266,17 +266,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(capsys, tmp_p
     assert "no folder can be made there" in message
 
 
-@pytest.mark.parametrize(
-    "argv",
-    [
-        ["train", *SMALL, "--workdir={}"],
-        ["evaluate", *SMALL, "--candidate=random:tiny", "--baseline=random:tiny", "--output={}"],
-        ["generate", *SMALL, "--output={}/x.jsonl"],
-        ["convert", "--input=random:tiny", "--output={}/x"],
-        ["report", "--workdir={}"],
-    ],
-    ids=lambda argv: argv[0],
-)
+@pytest.mark.parametrize("argv", [*PLACES, ["report", "--workdir={}"]], ids=lambda argv: argv[0])
 def test_a_folder_that_is_read_only_is_refused_before_the_work(capsys, argv):
     """Root may write everywhere but into the lists of the kernel."""
     message = refused(capsys, *(arg.format("/proc/self/task") for arg in argv))

@@ -104,32 +104,6 @@ def collectives(text: str) -> list[Collective]:
     return list(once.values())
 
 
-def gathered_in_loops(text: str) -> list[int]:
-    """Return the elements of every array that an all-gather makes inside a loop of a module."""
-    computations = _computations(text)
-    found: dict[str, list[int]] = {}  # of each computation that a loop reaches
-
-    def walk(name: str) -> None:
-        if name in found:
-            return
-        lines = computations.get(name, (False, []))[1]
-        matches = [match for match in map(_KIND.search, lines) if match]
-        found[name] = [
-            max(_size(dims) for _, dims in _ARRAY.findall(match[1]))
-            for match in matches
-            if match[2] == "all-gather"
-        ]
-        for line in lines:
-            bounds = _LOOP.search(line)
-            for called in [bounds[2]] if bounds else _CALLED.findall(line):
-                walk(called)
-
-    for _, lines in computations.values():
-        for bounds in filter(None, map(_LOOP.search, lines)):
-            walk(bounds[2])
-    return [size for sizes in found.values() for size in sizes]
-
-
 def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
     """Map each computation's name to (whether it is the entry, its lines)."""
     found: dict[str, tuple[bool, list[str]]] = defaultdict(lambda: (False, []))

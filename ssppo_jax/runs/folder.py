@@ -171,7 +171,7 @@ def history_of(*sources: str) -> History:
 
 def _run_of(source: str) -> Path | None:
     """Return the run folder that a model's folder stands in."""
-    folder = Path(source).expanduser().resolve()
+    folder = files.expanded(source).resolve()
     if not folder.is_dir():
         return None
     for place in (folder, *folder.parents[:2]):
