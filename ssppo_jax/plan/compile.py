@@ -174,7 +174,10 @@ def _sent(compiled: jax.stages.Compiled) -> list[Collective] | None:
 
 KNOBS = {
     "training state, waiting": "more chips in mesh.fsdp, or lora.rank",
-    "parameters": "more chips in mesh.fsdp or mesh.tensor, or model.param_dtype=bfloat16",
+    "parameters": (
+        "more chips in mesh.fsdp or mesh.tensor (sampling: in sampling.mesh.tensor), or"
+        " model.param_dtype=bfloat16 (sampling: sampling.param_dtype)"
+    ),
     "optimizer": (
         "more chips in mesh.fsdp, lora.rank, optimizer.name=rmsprop in place of adamw, or"
         " optimizer.rounding=stochastic in place of master"

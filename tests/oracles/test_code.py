@@ -15,7 +15,7 @@ import pytest
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.oracles.code import code, code_of
 from ssppo_jax.oracles.sandbox import run as sandbox
-from ssppo_jax.oracles.sandbox.run import Limits, run_tests
+from ssppo_jax.oracles.sandbox.run import Limits, supervised
 from ssppo_jax.types import Prompt
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="Landlock and seccomp are Linux's")
@@ -24,7 +24,7 @@ ADD = "def add(a, b):\n    return a + b\n"
 
 
 def run(source, *tests, **limits):
-    return run_tests(source, list(tests) or ["pass"], LIMITS._replace(**limits))
+    return supervised(source, list(tests) or ["pass"], LIMITS._replace(**limits)).outcome
 
 
 # ---- right and wrong -----------------------------------------------------------------------------

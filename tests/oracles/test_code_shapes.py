@@ -7,12 +7,11 @@ import enum
 import fractions
 import json
 import sys
-import time
 
 import numpy as np
 import pytest
 
-from ssppo_jax.oracles.code import code, code_of
+from ssppo_jax.oracles.code import code
 from ssppo_jax.oracles.sandbox.shapes import Held, equals, hold, judged, plain, why_not
 from ssppo_jax.types import Prompt
 
@@ -439,56 +438,3 @@ def programs():
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_right_program_scores_one(program, programs):
     assert programs[program] == 1.0
-
-
-ADD = "def add(a, b):\n    return a + b\n"
-INDENTED = "".join(f"   {line}\n" for line in ADD.splitlines())
-QUOTED = "".join(f"> {line}\n" for line in ADD.splitlines())
-FENCED = "def add(a, b):\n    '''\n    ```\n    add(1, 2)\n    ```\n    '''\n    return a + b\n"
-MODULE = "'''\n```python\nadd(1, 2)\n```\n'''\ndef add(a, b):\n    return a + b\n"
-BLOCKS = {
-    "plain": (f"```python\n{ADD}```", ADD),
-    "in a list": (f"1. Here:\n   ```python\n{INDENTED}   ```\nDone", ADD),
-    "beside a number": (f"1. ```python\n{INDENTED}   ```\nDone", ADD),
-    "beside a dash": ("- ```py\n  x = 1\n  ```", "x = 1\n"),
-    "quoted": (f"> ```python\n{QUOTED}> ```\n", ADD),
-    "CRLF": (f"```python\n{ADD}```\n".replace("\n", "\r\n"), ADD),
-    "tildes": (f"~~~python\n{ADD}~~~\n", ADD),
-    "tildes around backticks": (f"~~~python\n{MODULE}~~~\n", MODULE),
-    "four": (f"````python\n{ADD}````\n", ADD),
-    "four around three": (f"````python\n{MODULE}````\n", MODULE),
-    "closed by more": (f"```python\n{ADD}`````\n", ADD),
-    "not closed": (f"Sure:\n```python\n{ADD}", ADD),
-    "not closed by less": (f"````python\n{ADD}```\n", f"{ADD}```\n"),
-    "fences in a docstring": (f"```python\n{FENCED}```", FENCED),
-    "fences at the margin": (f"```python\n{MODULE}```\nUse it.", MODULE),
-    "Python 3": (f"```Python 3\n{ADD}```\n```text\n3\n```", ADD),
-    "python3": (f"```python3\n{ADD}```\n```\n3\n```", ADD),
-    "attributes": (f"```{{.python .numberLines}}\n{ADD}```\n```\n3\n```", ADD),
-    "a title": (f'```python title="add.py"\n{ADD}```', ADD),
-    "then its use": (f"```python\n{ADD}```\nUse:\n```python\nprint(add(1, 2))\n```", ADD),
-    "then its tests": (
-        f"```python\n{ADD}```\n```python\ndef test_add():\n    assert add(1, 2)\n```",
-        ADD,
-    ),
-    "then a better one": (f"```python\ndef add(a, b): ...\n```\n```python\n{ADD}```", ADD),
-    "after a session": (f"```pycon\n>>> add(1, 2)\n```\n```py\n{ADD}```", ADD),
-    "after a shell": (f"```bash\npip install x\n```\n```\n{ADD}```", ADD),
-    "a line separator": ("```python\nx = '\u2028'\n```", "x = '\u2028'\n"),
-    "words between ticks": ("Use ```x``` here:\n```python\nx = 1\n```", "x = 1\n"),
-    "tabs": ("\t```python\n\tx = 1\n\t```", "x = 1\n"),
-    "broken": ("```python\ndef f(:\n```\nAnd then\n```text\nout\n```", "def f(:\n"),
-    "empty": ("```python\n```", ""),
-}
-
-
-@pytest.mark.parametrize("block", BLOCKS)
-def test_the_code_of_a_response_is_found_whatever_its_fence(block):
-    text, wanted = BLOCKS[block]
-    assert code_of(text, "auto").rstrip() == code_of(text, "fenced").rstrip() == wanted.rstrip()
-
-
-def test_many_fences_are_read_quickly():
-    start = time.monotonic()
-    assert code_of("```python\n(\n" * 3000, "auto") is not None
-    assert time.monotonic() - start < 5.0

@@ -43,6 +43,19 @@ FOUND = {
     "before its output": (f"```python\n{ADD}```\n```\n3\n```", ADD),
     "the last of two": (f"```python\ndef add(a, b): pass\n```\nNo:\n```python\n{ADD}```", ADD),
     "inline code is none": (f"Use ```add``` so:\n```python\n{ADD}```", ADD),
+    "beside a dash": ("- ```py\n  x = 1\n  ```", "x = 1\n"),
+    "closed by more": (f"```python\n{ADD}`````\n", ADD),
+    "not closed by less": (f"````python\n{ADD}```\n", f"{ADD}```\n"),
+    "with a class": (f"```{{.python .numberLines}}\n{ADD}```\n```\n3\n```", ADD),
+    "before its tests": (
+        f"```python\n{ADD}```\n```python\ndef test_add():\n    assert add(1, 2)\n```",
+        ADD,
+    ),
+    "after a session": (f"```pycon\n>>> add(1, 2)\n```\n```py\n{ADD}```", ADD),
+    "after a shell": (f"```bash\npip install x\n```\n```\n{ADD}```", ADD),
+    "a line separator": ("```python\nx = '\u2028'\n```", "x = '\u2028'\n"),
+    "behind a tab": ("\t```python\n\tx = 1\n\t```", "x = 1\n"),
+    "that is broken": ("```python\ndef f(:\n```\nAnd then\n```text\nout\n```", "def f(:\n"),
     "empty": ("```python\n```", ""),
 }
 

@@ -83,20 +83,12 @@ class Report(NamedTuple):
     broken: str = ""  # why the sandbox could not be set up; the outcome then says nothing
 
 
-def run_tests(code: str, tests: list[str], limits: Limits) -> Outcome:
-    """Run the code, then each test in the same namespace; a test passes when it raises nothing.
-
-    Raises:
-      ConfigError: `strict`, and this system cannot do it.
-    """
-    return supervised(code, tests, limits).outcome
-
-
 def supervised(
     code: str, tests: list[str], limits: Limits, entries: list[str] | None = None
 ) -> Report:
-    """Run the code and its tests under a supervisor, and return its `Report`.
+    """Run the code, then each test in the same namespace, under a supervisor.
 
+    A test passes when it raises nothing.
     `entries` are the names that the function asked for may have, the likeliest first: shapes of
     tests take it as an argument.
 
