@@ -126,7 +126,9 @@ def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
     result = jax.tree_util.tree_map_with_path(one, tree)
     if lost:
         raise ConfigError(
-            "no sharding rule matches: " + ", ".join(lost) + "; add one to DECODER_RULES"
+            "no sharding rule matches: "
+            + ", ".join(lost)
+            + "; add one to the rules in distributed/mesh.py"
         )
     return result
 
