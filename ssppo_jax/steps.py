@@ -140,8 +140,11 @@ def _norm(tree: PyTree) -> Array:
 def _nonzero(tree: PyTree) -> Array:
     """Return the share of elements that are not 0; of an axis at a time, as 2^24 + 1 is 2^24."""
     leaves = [x for x in jax.tree.leaves(tree) if x.size]
-    shares = [jnp.mean(jnp.mean(x != 0, axis=-1, dtype=jnp.float32)) * x.size for x in leaves]
-    return sum(shares, jnp.float32(0)) / max(sum(x.size for x in leaves), 1)
+    # Sizes as floats: as an int32 that of a model beyond 2^31 parameters overflows.
+    shares = [
+        jnp.mean(jnp.mean(x != 0, axis=-1, dtype=jnp.float32)) * float(x.size) for x in leaves
+    ]
+    return sum(shares, jnp.float32(0)) / float(max(sum(x.size for x in leaves), 1))
 
 
 def _accumulate(

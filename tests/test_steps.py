@@ -383,6 +383,24 @@ def test_the_logged_update_is_the_one_that_the_parameters_took(rounding):
     np.testing.assert_array_equal(moved, 1 - 2.0**-8 if rounding == "master" else 1.0)
 
 
+def test_a_model_beyond_32_bits_of_parameters_has_a_step():
+    """Llama 3 70B: one stacked matrix alone has more than 2^31 elements. Nothing is computed."""
+
+    def apply(params, *_):
+        return Policy(jnp.sum(params["w"])[None, None, None], jnp.zeros((1, 1, 1))), None
+
+    def linear(policy, batch):
+        return Mean(jnp.sum(policy.logp), jnp.float32(1)), {}
+
+    optimizer = optax.sgd(1.0)
+    params = {"w": jax.ShapeDtypeStruct((80, 8192, 28672), jnp.float32)}
+    batch = Batch(**{name: np.zeros((1, 1), np.float32) for name in Batch._fields})
+    step = make_train_step(apply, linear, lambda policy, batch: {}, optimizer)
+    state = TrainState(params, jax.eval_shape(optimizer.init, params), jnp.int32(0))
+    new, metrics = jax.eval_shape(step, state, batch)
+    assert new.params["w"] == params["w"] and metrics["update_share"].total.dtype == jnp.float32
+
+
 def test_a_checkpoint_holds_float32_masters_that_are_cut_as_the_parameters_are(tmp_path):
     mesh = make_mesh((2, 2, 2))
     half = jax.tree.map(lambda x: x.astype(jnp.bfloat16), PARAMS["tied"])
