@@ -264,6 +264,7 @@ RENAMED = {
     "judge": "oracle",
     "train.initial_policy": "train.reference_storage",
     "hosts": "distributed",
+    "data.source.field": "data.source.prompt_field",
 }
 
 

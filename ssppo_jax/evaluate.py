@@ -13,10 +13,9 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy.stats import bootstrap
 
-from ssppo_jax import data
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.data.prepare import prepare_heldout
+from ssppo_jax.data.prepare import encode, prepare_heldout
 from ssppo_jax.errors import UserError
 from ssppo_jax.files import write_json, write_records
 from ssppo_jax.oracles import ORACLES
@@ -357,12 +356,7 @@ def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
             Prompt(f"prompt-{i}", ({"role": "user", "content": text},))
             for i, text in enumerate(texts)
         ]
-        limit = config.data.max_prompt_length
-        encoded, dropped = data.encode_prompts(
-            prompts, runtime.tokenizer, max_prompt_length=limit, date=config.data.date
-        )
-        if dropped.rows:
-            log.warning("%s", dropped)
+        encoded, _ = encode(prompts, runtime.tokenizer, config.data)
     else:
         history = history_of(config.model.source)
         (encoded,), _ = prepare_heldout(

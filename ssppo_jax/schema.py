@@ -18,6 +18,7 @@ from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
 from ssppo_jax.data import SOURCES
 from ssppo_jax.data.chat import DATE
+from ssppo_jax.data.framing import template_problem
 from ssppo_jax.distributed.mesh import AXES, mesh_shape, sampling_shape
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
@@ -159,6 +160,26 @@ KEYS: tuple[Key, ...] = (
         DATE,
         "date that a chat template prints as today's, so that prompts do not depend on the day",
         cfg.iso_date,
+    ),
+    Key(
+        "data.template",
+        "model",
+        "chat template: model (the tokenizer's own), plain (User: ..., for a base model), or a"
+        " file with a Jinja template",
+    ),
+    Key("data.system_prompt", "", "system turn before every prompt; empty: none"),
+    Key(
+        "data.few_shot",
+        "",
+        'JSON lines of answered examples put before every prompt, {"prompt": ..., "completion":'
+        " ...}; empty: none",
+    ),
+    Key(
+        "data.prompt_template",
+        "{prompt}",
+        "text that the last turn of every prompt is put into; {prompt} is the prompt, another name"
+        " a field of its row",
+        template_problem,
     ),
     # sampling
     Key(
@@ -482,6 +503,8 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "max_completion_length": "sampling.max_new_tokens",
     "max_new_tokens": "sampling.max_new_tokens",
     "max_prompt_length": "data.max_prompt_length",
+    "chat_template": "data.template",
+    "chat_template_path": "data.template",
     "temperature": "sampling.temperature",
     "scale_rewards": "advantage.scale_rewards (of advantage.name=grpo)",
     "r": "lora.rank",

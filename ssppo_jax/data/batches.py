@@ -101,7 +101,7 @@ def encode_prompts(
         prompts: from a source; ids unique.
         tokenizer: a transformers tokenizer.
         max_prompt_length: tokens a prompt may have, template included.
-        template: "model" or "plain", see `encode_chat`.
+        template: "model", "plain" or a file, see `encode_chat`.
         date: what a template prints as today's, see `encode_chat`.
 
     Raises:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ssppo_jax.errors import ConfigError, DataError, GateError
+from ssppo_jax.files import expanded
 from ssppo_jax.types import FINISH_EOS, Samples
 
 _TAIL = 16  # tokens of a prompt's end in which such a mark is looked for
@@ -53,7 +54,8 @@ def encode_chat(
     Args:
         tokenizer: a transformers tokenizer.
         messages: turns with "role" and "content".
-        template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE`.
+        template: "model" for the tokenizer's own chat template, "plain" for `PLAIN_TEMPLATE`, or
+          the path of a file with a Jinja template.
         answered: the last turn is an answer to be read whole, and no further one is asked for.
         date: YYYY-MM-DD. A template that prints the date gets this one, at midnight, whatever the
           clock says. So the ids depend neither on the day nor on the time zone.
@@ -152,17 +154,17 @@ def check_completions(samples: Samples, eos: Sequence[int]) -> None:
 def _render(
     tokenizer: Any, messages: Sequence[dict], template: str, *, answered: bool, date: str
 ) -> str:
-    if template not in TEMPLATES:
-        raise ConfigError(f"chat template {template!r} is unknown; allowed: {', '.join(TEMPLATES)}")
-    if template == "model" and not tokenizer.chat_template:
+    chosen = template_text(template)
+    if chosen is None and not tokenizer.chat_template:
         raise ConfigError(
-            "the tokenizer has no chat template (is this a base model?); choose template='plain',"
-            " or use an instruction-tuned model"
+            "the tokenizer has no chat template (is this a base model?); set"
+            " --config.data.template=plain, or a file with a Jinja template, or use an"
+            " instruction-tuned model"
         )
     try:
         return tokenizer.apply_chat_template(
             list(messages),
-            chat_template=_dated(TEMPLATES[template] or tokenizer.get_chat_template(), date),
+            chat_template=_dated(chosen or tokenizer.get_chat_template(), date),
             add_generation_prompt=not answered,
             tokenize=False,
             date_string=datetime.fromisoformat(date).strftime("%d %b %Y"),  # as Llama 3 writes it
@@ -174,6 +176,25 @@ def _render(
     ) as exc:  # templates refuse turns (system role, order) by raising whatever they like
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template refuses turns ({roles}): {exc}") from exc
+
+
+@functools.cache
+def template_text(name: str) -> str | None:
+    """Return the chat template of a name or file; None for the one that the tokenizer carries.
+
+    Raises:
+        ConfigError: it is neither a name nor a file of text.
+    """
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    try:
+        return expanded(name).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(
+            f"data.template={name!r} is neither {' nor '.join(TEMPLATES)} nor a file of text"
+            f" ({reason}); give one of these, or the path of a Jinja template"
+        ) from None
 
 
 @functools.cache

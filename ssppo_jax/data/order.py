@@ -90,10 +90,14 @@ def question(prompt: Prompt) -> str:
     spacing, punctuation that ends a clause, the style of quotes and dashes, and the order of plain
     numbers in a sum or a product ("3 + 5" and "5 + 3").
     """
-    content = prompt.canonical or json.dumps(
+    return hashlib.sha256(asked(prompt).encode()).hexdigest()[:16]
+
+
+def asked(prompt: Prompt) -> str:
+    """Return the text that `question` digests."""
+    return prompt.canonical or json.dumps(
         [[m["role"], _normal(m["content"])] for m in prompt.messages]
     )
-    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def portion_sizes(count: int, *, portions: int, prompts_per_iteration: int = 0) -> list[int]:

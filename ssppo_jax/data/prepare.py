@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from ssppo_jax import data
 from ssppo_jax.config import bind
 from ssppo_jax.data.batches import Dropped, EncodedPrompt, encode_prompts
+from ssppo_jax.data.framing import framed
 from ssppo_jax.data.order import History, Split, split_prompts
 from ssppo_jax.data.sources import SHOWN, check_prompt
 from ssppo_jax.errors import ConfigError, DataError
@@ -47,8 +48,8 @@ def prepare_prompts(
             len(split.seen),
             len(split.heldout),
         )
-    train, dropped = _encode(split.train, tokenizer, settings)
-    heldout, dropped_heldout = _encode(split.heldout, tokenizer, settings)
+    train, dropped = encode(split.train, tokenizer, settings)
+    heldout, dropped_heldout = encode(split.heldout, tokenizer, settings)
     copies = list(split.duplicates)
     if copies:
         log.warning("left out %d training prompts that ask what a held-out one asks", len(copies))
@@ -95,7 +96,7 @@ def prepare_heldout(
     if history.heldout:
         held = sum(p.id in history.heldout for p in fresh)
         log.info("%d of %d prompts are those that the models' runs held out", held, len(fresh))
-    read = [_encode(fresh, tokenizer, settings) for tokenizer in tokenizers]
+    read = [encode(fresh, tokenizer, settings) for tokenizer in tokenizers]
     common = set.intersection(*({e.prompt.id for e in encoded} for encoded, _ in read))
     if not common:
         raise DataError("no prompt is short enough for every model; raise data.max_prompt_length")
@@ -120,13 +121,15 @@ def _split(settings: Mapping[str, Any], seed: int, history: History | None) -> S
     return split_prompts(prompts, heldout=settings["heldout"], seed=seed, history=history)
 
 
-def _encode(
+def encode(
     prompts: list[Prompt], tokenizer: Any, settings: Mapping[str, Any]
 ) -> tuple[list[EncodedPrompt], Dropped]:
+    """Frame prompts and encode them as the `data` node of a config says; say which are too long."""
     encoded, dropped = encode_prompts(
-        prompts,
+        framed(prompts, settings),
         tokenizer,
         max_prompt_length=settings["max_prompt_length"],
+        template=settings["template"],
         date=settings["date"],
     )
     if dropped.rows:

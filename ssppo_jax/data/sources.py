@@ -22,6 +22,8 @@ SHOWN = 20  # bad rows printed in full; the rest are counted
 DEEPEST = 50  # lists and objects inside one another, in a row's metadata
 # Columns of which a chat template would make a part of the prompt.
 PARTS = ("tools", "chat_template_kwargs")
+# What other models read beside text: columns, and kinds of a turn's parts.
+MEDIA = ("image", "images", "video", "videos", "audio", "audios", "image_url", "input_audio")
 # Columns that trainers of given responses learn from.
 RESPONSES = ("chosen", "rejected", "completion", "label")
 
@@ -35,7 +37,14 @@ def quickstart() -> list[Prompt]:
     return _prompts(_json_rows(file.read_bytes(), "quickstart.jsonl"))
 
 
-def jsonl(*, path: str = "") -> list[Prompt]:
+def jsonl(
+    *,
+    path: str = "",
+    prompt_field: str = "",
+    answer_field: str = "",
+    id_field: str = "",
+    duplicates: str = "error",
+) -> list[Prompt]:
     """Read one JSON object a line: {"prompt": str} or {"messages": [...]}, an optional "id", and
     metadata.
 
@@ -44,6 +53,12 @@ def jsonl(*, path: str = "") -> list[Prompt]:
 
     Args:
         path: the file to read.
+        prompt_field: column with the prompt (string) or the messages (list of turns); empty:
+          "prompt" or "messages".
+        answer_field: column with the answer that an oracle checks against; empty: "answer".
+        id_field: column with the prompt's id; empty takes "id", or a hash of the messages.
+        duplicates: error, or keep_first to keep the first of the rows that share an id and log how
+          many went.
 
     Raises:
         ConfigError: no path. DataError: the file cannot be read, is empty, or has bad rows
@@ -57,7 +72,13 @@ def jsonl(*, path: str = "") -> list[Prompt]:
         blob = expanded(path).read_bytes()
     except OSError as exc:
         raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
-    return _prompts(_json_rows(blob, path))
+    return _prompts(
+        _json_rows(blob, path),
+        field=prompt_field,
+        answer_field=answer_field,
+        id_field=id_field,
+        duplicates=duplicates,
+    )
 
 
 def tfds(
@@ -65,7 +86,8 @@ def tfds(
     data_dir: str = "",
     builder: str = "",
     split: str = "train",
-    field: str = "prompt",
+    prompt_field: str = "prompt",
+    answer_field: str = "",
     id_field: str = "",
     duplicates: str = "error",
 ) -> list[Prompt]:
@@ -77,7 +99,8 @@ def tfds(
         builder: data set name (name or name/config:version) to look up under `data_dir`; empty
           reads `data_dir` itself.
         split: split or slice, e.g. train or train[:1000].
-        field: column with the prompt (string) or the messages (roles and contents).
+        prompt_field: column with the prompt (string) or the messages (roles and contents).
+        answer_field: column with the answer that an oracle checks against; empty: "answer".
         id_field: column with the prompt's id; empty takes a hash of the messages.
         duplicates: error, or keep_first to keep the first of the rows that share an id and log how
           many went.
@@ -107,7 +130,13 @@ def tfds(
         ) from exc
     place = f"tfds:{builder or data_dir}[{split}]"
     rows = ((f"{place}:{i + 1}", _plain_row(source[i])) for i in range(len(source)))
-    return _prompts(rows, field=field, id_field=id_field, duplicates=duplicates)
+    return _prompts(
+        rows,
+        field=prompt_field,
+        answer_field=answer_field,
+        id_field=id_field,
+        duplicates=duplicates,
+    )
 
 
 def hf(
@@ -116,7 +145,8 @@ def hf(
     split: str = "train",
     subset: str = "",
     revision: str = "",
-    field: str = "prompt",
+    prompt_field: str = "prompt",
+    answer_field: str = "",
     id_field: str = "",
     duplicates: str = "error",
 ) -> list[Prompt]:
@@ -127,7 +157,8 @@ def hf(
         split: split or slice, e.g. train or train[:1000].
         subset: the data set's configuration name; empty takes its default.
         revision: commit or tag, for a run that can be repeated; empty takes the newest.
-        field: column with the prompt (string) or the messages (list of turns).
+        prompt_field: column with the prompt (string) or the messages (list of turns).
+        answer_field: column with the answer that an oracle checks against; empty: "answer".
         id_field: column with the prompt's id; empty takes a hash of the messages.
         duplicates: error, or keep_first to keep the first of the rows that share an id and log how
           many went.
@@ -152,7 +183,13 @@ def hf(
             f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}"
         ) from exc
     rows = ((f"hf:{repo_id}[{split}]:{i + 1}", _plain_row(row)) for i, row in enumerate(table))
-    return _prompts(rows, field=field, id_field=id_field, duplicates=duplicates)
+    return _prompts(
+        rows,
+        field=prompt_field,
+        answer_field=answer_field,
+        id_field=id_field,
+        duplicates=duplicates,
+    )
 
 
 SOURCES = {
@@ -234,6 +271,7 @@ def _prompts(
     rows: Iterable[tuple[str, Row]],
     *,
     field: str = "",
+    answer_field: str = "",
     id_field: str = "",
     duplicates: str = "error",
 ) -> list[Prompt]:
@@ -245,7 +283,7 @@ def _prompts(
     prompts, bad, first_seen, repeats, place = [], [], {}, 0, ""
     for place, row in rows:
         try:
-            prompt = _prompt(row, field, id_field)
+            prompt = _prompt(row, field, answer_field, id_field)
         except ValueError as exc:
             bad.append(f"{place}: {exc}")
             continue
@@ -293,7 +331,7 @@ def _name_unused(prompts: list[Prompt], source: str) -> None:
         _log.info("%s: columns that only an oracle may use: %s", source, ", ".join(others))
 
 
-def _prompt(row: Row, field: str, id_field: str) -> Prompt:
+def _prompt(row: Row, field: str, answer_field: str, id_field: str) -> Prompt:
     """Turn one row into a Prompt; raise ValueError with the reason if that cannot be."""
     if isinstance(row, str):
         raise ValueError(row)
@@ -304,12 +342,22 @@ def _prompt(row: Row, field: str, id_field: str) -> Prompt:
         raise ValueError(
             f'missing field "{field}"; the row has: {", ".join(map(str, row)) or "nothing"}'
         )
-    if id_field and id_field not in row:
-        raise ValueError(f'missing field "{id_field}"; the row has: {", ".join(map(str, row))}')
+    for named in (answer_field, id_field):
+        if named and named not in row:
+            raise ValueError(f'missing field "{named}"; the row has: {", ".join(map(str, row))}')
     messages = _messages(row[field], field)
     id_field = id_field or "id"
     name = _id(row[id_field]) if id_field in row else _content_id(messages)
     meta = {key: value for key, value in row.items() if key not in (field, id_field)}
+    if answer_field and answer_field != "answer":
+        if "answer" in row:
+            raise ValueError(f'has both "answer" and "{answer_field}"; remove one of them')
+        meta["answer"] = meta.pop(answer_field)
+    media = [key for key in MEDIA if meta.get(key) is not None]
+    if media:
+        raise ValueError(
+            f'has "{media[0]}", and models here read text alone; remove the column, or the row'
+        )
     for key in PARTS:
         if meta.get(key):
             raise ValueError(
@@ -318,6 +366,36 @@ def _prompt(row: Row, field: str, id_field: str) -> Prompt:
             )
     _check_meta(meta)
     return Prompt(name, messages, meta)
+
+
+def answered_turns(path: str) -> tuple[dict, ...]:
+    """Read answered examples, {"prompt": str, "completion": str} a line, as turns of a chat.
+
+    Raises:
+        DataError: the file cannot be read, is empty, or has bad rows (`file:line: reason`).
+    """
+    try:
+        blob = expanded(path).read_bytes()
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
+    turns, bad = [], []
+    for place, row in _json_rows(blob, path):
+        try:
+            turns += _answered(row)
+        except ValueError as exc:
+            bad.append(f"{place}: {exc}")
+    if bad or not turns:
+        raise DataError("\n".join(bad[:SHOWN]) or f"{path}: holds no examples")
+    return tuple(turns)
+
+
+def _answered(row: Row) -> list[dict]:
+    if isinstance(row, str):
+        raise ValueError(row)
+    if set(row) != {"prompt", "completion"}:
+        raise ValueError(f'an example has "prompt" and "completion"; this row: {", ".join(row)}')
+    pairs = (("user", "prompt"), ("assistant", "completion"))
+    return [_turn({"role": role, "content": row[key]}, f'"{key}"') for role, key in pairs]
 
 
 def check_prompt(prompt: Prompt) -> None:
@@ -360,12 +438,26 @@ def _turn(turn: Any, what: str) -> dict:
         raise ValueError(f"{what} has fields nothing would read: {', '.join(map(str, extra))}")
     if turn["role"] not in ROLES:
         raise ValueError(f"{what} has role {turn['role']!r}; allowed: {', '.join(ROLES)}")
-    if not isinstance(turn["content"], str):
-        raise ValueError(f"{what} content must be a string, not {type(turn['content']).__name__}")
-    if not turn["content"].strip():
+    content = _text_of(turn["content"], what)
+    if not isinstance(content, str):
+        raise ValueError(f"{what} content must be a string, not {type(content).__name__}")
+    if not content.strip():
         raise ValueError(f"{what} is empty")
-    _check_text(turn["content"], what)
-    return {"role": turn["role"], "content": turn["content"]}
+    _check_text(content, what)
+    return {"role": turn["role"], "content": content}
+
+
+def _text_of(content: Any, what: str) -> Any:
+    """Return the text of a content that is one part of text; refuse images and the like by name."""
+    if not isinstance(content, list) or not all(isinstance(part, dict) for part in content):
+        return content
+    kinds = [part.get("type") for part in content]
+    other = [kind for kind in kinds if kind != "text"]
+    if other:
+        raise ValueError(f"{what} has a part {other[0]!r}, and models here read text alone")
+    if len(content) != 1:
+        raise ValueError(f"{what} has {len(content)} parts of text; write it as one string")
+    return content[0].get("text")
 
 
 def _check_meta(value: Any, what: str = "", depth: int = 0) -> None:

@@ -164,7 +164,8 @@ def _check_answers(prompts: list[Prompt]) -> None:
     if missing:
         raise DataError(
             f"oracle math_verify: prompt {missing[0]!r} has no answer to check against"
-            f' ({len(missing)} of {len(prompts)}); give every row of the data an "answer", or use'
+            f' ({len(missing)} of {len(prompts)}); give every row of the data an "answer", name the'
+            " column that holds it (--config.data.source.answer_field=...), or use"
             " --config.data.source.name=reasoning_gym"
         )
 

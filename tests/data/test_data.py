@@ -297,7 +297,7 @@ def test_tfds_array_record_reads_without_tensorflow(tfds_folder):
 
 def test_tfds_reads_chat_turns_and_builder_names(tfds_folder):
     root = tfds_folder.removesuffix("/tiny/1.0.0")
-    prompts = SOURCES["tfds"](data_dir=root, builder="tiny", field="chat", id_field="name")
+    prompts = SOURCES["tfds"](data_dir=root, builder="tiny", prompt_field="chat", id_field="name")
     longest = max(prompts, key=lambda p: len(p.messages))
     assert len(longest.messages) == 7 and longest.messages[1] == {
         "role": "assistant",
@@ -363,7 +363,7 @@ def test_hf_metadata_that_is_no_json_is_named_at_load(monkeypatch):
     rows = [
         {"prompt": "a", "made": datetime.datetime(2024, 1, 1)},
         {"prompt": "b", "n": np.int64(3), "text": b"caf\xc3\xa9", "x": np.float32(0.5)},
-        {"prompt": "c", "image": object()},
+        {"prompt": "c", "picture": object()},
     ]
     fake_datasets(monkeypatch, lambda *a, **k: rows)
     with pytest.raises(DataError) as caught:
@@ -372,7 +372,7 @@ def test_hf_metadata_that_is_no_json_is_named_at_load(monkeypatch):
         "2 bad rows:",
         'hf:me/data[train]:1: "made" holds a value of type datetime, neither text nor a number;'
         " turn it into text, or remove the column",
-        'hf:me/data[train]:3: "image" holds a value of type object, neither text nor a number;'
+        'hf:me/data[train]:3: "picture" holds a value of type object, neither text nor a number;'
         " turn it into text, or remove the column",
     ]
     rows[:] = rows[1:2]
