@@ -24,7 +24,8 @@ from ssppo_jax.rollout.pairs import pair_rows
 from ssppo_jax.rollout.rows import Judged
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.rollout.score import score_batch
-from ssppo_jax.rollout.similarity import WITHOUT_ENCODER, SentenceEmbedder
+from ssppo_jax.oracles.embedder import SentenceEmbedder
+from ssppo_jax.rollout.similarity import WITHOUT_ENCODER
 from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import ROLLOUT, Runtime, rollout_params

@@ -20,7 +20,8 @@ from ssppo_jax.losses import GATES, TIES
 from ssppo_jax.losses.gates import calibrate, linear
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
-from ssppo_jax.rollout.similarity import EmbedCounts, SentenceEmbedder, score_similarity
+from ssppo_jax.oracles.embedder import EmbedCounts, SentenceEmbedder
+from ssppo_jax.rollout.similarity import score_similarity
 from ssppo_jax.types import Array, Mean, Samples
 
 # logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
