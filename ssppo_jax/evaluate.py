@@ -1,4 +1,4 @@
-"""Compare two policies on held-out prompts as the configured oracle sees them."""
+"""Compare two policies on held-out prompts, as the training oracle and any others see them."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+from scipy.optimize import minimize
+from scipy.special import expit
 from scipy.stats import bootstrap
 
 from ssppo_jax.config import call_kwargs, flatten
@@ -42,24 +44,23 @@ class Change(NamedTuple):
 
 
 class Comparison(NamedTuple):
-    """Hold the oracle's view of two policies' responses to the same prompts."""
+    """Hold an oracle's view of two policies' responses to the same prompts."""
 
     win_rate: Estimate
+    length_controlled: Estimate  # the win rate at equal lengths
     rewards: dict[
         str, Change
     ]  # "reward" and its named parts; empty when the oracle gives preferences
 
     def values(self) -> dict[str, float]:
-        """Return the win rate and the candidate's rewards with intervals, for the log."""
-        return logged(
-            {"win_rate": self.win_rate}
-            | {name: change.candidate for name, change in self.rewards.items()}
-        )
+        """Return the win rates and the candidate's rewards with intervals, for the log."""
+        return logged(self._rates() | {name: c.candidate for name, c in self.rewards.items()})
 
     def result(self) -> dict[str, float]:
         """Return the same for result.json, with the rewards at the start and their gains."""
         rate = self.win_rate
         found = {"win_rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": rate.n}
+        found |= logged({"length_controlled_win_rate": self.length_controlled})
         for name, (candidate, baseline, gain) in self.rewards.items():
             found |= {
                 name: candidate.mean,
@@ -69,10 +70,16 @@ class Comparison(NamedTuple):
             found |= {f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
         return found
 
+    def _rates(self) -> dict[str, Estimate]:
+        return {
+            "win_rate": self.win_rate,
+            "length_controlled_win_rate": self.length_controlled,
+        }
+
     def __str__(self) -> str:
-        lines = [f"win rate {_shown(self.win_rate)}"]
+        lines = [f"win rate {shown(self.win_rate)}"]
         lines += [
-            f"{name} {_shown(c.candidate)}, from {c.baseline.mean:.3f}"
+            f"{name} {shown(c.candidate)}, from {c.baseline.mean:.3f}"
             for name, c in self.rewards.items()
         ]
         return "; ".join(lines)
@@ -91,7 +98,8 @@ def logged(estimates: dict[str, Estimate]) -> dict[str, float]:
     return values
 
 
-def _shown(e: Estimate) -> str:
+def shown(e: Estimate) -> str:
+    """Write an estimate with its interval for people."""
     return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
@@ -100,24 +108,27 @@ def compare(
     oracle: Oracle,
     encoded: Sequence[EncodedPrompt],
     candidate: list[list[str]],  # B x K
-    baseline: list[list[str]],  # B x K
+    baseline: list[list[str]],  # B x M
 ) -> Comparison:
-    """Estimate P(candidate beats baseline) over each prompt's K x K pairs, and mean rewards.
+    """Estimate P(candidate beats baseline) over each prompt's pairs, and mean rewards.
 
-    All intervals are over prompts.
+    Of a baseline with more than K responses the first K count. All intervals are over prompts.
     """
     k = len(candidate[0])
-    verdict = _judged(
-        config, oracle, encoded, [a + b[:k] for a, b in zip(candidate, baseline, strict=True)]
-    )
+    baseline = [group[:k] for group in baseline]
+    groups = [a + b for a, b in zip(candidate, baseline, strict=True)]
+    rows, verdict = _judged(config, oracle, encoded, groups)
     rng = np.random.default_rng(config.seed)
     preference = preference_of(verdict, temperature=config.oracle.reward_temperature)
     rate = win_rate(cross_win_probability(preference, k), rng=rng, resamples=RESAMPLES)
+    length = np.array([[len(text) for text in groups[b]] for b in rows])
+    longer = length[:, :k, None] - length[:, None, k:]  # [B,K,M] characters
+    controlled = length_controlled_win_rate(preference[:, :k, k:], longer)
     changes = {
         name: _change(x[:, :k].mean(1), x[:, k:].mean(1), rng)
         for name, x in _scores(verdict).items()
     }
-    return Comparison(rate, changes)
+    return Comparison(rate, controlled, changes)
 
 
 def rewards(
@@ -127,7 +138,7 @@ def rewards(
     texts: list[list[str]],  # B x K
 ) -> dict[str, Estimate]:
     """Estimate a policy's mean reward and its parts; nothing for preferences."""
-    scores = _scores(_judged(config, oracle, encoded, texts))
+    scores = _scores(_judged(config, oracle, encoded, texts)[1])
     rng = np.random.default_rng(config.seed)
     return {
         name: mean_interval(x.mean(1), rng=rng, resamples=RESAMPLES) for name, x in scores.items()
@@ -136,8 +147,8 @@ def rewards(
 
 def _judged(
     config: ConfigDict, oracle: Oracle, encoded: Sequence[EncodedPrompt], groups: list[list[str]]
-) -> Verdict:
-    """Return the verdict on the held-out prompts that the oracle could judge."""
+) -> tuple[np.ndarray, Verdict]:
+    """Return which held-out prompts the oracle could judge, and its verdict on them."""
     verdict = judge(oracle, encoded, groups, journal=None, identity="")
     kept = drop_failed(verdict, max_failed_fraction=config.oracle.max_failed_fraction)
     if kept.dropped:
@@ -147,7 +158,7 @@ def _judged(
             len(encoded),
             kept.reasons,
         )
-    return kept.verdict
+    return kept.rows, kept.verdict
 
 
 def _scores(verdict: Verdict) -> dict[str, np.ndarray]:  # [B,K] each
@@ -324,22 +335,73 @@ def mean_interval(
 
 
 def cross_win_probability(
-    # [B,2K,2K] P(i > j): the candidate's K responses first, then the baseline's K
+    # [B,K+M,K+M] P(i > j): the candidate's K responses first, then the baseline's M
     preference: np.ndarray,
     k: int,
 ) -> np.ndarray:  # [B] float64
-    """Average P over the K x K pairs of two policies' responses to the same prompt, [B].
+    """Average P over the K x M pairs of two policies' responses to the same prompt, [B].
 
     Raises:
-        UserError: the matrix is not [B,2k,2k].
+        UserError: the matrix is not [B,k+m,k+m] with m of 1 or more.
     """
     preference = np.asarray(preference)
-    if k < 1 or preference.ndim != 3 or preference.shape[1:] != (2 * k, 2 * k):
+    square = preference.ndim == 3 and preference.shape[1] == preference.shape[2]
+    if k < 1 or not square or preference.shape[1] <= k:
         raise UserError(
-            f"expected preferences of shape [B, {2 * k}, {2 * k}] for k = {k}, got"
-            f" {preference.shape}"
+            f"expected preferences of shape [B, {k}+m, {k}+m] for k = {k}, got {preference.shape}"
         )
     return preference[:, :k, k:].astype(np.float64).mean((1, 2))
+
+
+def length_controlled_win_rate(
+    p: np.ndarray,  # [B,...] win probabilities of the candidate, the pairs of a prompt in a row
+    longer: np.ndarray,  # of the same shape: characters that the candidate's response has more
+) -> Estimate:
+    """Return the win rate that a logistic model predicts for responses of equal length.
+
+        logit P(win) = theta + phi tanh(longer / std(longer))        rate = sigmoid(theta)
+
+    It is the model `length_controlled_minimal` of AlpacaEval (Dubois et al. 2024, arXiv 2404.04475,
+    section 3, without the instructions' difficulties), by maximum likelihood of the probabilities.
+    AlpacaEval's own fit has an L1 penalty that cross-validation chooses. |theta| is at most 20, so
+    that a rate of 0 or 1 has a fit. Where all lengths are equal, it is the plain mean.
+
+    The 95% interval is sigmoid(theta +- 1.96 s), with the sandwich estimate of the error s of theta
+    over prompts: the pairs of one prompt are alike. One prompt alone gives [0, 1].
+
+    Raises:
+        UserError: the shapes differ or are empty, or a probability is not in [0, 1].
+    """
+    p, longer = np.asarray(p, np.float64), np.asarray(longer, np.float64)
+    if p.shape != longer.shape or not p.size:
+        raise UserError(
+            f"win probabilities of shape {p.shape} and lengths of shape {longer.shape}: each pair"
+            " has one of both"
+        )
+    if not ((p >= 0) & (p <= 1)).all():
+        raise UserError("win probabilities must lie in [0, 1]; drop what the oracle failed on")
+    n, p, longer = p.shape[0], p.reshape(p.shape[0], -1), longer.reshape(p.shape[0], -1)
+    spread = longer.std(ddof=1) if longer.size > 1 else 0.0
+    features = [np.ones_like(p)] + ([np.tanh(longer / spread)] if spread > 0 else [])
+    x = np.stack(features, -1)  # [B,pairs,1 or 2]
+
+    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+        z = x @ w
+        return float((np.logaddexp(0, z) - p * z).mean()), ((expit(z) - p)[..., None] * x).mean(
+            (0, 1)
+        )
+
+    start, bounds = np.zeros(x.shape[-1]), [(-20.0, 20.0)] * x.shape[-1]
+    tight = {"ftol": 1e-15, "gtol": 1e-10, "maxiter": 1000}
+    w = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=tight).x
+    rate = float(expit(w[0]))
+    if n == 1:
+        return Estimate(rate, 0.0, 1.0, 1)
+    q = expit(x @ w)
+    bread = np.linalg.pinv(np.einsum("bi,bid,bie->de", q * (1 - q), x, x))
+    scores = np.einsum("bi,bid->bd", p - q, x)  # summed within a prompt
+    error = np.sqrt((bread @ (scores.T @ scores) @ bread)[0, 0] * n / (n - 1))
+    return Estimate(rate, float(expit(w[0] - 1.96 * error)), float(expit(w[0] + 1.96 * error)), n)
 
 
 log = logging.getLogger(__name__)

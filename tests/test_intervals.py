@@ -1,8 +1,15 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from ssppo_jax.errors import UserError
-from ssppo_jax.evaluate import cross_win_probability, mean_interval, win_rate
+from ssppo_jax.evaluate import (
+    cross_win_probability,
+    length_controlled_win_rate,
+    mean_interval,
+    win_rate,
+)
 
 
 def test_the_mean_is_the_mean_over_prompts_and_lies_inside():
@@ -91,8 +98,56 @@ def test_swapping_candidate_and_baseline_gives_the_complement():
 
 
 @pytest.mark.parametrize(
-    ("shape", "k"), [((2, 4, 4), 3), ((2, 4, 5), 2), ((4, 4), 2), ((2, 0, 0), 0)]
+    ("shape", "k"), [((2, 4, 4), 4), ((2, 4, 5), 2), ((4, 4), 2), ((2, 0, 0), 0)]
 )
 def test_a_wrong_shape_is_refused(shape, k):
     with pytest.raises(UserError, match="shape"):
         cross_win_probability(np.zeros(shape), k)
+
+
+# ---- equal lengths
+
+GOLDEN = np.load(Path(__file__).parent / "golden" / "length_control.npz")
+
+
+@pytest.mark.parametrize("judge", [0, 1], ids=["soft", "hard"])
+def test_the_rate_at_equal_length_is_scikit_learns_and_near_alpaca_evals(judge):
+    found = length_controlled_win_rate(GOLDEN["p"][judge], GOLDEN["longer"])
+    official, likeliest = GOLDEN["rates"][judge]
+    assert found.mean == pytest.approx(likeliest, abs=1e-6)
+    assert found.mean == pytest.approx(official, abs=0.004)  # its L1 penalty
+    assert abs(found.mean - GOLDEN["p"][judge].mean()) > 0.05  # the raw rate is another
+    assert found.low < found.mean < found.high
+
+
+def test_its_interval_covers_the_rate_of_prompts_whose_pairs_are_alike():
+    """Pairs as observations of their own would give an interval half as wide, and cover 2 of 3."""
+    rng, inside = np.random.default_rng(0), 0
+    for _ in range(60):
+        longer = rng.normal(size=(60, 4))
+        ease = rng.choice([-2.0, 2.0], size=(60, 1))
+        found = length_controlled_win_rate(1 / (1 + np.exp(-ease + 0 * longer)), longer)
+        inside += found.low <= 0.5 <= found.high
+    assert 53 <= inside <= 60
+
+
+@pytest.mark.parametrize("longer", [np.zeros((3, 2)), np.full((3, 2), 7.0)])
+def test_without_a_difference_that_varies_it_is_the_plain_mean(longer):
+    p = np.array([[0.1, 0.2], [0.9, 0.8], [0.3, 0.4]])
+    assert length_controlled_win_rate(p, longer).mean == pytest.approx(0.45, abs=1e-7)
+
+
+def test_a_judge_of_length_alone_has_no_preference_at_equal_length():
+    longer = np.linspace(-300, 310, 200)
+    found = length_controlled_win_rate((longer > 0).astype(float), longer)
+    assert found.low < 0.5 < found.high
+    sure = length_controlled_win_rate(np.ones((5, 2)), np.arange(10.0).reshape(5, 2))
+    assert sure.mean > 1 - 1e-6 and sure.low > 0.99
+    assert length_controlled_win_rate(np.full((1, 3), 0.3), np.arange(3.0)[None])[1:] == (0, 1, 1)
+
+
+def test_pairs_without_a_length_or_a_probability_are_refused():
+    with pytest.raises(UserError, match="each pair has one of both"):
+        length_controlled_win_rate(np.ones(3), np.ones(2))
+    with pytest.raises(UserError, match=r"lie in \[0, 1\]"):
+        length_controlled_win_rate(np.array([0.5, np.nan]), np.ones(2))

@@ -17,11 +17,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from ssppo_jax.config import Component, NonNegative, component, rule_problems
+from ssppo_jax.config import NonNegative
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import preference_of
+from ssppo_jax.oracles.named import setting_problems
 from ssppo_jax.oracles.protocol import Oracle, checked, require_oracle, values_of
 from ssppo_jax.types import Failed, Prompt, Verdict
 
@@ -168,7 +168,7 @@ def _member(given: dict[str, Any]) -> Member:
     at_least = _number(given, "at_least", None, of=name, least=-math.inf)
     margin = _number(given, "margin", None, of=name)
     others = {other: factory for other, factory in ORACLES.items() if other != "combine"}
-    problems = _problems(others, name, given)
+    problems = setting_problems(others, name, given)
     if problems:
         raise ConfigError("\n".join(f"oracle combine: members: {problem}" for problem in problems))
     return Member(name, require_oracle(others[name](**given), name), weight, at_least, margin)
@@ -182,15 +182,6 @@ def _number(given: dict, key: str, default: D, *, of: Any, least: float = 0.0) -
             + (f" >= {least:g}" if math.isfinite(least) else "")
         )
     return value
-
-
-def _problems(table: dict[str, Any], name: Any, given: dict[str, Any]) -> list[str]:
-    """List what is wrong with a member's oracle and its keywords."""
-    try:
-        node = component(table, name, **given)
-    except ConfigError as error:
-        return [str(error)]
-    return rule_problems(ConfigDict({name: node}), (), (Component(name, table, name, ""),))
 
 
 ORACLES = {"combine": combine}

@@ -1,7 +1,7 @@
 """Oracles of relevance: how much of a prompt is left in a response, by meaning or by words.
 
-Both are known functions of the two texts. They see that an answer left its question; they do not see
-that it is wrong. They stand for no human preference."""
+Both are known functions of the two texts. They see that an answer left its question; they do not
+see that it is wrong. They stand for no human preference."""
 
 from __future__ import annotations
 
@@ -16,17 +16,20 @@ from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.types import Prompt, Verdict
 
 STEM = 5  # letters; "sleeping" and "sleep" share them
-STOP = frozenset(
-    "about above after again against also although always among another anything because been"
-    " before being below between both cannot could does doing down during each else even ever every"
-    " everything few from further give gave given goes going gone have having help here hers herself"
-    " himself into itself just keep kept know like made make makes many maybe mine more most much"
-    " must myself need never nothing often once only other ours over please rather really said same"
-    " should since some someone something still such tell than that their theirs them themselves then"
-    " there these they thing things this those though through told under until upon used very want"
-    " wants well were what when where whether which while whom whose will with within without would"
-    " write your yours yourself explain describe suggest three two-sentence short".split()
-)
+# Words that say nothing of a topic, and the verbs that open an instruction.
+_COMMON = """
+about above after again against also although always among another anything because been before
+being below between both cannot could does doing down during each else even ever every
+everything few from further gave give given goes going gone have having help here hers herself
+himself into itself just keep kept know like made make makes many maybe mine more most much must
+myself need never nothing often once only other ours over please rather really said same should
+since some someone something still such tell than that their theirs them themselves then there
+these they thing things this those though three through told under until upon used very want
+wants well were what when where whether which while whom whose will with within without would
+your yours yourself
+describe explain suggest write
+"""
+STOP = frozenset(_COMMON.split())
 
 
 def relevance(
@@ -58,9 +61,9 @@ def relevance(
 def keywords() -> Oracle:
     """Reward the share of the prompt's keywords that the response takes up: |W(x) & W(y)| / |W(x)|.
 
-    W are the words of four letters or more that are in no list of common words, lower-cased and cut
-    to their first five letters. It is ROUGE-1 recall of the prompt over such words. A prompt without
-    any gives every response 1.
+    W are the words of four letters or more that are no common words (`STOP`), lower-cased and cut
+    to their first five letters. It is ROUGE-1 recall of the prompt over such words. A prompt
+    without any gives every response 1.
     """
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:

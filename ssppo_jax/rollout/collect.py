@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from ssppo_jax import data
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.losses import ROWS
+from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.oracles.protocol import Oracle, drop_failed, open_journal
 from ssppo_jax.rollout.groups import group_rows, reward_of, teaches
 from ssppo_jax.rollout.judge import PrefetchJudge, concatenated, identity_of, judge, part_stats
@@ -24,7 +25,6 @@ from ssppo_jax.rollout.pairs import pair_rows
 from ssppo_jax.rollout.rows import Judged
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.rollout.score import score_batch
-from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER
 from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.runs.metrics import sample_stats

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_of
-from ssppo_jax.oracles.embedder import SentenceEmbedder
 
 
 def opponent_rows(

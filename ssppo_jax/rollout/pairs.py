@@ -18,9 +18,9 @@ from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import GATES, TIES
 from ssppo_jax.losses.gates import calibrate, linear
+from ssppo_jax.oracles.embedder import EmbedCounts, SentenceEmbedder
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
-from ssppo_jax.oracles.embedder import EmbedCounts, SentenceEmbedder
 from ssppo_jax.rollout.similarity import score_similarity
 from ssppo_jax.types import Array, Mean, Samples
 

@@ -11,12 +11,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.models.encoder import Encoder, EncoderArch
-from ssppo_jax.rollout import similarity
+from ssppo_jax.oracles import embedder as embedder_module
+from ssppo_jax.oracles.embedder import EmbedCounts, SentenceEmbedder
 from ssppo_jax.rollout.similarity import (
     SIMILARITIES,
     WITHOUT_ENCODER,
-    EmbedCounts,
-    SentenceEmbedder,
     score_similarity,
     similarity_matrix,
 )
@@ -281,7 +280,7 @@ def test_minilm_equals_sentence_transformers():
 
 def test_a_folders_limit_and_tokenizer_are_checked_before_use(params, tmp_path, monkeypatch):
     loaded = LoadedEncoder(ENCODER, params, tmp_path, ())
-    monkeypatch.setattr(similarity, "load_encoder", lambda source, dtype: loaded)
+    monkeypatch.setattr(embedder_module, "load_encoder", lambda source, dtype: loaded)
     with pytest.raises(ConfigError, match=r"max_length=65.*64 positions"):
         SentenceEmbedder.load("folder", max_length=65)
     with pytest.raises(ConfigError, match=r"no tokenizer\.json"):

@@ -1,0 +1,88 @@
+"""Oracles named in one text, for keys that take any number of them.
+
+    --config.eval.oracles=keywords,relevance
+    --config.eval.oracles='["keywords", {"oracle": "length", "target": 30, "as": "brief"}]'
+
+Each has a label, under which its numbers are logged: `as`, or else its name."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from ssppo_jax.config import Component, component, keyword_defaults, rule_problems
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.oracles.protocol import Oracle, require_oracle
+
+TAKEN = ("previous", "reference", "start")  # labels that name an opponent in a log
+EXAMPLE = 'as in keywords,relevance or \'[{"oracle": "length", "target": 30}]\''
+
+
+class Named(NamedTuple):
+    """An oracle as it was written down."""
+
+    label: str
+    name: str
+    settings: dict[str, Any]  # all its keywords
+
+
+def read_named(text: str, table: Mapping[str, Callable]) -> list[Named]:
+    """Read the oracles that a text names.
+
+    Raises:
+        ConfigError: no list, an unknown name or keyword, a bad value, or one label twice.
+    """
+    if text.lstrip().startswith(("[", "{")):
+        try:
+            given = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"not JSON ({error}); name oracles {EXAMPLE}") from None
+    else:
+        given = [name.strip() for name in text.split(",")] if text.strip() else []
+    if not isinstance(given, list) or not all(isinstance(one, str | dict) for one in given):
+        raise ConfigError(f"a list of names or objects is wanted; name oracles {EXAMPLE}")
+    found = [_named({"oracle": one} if isinstance(one, str) else dict(one), table) for one in given]
+    labels = [one.label for one in found]
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ConfigError(f'two oracles are called {twice[0]}; name one with "as": "..."')
+    return found
+
+
+def build_named(text: str, table: Mapping[str, Callable]) -> dict[str, Oracle]:
+    """Return the oracles that a text names, by their labels.
+
+    Raises:
+        ConfigError: as `read_named`, or an oracle cannot be made.
+    """
+    return {
+        label: require_oracle(table[name](**settings), name)
+        for label, name, settings in read_named(text, table)
+    }
+
+
+def setting_problems(table: Mapping[str, Callable], name: Any, given: dict) -> list[str]:
+    """List what is wrong with an oracle's name and keywords."""
+    try:
+        node = component(table, name, **given)
+    except ConfigError as error:
+        return [str(error)]
+    return rule_problems(ConfigDict({name: node}), (), (Component(name, table, name, ""),))
+
+
+def _named(given: dict[str, Any], table: Mapping[str, Callable]) -> Named:
+    name = given.pop("oracle", None)
+    label = given.pop("as", name)
+    problems = setting_problems(table, name, given)
+    if problems:
+        raise ConfigError("; ".join(problems))
+    if not isinstance(label, str) or not re.fullmatch(r"[\w.-]+", label) or label in TAKEN:
+        raise ConfigError(
+            f'"as": {label!r} of {name}: a label is made of letters, digits, _ - and ., and is'
+            f" none of {', '.join(TAKEN)}"
+        )
+    return Named(label, name, keyword_defaults(table[name]) | given)
