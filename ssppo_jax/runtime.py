@@ -30,6 +30,7 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
+from ssppo_jax.models.int8 import quantized
 from ssppo_jax.models.lora import Lora, join, split
 from ssppo_jax.models.masks import layer_kinds
 from ssppo_jax.models.policy import Apply, make_apply
@@ -78,10 +79,16 @@ class Runtime:
     @functools.cached_property
     def abstract_sampling_params(self) -> PyTree:
         """Return shapes, dtypes and shardings of the parameters as the sampler reads them."""
-        name = self.config.sampling.param_dtype
-        dtype = self.param_dtype if name == "model" else jnp.dtype(name)
-        shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, dtype), self.abstract_params)
+        shapes = jax.eval_shape(self._as_sampled, self.abstract_params)
         return abstract(self.sampling_mesh, shapes)
+
+    def _as_sampled(self, params: PyTree) -> PyTree:
+        """Return parameters in the dtype of sampling."""
+        name = self.config.sampling.param_dtype
+        if name == "int8":
+            return quantized(params, self.decoder.dtype)
+        dtype = self.param_dtype if name == "model" else jnp.dtype(name)
+        return jax.tree.map(lambda x: x.astype(dtype), params)
 
     @functools.cached_property
     def relay(self) -> Callable[[PyTree], PyTree] | None:
@@ -92,12 +99,8 @@ class Runtime:
         after the phase."""
         if self.abstract_sampling_params == self.abstract_params:
             return None
-        wanted = self.abstract_sampling_params
-
-        def relaid(params: PyTree) -> PyTree:
-            return jax.tree.map(lambda x, like: x.astype(like.dtype), params, wanted)
-
-        return jax.jit(relaid, out_shardings=jax.tree.map(lambda s: s.sharding, wanted))
+        placed = jax.tree.map(lambda s: s.sharding, self.abstract_sampling_params)
+        return jax.jit(self._as_sampled, out_shardings=placed)
 
     @functools.cached_property
     def abstract_state(self) -> TrainState:

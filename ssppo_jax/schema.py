@@ -214,8 +214,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "sampling.param_dtype",
         "model",
-        "dtype of the weights while sampling; model: as model.param_dtype",
-        cfg.one_of("model", "float32", "bfloat16"),
+        "dtype of the weights while sampling; model: as model.param_dtype; int8: the layers'"
+        " kernels in 8 bits, one scale for each output channel, the rest in model.dtype",
+        cfg.one_of("model", "float32", "bfloat16", "int8"),
     ),
     Key(
         "sampling.cache_dtype",

@@ -12,6 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Float, Int
 
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
+from ssppo_jax.models.int8 import SCALE
 from ssppo_jax.models.lora import Lora, add_adapter
 from ssppo_jax.models.masks import Table
 from ssppo_jax.types import Array
@@ -168,11 +169,17 @@ def matmul(
 
 
 def _product(module: nn.Module, x: Array, shape: tuple[int, ...], *, inside: int) -> Array:
-    """Multiply x [B,S,*inside] by the module's kernel of this shape, [*inside,*outside]."""
+    """Multiply x [B,S,*inside] by the module's kernel of this shape, [*inside,*outside].
+
+    A kernel in 8 bits comes with a scale [*outside], which multiplies the product: the compiler
+    reads 8 bits and widens them on their way into the product."""
     depth = math.prod(shape[:inside])
     kernel = module.param("kernel", _init(depth), shape, module.param_dtype).astype(module.dtype)
-    x = x.reshape(*x.shape[:2], -1)
-    return matmul(x, kernel.reshape(depth, *shape[inside:]))
+    x, kernel = x.reshape(*x.shape[:2], -1), kernel.reshape(depth, *shape[inside:])
+    if not module.has_variable("params", SCALE):
+        return matmul(x, kernel)
+    scale = module.get_variable("params", SCALE)[None, None]
+    return (matmul(x, kernel, accumulate=jnp.float32) * scale).astype(module.dtype)
 
 
 def _init(fan_in: int):

@@ -12,7 +12,7 @@ from small_runs import configure
 from ssppo_jax import schema
 from ssppo_jax.config import CONFIGS
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.distributed.mesh import put_rows, sampling_mesh, sampling_shape
+from ssppo_jax.distributed.mesh import put_rows, sampling_mesh, sampling_shape, shard_bytes
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.plan.hlo import collectives
@@ -31,6 +31,7 @@ SETTINGS = {
     "sampling__batch_size": 16,
 }
 OWN = (("sampling__mesh__data", 4), ("sampling__mesh__tensor", 2))
+EIGHT_BITS = ("sampling__param_dtype", "int8")
 
 
 @functools.cache
@@ -67,7 +68,7 @@ def test_a_layout_of_its_own_gives_the_same_tokens():
 
 
 def gathered(*settings):
-    """Return the elements of what the decoding program, compiled for eight devices, gathers."""
+    """Return the bytes of what the decoding program, compiled for eight devices, gathers."""
     made = runtime(*settings)
     sampler, mesh = sampler_of(made), made.sampling_mesh
     params = made.for_sampling(made.load_params())
@@ -76,14 +77,17 @@ def gathered(*settings):
         params, put_rows(mesh, batch), jax.random.key(0), put_rows(mesh, np.ones(16, bool))
     )
     text = sampler.run.lower(params, slots, jnp.int32(16)).compile().as_text()
-    return {int(one.size / 4) for one in collectives(text) if one.kind == "all-gather"}
+    return {int(one.size) for one in collectives(text) if one.kind == "all-gather"}
 
 
 def test_no_weight_is_gathered_in_the_decoding_loop():
     layers = jax.tree.leaves(runtime().abstract_params["layers"])
     weights = {int(np.prod(leaf.shape[1:])) for leaf in layers if leaf.ndim > 2}
-    assert weights <= gathered()  # in the layout of training
-    assert not weights & gathered(*OWN)
+    whole = {4 * size for size in weights}
+    assert whole <= gathered()  # in the layout of training
+    assert not whole & gathered(*OWN)
+    small = gathered(*OWN, EIGHT_BITS)
+    assert not (whole | weights) & small  # neither in 8 bits nor widened
 
 
 def test_parameters_are_cast_and_cut_as_sampling_reads_them():
@@ -97,6 +101,17 @@ def test_parameters_are_cast_and_cut_as_sampling_reads_them():
     assert up.sharding.shard_shape(up.shape)[2] == up.shape[2] // 2
     both = made.for_sampling((params, params))
     assert jax.tree.structure(both) == jax.tree.structure((relaid, relaid))
+
+
+def test_weights_in_8_bits_are_a_quarter_for_the_count_of_slots_and_for_the_plan():
+    made, exact = runtime(*OWN, EIGHT_BITS), runtime(*OWN)
+    layers = [m.abstract_sampling_params["layers"] for m in (made, exact)]
+    kernels = [
+        sum(shard_bytes(x) for x in jax.tree.leaves(tree) if x.ndim > 2 and x.dtype != scale)
+        for tree, scale in zip(layers, (jnp.float32, jnp.int8), strict=True)
+    ]
+    assert 4 * kernels[0] == kernels[1]
+    assert shard_bytes(layers[0]) < 0.4 * shard_bytes(layers[1])  # scales and norms included
 
 
 def test_without_settings_nothing_is_copied():
