@@ -34,6 +34,7 @@ from ssppo_jax.optimizer import (
     rounding_of,
 )
 from ssppo_jax.oracles import ORACLES
+from ssppo_jax.rollout.importance import MODES
 from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
 from ssppo_jax.types import Batch, Policy
@@ -428,6 +429,25 @@ KEYS: tuple[Key, ...] = (
         "largest |trainer - sampler| log-prob allowed at step 0, else the run aborts",
         cfg.positive,
     ),
+    Key(
+        "train.importance_sampling_correction",
+        False,
+        "weigh responses by the trainer's probability over the one they were drawn with: for"
+        " sampling at another temperature or dtype than the trainer's, or with top-k, top-p, min-p",
+    ),
+    Key(
+        "train.importance_sampling_mode",
+        "sequence_mask",
+        "what is weighed, a token or a response, and what becomes of weights above clip_max: set to"
+        " it (truncate) or to 0 (mask)",
+        cfg.one_of(*MODES),
+    ),
+    Key(
+        "train.importance_sampling_clip_max",
+        3.0,
+        "the largest importance weight; 0: none",
+        cfg.non_negative,
+    ),
     Key("train.term_norms", True, "log the gradient norm of each loss term, once per iteration"),
     # low-rank adapters
     Key(
@@ -541,6 +561,14 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "dynamic_sampling": "group.filter_groups",
     "kl_loss_coef": "loss.beta",
     "bf16_stochastic_round": "optimizer.rounding",
+    "importance_sampling_cap": "train.importance_sampling_clip_max",
+    "vllm_importance_sampling_correction": "train.importance_sampling_correction",
+    "vllm_importance_sampling_mode": "train.importance_sampling_mode",
+    "vllm_importance_sampling_clip_max": "train.importance_sampling_clip_max",
+    "vllm_importance_sampling_cap": "train.importance_sampling_clip_max",
+    "rollout_is": "train.importance_sampling_mode (token_truncate or sequence_truncate), with"
+    " train.importance_sampling_correction=true",
+    "rollout_is_threshold": "train.importance_sampling_clip_max",
 }
 
 
@@ -606,23 +634,42 @@ def cautions(config: ConfigDict) -> list[str]:
             f" update of a rollout, so with one update per rollout loss.beta={config.loss.beta:g}"
             " does nothing"
         )
-    sampling, name = config.sampling, config.loss.name
+    if group or ROWS.get(config.loss.name) == "opponent":
+        found += _sampling_cautions(config, group)
+    return found + _precision_cautions(config)
+
+
+def _sampling_cautions(config: ConfigDict, group: bool) -> list[str]:
+    """Say where a policy gradient is not that of the distribution sampled from."""
+    found, sampling, name = [], config.sampling, config.loss.name
+    corrected = config.train.importance_sampling_correction
+    remedy = "set train.importance_sampling_correction=true"
     raw = not group or config.group.logprob_temperature == "raw"
-    policy_gradient = group or ROWS.get(name) == "opponent"
-    if policy_gradient and raw and sampling.temperature != 1:
-        remedy = "; set group.logprob_temperature=sampling" if group else ""
+    if raw and sampling.temperature != 1 and not corrected:
         found.append(
             f"sampling.temperature={sampling.temperature:g}: {name} takes log-probs at temperature"
-            " 1, so its gradient is not that of the distribution sampled from" + remedy
+            " 1, so its gradient is not that of the distribution sampled from; "
+            + ("set group.logprob_temperature=sampling" if group else remedy)
+        )
+    if sampling.param_dtype == "int8" and not corrected:
+        found.append(
+            f"sampling.param_dtype=int8: responses are drawn with rounded weights, and {name} takes"
+            f" them for the policy's own; {remedy}"
         )
     cuts = {"top_k": sampling.top_k > 0, "top_p": sampling.top_p < 1, "min_p": sampling.min_p > 0}
-    if policy_gradient and any(cuts.values()):
-        keys = ", ".join(f"sampling.{key}={sampling[key]:g}" for key, cut in cuts.items() if cut)
+    keys = ", ".join(f"sampling.{key}={sampling[key]:g}" for key, cut in cuts.items() if cut)
+    if keys and corrected:
+        found.append(
+            f"{keys}: importance weights cannot bring back the tokens that are never drawn, so"
+            f" {name}'s gradient lacks their share"
+        )
+    elif keys:
         found.append(
             f"{keys}: {name} takes log-probs over all tokens, so its gradient is not that of the"
-            " distribution sampled from, and nothing corrects for it"
+            f" distribution sampled from; {remedy}, which corrects all but the tokens that are"
+            " never drawn"
         )
-    return found + _precision_cautions(config)
+    return found
 
 
 def _precision_cautions(config: ConfigDict) -> list[str]:
@@ -767,6 +814,7 @@ def _rows_problems(config: ConfigDict) -> list[str]:
             f"sampling.temperature=0.0: the responses to a prompt would all be the same, and {name}"
             " learns from their differences; set it above 0"
         )
+    problems += _importance_problems(config, kind)
     group, slots = config.group, config.sampling.max_new_tokens
     if group.filter_groups and kind != "group":
         problems.append(
@@ -780,6 +828,25 @@ def _rows_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"group.overlong_buffer_len={group.overlong_buffer_len} exceeds"
             f" sampling.max_new_tokens={slots}; lower it"
+        )
+    return problems
+
+
+def _importance_problems(config: ConfigDict, kind: str) -> list[str]:
+    """List what importance weights ask of other keys."""
+    train, name, problems = config.train, config.loss.name, []
+    if not train.importance_sampling_correction:
+        return []
+    mode = train.importance_sampling_mode
+    if mode.startswith("token") and (kind == "pair" or name == "xpo"):
+        whole = mode.replace("token", "sequence")
+        problems.append(
+            f"train.importance_sampling_mode={mode}: {name} compares whole responses; set {whole}"
+        )
+    if config.sampling.temperature == 0:
+        problems.append(
+            "train.importance_sampling_correction=true with sampling.temperature=0.0: the most"
+            " likely token is drawn for certain, so weights mean nothing; set one of them otherwise"
         )
     return problems
 

@@ -110,6 +110,8 @@ class Batch(NamedTuple):
     similarity: Float[Array, "B"]  # semantic similarity of winner and loser in [-1,1]
     advantage: Float[Array, "B K"]  # group advantages (group losses)
     weight: Float[Array, "B"]  # 1 for a real row, 0 for padding and for ties without a label
+    # Of tokens that were not drawn from pi_t (`rollout.importance`); None: all are 1.
+    importance_weight: Float[Array, "B K T"] | None = None
 
 
 class TrainState(NamedTuple):

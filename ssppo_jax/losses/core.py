@@ -34,7 +34,7 @@ def clean(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
     late: the gradient of the unused branch is 0 * NaN. So the inputs are masked: log-probs, hidden
     states and row values become 0, and win rates 1/2. The loss and its gradients are then
     bit-identical whatever the padding held."""
-    real = batch.weight > 0
+    real, importance = batch.weight > 0, batch.importance_weight
     token = (batch.mask > 0) & real[:, None, None]
 
     def tokens(x):
@@ -54,6 +54,7 @@ def clean(policy: Policy, batch: Batch) -> tuple[Policy, Batch]:
         similarity=rows(batch.similarity, 0.0),
         advantage=rows(batch.advantage, 0.0),
         weight=rows(batch.weight, 0.0),
+        importance_weight=None if importance is None else tokens(importance),
     )
 
 

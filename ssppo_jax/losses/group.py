@@ -98,9 +98,13 @@ def _finish(
     loss_agg_mode: str = "seq-mean-token-mean",
     max_completion_length: int = 0,
 ) -> tuple[Mean, Metrics]:
-    """Return -J plus the KL term, J being the mean gain, and what every group loss logs."""
+    """Return -J plus the KL term, J being the mean gain, and what every group loss logs.
+
+    Importance weights multiply the gain and not the KL term, as in TRL."""
     remedy = "it weighs the KL to the reference; 0 leaves it out"
     require(beta >= 0, "beta", beta, "must be >= 0", remedy)
+    if batch.importance_weight is not None:
+        gain = gain * batch.importance_weight
     terms = {"surrogate": _aggregate(-gain, batch, loss_agg_mode, max_completion_length)}
     if beta:
         kl = _k3(batch.ref_logp - policy.logp)

@@ -104,9 +104,12 @@ def nash_md(
     _check(beta, mixture_coef)
     policy, batch, r = _opponents(policy, batch)
     log_ratio = jax.lax.stop_gradient(policy.logp - batch.ref_logp)
+    logp = policy.logp
+    if batch.importance_weight is not None:
+        logp = batch.importance_weight * logp
     terms = {
-        "kl": beta * sequence_sum(log_ratio * policy.logp, batch.mask)[:, 0],
-        "preference": -(batch.p_win - 0.5) * sequence_sum(policy.logp, batch.mask)[:, 0],
+        "kl": beta * sequence_sum(log_ratio * logp, batch.mask)[:, 0],
+        "preference": -(batch.p_win - 0.5) * sequence_sum(logp, batch.mask)[:, 0],
     }
     return _finish(terms, r, batch, beta)
 
@@ -149,8 +152,11 @@ def xpo(
     def loss(d: Array) -> Array:
         return -jax.nn.log_sigmoid(beta * d) if loss_type == "sigmoid" else (d - 0.5 / beta) ** 2
 
+    preference = label * loss(margin) + (1.0 - label) * loss(-margin)
+    if batch.importance_weight is not None:  # of a whole response, the same at all its tokens
+        preference = preference * batch.importance_weight[:, 0, 0]
     terms = {
-        "preference": label * loss(margin) + (1.0 - label) * loss(-margin),
+        "preference": preference,
         "exploration": alpha * sequence_sum(policy.logp, batch.mask)[:, 1],
     }
     return _finish(terms, r, batch, beta)

@@ -110,7 +110,8 @@ def _train(runtime: Runtime) -> Planned:
     frozen, _ = runtime.parted(runtime.abstract_params)
     state = runtime.abstract_state
     shapes = dict.fromkeys(
-        ("mask", "old_logp", "ref_logp", "init_logp", "completion"), (m, b, k, t)
+        ("mask", "old_logp", "ref_logp", "init_logp", "completion", "importance_weight"),
+        (m, b, k, t),
     )
     shapes |= dict.fromkeys(("win_rate", "target", "advantage"), (m, b, k)) | {"prompt": (m, b, p)}
     whole = ("prompt", "prompt_length", "completion")
@@ -123,6 +124,7 @@ def _train(runtime: Runtime) -> Planned:
                 axis=1,
             )
             for name in Batch._fields
+            if name != "importance_weight" or c.train.importance_sampling_correction
         }
     )
     lengths = np.full(m * b, p), np.full((m * b, k), t)

@@ -165,7 +165,7 @@ class Collector:
         if self.rows == "group":
             verdicts |= counts.left_out()
         batch, scored, scoring = score_batch(
-            self.runtime, self.score, rows.batch, rows.sampler_logp, params, initial
+            self.runtime, self.score, rows.batch, rows.samples, params, initial
         )
         return Rollout(
             batch,

@@ -64,7 +64,7 @@ def group_rows(
         "group/truncated": mean_or_zero(np.asarray(truncated)),
         "group/rows": float(len(records)),
     }
-    return Rows(batch, np.asarray(judged.samples.logp), records, values)
+    return Rows(batch, judged.samples, records, values)
 
 
 def overlong_buffer(config: ConfigDict) -> int:

@@ -28,4 +28,4 @@ def opponent_rows(
         "opponent/tied": mean_or_zero(p_win == 0.5),
         "opponent/rows": float(len(p_win)),
     }
-    return Rows(batch, np.asarray(judged.samples.logp), records, values)
+    return Rows(batch, judged.samples, records, values)

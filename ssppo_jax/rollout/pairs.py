@@ -100,7 +100,7 @@ def pair_rows(
         | {"oracle/pairs": float(len(rows)), "pairs/weightless": float(weightless.sum())}
         | counts
     )
-    return Rows(batch, np.asarray(samples.logp), records, values)
+    return Rows(batch, samples, records, values)
 
 
 def _similarity(

@@ -38,7 +38,7 @@ class Rows(NamedTuple):
     """Hold M training rows without log-probs."""
 
     batch: Batch  # NumPy
-    sampler_logp: np.ndarray  # [M,K,T] float32, raw log-probs recorded while sampling
+    samples: Samples  # NumPy, the responses of the rows
     records: list[dict]  # one per row, for people
     stats: dict[str, float]
 

@@ -15,28 +15,29 @@ from ssppo_jax.distributed.mesh import put_rows
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import GateError
 from ssppo_jax.losses import ROWS
+from ssppo_jax.rollout.importance import weighed
 from ssppo_jax.rollout.store import take_rows
 from ssppo_jax.runtime import Runtime
-from ssppo_jax.types import Batch, PyTree
+from ssppo_jax.types import Batch, PyTree, Samples
 
 
 def score_batch(
     runtime: Runtime,
     score: Callable,  # score(params, prompt, prompt_length, completion, mask) -> Scored, jitted
     batch: Batch,
-    sampler_logp: np.ndarray,  # [M,K,T]
+    samples: Samples,  # NumPy, of the rows
     params: PyTree,  # of pi_t
     initial: Callable[[], PyTree] | None,  # loads the initial policy
 ) -> tuple[Batch, dict[str, float], dict[str, float]]:
-    """Add log-probs under pi_t, the reference and the initial policy; return entropy, KL and
-    seconds too.
+    """Add log-probs under pi_t, the reference and the initial policy, and importance weights;
+    return entropy, KL and seconds too.
 
     Raises:
       GateError: sampler and trainer disagree on the log-probs of the same tokens (the step-0 gate).
     """
     config, start = runtime.config, time.perf_counter()
     logp, entropy = score_rows(runtime, score, params, batch, "the policy")
-    gap = float(np.max(np.abs(logp - sampler_logp) * batch.mask, initial=0.0))
+    gap = float(np.max(np.abs(logp - samples.logp) * batch.mask, initial=0.0))
     if not gap <= config.train.sampler_tolerance:
         raise GateError(
             "sampler and trainer disagree: max |log-prob difference| of the same tokens is"
@@ -62,7 +63,8 @@ def score_batch(
     of_initial = initial is not None and reference_of(config) == "initial"
     ref_logp = init_logp if of_initial else logp
     scored = batch._replace(old_logp=logp, ref_logp=ref_logp, init_logp=init_logp)
-    return scored, metrics, {"seconds": time.perf_counter() - start}
+    scored, ratios = weighed(config, scored, samples)
+    return scored, metrics | ratios, {"seconds": time.perf_counter() - start}
 
 
 def reference_of(config: ConfigDict) -> str:

@@ -61,7 +61,7 @@ def save_rollout(path: Path, rollout: Rollout, identity: dict) -> None:
         "wall": rollout.wall,
     }
     text = np.frombuffer(json.dumps(meta).encode(), np.uint8)
-    arrays = rollout.batch._asdict()
+    arrays = {name: x for name, x in rollout.batch._asdict().items() if x is not None}
     write_atomically(path, lambda file: np.savez(file, meta=text, **arrays))
 
 
@@ -72,7 +72,8 @@ def load_rollout(path: Path, identity: dict) -> Rollout | None:
     try:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as file:
             meta = json.loads(file["meta"].tobytes())
-            arrays = {name: file[name] for name in Batch._fields}
+            named = [x for x in Batch._fields if x in file or x not in Batch._field_defaults]
+            arrays = {name: file[name] for name in named}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
             f"{path}: damaged rollout ({error}); delete the file to sample this iteration again"

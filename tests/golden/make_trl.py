@@ -20,6 +20,8 @@ Each case stores its keywords, the loss, and its gradient with respect to the lo
 policy. (SimPO and ORPO read logits; the gradient of a token's log-prob is that of its logit over 1
 - p.)
 
+* Importance weights: the lines that compute them are cut out of the same method, and the loss gets
+  them. The sampler's log-probs are the old ones with noise.
 * Advantages: TRL computes them in the middle of a method that also generates. The lines that do are
   cut out of its source and run as they stand, on rewards of 5 groups of 6. DAPO's length reward is
   called.
@@ -29,6 +31,7 @@ make_verl.py)."""
 
 import inspect
 import json
+import math
 import pathlib
 import textwrap
 from collections import defaultdict
@@ -58,6 +61,9 @@ DPO = {  # ours: (TRL's loss_type, keywords)
     "apo_zero": ("apo_zero", {"beta": 0.3}),
     "apo_down": ("apo_down", {"beta": 0.3}),
 }
+MODES = ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask")
+CLIP_MAX = 1.2
+IMPORTANCE = ("grpo/all", "dapo", "cispo", "gspo")  # cases of GROUP that are also weighed
 GROUP = {  # case: (TRL's loss_type, keywords)
     "grpo": ("grpo", {"epsilon": 0.2}),
     "grpo/all": ("grpo", {"epsilon": 0.2, "epsilon_high": 0.3, "delta": 1.5, "beta": 0.1}),
@@ -236,7 +242,7 @@ def without_reference(kind, name, hyper, logits, tokens, mask, **attributes):
     return name, hyper, loss, of_token / -torch.expm1(log_probs(logits, tokens))
 
 
-def group_family(logp, old, ref, mask, advantage):
+def group_family(logp, old, ref, mask, advantage, cases, importance=None):
 
     def flat(x):
         return x.reshape(GROUPS * K, *x.shape[2:])
@@ -252,7 +258,9 @@ def group_family(logp, old, ref, mask, advantage):
         "ref_per_token_logps": flat(ref),
         "num_items_in_batch": mask.sum(),
     }
-    for case, (loss_type, hyper) in GROUP.items():
+    if importance is not None:
+        inputs["importance_sampling_ratio"] = importance
+    for case, (loss_type, hyper) in cases.items():
         policy = logp.clone().requires_grad_()
         epsilon = hyper.get("epsilon", 0.2)
         made = trainer(
@@ -273,7 +281,8 @@ def group_family(logp, old, ref, mask, advantage):
             ),
             top_entropy_quantile=1.0,
             off_policy_mask_threshold=None,
-            use_vllm=False,
+            use_vllm=importance is not None,
+            vllm_importance_sampling_correction=True,
             _entropy_bonus_enabled=False,
         )
         made._get_per_token_logps_and_entropies = lambda *_, p=policy, **__: (
@@ -293,6 +302,28 @@ def between(module, kind, first, last):
     start = next(i for i, line in enumerate(lines) if line.strip().startswith(first))
     stop = next(i for i, line in enumerate(lines) if i > start and line.strip().startswith(last))
     return textwrap.dedent("\n".join(lines[start : stop + 1]))
+
+
+def importance(old, sampling, mask):
+    """TRL's weights of each token, or of each response, in every mode."""
+    first = "if self.use_vllm and self.vllm_importance_sampling_correction:"
+    lines = between(grpo_trainer, "GRPOTrainer", first, "# Compute the per-token log probabilities")
+    for mode in MODES:
+        settings = {"use_vllm": True} | {
+            f"vllm_importance_sampling_{name}": value
+            for name, value in {"correction": True, "mode": mode, "clip_max": CLIP_MAX}.items()
+        }
+        names = {
+            "torch": torch,
+            "math": math,
+            "self": SimpleNamespace(**settings, vllm_importance_sampling_clip_min=None),
+            "completion_mask": mask.reshape(GROUPS * K, T),
+            "tool_mask": None,
+            "old_per_token_logps": old.reshape(GROUPS * K, T),
+            "sampling_per_token_logps": sampling.reshape(GROUPS * K, T),
+        }
+        exec(lines, names)
+        yield mode, names["vllm_importance_sampling_ratio"]
 
 
 def advantages(reward):
@@ -356,9 +387,18 @@ def main() -> None:
     logp, old, ref = (
         log_probs(logits + scale * torch.randn_like(logits), tokens) for scale in (0.0, 0.3, 0.5)
     )
-    for case in group_family(logp, old, ref, mask, advantage):
+    for case in group_family(logp, old, ref, mask, advantage, GROUP):
         keep(*case)
     arrays |= {"group/logp": logp.numpy(), "group/old": old.numpy(), "group/ref": ref.numpy()}
+    sampling = old + 0.2 * torch.randn_like(old)
+    arrays["group/sampling"] = sampling.numpy()
+    for mode, ratio in importance(old, sampling, mask):
+        arrays[f"importance/{mode}/weight"] = ratio.reshape(GROUPS, K, -1).numpy()
+        weighed = {case: GROUP[case] for case in IMPORTANCE}
+        given = (logp, old, ref, mask, advantage, weighed, ratio)
+        for case, _, loss, gradient in group_family(*given):
+            arrays[f"importance/{mode}/{case}/loss"] = np.float32(loss.item())
+            arrays[f"importance/{mode}/{case}/gradient"] = gradient.numpy()
     arrays |= {
         "group/mask": mask.numpy(),
         "group/advantage": advantage.numpy(),

@@ -17,6 +17,7 @@ from ssppo_jax import schema
 from ssppo_jax.config import bind
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.models.logprobs import token_logprobs
+from ssppo_jax.rollout.importance import MODES, importance_weights
 from ssppo_jax.runtime import logprob_temperature, rollout_params
 from ssppo_jax.steps import own_old_logp
 from ssppo_jax.types import Batch, Policy
@@ -124,6 +125,105 @@ def test_only_group_losses_take_the_samplers_temperature_and_the_gate_compares_a
     assert logprob_temperature(chosen) == temperature
     recorded = rollout_params(chosen)
     assert (recorded.temperature, recorded.logp_temperature) == (0.7, temperature)
+
+
+# ---- importance weights --------------------------------------------------------------------------
+
+
+def row(logits):
+    return np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+
+
+def drawn(theta, how):
+    """What tokens are drawn from, float64, a row for every prefix."""
+    if how != "top-2":
+        return row(theta.astype(np.float64) / how)
+    kept = row(theta.astype(np.float64))
+    return np.where(kept > kept.min(-1, keepdims=True), kept, 0) / (1 - kept.min(-1, keepdims=True))
+
+
+def weighed(chosen, how, mode="sequence_truncate", clip_max=0.0):
+    """Gradient of the loss where sequences are not drawn by the policy, and are weighed; the
+    problem at temperature 1, and what the tokens were drawn with, float64."""
+    theta, worth, p, true = problem(0, 1.0)
+    q_rows = drawn(theta, how)[AT, TOKENS[:, 0]]
+    old = np.asarray(logp_of(theta, 1.0))
+    sampling = np.log(np.maximum(q_rows, 1e-30))[:, None]
+    weight = importance_weights(old, sampling, np.ones_like(old), mode=mode, clip_max=clip_max)
+    gradient = slope_of(chosen, theta, worth, q_rows.prod(1), old, weight)
+    return gradient, (theta, worth, p, true, q_rows)
+
+
+def slope_of(chosen, theta, worth, rows, old, weight):
+    """Gradient of the loss at `theta`, sequences having the probabilities `rows`. An opponent
+    answers with another sequence, and the better one wins the more often."""
+    batch = batch_of(old, worth, rows)._replace(importance_weight=weight)
+    loss, other = bind(LOSSES, chosen.loss), np.random.default_rng(3).permutation(len(rows))
+    two = ROWS[chosen.loss.name] == "opponent"
+
+    def pair(x):
+        return None if x is None else jnp.concatenate([x, x[other]], 1) if two else x
+
+    fields = {name: pair(getattr(batch, name)) for name in ("mask", "completion", "old_logp")}
+    fields |= {name: pair(getattr(batch, name)) for name in ("advantage", "win_rate", "target")}
+    fields |= {"ref_logp": pair(old) - 0.3 * two, "init_logp": pair(old)}
+    win = (1 / (1 + np.exp(worth[other] - worth))).astype(np.float32)
+    batch = batch._replace(**fields, p_win=win, importance_weight=pair(weight))
+
+    def value(theta):
+        logp = pair(logp_of(theta, 1.0))
+        return loss(Policy(logp, jnp.zeros((*logp.shape[:2], 2))), batch)[0].result()
+
+    return np.asarray(jit(jax.grad(value))(theta))
+
+
+@pytest.mark.parametrize("name", GROUP)
+def test_sequence_weights_give_the_rewards_gradient_whatever_was_sampled_from(name):
+    found, (_, _, _, true, _) = weighed(config(name), 0.6)
+    assert cosine(-found, true) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["nash_md", "xpo"])
+def test_sequence_weights_give_an_opponent_losss_gradient_whatever_was_sampled_from(name):
+    chosen = config(name, **({"loss__alpha": 0} if name == "xpo" else {}))  # of the opponent alone
+    found, (theta, worth, p, *_) = weighed(chosen, 0.6)
+    own = slope_of(chosen, theta, worth, p, np.asarray(logp_of(theta, 1.0)), None)
+    np.testing.assert_allclose(found, own, atol=1e-6)
+    assert np.abs(own).max() > 1e-3
+
+
+def test_tokens_that_are_never_drawn_stay_out_which_is_said():
+    found, (theta, worth, p, true, q_rows) = weighed(config("grpo"), "top-2")
+    kept = q_rows.prod(1) > 0
+    assert 0.2 < p[kept].sum() < 0.9
+    np.testing.assert_allclose(found, by_hand(theta, worth, p * kept), atol=2e-6)
+    assert cosine(-found, true) < 0.99
+    cut = {"sampling__top_k": 2, "train__importance_sampling_correction": True}
+    (caution,) = schema.cautions(config("grpo", **cut))
+    assert "cannot bring back the tokens that are never drawn" in caution
+
+
+def by_hand(theta, worth, weight):
+    """GRPO's gradient at the policy itself, float64: minus the sum of weight A/L times the scores;
+    a weight for every sequence, or for each of its tokens."""
+    scores, own = np.zeros(theta.shape), row(theta.astype(np.float64))
+    weight = np.broadcast_to(np.reshape(weight, (len(worth), -1)), (len(worth), L))
+    for s, (at, tokens) in enumerate(zip(AT, TOKENS[:, 0], strict=True)):
+        for t in range(L):
+            score = np.eye(V)[tokens[t]] - own[at[t]]
+            scores[at[t]] -= weight[s, t] * worth[s] / L * score
+    return scores
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_cap_takes_away_what_is_above_it(mode):
+    cap = 1.3 if mode.startswith("token") else 3.0
+    found, (theta, worth, p, _, q_rows) = weighed(config("grpo"), 0.6, mode, cap)
+    q, token = q_rows.prod(1), row(theta.astype(np.float64))[AT, TOKENS[:, 0]] / q_rows
+    w = token if mode.startswith("token") else np.repeat((p / q)[:, None], L, 1)
+    assert 0.1 < (w > cap).mean() < 0.9
+    w = np.where(w > cap, 0.0 if mode.endswith("mask") else cap, w)
+    np.testing.assert_allclose(found, by_hand(theta, worth, q[:, None] * w), atol=2e-6)
 
 
 # ---- the first update of a rollout ---------------------------------------------------------------

@@ -10,6 +10,7 @@ from pair_batches import build
 from running import assert_agrees
 
 from ssppo_jax.losses.advantages import ADVANTAGES, soft_overlong
+from ssppo_jax.rollout.importance import MODES, importance_weights
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parents[1] / "golden" / "trl.npz"))
 CASES = {case["case"]: case["hyper"] for case in json.loads(str(GOLDEN["cases"]))}
@@ -55,6 +56,21 @@ def test_pair_loss_agrees_with_trl(case):
 def test_group_loss_agrees_with_trl(case):
     arrays = {name: GOLDEN[f"group/{name}"] for name in ("old", "ref", "advantage")}
     agrees(case, *build(GOLDEN["group/logp"], GOLDEN["group/mask"], **arrays))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_importance_weights_and_the_losses_that_they_weigh_agree_with_trl(mode):
+    names = ("old", "sampling", "mask", "ref", "advantage")
+    old, sampling, mask, ref, advantage = (GOLDEN[f"group/{name}"] for name in names)
+    weight = importance_weights(old, sampling, mask, mode=mode, clip_max=1.2)
+    want = np.broadcast_to(GOLDEN[f"importance/{mode}/weight"], mask.shape)
+    assert (want == (0 if "mask" in mode else np.float32(1.2))).mean() > 0.1  # the cap is reached
+    np.testing.assert_allclose(weight * mask, want * mask, rtol=1e-5)
+    given = {"old": old, "ref": ref, "advantage": advantage, "importance_weight": weight}
+    policy, batch = build(GOLDEN["group/logp"], mask, **given)
+    for case in ("grpo/all", "dapo") if mode.startswith("token") else ("cispo", "gspo"):
+        loss, gradient = (GOLDEN[f"importance/{mode}/{case}/{x}"] for x in ("loss", "gradient"))
+        assert_agrees(case.partition("/")[0], policy, batch, CASES[case], loss, gradient)
 
 
 def test_the_random_inputs_reach_both_sides_of_the_clips():

@@ -1,4 +1,4 @@
-"""Weights in 8 bits: the bound of their rounding, and the same forward as with weights so rounded."""
+"""Weights in 8 bits: how far they are rounded, and the forward of weights so rounded."""
 
 import jax
 import jax.numpy as jnp

@@ -39,7 +39,7 @@ def test_group_rows_hold_every_response_of_the_prompt_with_its_mask():
     rows = group_rows(configure(loss="grpo"), judged(REWARDS), None, 4)
     np.testing.assert_array_equal(rows.batch.mask.sum(2), [[1, 2, 3], [1, 2, 3]])
     np.testing.assert_array_equal(rows.batch.prompt, [[1, 2, 0], [1, 2, 3]])
-    np.testing.assert_array_equal(rows.sampler_logp, -rows.batch.completion)
+    np.testing.assert_array_equal(rows.samples.logp, -rows.batch.completion)
     assert [row["answer"] for row in rows.records] == [0, 1] and rows.records[1]["iteration"] == 4
 
 

@@ -34,7 +34,7 @@ def scored(config):
     runtime = SimpleNamespace(config=config, mesh=make_mesh((1, 1, 1), jax.devices()[:1]))
     initial = None if config.train.reference_storage == "off" else lambda: np.float32(START)
     batch = batch_of(encoded, samples)
-    return score_batch(runtime, score, batch, logp, np.float32(NOW), initial)[0]
+    return score_batch(runtime, score, batch, samples, np.float32(NOW), initial)[0]
 
 
 @pytest.mark.parametrize(

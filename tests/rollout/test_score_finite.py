@@ -8,7 +8,7 @@ from ssppo_jax.errors import GateError
 from ssppo_jax.rollout.score import score_batch
 from ssppo_jax.runtime import build_runtime
 from ssppo_jax.steps import Scored
-from ssppo_jax.types import Batch
+from ssppo_jax.types import Batch, Samples
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -24,6 +24,7 @@ def test_log_probs_that_are_not_finite_end_the_run_with_whose_they_are(params, w
         mask=np.where(np.arange(6) < 3, 1.0, rows).astype(np.float32),
         weight=np.ones(8, np.float32),
     )
+    samples = Samples(*(rows for _ in Samples._fields))
     asked = []
 
     def score(params, prompt, length, completion, mask):
@@ -33,5 +34,5 @@ def test_log_probs_that_are_not_finite_end_the_run_with_whose_they_are(params, w
         return Scored(logp, np.zeros_like(logp))
 
     with pytest.raises(GateError, match=rf"^{whose} of model 'random:tiny'.*to 1 of 8 prompts'"):
-        score_batch(runtime, score, batch, rows, params, lambda: "bad")
+        score_batch(runtime, score, batch, samples, params, lambda: "bad")
     assert asked == (["good", "bad"] if params == "good" else ["bad"])

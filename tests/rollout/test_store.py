@@ -1,5 +1,7 @@
 """A rollout on disk and in batches: nothing changes on the way, and padding never counts."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -38,13 +40,17 @@ def rollout():
     )
 
 
-def test_a_rollout_read_back_is_the_one_written(rollout, tmp_path):
+@pytest.mark.parametrize("weighed", [False, True])
+def test_a_rollout_read_back_is_the_one_written(rollout, tmp_path, weighed):
+    if weighed:
+        weighed_batch = rollout.batch._replace(importance_weight=rollout.batch.mask * 2)
+        rollout = dataclasses.replace(rollout, batch=weighed_batch)
     path = tmp_path / "deep" / "r.npz"
     save_rollout(path, rollout, IDENTITY)
     again = load_rollout(path, IDENTITY)
     for name, value in rollout.batch._asdict().items():
         np.testing.assert_array_equal(getattr(again.batch, name), value)
-        assert getattr(again.batch, name).dtype == value.dtype
+        assert value is None or getattr(again.batch, name).dtype == value.dtype
     assert (again.records, again.metrics, again.wall) == (
         rollout.records,
         rollout.metrics,
