@@ -178,7 +178,7 @@ def _product(module: nn.Module, x: Array, shape: tuple[int, ...], *, inside: int
     x, kernel = x.reshape(*x.shape[:2], -1), kernel.reshape(depth, *shape[inside:])
     if not module.has_variable("params", SCALE):
         return matmul(x, kernel)
-    scale = module.get_variable("params", SCALE)[None, None]
+    scale: Array = module.get_variable("params", SCALE)[None, None]
     return (matmul(x, kernel, accumulate=jnp.float32) * scale).astype(module.dtype)
 
 

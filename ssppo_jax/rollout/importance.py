@@ -72,7 +72,7 @@ def weighed(config: ConfigDict, batch: Batch, samples: Samples) -> tuple[Batch, 
     if not train.importance_sampling_correction:
         return batch, {}
     mode, kind = train.importance_sampling_mode, ROWS.get(config.loss.name)
-    given = (np.asarray(batch.old_logp), samples.sampling_logp, np.asarray(batch.mask))
+    given = tuple(map(np.asarray, (batch.old_logp, samples.sampling_logp, batch.mask)))
     weight = importance_weights(*given, mode=mode, clip_max=train.importance_sampling_clip_max)
     whole = importance_weights(*given, mode=mode, clip_max=0.0)
     counted = given[2] > 0
