@@ -280,10 +280,12 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from jax.errors import JaxRuntimeError
 
     from ssppo_jax.report.build import build_report
+    from ssppo_jax.runs.folder import no_trace_of_failure
     from ssppo_jax.train import train
 
     try:
-        result = train(config, _folder(args.workdir), profile=args.profile)
+        with no_trace_of_failure(Path(args.workdir)):
+            result = train(config, _folder(args.workdir), profile=args.profile)
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED

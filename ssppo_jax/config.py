@@ -13,13 +13,16 @@ import dataclasses
 import datetime
 import difflib
 import functools
+import hashlib
 import importlib
+import importlib.metadata
 import importlib.util
 import inspect
 import linecache
 import math
 import pkgutil
 import re
+import sys
 import textwrap
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -30,6 +33,7 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 from ml_collections import ConfigDict
 
 from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.files import expanded
 
 Rule = Callable[[Any], str | None]  # value -> what is allowed, or None when the value is fine
 
@@ -52,6 +56,138 @@ class Component(NamedTuple):
     table: Mapping[str, Callable]
     default: str
     meaning: str
+
+
+# ---- tables --------------------------------------------------------------------------------------
+
+OWN = re.compile(r"(?P<file>[^\s,'\"]+\.py):(?P<name>\w+)")  # path/to/file.py:function
+
+
+class Table(dict[str, Callable]):
+    """Hold a room's functions by name. Functions from elsewhere enter when they are chosen.
+
+    A plug-in is an entry point that an installed package has in the group `ssppo_jax.losses` (or
+    `oracles`, `sources`, ...). A function of a user's file is named path/to/file.py:function. A
+    name that the package has is not replaced.
+    """
+
+    def __init__(self, found: Mapping[str, Callable], group: str):
+        super().__init__(found)
+        self.group = group
+        self.entered: list[Callable[[str, ModuleType], None]] = []  # called with each newcomer
+
+    @functools.cached_property
+    def plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
+        """Return the entry points of installed packages by name."""
+        found = importlib.metadata.entry_points(group=f"ssppo_jax.{self.group}")
+        return {point.name: point for point in found if point.name not in self}
+
+    def enter(self, name: str) -> None:
+        """Enter the plug-in, or the function of a user's file, that a name means; else nothing."""
+        own = OWN.fullmatch(name)
+        if own:
+            function = load_function(name)
+        elif name not in self and name in self.plugins:
+            function = _plugin(self.plugins[name])
+        else:
+            return
+        if self.get(name) is not function:
+            self[name] = function
+            for hear in self.entered:
+                hear(name, sys.modules[function.__module__])
+
+
+def _plugin(point: importlib.metadata.EntryPoint) -> Callable:
+    try:
+        return point.load()
+    except Exception as error:  # whatever another package can raise
+        package = point.dist.name if point.dist else "a package"
+        raise ConfigError(
+            f"{point.name!r} is a plug-in of {package} ({point.value}), which does not load:"
+            f" {type(error).__name__}: {error}"
+        ) from error
+
+
+def load_function(spec: str) -> Callable:
+    """Return the function that path/to/file.py:name means (`load_object`)."""
+    made = load_object(spec)
+    if not callable(made):
+        raise ConfigError(f"{spec!r} is a {type(made).__name__}; it must be a function")
+    return made
+
+
+def load_object(spec: str) -> Any:
+    """Return what path/to/file.py:name means. A file that changed is read again.
+
+    Raises:
+      ConfigError: no such file, it raised something (file:line and what), or nothing in it has the
+        name.
+    """
+    file, _, name = spec.rpartition(":")
+    path = expanded(file)
+    if OWN.fullmatch(spec) is None:
+        raise ConfigError(f"{spec!r}: write it as path/to/file.py:NAME")
+    if not path.is_file():
+        near = _nearest(path.name, [p.name for p in path.parent.glob("*.py")])
+        raise ConfigError(
+            f"{spec!r}: no file {file!r} in {Path.cwd()}{'; ' + near if near else ''}"
+        )
+    module = _user_module(str(path.resolve()), file_digest(path))
+    if not hasattr(module, name):
+        own = [x for x in vars(module).values() if getattr(x, "__module__", "") == module.__name__]
+        given = [x.__name__ for x in own if inspect.isfunction(x) and x.__name__[0] != "_"]
+        raise ConfigError(
+            f"{spec!r}: {file} defines no {name!r}; {_nearest(name, given)}its functions are:"
+            f" {', '.join(given) or 'none'}"
+        )
+    return getattr(module, name)
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+@functools.cache
+def _user_module(path: str, digest: str) -> ModuleType:
+    name = f"_user_{Path(path).stem}_{digest[:8]}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None  # its name ends in .py
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
+    run_file(module, spec.loader.exec_module, module)
+    return module
+
+
+def user_files(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return {file: SHA-256} of the user's Python files that a config's values name."""
+    values = flatten(config).values() if isinstance(config, ConfigDict) else config.values()
+    texts = [value for value in values if isinstance(value, str)]
+    named = sorted({match["file"] for text in texts for match in OWN.finditer(text)})
+    return {file: file_digest(expanded(file)) for file in named if expanded(file).is_file()}
+
+
+def entry(table: Mapping[str, Callable], name: str) -> Callable:
+    """Return the function of a name; one from elsewhere enters the table.
+
+    Raises:
+      ConfigError: no such name; the nearest one is named.
+    """
+    if isinstance(table, Table) and name not in table:
+        table.enter(name)
+    if name not in table:
+        if name.endswith(".py"):
+            raise ConfigError(f"{name!r} is a file; name its function, as in {name}:FUNCTION")
+        more = "; or path/to/file.py:FUNCTION" if isinstance(table, Table) else ""
+        raise ConfigError(
+            f"{name!r} is not known; {_nearest(name, known(table))}allowed:"
+            f" {', '.join(known(table))}{more}"
+        )
+    return table[name]
+
+
+def known(table: Mapping[str, Callable]) -> list[str]:
+    """Return the names of a table, plug-ins included."""
+    return sorted({*table, *(table.plugins if isinstance(table, Table) else ())})
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -157,12 +293,11 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
     Raises:
       ConfigError: no such name, or no such keyword; the nearest one is named.
     """
-    if name not in table:
-        raise ConfigError(
-            f"{name!r} is not known; {_nearest(name, table)}allowed: {', '.join(sorted(table))}"
-        )
-    defaults = keyword_defaults(table[name])
-    parameters = inspect.signature(table[name]).parameters.values()
+    if isinstance(table, Table):
+        table.enter(name)  # a file that changed is read again where it is chosen
+    function = entry(table, name)
+    defaults = keyword_defaults(function)
+    parameters = inspect.signature(function).parameters.values()
     for bare in (p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty):
         raise ConfigError(
             f"{name}: its keyword {bare!r} has no default, so it cannot be a key of a config; give"
@@ -190,7 +325,7 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
 
 def call_kwargs(table: Mapping[str, Callable], node: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keywords that a component node holds for its function."""
-    return {name: node[name] for name in keyword_defaults(table[node["name"]])}
+    return {name: node[name] for name in keyword_defaults(entry(table, node["name"]))}
 
 
 def bind(table: Mapping[str, Callable], node: Mapping[str, Any]) -> Callable:
@@ -198,7 +333,7 @@ def bind(table: Mapping[str, Callable], node: Mapping[str, Any]) -> Callable:
 
     This is the one place where a configured keyword reaches its function.
     """
-    return functools.partial(table[node["name"]], **call_kwargs(table, node))
+    return functools.partial(entry(table, node["name"]), **call_kwargs(table, node))
 
 
 def build(keys: Iterable[Key], components: Iterable[Component]) -> ConfigDict:
@@ -351,11 +486,22 @@ def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
         return function(*arguments)
     except Exception as error:  # whatever a user's file can raise
         file = str(module.__file__)
-        frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-        line = error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
-        place = file + (f":{line}" if line else "")
+        line = _line_of(error, file)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise ConfigError(f"{place}: {kind}{error}{_renamed_in(file, line)}") from error
+        raise ConfigError(
+            f"{place_of(error, file)}{kind}{error}{_renamed_in(file, line)}"
+        ) from error
+
+
+def place_of(error: Exception, file: str) -> str:
+    """Return "file:line: " of the line of a user's file that an error went through."""
+    line = _line_of(error, str(expanded(file).resolve())) or _line_of(error, file)
+    return file + (f":{line}" if line else "") + ": "
+
+
+def _line_of(error: Exception, file: str) -> int | None:
+    frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
+    return error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
 
 
 def renamed(path: str) -> str | None:
@@ -528,7 +674,7 @@ def help_text(keys: Iterable[Key], components: Iterable[Component], config: Conf
     for c in components:
         name = flat[f"{c.path}.name"]
         lines.append(
-            f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(sorted(c.table))}"
+            f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(known(c.table))}"
         )
         meanings = keyword_meanings(c.table[name])
         for keyword in keyword_defaults(c.table[name]):
@@ -557,7 +703,7 @@ def raise_problems(problems: list[str]) -> None:
         )
 
 
-def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callable]:
+def discover(paths: Iterable[str], package: str, table: str) -> Table:
     """Merge the module-level `table` dicts (e.g. "LOSSES") of all modules in a package.
 
     Raises:
@@ -573,7 +719,7 @@ def discover(paths: Iterable[str], package: str, table: str) -> dict[str, Callab
                     " rename one"
                 )
             found[name], owner[name] = function, module.__name__
-    return found
+    return Table(found, table.lower())
 
 
 def constants(

@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Float, Key
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import NonNegative, Positive, Unit, bind
+from ssppo_jax.config import NonNegative, Positive, Table, Unit, bind
 from ssppo_jax.types import Array, PyTree
 
 
@@ -71,12 +71,15 @@ def sgd(*, momentum: NonNegative = 0.0):
     return optax.trace(decay=momentum) if momentum else optax.identity()
 
 
-OPTIMIZERS: dict[str, Callable[..., Any]] = {
-    "rmsprop": rmsprop,
-    "adamw": adamw,
-    "lion": lion,
-    "sgd": sgd,
-}
+OPTIMIZERS = Table(
+    {
+        "rmsprop": rmsprop,
+        "adamw": adamw,
+        "lion": lion,
+        "sgd": sgd,
+    },
+    "optimizers",
+)
 
 STATE_DTYPES = ("param", "float32", "bfloat16")
 ROUNDINGS = ("master", "stochastic", "nearest")

@@ -37,7 +37,7 @@ from ssppo_jax.oracles import ORACLES
 from ssppo_jax.rollout.importance import MODES
 from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
-from ssppo_jax.types import Batch, Policy
+from ssppo_jax.types import Batch, Mean, Policy
 
 _DTYPES = cfg.one_of("float32", "bfloat16")
 
@@ -559,6 +559,8 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "epsilon_high": "loss.epsilon_high",
     "mask_truncated_completions": "group.mask_truncated_completions",
     "dynamic_sampling": "group.filter_groups",
+    "reward_funcs": "oracle.function (of oracle.name=python)",
+    "reward_weights": "oracle.weights (of oracle.name=python)",
     "kl_loss_coef": "loss.beta",
     "bf16_stochastic_round": "optimizer.rounding",
     "importance_sampling_cap": "train.importance_sampling_clip_max",
@@ -784,10 +786,32 @@ def _keyword_problems(config: ConfigDict, known: list[str]) -> list[str]:
         if any(problem.startswith(f"{path}.") for problem in known):
             continue
         try:
-            jax.eval_shape(cfg.bind(table, node), *arrays)
+            made = jax.eval_shape(cfg.bind(table, node), *arrays)
         except (ConfigError, ValueError) as error:
             problems.append(f"{path}={node.name}: {error}")
+            continue
+        except Exception as error:
+            own = cfg.OWN.fullmatch(node.name)
+            if own is None:
+                raise
+            told = f"{cfg.place_of(error, own['file'])}{type(error).__name__}: {error}"
+            problems.append(f"{path}={node.name}: {told}")
+            continue
+        if path == "loss" and not _is_loss(made):
+            problems.append(
+                f"loss={node.name}: it returns {type(made).__name__}; a loss returns (Mean,"
+                " {name: Mean}), as sum_terms of ssppo_jax.losses.core does"
+            )
     return problems
+
+
+def _is_loss(made: Any) -> bool:
+    return (
+        isinstance(made, tuple)
+        and len(made) == 2
+        and isinstance(made[0], Mean)
+        and isinstance(made[1], dict)
+    )
 
 
 def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:

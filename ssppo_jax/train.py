@@ -8,6 +8,7 @@ parameters and log as an uninterrupted run.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
 from collections.abc import Callable
@@ -19,6 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
+from ssppo_jax.config import user_files
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import put_rows, put_whole, replicated
@@ -94,6 +96,8 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
     hosts.compare(
         {
             "configuration": run_folder.digest(config),
+            "train.iterations": config.train.iterations,
+            "files": json.dumps(user_files(config)),
             "version": __version__,
             "workdir": str(workdir),
         }
@@ -115,7 +119,7 @@ def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
     A finished run asks nothing of the disk, which may be full or read-only by now.
     """
     finished = workdir / "result.json"
-    if not finished.is_file():
+    if not finished.is_file() or run_folder.is_longer(workdir, config):
         stack.enter_context(RunLock(workdir))
     run_folder.claim(workdir, config, __version__)
     return read_json(finished) if finished.is_file() else None
@@ -129,6 +133,8 @@ class Trainer:
     ):
         self.runtime, self.config = runtime, runtime.config
         self.workdir, self.metrics, self.stop = workdir, metrics, stop
+        self.portions = hosts.on_first(lambda: run_folder.portions_of(workdir, self.config))
+        self._say_what_is_longer()
         history = hosts.on_first(lambda: run_folder.history_of(self.config.model.source))
         self.prompts, heldout, account = prepare_prompts(
             self.config.data, runtime.tokenizer, seed=self.config.seed, history=history
@@ -158,7 +164,9 @@ class Trainer:
         journal = workdir / (
             "verdicts.jsonl" if hosts.is_first() else f"verdicts_{jax.process_index()}.jsonl"
         )
-        self.collect = Collector(runtime, self.prompts, self.oracle, score, journal)
+        self.collect = Collector(
+            runtime, self.prompts, self.oracle, score, journal, portions=self.portions
+        )
         epochs, size = self.config.train.epochs, self.config.train.batch_size
         # steps of each iteration if no prompt is left out
         self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
@@ -195,6 +203,21 @@ class Trainer:
 
     # ---- start -----------------------------------------------------------------------------------
 
+    def _say_what_is_longer(self) -> None:
+        """Say what raising train.iterations means for rates and prompts."""
+        c, first = self.config, self.portions
+        if c.train.iterations == first:
+            return
+        log.info("the run began with %d iterations and has %d now", first, c.train.iterations)
+        if not c.train.prompts_per_iteration:
+            log.info("its prompts stay cut into %d parts; later passes are shuffled anew", first)
+        if c.optimizer.scope == "run":
+            log.info(
+                "learning rates from here on are those of a run of %d iterations"
+                " (optimizer.scope=run)",
+                c.train.iterations,
+            )
+
     def _fingerprint(self, heldout: list[data.EncodedPrompt]) -> str:
         """Digest everything that decides which ids are trained on when, and evaluated on."""
         c = self.config
@@ -202,7 +225,7 @@ class Trainer:
             [*self.prompts, *heldout],
             train=len(self.prompts),
             seed=c.seed,
-            iterations=c.train.iterations,
+            iterations=self.portions,
             prompts_per_iteration=c.train.prompts_per_iteration,
             heldout=c.data.heldout,
             max_prompt_length=c.data.max_prompt_length,

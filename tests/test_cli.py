@@ -352,7 +352,7 @@ def test_without_a_home_folder_the_cache_is_asked_for(capsys, monkeypatch, tmp_p
     assert "no folder for the cache is known; set SSPPO_CACHE to one, or HOME" in message
 
 
-def test_a_start_that_failed_leaves_no_folder_that_refuses_the_corrected_command(
+def test_a_start_that_failed_leaves_no_folder_and_the_corrected_command_runs(
     capsys, monkeypatch, tmp_path
 ):
     prompts = tmp_path / "in.jsonl"
@@ -361,15 +361,17 @@ def test_a_start_that_failed_leaves_no_folder_that_refuses_the_corrected_command
     argv = ["train", *SMALL, f"--workdir={tmp_path / 'run'}"]
     assert main([*argv, *source]) == 65
     assert "in.jsonl:2: not JSON" in capsys.readouterr().err
-    assert (tmp_path / "run/config.json").is_file()
+    assert not (tmp_path / "run").exists()
+    begun = []
 
     def reached(*args, **kwargs):
+        begun.append(json.loads((tmp_path / "run/config.json").read_text()))
         raise GateError("the corrected command came this far")
 
     monkeypatch.setattr("ssppo_jax.train.HeldOut", reached)
     assert main(argv) == 70
-    record = json.loads((tmp_path / "run/config.json").read_text())
-    assert record["config"]["data.source.name"] == "quickstart"
+    assert begun[0]["config"]["data.source.name"] == "quickstart"
+    assert not (tmp_path / "run").exists()
 
 
 # ---- convert, generate, evaluate, report ---------------------------------------------------------

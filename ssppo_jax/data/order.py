@@ -127,7 +127,8 @@ def portion(
     """Return the indices of one iteration's prompts, a pure function of the iteration number.
 
     With prompts_per_iteration = 0, the papers' setting, the prompts are shuffled once and cut into
-    `portions` disjoint parts whose sizes differ by at most one. Iteration t takes part t. Otherwise
+    `portions` disjoint parts whose sizes differ by at most one. Iteration t takes part t. A run
+    that was made longer passes over the parts again, shuffled anew. Otherwise
     iterations pass over the prompts, each pass shuffled anew. A pass has count //
     prompts_per_iteration iterations, and the remainder sits it out, so that no iteration meets a
     prompt twice: random keys are addressed by iteration and id, so its samples would be the same.
@@ -140,7 +141,7 @@ def portion(
         seed: of the shuffle.
 
     Raises:
-        ConfigError: more portions or prompts than there are, or an iteration past the last portion.
+        ConfigError: more portions or prompts than there are.
     """
     size = prompts_per_iteration
     sizes = portion_sizes(count, portions=portions, prompts_per_iteration=size)
@@ -148,13 +149,9 @@ def portion(
         epoch, step = divmod(iteration, count // size)
         start = epoch * count + step * size
         return _shuffled(count, seed, start, start + size)
-    if not 0 <= iteration < portions:
-        raise ConfigError(
-            f"iteration {iteration} has no prompts of its own: there are {portions} portions; raise"
-            " portions, or set prompts_per_iteration for repeated passes"
-        )
-    start = sum(sizes[:iteration])
-    return _shuffled(count, seed, start, start + sizes[iteration])
+    epoch, part = divmod(iteration, portions)
+    start = epoch * count + sum(sizes[:part])
+    return _shuffled(count, seed, start, start + sizes[part])
 
 
 def fingerprint(

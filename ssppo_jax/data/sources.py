@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ssppo_jax.data.environment import load_environment, rows_of
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import expanded, read_lines
 from ssppo_jax.types import Prompt
@@ -192,11 +193,29 @@ def hf(
     )
 
 
+def environment(*, environment: str = "") -> list[Prompt]:
+    """Read the prompts of an environment as the verifiers library has them; oracle `environment`
+    checks the responses.
+
+    Args:
+        environment: path/to/file.py:NAME of an object with `dataset` and `rubric`, or of a function
+          without arguments that makes it.
+
+    Raises:
+        ConfigError: no environment, or one of several turns. DataError: it has bad rows.
+    """
+    made = load_environment(environment)
+    return _prompts(
+        (f"{environment}:{i}", _plain_row(row)) for i, row in enumerate(rows_of(made), 1)
+    )
+
+
 SOURCES = {
     "quickstart": quickstart,
     "jsonl": jsonl,
     "tfds": tfds,
     "hf": hf,
+    "environment": environment,
 }
 
 

@@ -19,7 +19,10 @@ losses have a hard label, which a tie does not have: a tied pair has weight 0 th
 published method. Choosing the loss sets them, and a run says where it departs from them.
 """
 
+from types import ModuleType
+
 from ssppo_jax.config import constants, discover
+from ssppo_jax.errors import ConfigError
 
 ROW_KINDS = ("pair", "group", "opponent")
 LOSSES = discover(__path__, __name__, "LOSSES")
@@ -29,3 +32,18 @@ ADVANTAGES = discover(__path__, __name__, "ADVANTAGES")
 TIES = discover(__path__, __name__, "TIES")
 COMPANIONS = discover(__path__, __name__, "COMPANIONS")
 ROWS = constants(__path__, __name__, "LOSSES", "ROWS", "pair")
+
+
+def _adopt(name: str, module: ModuleType) -> None:
+    """Take over what a plug-in's or a user's module says of its loss."""
+    own, rows = name.rpartition(":")[2], getattr(module, "ROWS", "pair")
+    rows = rows.get(own, "pair") if isinstance(rows, dict) else rows  # {name: rows}, or one word
+    if rows not in ROW_KINDS:
+        raise ConfigError(f"{module.__file__}: ROWS = {rows!r}; allowed: {', '.join(ROW_KINDS)}")
+    ROWS[name] = rows
+    for table, known in ((TIES, "TIES"), (COMPANIONS, "COMPANIONS")):
+        if own in getattr(module, known, {}):
+            table[name] = getattr(module, known)[own]
+
+
+LOSSES.entered.append(_adopt)

@@ -92,6 +92,8 @@ class Collector:
         oracle: Oracle,
         score: Callable,
         journal: Path,
+        *,
+        portions: int,
     ):
         config = runtime.config
         self.runtime, self.config, self.prompts, self.oracle, self.score = (
@@ -101,6 +103,7 @@ class Collector:
             oracle,
             score,
         )
+        self.portions = portions  # parts of the data: the iterations that the run began with
         self.rows = ROWS.get(config.loss.name, "pair")
         self.journal = open_journal(journal)
         self.embedder = _embedder(runtime) if self.rows == "pair" else None
@@ -121,11 +124,12 @@ class Collector:
     def portion_sizes(self) -> list[int]:
         """Return how many prompts each iteration trains on if none is left out."""
         train = self.config.train
-        return data.portion_sizes(
+        sizes = data.portion_sizes(
             len(self.prompts),
-            portions=train.iterations,
+            portions=self.portions,
             prompts_per_iteration=train.prompts_per_iteration,
         )
+        return [sizes[t % self.portions] for t in range(train.iterations)]
 
     def portion(self, iteration: int, sampling_round: int = 0) -> list[EncodedPrompt]:
         """Return the prompts of one round of sampling.
@@ -135,7 +139,7 @@ class Collector:
         rows = data.portion(
             iteration * self.rounds + sampling_round,
             len(self.prompts),
-            portions=self.config.train.iterations,
+            portions=self.portions,
             prompts_per_iteration=self.config.train.prompts_per_iteration,
             seed=self.config.seed,
         )

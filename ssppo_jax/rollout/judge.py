@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import bind, call_kwargs
+from ssppo_jax.config import bind, call_kwargs, user_files
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import make_mesh
@@ -52,7 +52,9 @@ def place_oracle(oracle: Oracle, mesh: Mesh) -> None:
 
 def identity_of(config: ConfigDict) -> str:
     """Return the configured oracle's part of journal keys."""
-    return oracle_identity(config.oracle.name, call_kwargs(ORACLES, config.oracle))
+    files = user_files(config.oracle)  # another content judges anew
+    kwargs = call_kwargs(ORACLES, config.oracle) | ({"files": files} if files else {})
+    return oracle_identity(config.oracle.name, kwargs)
 
 
 def judge(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
+import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ssppo_jax import files
-from ssppo_jax.config import flatten
+from ssppo_jax.config import flatten, user_files
 from ssppo_jax.data import EncodedPrompt, History, question
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
@@ -26,7 +28,11 @@ COMPUTED = (
     "baseline.json", "samples.jsonl", "metrics.jsonl", "verdicts*.jsonl", "rollouts/*.npz",
     "checkpoints/step_*", "policy", "adapters", "result.json",
 )  # fmt: skip
-FREE_TO_CHANGE = ("checkpoint.", "distributed.")  # keys that may differ when a run is continued
+# Keys that may differ when a run is continued: they change nothing that is trained.
+FREE_TO_CHANGE = (
+    "checkpoint.", "distributed.", "eval.every", "eval.num_samples", "train.term_norms",
+)  # fmt: skip
+LENGTH = "train.iterations"  # may be raised when a run is continued
 
 EXPORTS = ("policy", "adapters")  # folders that a run replaces at its end
 
@@ -34,8 +40,10 @@ EXPORTS = ("policy", "adapters")  # folders that a run replaces at its end
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     """Write config.json into a new folder, or check that the folder's run has this very config.
 
-    A start that failed before it computed anything left no run: its config.json is replaced. Call
-    it on process 0 only.
+    A start that failed before it computed anything left no run: its config.json is replaced. Of a
+    run that continues, the keys and user's files that changed are logged and recorded. A finished
+    run with more iterations loses its result, which is kept under another name. Call it on process
+    0 only.
 
     Raises:
       ConfigError: the folder holds a run with another config, every differing key is listed; or
@@ -49,7 +57,8 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
             + "\nContinue it with its own configuration, or give --workdir a new folder"
         )
     path = workdir / "config.json"
-    if path.is_file() and not _differing(path, config):
+    if path.is_file() and computed(workdir):
+        _continue(workdir, config)
         return
     taken = [name for name in EXPORTS if _holds_something(workdir / name)]
     if taken:
@@ -62,12 +71,73 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
         path,
         {
             "config": flatten(config),
+            "files": user_files(config),
             "command": " ".join(sys.argv),
             "version": version,
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {device.device_kind}",
         },
     )
+
+
+def _continue(workdir: Path, config: ConfigDict) -> None:
+    """Say and record what differs from the run so far; make a finished run longer.
+
+    Raises:
+      ConfigError: a finished run that kept no checkpoint is to be made longer.
+    """
+    path, result = workdir / "config.json", workdir / "result.json"
+    record = files.read_json(path)
+    old, new = record["config"], json.loads(json.dumps(flatten(config)))
+    changes = [
+        {"key": key, "from": old.get(key), "to": new.get(key)}
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    ]
+    before, now = record.get("files", {}), user_files(config)
+    changes += [
+        {"file": name, "from": before.get(name), "to": now[name]}
+        for name in now
+        if before.get(name) != now[name]
+    ]
+    if not changes or (result.is_file() and not is_longer(workdir, config)):
+        return
+    if result.is_file():
+        if not any(workdir.glob("checkpoints/step_*")):
+            raise ConfigError(
+                f"{workdir} is finished and kept no checkpoint (checkpoint.final=false), so"
+                f" {LENGTH} cannot be raised; give --workdir a new folder"
+            )
+        result.rename(workdir / f"result_{old[LENGTH]}.json")
+    for change in changes:
+        if "file" in change:
+            log.warning(
+                "%s changed since the run began; what it judged or trained so far stands",
+                change["file"],
+            )
+        else:
+            log.info("changed: %s=%s, was %s", change["key"], change["to"], change["from"])
+    record |= {
+        "began": {LENGTH: old[LENGTH]} | record.get("began", {}),
+        "config": new,
+        "files": now,
+    }
+    files.write_json(path, record | {"changes": record.get("changes", []) + changes})
+
+
+def is_longer(workdir: Path, config: ConfigDict) -> bool:
+    """Return whether a config has more iterations than the folder's run."""
+    path = workdir / "config.json"
+    return (
+        path.is_file() and files.read_json(path)["config"].get(LENGTH, 0) < config.train.iterations
+    )
+
+
+def portions_of(workdir: Path, config: ConfigDict) -> int:
+    """Return the parts that a run's data is cut into: the iterations that it began with."""
+    path = workdir / "config.json"
+    began = files.read_json(path).get("began", {}) if path.is_file() else {}
+    return began.get(LENGTH, config.train.iterations)
 
 
 def _holds_something(path: Path) -> bool:
@@ -77,13 +147,32 @@ def _holds_something(path: Path) -> bool:
 def differences(workdir: Path, config: ConfigDict) -> list[str]:
     """List the keys in which a folder's run differs from a config, except those that may change."""
     path = workdir / "config.json"
-    computed = any(
+    found = _differing(path, config) if path.is_file() else []
+    return found if computed(workdir) else []
+
+
+def computed(workdir: Path) -> bool:
+    """Return whether a start in this folder came so far as to compute something."""
+    return any(
         found.is_dir() or found.stat().st_size
         for pattern in COMPUTED
         for found in workdir.glob(pattern)
     )
-    found = _differing(path, config) if path.is_file() else []
-    return found if computed else []
+
+
+@contextlib.contextmanager
+def no_trace_of_failure(workdir: Path) -> Iterator[None]:
+    """Remove a folder that was not there before if the block fails before anything is computed."""
+    missing = [p for p in (workdir, *workdir.parents) if not p.exists()]
+    try:
+        yield
+    except Exception:
+        if missing and hosts.is_first() and not computed(workdir):
+            shutil.rmtree(workdir, ignore_errors=True)
+            for parent in missing[1:]:
+                with contextlib.suppress(OSError):  # by now another run's
+                    parent.rmdir()
+        raise
 
 
 def _differing(path: Path, config: ConfigDict) -> list[str]:
@@ -100,15 +189,22 @@ def _differing(path: Path, config: ConfigDict) -> list[str]:
         )
     old, new = record["config"], json.loads(json.dumps(flatten(config)))
     return [
-        f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}"
+        f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}{_hint(key, old)}"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(FREE_TO_CHANGE) and old.get(key) != new.get(key)
+        if not key.startswith(FREE_TO_CHANGE)
+        and old.get(key) != new.get(key)
+        and not (key == LENGTH and new[key] > old.get(key, new[key]))
     ]
+
+
+def _hint(key: str, old: dict) -> str:
+    return f" (it may be raised above {old.get(key)})" if key == LENGTH else ""
 
 
 def digest(config: ConfigDict) -> str:
     """Return the SHA-256 of the config without the keys that may change."""
-    flat = {k: v for k, v in flatten(config).items() if not k.startswith(FREE_TO_CHANGE)}
+    free = (*FREE_TO_CHANGE, LENGTH)
+    flat = {k: v for k, v in flatten(config).items() if not k.startswith(free)}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 

@@ -557,11 +557,13 @@ def test_portions_are_disjoint_and_cover_all_prompts(count, portions):
     assert max(sizes) - min(sizes) <= 1 and sizes == portion_sizes(count, portions=portions)
 
 
-def test_iterations_past_the_last_portion_are_an_error():
-    with pytest.raises(
-        ConfigError, match="iteration 3 has no prompts of its own: there are 3 portions"
-    ):
-        portion(3, 12, portions=3)
+def test_iterations_past_the_last_portion_pass_over_the_prompts_again():
+    """A run that was made longer: what it trained on before stays, and no part repeats another."""
+    passes = [[portion(3 * n + t, 13, portions=3).tolist() for t in range(3)] for n in range(2)]
+    for parts in passes:
+        assert sorted(i for part in parts for i in part) == list(range(13))
+        assert [len(part) for part in parts] == portion_sizes(13, portions=3)
+    assert sorted(passes[0][0]) != sorted(passes[1][0])
 
 
 @pytest.mark.parametrize(("count", "size"), [(12, 4), (10, 4), (5, 5), (7, 3)])

@@ -52,7 +52,7 @@ def one_pair():
 
 
 def test_every_example_is_tried_here():
-    tried = {"loss", "gate", "ratio_gate", "oracle", "source", "model", "sweep"}
+    tried = {"loss", "gate", "ratio_gate", "oracle", "source", "model", "sweep", "reward"}
     assert {file.stem for file in EXAMPLES.glob("*.py")} == tried
 
 
@@ -96,6 +96,15 @@ def test_the_oracle_rewards_the_prompts_words_and_fails_where_there_are_none():
     verdict = checked(oracle.ask(prompts, [["the sea", "a lake"], ["x", "y"]]), (2, 2))
     np.testing.assert_allclose(verdict.reward[0], [2 / 3, 0.0], rtol=1e-6)
     assert verdict.failed == (None, Failed("no word of 3 letters"))
+
+
+def test_the_rewards_of_the_page_are_those_by_hand():
+    functions = f"{example('reward')}:says_the_number,{example('reward')}:is_short"
+    oracle = ORACLES["python"](function=functions, weights=(1.0, 0.2))
+    prompts = [Prompt("a", ({"role": "user", "content": "2 + 3?"},), {"answer": 5})]
+    oracle.check(prompts)
+    reward = checked(oracle.ask(prompts, [["5", "6" * 100]]), (1, 2)).reward
+    np.testing.assert_allclose(reward, [[1 + 0.2 * (1 - 1 / 200), 0.1]], rtol=1e-6)
 
 
 def test_the_source_has_an_answer_to_every_question():

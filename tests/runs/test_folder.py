@@ -29,12 +29,82 @@ def test_a_new_folder_records_config_command_and_versions(tmp_path, config):
     )
 
 
+def begin(folder, config):
+    """A run that has computed something."""
+    run_folder.claim(folder, config, "1")
+    (folder / "metrics.jsonl").write_text("{}\n")
+    return (folder / "config.json").read_bytes()
+
+
 def test_the_same_config_may_continue_and_its_record_stays(tmp_path, config):
-    run_folder.claim(tmp_path, config, "1")
-    before = (tmp_path / "config.json").read_bytes()
-    config.checkpoint.every = 7  # free to change
+    before = begin(tmp_path, config)
     run_folder.claim(tmp_path, config, "2")
     assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_keys_that_train_nothing_may_change_and_are_listed(tmp_path, config, caplog):
+    begin(tmp_path, config)
+    config.checkpoint.every, config.eval.every = 7, 2
+    with caplog.at_level("INFO"):
+        run_folder.claim(tmp_path, config, "2")
+    assert "changed: checkpoint.every=7, was 1" in caplog.text
+    record = json.loads((tmp_path / "config.json").read_text())
+    assert record["config"]["eval.every"] == 2 and record["version"] == "1"
+    assert [change["key"] for change in record["changes"]] == ["checkpoint.every", "eval.every"]
+    before = (tmp_path / "config.json").read_bytes()
+    run_folder.claim(tmp_path, config, "2")
+    assert (tmp_path / "config.json").read_bytes() == before
+
+
+def test_a_run_may_be_made_longer_and_keeps_the_parts_it_began_with(tmp_path, config):
+    begin(tmp_path, config)
+    (tmp_path / "result.json").write_text("{}")
+    config.train.iterations = 5
+    with pytest.raises(ConfigError, match="kept no checkpoint"):
+        run_folder.claim(tmp_path, config, "1")
+    (tmp_path / "checkpoints/step_00000003").mkdir(parents=True)
+    assert run_folder.is_longer(tmp_path, config)
+    run_folder.claim(tmp_path, config, "1")
+    assert not run_folder.is_longer(tmp_path, config)
+    assert run_folder.portions_of(tmp_path, config) == 3  # as it began
+    assert (tmp_path / "result_3.json").is_file() and not (tmp_path / "result.json").exists()
+    config.train.iterations = 7
+    run_folder.claim(tmp_path, config, "1")
+    assert run_folder.portions_of(tmp_path, config) == 3
+    config.train.iterations = 6
+    with pytest.raises(ConfigError, match=r"the run has 7, given 6 \(it may be raised above 7\)"):
+        run_folder.claim(tmp_path, config, "1")
+
+
+def test_a_users_file_that_changed_is_said(tmp_path, config, caplog):
+    mine = tmp_path / "mine.py"
+    mine.write_text("def reward(completions):\n    return [0.0 for _ in completions]\n")
+    schema.select(config, "oracle", "python", function=f"{mine}:reward")
+    begin(tmp_path / "run", config)
+    assert list(json.loads((tmp_path / "run/config.json").read_text())["files"]) == [str(mine)]
+    mine.write_text("def reward(completions):\n    return [1.0 for _ in completions]\n")
+    run_folder.claim(tmp_path / "run", config, "1")
+    assert f"{mine} changed since the run began" in caplog.text
+    caplog.clear()
+    run_folder.claim(tmp_path / "run", config, "1")
+    assert not caplog.text
+
+
+def test_a_start_that_failed_leaves_no_folder_and_a_run_that_computed_stays(tmp_path, config):
+    new = tmp_path / "runs/new"
+    with pytest.raises(DataError), run_folder.no_trace_of_failure(new):
+        run_folder.claim(new, config, "1")
+        raise DataError("bad rows")
+    assert not new.parent.exists()
+    for work in ("computed", "there before"):
+        (new.parent if work == "computed" else new).mkdir(parents=True, exist_ok=True)
+        with pytest.raises(DataError), run_folder.no_trace_of_failure(new):
+            run_folder.claim(new, config, "1")
+            if work == "computed":
+                (new / "metrics.jsonl").write_text("{}\n")
+            raise DataError("later")
+        assert (new / "config.json").is_file()
+        (new / "metrics.jsonl").unlink(missing_ok=True)
 
 
 def test_another_config_is_refused_with_every_difference(tmp_path, config):

@@ -1,0 +1,150 @@
+"""Functions of a user's own file or of another package, chosen by name like the package's."""
+
+import hashlib
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ssppo_jax import config as cfg
+from ssppo_jax import schema
+from ssppo_jax.config import Table, component, known, load_function, user_files
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.losses import LOSSES, ROWS, TIES
+
+LOSS = '''
+import jax
+from ssppo_jax.config import Positive
+from ssppo_jax.losses.core import clean, sequence_sum, sum_terms, weighted_mean
+
+ROWS, TIES = {rows!r}, {{"mine": "a tie"}}
+
+def mine(policy, batch, *, slope: Positive = 2.0):
+    """Return -log sigmoid(slope (r_w - r_l)).
+
+    Args:
+        slope: of the logistic function
+    """
+    policy, batch = clean(policy, batch)
+    r = sequence_sum(policy.logp - batch.ref_logp, batch.mask)
+    value = -jax.nn.log_sigmoid(slope * (r[:, 0] - r[:, 1]))
+    return sum_terms({{"mine": weighted_mean(value, batch.weight)}})
+
+def fails(policy, batch):
+    return policy.logits
+
+def number(policy, batch):
+    return policy.logp.sum()
+'''
+
+
+@pytest.fixture
+def loss_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(LOSS.format(rows="pair"))
+    yield tmp_path / "mine.py"
+    for table in (LOSSES, ROWS, TIES):  # other tests go through them
+        for name in [name for name in table if ".py:" in name]:
+            del table[name]
+
+
+def test_a_loss_of_a_file_is_chosen_with_its_keywords_and_its_rows(loss_file):
+    config = schema.load("smoke", {"loss.name": "mine.py:mine", "loss.slope": "3"})
+    assert config.loss.slope == 3.0 and ROWS["mine.py:mine"] == "pair"
+    assert TIES["mine.py:mine"] == "a tie"
+    assert cfg.bind(LOSSES, config.loss).keywords == {"slope": 3.0}
+    assert "of the logistic function" in schema.help_text(config)
+    loss_file.write_text(LOSS.format(rows="group"))
+    schema.load("smoke", {"loss.name": "mine.py:mine", "advantage.name": "grpo"})
+    assert ROWS["mine.py:mine"] == "group"  # the file was read again
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("mine.py:miner", "mine.py defines no 'miner'; did you mean 'mine'? its functions are: "),
+        ("mime.py:mine", "no file 'mime.py' in "),
+        ("mime.py:mine", "did you mean 'mine.py'?"),
+        ("mine.py", "'mine.py' is a file; name its function, as in mine.py:FUNCTION"),
+        ("mine.py:ROWS", "'mine.py:ROWS' is a str; it must be a function"),
+        ("mine.py:fails", "loss=mine.py:fails: mine.py:20: AttributeError"),
+        (
+            "mine.py:number",
+            "loss=mine.py:number: it returns ShapeDtypeStruct; a loss returns (Mean",
+        ),
+        ("dpp", "'dpp' is not known; did you mean 'dpo'?"),
+    ],
+)
+def test_a_mistake_is_told_before_anything_is_compiled(loss_file, name, told):
+    with pytest.raises(ConfigError) as caught:
+        schema.load("smoke", {"loss.name": name})
+    assert told in str(caught.value)
+
+
+def test_a_file_that_raises_is_named_with_its_line(loss_file):
+    loss_file.write_text("import jax\n\njax.nothing\n")
+    with pytest.raises(ConfigError, match=r"mine\.py:3: AttributeError"):
+        load_function("mine.py:mine")
+    loss_file.write_text("def mine(:\n")
+    with pytest.raises(ConfigError, match=r"mine\.py:1: SyntaxError"):
+        load_function("mine.py:mine")
+
+
+def test_the_users_files_of_a_config_are_digested(loss_file):
+
+    loss_file.write_text(LOSS.format(rows="pair"))
+    config = schema.load("smoke", {"loss.name": "mine.py:mine"})
+    wanted = hashlib.sha256(loss_file.read_bytes()).hexdigest()
+    assert user_files(config) == {"mine.py": wanted}
+    assert user_files(schema.load("smoke", {})) == {}
+    members = '[{"oracle": "python", "function": "mine.py:mine"}]'
+    assert user_files({"members": members}) == {"mine.py": wanted}
+
+
+PLUGIN = "def theirs(x, *, slope=2.0):\n    return x * slope\n"
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """An installed package with entry points, as pip leaves it."""
+    info = tmp_path / "theirs-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    points = "theirs = theirs_losses:theirs\ndpo = theirs_losses:theirs\nbroken = theirs_broken:x\n"
+    (info / "entry_points.txt").write_text(f"[ssppo_jax.losses]\n{points}")
+    (tmp_path / "theirs_losses.py").write_text(PLUGIN)
+    (tmp_path / "theirs_broken.py").write_text("import not_installed\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("theirs_losses", None)
+
+
+def test_an_entry_point_of_a_package_enters_when_it_is_chosen(package):
+    heard = []
+    table = Table({"dpo": lambda x, *, beta=0.1: x}, "losses")
+    table.entered.append(lambda name, module: heard.append((name, module.__name__)))
+    assert known(table) == ["broken", "dpo", "theirs"] and list(table) == ["dpo"]
+    assert component(table, "theirs", slope=3.0).slope == 3.0
+    assert heard == [("theirs", "theirs_losses")] and table["theirs"](2) == 4.0
+    assert component(table, "dpo").beta == 0.1  # a name of the package is not replaced
+    with pytest.raises(ConfigError, match=r"'broken' is a plug-in of theirs .*not_installed"):
+        component(table, "broken")
+
+
+def test_a_loss_of_a_file_has_its_value_by_hand(loss_file):
+    config = schema.load("smoke", {"loss.name": "mine.py:mine", "loss.slope": "1.5"})
+    from ssppo_jax.types import Batch, Policy
+
+    logp = np.array([[[-1.0, -2.0], [-3.0, 0.0]]], np.float32)
+    mask = np.array([[[1, 1], [1, 0]]], np.float32)
+    pair, row = np.full((1, 2), 0.5, np.float32), np.ones(1, np.float32)
+    fields = dict.fromkeys(("old_logp", "ref_logp", "init_logp"), np.zeros_like(logp))
+    fields |= dict.fromkeys(("win_rate", "target", "advantage"), pair)
+    fields |= dict.fromkeys(("p_win", "similarity", "weight"), row)
+    tokens = np.zeros((1, 2, 2), np.int32)
+    batch = Batch(tokens[:, 0], np.ones(1, np.int32), tokens, mask, **fields)
+    policy = Policy(logp, np.ones((1, 2, 3), np.float32))
+    mean, _ = jax.jit(cfg.bind(LOSSES, config.loss))(policy, batch)
+    # r_w = -3, r_l = -3: -log sigmoid(0)
+    assert float(mean.result()) == pytest.approx(np.log(2), rel=1e-6)
