@@ -1,4 +1,4 @@
-"""Run the command line: python -m ssppo_jax train|evaluate|generate|convert|report|sweep|plan."""
+"""Run the command line: python -m ssppo_jax train, evaluate, generate and more."""
 
 from __future__ import annotations
 
@@ -185,6 +185,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     command("report", _report, "write a run's report, one HTML file", workdir="folder of a run")
 
+    command("runs", _runs, "list runs with their status and last numbers",
+            workdir="folder that holds runs")  # fmt: skip
+
     one = command("sweep", _sweep, "train a grid of points and seeds: a config with sweep(add)",
                   config=config, workdir="folder of the sweep")  # fmt: skip
     one.add_argument("--jobs", action=_Once, type=_count, default=1, help="runs at one time")
@@ -360,6 +363,19 @@ def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if not Path(args.workdir).is_dir():
         raise ConfigError(f"--workdir={args.workdir}: no such folder; give the folder of a run")
     print(f"report: {build_report(_folder(args.workdir))}")
+    return 0
+
+
+def _runs(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from ssppo_jax.runs.listing import list_runs, table
+
+    folder = Path(args.workdir)
+    if not folder.is_dir():
+        raise ConfigError(f"--workdir={folder}: no such folder; give one that holds runs")
+    found = list_runs(folder)
+    if not found:
+        raise ConfigError(f"--workdir={folder}: there is no run in it or below it")
+    print(table(found, folder))
     return 0
 
 

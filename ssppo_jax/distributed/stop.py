@@ -87,6 +87,19 @@ class RunLock:
         return None
 
 
+def holder_of(folder: str | Path) -> dict:
+    """Return who holds a run's lock (pid, host, since); empty where nobody does, or it is dead.
+
+    No lock is taken, so that a run that begins meanwhile is not refused. A process of another host
+    counts as alive.
+    """
+    try:
+        holder = json.loads((Path(folder) / "run.lock").read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return {} if _is_dead(holder) else holder
+
+
 def _holder(descriptor: int) -> dict:
     try:
         return json.loads(os.pread(descriptor, 4096, 0))
