@@ -9,7 +9,6 @@ os.environ["XLA_FLAGS"] = " ".join(
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=8",
         # Tiny programs spend their time in the compiler: far less of it without its last passes.
-        # The resume test runs its processes without these two.
         "--xla_backend_optimization_level=0",
         "--xla_cpu_use_fusion_emitters=false",
     )

@@ -2,12 +2,7 @@
 
 from resuming import check_continues
 
-SETTINGS = (
-    "loss.name=sspo",
-    "sampling.num_samples=3",
-    "train.prompts_per_iteration=8",
-    "train.batch_size=4",
-)
+SETTINGS = {"loss.name": "sspo"}
 
 
 def test_groups_continue_as_pairs_do(tmp_path):

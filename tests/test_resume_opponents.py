@@ -2,11 +2,7 @@
 
 from resuming import check_continues
 
-SETTINGS = (
-    "loss.name=nash_md",
-    "train.prompts_per_iteration=8",
-    "train.batch_size=4",
-)
+SETTINGS = {"loss.name": "nash_md", "sampling.num_samples": 2}
 
 
 def test_opponents_continue_as_pairs_do(tmp_path):
