@@ -103,6 +103,12 @@ def shown(e: Estimate) -> str:
     return f"{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]"
 
 
+def intervals(rows: dict[str, np.ndarray], *, seed: int) -> dict[str, Estimate]:
+    """Estimate the means of quantities measured on the same rows, [M] each."""
+    rng = np.random.default_rng(seed)
+    return {name: mean_interval(x, rng=rng, resamples=RESAMPLES) for name, x in rows.items()}
+
+
 def compare(
     config: ConfigDict,
     oracle: Oracle,

@@ -28,6 +28,7 @@ from ssppo_jax.distributed.mesh import (
 )
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import LOSSES, ROWS
+from ssppo_jax.losses.sft import with_sft
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, init_params
 from ssppo_jax.models.int8 import quantized
@@ -181,7 +182,8 @@ class Runtime:
     @functools.cached_property
     def loss(self) -> Callable:
         """Return the configured loss with its keywords bound: loss(policy, batch)."""
-        return bind(LOSSES, self.config.loss)
+        loss, weight = bind(LOSSES, self.config.loss), self.config.loss.sft_weight
+        return with_sft(loss, weight) if weight else loss
 
     def make_apply(self) -> Apply:
         model = self.config.model

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
-from ssppo_jax.data import SOURCES
+from ssppo_jax.data import GIVEN, SOURCES
 from ssppo_jax.data.chat import DATE
 from ssppo_jax.data.framing import template_problem
 from ssppo_jax.distributed.mesh import AXES, mesh_shape, sampling_shape
@@ -118,6 +118,13 @@ KEYS: tuple[Key, ...] = (
         + ", ".join(LAYERS)
         + ", or a block's number",
         _layer_rule,
+    ),
+    Key(
+        "loss.sft_weight",
+        0.0,
+        "weight of the chosen response's negative log-likelihood per token beside a pair loss; 0:"
+        " none",
+        cfg.non_negative,
     ),
     # mesh
     Key("mesh.data", -1, "devices that split the batch; -1: the rest"),
@@ -542,6 +549,8 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     " gradient_accumulation_steps / num_generations (TRL's GRPO counts completions of a micro-step"
     " on one device)",
     "warmup_steps": "optimizer.warmup_ratio = warmup_steps / all steps",
+    "rpo_alpha": "loss.sft_weight",
+    "init_from": "model.source = the folder of the run whose policy this one begins with",
     # verl's
     "train_batch_size": "train.prompts_per_iteration (verl counts the prompts of a rollout)",
     "ppo_mini_batch_size": "train.batch_size (prompts of an optimizer step)",
@@ -635,6 +644,17 @@ def cautions(config: ConfigDict) -> list[str]:
             "train.kl_reference=iteration: the KL to pi_t and its gradient are 0 in the first"
             f" update of a rollout, so with one update per rollout loss.beta={config.loss.beta:g}"
             " does nothing"
+        )
+    moving = config.train.iterations > 1 and config.train.reference == "iteration"
+    if (
+        GIVEN.get(config.data.source.name, False)
+        and ROWS.get(config.loss.name) == "pair"
+        and moving
+    ):
+        found.append(
+            "train.reference=iteration: the reference is the policy at the start of each of"
+            f" {config.train.iterations} iterations. Set train.reference=initial for the offline"
+            " method as published, whose reference is the initial policy throughout"
         )
     if group or ROWS.get(config.loss.name) == "opponent":
         found += _sampling_cautions(config, group)
@@ -837,6 +857,22 @@ def _rows_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"sampling.temperature=0.0: the responses to a prompt would all be the same, and {name}"
             " learns from their differences; set it above 0"
+        )
+    if kind in ("group", "opponent") and GIVEN.get(config.data.source.name, False):
+        problems.append(
+            f"data.source.name={config.data.source.name}: {name} learns from the policy's own"
+            " samples, and these responses are given; choose a pair loss or sft, or a source of"
+            " prompts"
+        )
+    if config.train.importance_sampling_correction and GIVEN.get(config.data.source.name, False):
+        problems.append(
+            "train.importance_sampling_correction weighs samples by the sampler's log-probs, and"
+            f" data.source.name={config.data.source.name} gives the responses; set false"
+        )
+    if config.loss.sft_weight and kind != "pair":
+        problems.append(
+            f"loss.sft_weight={config.loss.sft_weight:g}: {name} has no chosen response to add the"
+            " likelihood of; set 0, or choose a pair loss"
         )
     problems += _importance_problems(config, kind)
     group, slots = config.group, config.sampling.max_new_tokens

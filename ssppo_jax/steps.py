@@ -116,6 +116,25 @@ def make_train_step(
     return train_step
 
 
+def make_row_step(apply: Apply, loss: Loss) -> Callable[[PyTree, Batch], dict[str, Array]]:
+    """Make measure(params, batch [B,...]) -> the loss and every metric of each row alone, [B].
+
+    For held-out rows: a mean over rows has an interval only if the rows are known.
+    """
+
+    def measure(params: PyTree, batch: Batch) -> dict[str, Array]:
+        fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+        policy, _ = apply(params, *fields)
+
+        def row(policy: Policy, batch: Batch) -> dict[str, Any]:
+            mean, metrics = loss(*jax.tree.map(lambda x: x[None], (policy, batch)))
+            return {"loss": mean.result()} | {name: m.result() for name, m in metrics.items()}
+
+        return jax.vmap(row)(policy, batch)
+
+    return measure
+
+
 def own_old_logp(policy: Policy, batch: Batch, on_policy: Bool[Array, ""] | bool) -> Batch:
     """Return the batch with the policy's own log-probs for old ones where `on_policy` holds.
 

@@ -21,21 +21,23 @@ from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
 from ssppo_jax.config import user_files
+from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import put_rows, put_whole, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
-from ssppo_jax.evaluate import HeldOut, compare, logged, rewards
+from ssppo_jax.evaluate import HeldOut, compare, intervals, logged, rewards, shown
 from ssppo_jax.files import read_json
 from ssppo_jax.losses import ROWS
-from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.losses.core import length_stats, ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optimizer import make_rates, make_run_optimizer, restarted
 from ssppo_jax.rollout.collect import RECORDS, Collector
-from ssppo_jax.rollout.judge import build_oracle, place_oracle
+from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
+from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
 from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
@@ -139,6 +141,10 @@ class Trainer:
         self.prompts, heldout, account = prepare_prompts(
             self.config.data, runtime.tokenizer, seed=self.config.seed, history=history
         )
+        self.given = data.GIVEN.get(self.config.data.source.name, False)
+        if self.given:
+            self.prompts = self._completed(self.prompts, account)
+            heldout = self._completed(heldout, account)
         self.fingerprint = self._fingerprint(heldout)
         hosts.compare({"prompts": self.fingerprint})
         hosts.on_first(
@@ -146,7 +152,7 @@ class Trainer:
         )
         run_folder.write_json(workdir / "prompts.json", account)
         self.heldout = HeldOut(runtime, heldout)
-        self.oracle = build_oracle(self.config)
+        self.oracle = no_oracle() if self.given else build_oracle(self.config)
         place_oracle(self.oracle, runtime.mesh)
         self.oracle.check([e.prompt for e in self.prompts + heldout])
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
@@ -164,9 +170,13 @@ class Trainer:
         journal = workdir / (
             "verdicts.jsonl" if hosts.is_first() else f"verdicts_{jax.process_index()}.jsonl"
         )
-        self.collect = Collector(
+        make = GivenCollector if self.given else Collector
+        self.collect = make(
             runtime, self.prompts, self.oracle, score, journal, portions=self.portions
         )
+        if isinstance(self.collect, GivenCollector):
+            check_given(self.prompts, self.config.loss.name, self.collect.rows)
+            self.heldout_rows = HeldOutRows(self.collect, heldout, apply)
         epochs, size = self.config.train.epochs, self.config.train.batch_size
         # steps of each iteration if no prompt is left out
         self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
@@ -218,6 +228,22 @@ class Trainer:
                 c.train.iterations,
             )
 
+    def _completed(
+        self, encoded: list[data.EncodedPrompt], account: dict
+    ) -> list[data.EncodedPrompt]:
+        """Encode the responses that came with the prompts; list those that are too long."""
+        c = self.config
+        found = encode_given(
+            encoded,
+            self.runtime.tokenizer,
+            self.runtime.eos,
+            max_new_tokens=c.sampling.max_new_tokens,
+            template=c.data.template,
+            date=c.data.date,
+        )
+        account.setdefault("responses_too_long", []).extend(map(list, found.too_long))
+        return found.encoded
+
     def _fingerprint(self, heldout: list[data.EncodedPrompt]) -> str:
         """Digest everything that decides which ids are trained on when, and evaluated on."""
         c = self.config
@@ -238,7 +264,10 @@ class Trainer:
             if self.config.lora.rank and self.config.lora.dropout
             else None
         )
-        step = make_train_step(apply, loss, ratio_stats, self.optimizer, dropout_key=dropout)
+        # SFT on given responses is not scored, so there is no ratio
+        scored = not (self.given and self.collect.rows == "response")
+        stats = ratio_stats if scored else length_stats
+        step = make_train_step(apply, loss, stats, self.optimizer, dropout_key=dropout)
         self.step = jax.jit(step, donate_argnums=0)
         norms = make_term_norms(apply, loss)
         self.term_norms = jax.jit(
@@ -283,6 +312,9 @@ class Trainer:
         if kept is not None:
             return kept
         params = self._policy(state) if at == Position() else self._load_initial()
+        if self.given:
+            self.heldout_rows.set_reference(params)
+            return []
         k = self.config.eval.final_num_samples
         sampled = self._sample_heldout(params, k, baseline=True, what="sample baseline")
         run_folder.append_records(
@@ -317,6 +349,8 @@ class Trainer:
         due.
         """
         c, last = self.config, at.iteration == self.config.train.iterations
+        if self.given:
+            return self._evaluate_given(params, at, last)
         if at == Position():
             self._evaluate_start(baseline, at)
             return None
@@ -332,6 +366,18 @@ class Trainer:
         run_folder.append_records(self.workdir / "samples.jsonl", records, at.iteration)
         log.info("iteration %d: held-out %s", at.iteration, found)
         return found.result() | {"samples": k}
+
+    def _evaluate_given(self, params: PyTree, at: Position, last: bool) -> dict | None:
+        """Measure the loss and its rewards on held-out rows, at the start and where that is due."""
+        due = at == Position() or last or _is_due(self.config.eval.every, at.iteration)
+        if at.step_in_iteration or not due:
+            return None
+        found = intervals(self.heldout_rows(params), seed=self.config.seed)
+        values = logged(found)
+        self._log("evaluate", values, {}, at)
+        said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
+        log.info("iteration %d: held-out %s", at.iteration, said)
+        return None if at == Position() else values
 
     def _evaluate_start(self, baseline: list[list[str]], at: Position) -> None:
         """Log the initial policy's rewards, for group losses."""
@@ -493,7 +539,9 @@ class Trainer:
                 extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
                 rate = put_whole(self.runtime.mesh, np.float32(rates[i]))
                 state, metrics = self.step(state, batch, self.frozen, rate, on_policy)
-                if i == 0:  # pi_t itself: what the scoring and the training program differ by
+                if (
+                    i == 0 and "ratio/gap" in metrics
+                ):  # pi_t itself: what the scoring and the training program differ by
                     extra["ratio/first_step_gap"] = metrics["ratio/gap"]
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 if self.losses:

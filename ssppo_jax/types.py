@@ -29,14 +29,28 @@ FINISH_NAMES = ("eos", "length")
 
 
 @dataclasses.dataclass(frozen=True)
+class Given:
+    """K responses that came with a prompt, and what the data says of them.
+
+    Exactly one of `preference` and `reward` is there; a single response has neither."""
+
+    texts: tuple[str, ...]
+    preference: tuple[tuple[float, ...], ...] = ()  # K x K, P(y_i > y_j)
+    reward: tuple[float, ...] = ()  # K
+    win_rate: tuple[float, ...] = ()  # K, P(y > the policy that sampled); (): from `preference`
+
+
+@dataclasses.dataclass(frozen=True)
 class Prompt:
     """One prompt as the user wrote it. `id` addresses its random keys; `meta` (an answer, say) is
-    for oracles. Prompts of one `canonical` ask the same in other words; empty: the text says it."""
+    for oracles. Prompts of one `canonical` ask the same in other words; empty: the text says it.
+    `given` holds responses of the data, where they are trained on in place of samples."""
 
     id: str
     messages: tuple[dict, ...]  # chat turns {"role": ..., "content": ...}, the last from the user
     meta: dict = dataclasses.field(default_factory=dict)
     canonical: str = ""
+    given: Given | None = None
 
     @property
     def text(self) -> str:

@@ -1,6 +1,6 @@
 """Load prompts, order them and batch them."""
 
-from ssppo_jax.config import discover
+from ssppo_jax.config import constants, discover
 from ssppo_jax.data.batches import (
     Dropped,
     EncodedPrompt,
@@ -24,8 +24,11 @@ from ssppo_jax.data.order import (
 )
 
 SOURCES = discover(__path__, __name__, "SOURCES")  # of every module here
+# whether a source's prompts come with the responses that are trained on
+GIVEN = constants(__path__, __name__, "SOURCES", "GIVEN", False)
 
 __all__ = [
+    "GIVEN",
     "SOURCES",
     "Dropped",
     "EncodedPrompt",

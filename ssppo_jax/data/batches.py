@@ -24,6 +24,7 @@ class EncodedPrompt:
     prompt: Prompt
     tokens: np.ndarray  # [L] int32
     address: np.uint32
+    completions: tuple[np.ndarray, ...] = ()  # [T] int32 each: of responses that came with it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -170,6 +171,9 @@ def fingerprint(
             default=lambda value: type(value).__name__,
         )
         digest.update(b"\n" + row.encode())
+        if e.prompt.given is not None:
+            given = [dataclasses.asdict(e.prompt.given), [ids.tolist() for ids in e.completions]]
+            digest.update(json.dumps(given, sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -172,17 +172,7 @@ def hf(
         raise ConfigError(
             "data source 'hf' needs a data set: --config.data.source.repo_id=owner/name"
         )
-    library = _require("datasets", install="'ssppo_jax[hf]'")
-    try:
-        table = library.load_dataset(
-            repo_id, subset or None, split=split, revision=revision or None
-        )
-    except (
-        Exception
-    ) as exc:  # no network, no such id, gated, bad split: the library raises many types
-        raise DataError(
-            f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}"
-        ) from exc
+    table = load_table(repo_id, split=split, subset=subset, revision=revision)
     rows = ((f"hf:{repo_id}[{split}]:{i + 1}", _plain_row(row)) for i, row in enumerate(table))
     return _prompts(
         rows,
@@ -217,6 +207,26 @@ SOURCES = {
     "hf": hf,
     "environment": environment,
 }
+
+
+def load_table(repo_id: str, *, split: str, subset: str, revision: str) -> Any:
+    """Load a Hugging Face data set by id or local folder, as an iterable of rows.
+
+    Raises:
+        ConfigError: `datasets` is not installed. DataError: the data set cannot be loaded.
+    """
+    library = _require("datasets", install="'ssppo_jax[hf]'")
+    try:
+        table = library.load_dataset(
+            repo_id, subset or None, split=split, revision=revision or None
+        )
+    except (
+        Exception
+    ) as exc:  # no network, no such id, gated, bad split: the library raises many types
+        raise DataError(
+            f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}"
+        ) from exc
+    return table
 
 
 def _require(module: str, *, install: str) -> Any:

@@ -10,6 +10,7 @@ arrays alone. Its module says in `ROWS` which rows it learns from:
     "pair"      (default) winner at 0 and loser at 1, selected from K samples by preferences
     "group"     all K samples with their advantages, from rewards
     "opponent"  a sample of the policy at 0 and one of its opponent at 1, whoever wins
+    "response"  one response at 0: a demonstration, or the best of K
 
 `TIES` of a module names the pair losses that learn from a tie, and what they learn. The other pair
 losses have a hard label, which a tie does not have: a tied pair has weight 0 there
@@ -24,7 +25,7 @@ from types import ModuleType
 from ssppo_jax.config import constants, discover
 from ssppo_jax.errors import ConfigError
 
-ROW_KINDS = ("pair", "group", "opponent")
+ROW_KINDS = ("pair", "group", "opponent", "response")
 LOSSES = discover(__path__, __name__, "LOSSES")
 GATES = discover(__path__, __name__, "GATES")
 RATIO_GATES = discover(__path__, __name__, "RATIO_GATES")

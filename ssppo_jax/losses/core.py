@@ -131,7 +131,7 @@ def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
     * `kl/init_k1`, `kl/init_k3`: KL(pi || pi_init) per sequence from the same samples, which are
       pi's own only while pi = pi_t: with d = log(pi_init/pi), -d and e^d - 1 - d. Sequences whose
       `init_logp` is all zero were not scored and do not count.
-    * `length/{min,mean,max}`: tokens per response, EOS included.
+    * those of `length_stats`.
 
     These estimates of KL are right where the log-probs are those of the distribution sampled from:
     at temperature 1, or for a group loss at any, and without top-k, top-p and min-p. Of pairs these
@@ -141,12 +141,10 @@ def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
     mask, valid = batch.mask, batch.mask > 0
     u = policy.logp - batch.old_logp
     ratio = _exp(u)
-    length = sequence_sum(jnp.ones_like(mask), mask)
-    real = jnp.broadcast_to(batch.weight[:, None], length.shape)
-    some = length > 0
+    real = jnp.broadcast_to(batch.weight[:, None], mask.shape[:2])
     scored = real * jnp.any(batch.init_logp != 0, axis=-1)
     d = batch.init_logp - policy.logp
-    return {
+    moved: Metrics = {
         "ratio/min": Min(jnp.min(jnp.where(valid, ratio, jnp.inf))),
         "ratio/mean": weighted_mean(ratio, mask * real[:, :, None]),
         "ratio/max": Max(jnp.max(jnp.where(valid, ratio, -jnp.inf))),
@@ -156,6 +154,16 @@ def ratio_stats(policy: Policy, batch: Batch) -> Metrics:
         "kl/old_k3": weighted_mean(_k3(u, mask), real),
         "kl/init_k1": weighted_mean(-sequence_sum(d, mask), scored),
         "kl/init_k3": weighted_mean(_k3(d, mask), scored),
+    }
+    return moved | length_stats(policy, batch)
+
+
+def length_stats(policy: Policy, batch: Batch) -> Metrics:
+    """Measure `length/{min,mean,max}`: tokens per response, EOS included."""
+    policy, batch = clean(policy, batch)
+    length = sequence_sum(jnp.ones_like(batch.mask), batch.mask)
+    real, some = jnp.broadcast_to(batch.weight[:, None], length.shape), length > 0
+    return {
         "length/min": Min(jnp.min(jnp.where(some, length, jnp.inf))),
         "length/mean": weighted_mean(length, real),
         "length/max": Max(jnp.max(jnp.where(some, length, -jnp.inf))),

@@ -48,9 +48,8 @@ def plan_step(runtime: Runtime, phase: str) -> Planned | None:
 
 def rows_per_prompt(runtime: Runtime) -> int:
     """Return the completions of one training row, by the loss's kind of row."""
-    return (
-        runtime.config.sampling.num_samples if ROWS.get(runtime.config.loss.name) == "group" else 2
-    )
+    kind = ROWS.get(runtime.config.loss.name)
+    return {"group": runtime.config.sampling.num_samples, "response": 1}.get(kind or "", 2)
 
 
 def _relay(runtime: Runtime) -> Planned | None:

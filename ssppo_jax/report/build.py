@@ -72,7 +72,7 @@ def _contents(run: Run) -> dict[str, Any]:
         "held_out": held_out,
         "held_out_caption": held_out_caption,
         # A run without any record is told of its pairs.
-        "show_pairs": bool(run.pairs or not (run.groups or run.opponents)),
+        "show_pairs": bool(run.pairs or not (run.groups or run.opponents or run.responses)),
         "pairs": sections.pair_margins(run),
         "show_groups": bool(run.groups),
         "groups": sections.group_examples(run),

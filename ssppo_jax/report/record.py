@@ -10,13 +10,15 @@ groups.jsonl     a prompt with its K responses: {"iteration", "prompt_id", "prom
                  "answer" or null, "responses" [K], "reward" [K], "advantage" [K], "length" [K]}
 opponents.jsonl  a response and its opponent's: {"iteration", "prompt_id", "prompt", "policy",
                  "opponent", "p_win"}
+responses.jsonl  a response that is imitated: {"iteration", "prompt_id", "prompt", "response"}
 samples.jsonl    a held-out text, any number for one prompt: {"stage": "start" | "iter_k" |
                  "final", "prompt_id", "prompt", "response", and "score" if known}
-result.json      {"win_rate", "low", "high", "prompts"}: the final win rate over the starting
+result.json      of given responses, a metric X of held-out rows: {"X", "X_low", "X_high"}; else
+                 {"win_rate", "low", "high", "prompts"}: the final win rate over the starting
                  policy. For a reward or a part of one, X: {"X", "X_start", "X_gain_low",
                  "X_gain_high"}
 
-A run trains on pairs, groups or opponents, and has the one file.
+A run trains on pairs, groups, opponents or responses, and has the one file.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ import pandas as pd
 from ssppo_jax.files import read_lines
 
 CONTEXT_KEYS = ("phase", "step", "iteration", "nonfinite")
-TRAINED_ON = ("pairs", "groups", "opponents")
+TRAINED_ON = ("pairs", "groups", "opponents", "responses")
 LARGEST = 1e100  # beyond it the limits of an axis overflow
 
 
@@ -44,6 +46,7 @@ class Run(NamedTuple):
     pairs: list[dict]
     groups: list[dict]
     opponents: list[dict]
+    responses: list[dict]
     samples: list[dict]
     result: dict
     notes: list[str]  # what is missing or damaged
@@ -66,7 +69,7 @@ def read_run(folder: Path) -> Run:
     for name in present:
         rows[name] = _read_lines(folder / f"{name}.jsonl", notes)
     if not present:
-        notes.append("pairs.jsonl (groups.jsonl, opponents.jsonl) is missing.")
+        notes.append("pairs.jsonl (groups.jsonl, opponents.jsonl, responses.jsonl) is missing.")
     samples = _read_lines(folder / "samples.jsonl", notes)
     result = _as_dict(result)
     return Run(config, start, metrics, **rows, samples=samples, result=result, notes=notes)

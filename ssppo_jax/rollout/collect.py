@@ -22,6 +22,7 @@ from ssppo_jax.rollout.groups import group_rows, reward_of, teaches
 from ssppo_jax.rollout.judge import PrefetchJudge, concatenated, identity_of, judge, part_stats
 from ssppo_jax.rollout.opponents import opponent_rows
 from ssppo_jax.rollout.pairs import pair_rows
+from ssppo_jax.rollout.responses import response_rows
 from ssppo_jax.rollout.rows import Judged
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.rollout.score import score_batch
@@ -31,11 +32,17 @@ from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import ROLLOUT, Runtime, rollout_params
 from ssppo_jax.types import PyTree, Samples
 
-ASSEMBLE = {"pair": pair_rows, "group": group_rows, "opponent": opponent_rows}
+ASSEMBLE = {
+    "pair": pair_rows,
+    "group": group_rows,
+    "opponent": opponent_rows,
+    "response": response_rows,
+}
 RECORDS = {
     "pair": "pairs.jsonl",
     "group": "groups.jsonl",
     "opponent": "opponents.jsonl",
+    "response": "responses.jsonl",
 }  # files of the run folder
 
 
@@ -108,6 +115,11 @@ class Collector:
         self.journal = open_journal(journal)
         self.embedder = _embedder(runtime) if self.rows == "pair" else None
         self.rounds = sampling_rounds(config)
+        self._make_samplers()
+
+    def _make_samplers(self) -> None:
+        """Make the sampler of the policy, and that of its opponent where the loss has one."""
+        runtime, config = self.runtime, self.config
         self.sampler = runtime.make_sampler(
             num_samples=1 if self.rows == "opponent" else config.sampling.num_samples,
             sampling=rollout_params(config),

@@ -40,6 +40,15 @@ def build_oracle(config: ConfigDict) -> Oracle:
     return require_oracle(bind(ORACLES, config.oracle)(), config.oracle.name)
 
 
+def no_oracle() -> Oracle:
+    """Return what stands for the oracle of a run on given responses: it is never asked."""
+
+    def ask(prompts, responses):
+        raise ValueError("a run on given responses asked its oracle")
+
+    return Oracle(ask)
+
+
 def place_oracle(oracle: Oracle, mesh: Mesh) -> None:
     """Put an oracle that is a model itself on the run's mesh.
 

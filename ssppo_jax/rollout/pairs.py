@@ -69,6 +69,7 @@ def pair_rows(
         include_self=config.pairs.include_self,
         gate_level=config.pairs.gate_level,
         drop_tied=config.pairs.drop_ties,
+        win_rate=judged.win_rate,
     )
     rows = np.flatnonzero(pairs.keep)
     two = np.stack([pairs.winner[rows], pairs.loser[rows]], axis=1)  # [M,2]
@@ -210,6 +211,7 @@ def make_pairs(
     include_self: bool = True,
     gate_level: str = "pair",
     drop_tied: bool = False,
+    win_rate: np.ndarray | None = None,  # [B,K], in place of the estimate
 ) -> tuple[Pairs, dict[str, Mean]]:
     """Select the best and worst of K and calibrate their win rates: S-SPPO (arXiv 2606.01561)
     section 3.1, Algorithm 1.
@@ -226,6 +228,7 @@ def make_pairs(
       include_self: count the comparison of a response with itself (1/2), as the papers do
       gate_level: pair, group_mean, pairwise or none
       drop_tied: drop groups whose K responses all score the same
+      win_rate: P(y > pi_t) as the data has it
     """
     estimator = WIN_RATE_ESTIMATORS[
         _known("win_rate_estimator", win_rate_estimator, WIN_RATE_ESTIMATORS)
@@ -235,7 +238,13 @@ def make_pairs(
     similarity = _checked_similarity(similarity, matrix.shape, gate_level)
 
     winner, loser, tied = select(scores(matrix))
-    rate = mean_win_rate(matrix, include_self=include_self)
+    rate = mean_win_rate(matrix, include_self=include_self) if win_rate is None else win_rate
+    if win_rate is not None and gate_level == "pairwise":
+        raise ConfigError(
+            "pairs.gate_level=pairwise gates the comparisons that a win rate is the mean of, and"
+            " the data gives win rates (chosen_probs_win); set pairs.gate_level=pair, or"
+            " data.source.judged_by=label"
+        )
     rows = np.arange(len(matrix))
     if gate_level == "pairwise":
         calibrated = np.asarray(calibrate(matrix, gate(similarity)))

@@ -1,7 +1,7 @@
 """Define judged samples and the training rows made of them.
 
-A row is a selected pair, a whole group, or a policy and its opponent. A loss's module says which
-one it wants (`losses.ROWS`). Rows hold no log-probs yet: scoring adds them.
+A row is a selected pair, a whole group, a policy and its opponent, or one response. A loss's module
+says which one it wants (`losses.ROWS`). Rows hold no log-probs yet: scoring adds them.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ class Judged(NamedTuple):
     samples: Samples  # NumPy, leading axis M
     texts: list[list[str]]  # M x K
     verdict: Verdict
+    # [M,K] P(y > the policy that sampled), where the data says it; else it comes from the verdict
+    win_rate: np.ndarray | None = None
 
     def take(self, rows: np.ndarray) -> Judged:
         """Return some of the prompts, in the order of `rows`."""
@@ -31,6 +33,7 @@ class Judged(NamedTuple):
             Samples(*(x[rows] for x in self.samples)),
             [self.texts[i] for i in rows],
             take_rows(self.verdict, rows),
+            None if self.win_rate is None else self.win_rate[rows],
         )
 
 

@@ -25,7 +25,7 @@ def score_batch(
     runtime: Runtime,
     score: Callable,  # score(params, prompt, prompt_length, completion, mask) -> Scored, jitted
     batch: Batch,
-    samples: Samples,  # NumPy, of the rows
+    samples: Samples | None,  # NumPy, of the rows; None: the responses were not sampled
     params: PyTree,  # of pi_t
     initial: Callable[[], PyTree] | None,  # loads the initial policy
 ) -> tuple[Batch, dict[str, float], dict[str, float]]:
@@ -37,7 +37,9 @@ def score_batch(
     """
     config, start = runtime.config, time.perf_counter()
     logp, entropy = score_rows(runtime, score, params, batch, "the policy")
-    gap = float(np.max(np.abs(logp - samples.logp) * batch.mask, initial=0.0))
+    gap = 0.0
+    if samples is not None:
+        gap = float(np.max(np.abs(logp - samples.logp) * batch.mask, initial=0.0))
     if not gap <= config.train.sampler_tolerance:
         raise GateError(
             "sampler and trainer disagree: max |log-prob difference| of the same tokens is"
@@ -63,8 +65,10 @@ def score_batch(
     of_initial = initial is not None and reference_of(config) == "initial"
     ref_logp = init_logp if of_initial else logp
     scored = batch._replace(old_logp=logp, ref_logp=ref_logp, init_logp=init_logp)
-    scored, ratios = weighed(config, scored, samples)
-    return scored, metrics | ratios, {"seconds": time.perf_counter() - start}
+    if samples is not None:
+        scored, ratios = weighed(config, scored, samples)
+        metrics |= ratios
+    return scored, metrics, {"seconds": time.perf_counter() - start}
 
 
 def reference_of(config: ConfigDict) -> str:
@@ -88,7 +92,7 @@ def score_rows(
     size = config.train.batch_size // config.train.micro_batches
     logp, entropy = np.zeros_like(batch.mask), np.zeros_like(batch.mask)
     with bar(len(batch.weight), what="score", unit="prompts") as progress:
-        for rows in _by_length(np.asarray(batch.prompt_length), size):
+        for rows in by_length(np.asarray(batch.prompt_length), size):
             part = take_rows(batch, rows, size, config.data.prompt_buckets)
             fields = (part.prompt, part.prompt_length, part.completion, part.mask)
             scored = jax.device_get(score(params, *put_rows(runtime.mesh, fields)))
@@ -104,7 +108,8 @@ def score_rows(
     return logp, entropy
 
 
-def _by_length(length: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def by_length(length: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Yield the rows in parts of `size`, the shortest prompts first."""
     order = np.argsort(length, kind="stable")
     for start in range(0, len(order), size):
         yield order[start : start + size]

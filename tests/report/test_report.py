@@ -219,7 +219,7 @@ def test_samples_stand_side_by_side_with_the_last_stage(workdir):
 
 def test_an_empty_folder_gives_a_page_that_names_every_missing_file(tmp_path):
     page = Page(report.build_report(tmp_path))
-    pairs = "pairs.jsonl (groups.jsonl, opponents.jsonl)"
+    pairs = "pairs.jsonl (groups.jsonl, opponents.jsonl, responses.jsonl)"
     for name in ("config.json", "result.json", "metrics.jsonl", pairs, "samples.jsonl"):
         assert f"{name} is missing." in page.words
     assert page.labels() == []

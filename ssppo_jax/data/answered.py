@@ -1,0 +1,425 @@
+"""Load prompts whose responses are given: preference pairs, ranked groups, demonstrations.
+
+The rows are TRL's and its relatives': `prompt`, `chosen`, `rejected` as text or as turns, the
+prompt inside both conversations, or SPPO's and UltraFeedback's further columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import zip_longest
+from typing import Annotated, Any, NamedTuple
+
+from ssppo_jax.config import one_of
+from ssppo_jax.data import sources
+from ssppo_jax.data.sources import SHOWN, Row
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.files import expanded
+from ssppo_jax.types import Given, Prompt
+
+GIVEN = True  # responses come with the prompts of this module's sources
+
+SIDES = ("chosen", "rejected")
+JUDGED_BY = ("auto", "label", "scores", "probs")
+MATRIX_TOLERANCE = 1e-3  # how far P + P^T may be from 1 before it is an error and not rounding
+PARTS = ("tools", "images", "videos", "audio")  # columns that would be read beside the text
+# Columns that make responses and their worth; `messages` is a demonstration, or a copy of `chosen`.
+USED = frozenset(
+    {
+        "id", "prompt", "prompt_id", "messages", "chosen", "rejected", "completion", "responses",
+        "scores", "preference", "score_chosen", "score_rejected", "chosen_probs",
+        "chosen_probs_win", "chosen_probs_lose",
+    }
+)  # fmt: skip
+# A transcript as Anthropic's HH-RLHF writes it.
+_SPEAKER = re.compile(r"\n\n(Human|Assistant): ?")
+_ROLES = {"Human": "user", "Assistant": "assistant"}
+
+_log = logging.getLogger(__name__)
+
+
+class _Split(NamedTuple):
+    """Hold a row's conversation so far and the responses to it."""
+
+    turns: tuple[dict, ...]
+    texts: tuple[str, ...]
+
+
+def answered(
+    *,
+    path: str = "",
+    repo_id: str = "",
+    split: str = "train",
+    subset: str = "",
+    revision: str = "",
+    judged_by: Annotated[str, one_of(*JUDGED_BY)] = "auto",
+    bad_rows: Annotated[str, one_of("error", "drop")] = "error",
+) -> list[Prompt]:
+    """Read prompts with responses, from a file of JSON lines or a Hugging Face data set.
+
+    A row is one of these; every row of a data set has the same number of responses:
+
+    * a pair: `prompt`, `chosen`, `rejected`, each a string or a list of turns. The conversations
+      may repeat the prompt, and `prompt` may be absent: it is then what both have in common. A
+      string with "\\n\\nHuman:" turns is read as a conversation.
+    * a group: `prompt`, `responses` (K) and `scores` (K numbers) or `preference` (K x K, the
+      chance that the first wins).
+    * a demonstration: `prompt` and `completion`, or `messages` that end with the assistant's turn.
+
+    A pair's chosen response wins for certain, unless `chosen_probs` (SPPO's columns, with
+    `chosen_probs_win` and `chosen_probs_lose` for the win rates against the sampling policy) says
+    otherwise. Repeated rows are left out, counted and listed.
+
+    Args:
+        path: a file with one JSON object a line.
+        repo_id: data set id (owner/name) or local folder, in place of a file.
+        split: split or slice of the data set, e.g. train_prefs or train[:1000].
+        subset: the data set's configuration name; empty takes its default.
+        revision: commit or tag, for a run that can be repeated; empty takes the newest.
+        judged_by: label (chosen wins), probs (`chosen_probs`), scores (`score_chosen` and
+          `score_rejected` through oracle.reward_temperature); auto takes probs where they are.
+        bad_rows: error, or drop to leave rows that cannot be used out, counted and listed.
+
+    Raises:
+        ConfigError: no file and no data set, or both. DataError: it cannot be read, holds nothing,
+          or has bad rows (`file:line: reason`).
+    """
+    if bool(path) == bool(repo_id):
+        raise ConfigError(
+            "data source 'answered' needs one of a file and a data set:"
+            " --config.data.source.path=pairs.jsonl, or --config.data.source.repo_id=owner/name"
+        )
+    rows = _file(path) if path else _hub(repo_id, split, subset, revision)
+    return _prompts(rows, judged_by=judged_by, bad_rows=bad_rows)
+
+
+SOURCES = {"answered": answered}
+
+
+def _file(path: str) -> Iterator[tuple[str, Row]]:
+    try:
+        blob = expanded(path).read_bytes()
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
+    return sources._json_rows(blob, path)
+
+
+def _hub(repo_id: str, split: str, subset: str, revision: str) -> Iterator[tuple[str, Row]]:
+    table = sources.load_table(repo_id, split=split, subset=subset, revision=revision)
+    return (
+        (f"hf:{repo_id}[{split}]:{i + 1}", sources._plain_row(row)) for i, row in enumerate(table)
+    )
+
+
+def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) -> list[Prompt]:
+    """Turn every row into a prompt with its responses; name every bad row at once."""
+    prompts: list[Prompt] = []
+    bad: list[str] = []
+    repeats: list[str] = []
+    seen: dict[str, str] = {}
+    unused: Counter[str] = Counter()
+    kinds: dict[str, str] = {}  # what the responses are and how judged -> the first such row
+    for place, row in rows:
+        try:
+            prompt, kind = _prompt(row, judged_by)
+        except ValueError as exc:
+            bad.append(f"{place}: {exc}")
+            continue
+        if prompt.id in seen:
+            repeats.append(f"{place} ({seen[prompt.id]})")
+            continue
+        seen[prompt.id] = place
+        kinds.setdefault(kind, place)
+        prompts.append(prompt)
+        assert isinstance(row, dict)
+        unused.update(key for key, value in row.items() if key not in USED and value is not None)
+    if bad and bad_rows == "error":
+        remedy = "to leave such rows out, counted: --config.data.source.bad_rows=drop"
+        raise DataError("\n".join([_counted(len(bad), "bad row"), *_some(bad), remedy]))
+    if not prompts:
+        raise DataError("\n".join(["the data source holds no usable rows", *_some(bad)]))
+    if len(kinds) > 1:
+        found = "; ".join(f"{place}: {kind}" for kind, place in kinds.items())
+        raise DataError(
+            f"the rows are not of one kind: {found}. Give every row the same number of responses"
+            " and the same columns that judge them, or part the file"
+        )
+    if bad:
+        _log.warning("left out %s:\n%s", _counted(len(bad), "bad row"), "\n".join(_some(bad)))
+    if repeats:
+        _log.warning(
+            "left out %s (of the row in brackets):\n%s",
+            _counted(len(repeats), "repeated row"),
+            "\n".join(_some(repeats)),
+        )
+    _log.info("%d rows, each %s", len(prompts), next(iter(kinds)))
+    if unused:
+        _log.info("columns that are not used: %s", ", ".join(unused))
+    return prompts
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' if n > 1 else ''}"
+
+
+def _some(lines: list[str]) -> list[str]:
+    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
+    return [*lines[:SHOWN], *more]
+
+
+def _prompt(row: Row, judged_by: str) -> tuple[Prompt, str]:
+    """Turn one row into a prompt, and say what it is; raise ValueError with the reason if not."""
+    if isinstance(row, str):
+        raise ValueError(row)
+    for key in PARTS:
+        if row.get(key):
+            raise ValueError(f'has "{key}", which no model here reads; remove the column')
+    row = {key: value for key, value in row.items() if value is not None}
+    if "chosen" in row or "rejected" in row:
+        found, given, kind = _pair(row, judged_by)
+    elif "responses" in row:
+        found, given, kind = _group(row)
+    elif "completion" in row or "messages" in row:
+        found = _demonstration(row)
+        given, kind = Given(found.texts), "one response, a demonstration"
+    else:
+        raise ValueError(
+            'has no responses: it needs "chosen" and "rejected", "responses", "completion" or'
+            f' "messages"; the row has: {", ".join(map(str, row)) or "nothing"}'
+        )
+    for n, text in enumerate(found.texts, 1):
+        if not text.strip():
+            raise ValueError(f"response {n} of {len(found.texts)} is empty")
+    if len(set(found.texts)) == 1 < len(found.texts):
+        raise ValueError("all responses are the same text, so nothing is preferred")
+    sources._messages(list(found.turns), "prompt")  # ends with the user's turn
+    named = sources._id(row["id"]) if "id" in row else _content_id(found)
+    return Prompt(named, found.turns, given=given), kind
+
+
+def _content_id(found: _Split) -> str:
+    content = json.dumps([found.turns, found.texts], sort_keys=True)
+    return "h" + hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+# ---- pairs ---------------------------------------------------------------------------------------
+
+
+def _pair(row: Mapping[str, Any], judged_by: str) -> tuple[_Split, Given, str]:
+    for key in SIDES:
+        if key not in row:
+            raise ValueError(f'missing field "{key}"; the row has: {", ".join(row)}')
+    sides = [_side(row[name], f'"{name}"') for name in SIDES]
+    if "prompt" in row:
+        turns = _turns(row["prompt"], '"prompt"')
+        texts = [_response(side, turns, name) for side, name in zip(sides, SIDES, strict=True)]
+    else:
+        turns, texts = _common(*sides)
+    found = _Split(turns, tuple(texts))
+    how = judged_by
+    if how == "auto":
+        how = "probs" if "chosen_probs" in row else "label"
+    if how == "label":
+        given = Given(found.texts, preference=((0.5, 1.0), (0.0, 0.5)))
+        return found, given, "a pair whose chosen response wins for certain"
+    if how == "scores":
+        scores = tuple(_number(row, key) for key in ("score_chosen", "score_rejected"))
+        return found, Given(found.texts, reward=scores), "a pair with a score for each response"
+    p = _probability(row, "chosen_probs")
+    rates: tuple[float, ...] = ()
+    kind = "a pair with the chance that chosen wins"
+    if "chosen_probs_win" in row or "chosen_probs_lose" in row:
+        rates = tuple(_probability(row, f"chosen_probs_{side}") for side in ("win", "lose"))
+        kind += " and the win rates of both"
+    return found, Given(found.texts, preference=((0.5, p), (1.0 - p, 0.5)), win_rate=rates), kind
+
+
+def _side(value: Any, what: str) -> str | tuple[dict, ...]:
+    """Return a response as text, or a conversation as checked turns."""
+    if isinstance(value, str):
+        return _transcript(value) or value
+    if not isinstance(value, (list, dict)):
+        raise ValueError(f"{what} must be a string or a list of turns, not {type(value).__name__}")
+    return _checked_turns(value, what)
+
+
+def _checked_turns(value: Any, what: str) -> tuple[dict, ...]:
+    """Return turns in the one form; the content of the last may be empty, which is told later."""
+    if isinstance(value, dict) and {*value} == {"role", "content"}:  # a record of two columns
+        pairs = zip_longest(value["role"], value["content"])
+        value = [{"role": role, "content": content} for role, content in pairs]
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"{what} must be a list of turns with at least one")
+    last = value[-1]
+    if isinstance(last, dict) and last.get("content") == "" and last.get("role") == "assistant":
+        *first, _ = value
+        return (*(_turn(t, what, n) for n, t in enumerate(first, 1)), _answer(""))
+    return tuple(_turn(turn, what, n) for n, turn in enumerate(value, 1))
+
+
+def _turn(turn: Any, what: str, n: int) -> dict:
+    return sources._turn(turn, f"{what} turn {n}")
+
+
+def _answer(text: str) -> dict:
+    return {"role": "assistant", "content": text}
+
+
+def _turns(value: Any, what: str) -> tuple[dict, ...]:
+    """Return a prompt's turns."""
+    if isinstance(value, str):
+        return _transcript(value) or sources._messages(value, what.strip('"'))
+    return sources._messages(value, what.strip('"'))
+
+
+def _transcript(text: str) -> tuple[dict, ...]:
+    """Return the turns of a "\\n\\nHuman: ...\\n\\nAssistant: ..." transcript; none if it is none.
+
+    An "Assistant:" at the end without a text asks for the response and is no turn.
+    """
+    if not text.startswith("\n\nHuman:"):
+        return ()
+    parts = _SPEAKER.split(text)[1:]
+    turns = [
+        {"role": _ROLES[speaker], "content": said.strip()}
+        for speaker, said in zip(parts[::2], parts[1::2], strict=True)
+    ]
+    if len(turns) > 1 and turns[-1] == _answer(""):
+        turns.pop()
+    return tuple(turns)
+
+
+def _response(side: str | tuple[dict, ...], prompt: tuple[dict, ...], name: str) -> str:
+    """Return the text of a response, without the prompt where a conversation repeats it."""
+    if isinstance(side, str):
+        return side
+    rest = side[len(prompt) :] if side[: len(prompt)] == prompt else side
+    if len(rest) != 1 or rest[0]["role"] != "assistant":
+        roles = ", ".join(turn["role"] for turn in rest) or "nothing"
+        raise ValueError(
+            f'"{name}" must be the prompt\'s turns and one turn of the assistant; after the prompt'
+            f" it has: {roles}"
+        )
+    return rest[0]["content"]
+
+
+def _common(
+    chosen: str | tuple[dict, ...], rejected: str | tuple[dict, ...]
+) -> tuple[tuple[dict, ...], list[str]]:
+    """Part the prompt that two conversations, or two texts, have in common from the responses."""
+    if isinstance(chosen, str) and isinstance(rejected, str):
+        same = 0
+        while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+            same += 1
+        while same and not chosen[same - 1].isspace():  # at the start of a word
+            same -= 1
+        prompt = chosen[:same].strip()
+        if not prompt:
+            raise ValueError('has no "prompt", and "chosen" and "rejected" begin differently')
+        turns: tuple[dict, ...] = ({"role": "user", "content": prompt},)
+        return turns, [chosen[same:], rejected[same:]]
+    if isinstance(chosen, str) or isinstance(rejected, str):
+        raise ValueError('"chosen" and "rejected" must both be text or both be turns')
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
+    if same in (len(chosen), len(rejected)):
+        same -= 1  # equal conversations: the last turn is the response
+    turns = chosen[:same]
+    if not turns:
+        raise ValueError('has no "prompt", and "chosen" and "rejected" have no turn in common')
+    return turns, [
+        _response(side, turns, name) for side, name in zip((chosen, rejected), SIDES, strict=True)
+    ]
+
+
+# ---- groups and demonstrations -------------------------------------------------------------------
+
+
+def _group(row: Mapping[str, Any]) -> tuple[_Split, Given, str]:
+    if "prompt" not in row:
+        raise ValueError(f'missing field "prompt"; the row has: {", ".join(row)}')
+    turns, responses = _turns(row["prompt"], '"prompt"'), row["responses"]
+    if not isinstance(responses, list) or len(responses) < 2:
+        raise ValueError('"responses" must be a list of at least two')
+    texts = tuple(
+        _response(_side(side, f"response {n}"), turns, f"responses[{n - 1}]")
+        for n, side in enumerate(responses, 1)
+    )
+    k = len(texts)
+    if ("scores" in row) == ("preference" in row):
+        raise ValueError('"responses" need one of "scores" (K numbers) and "preference" (K x K)')
+    if "scores" in row:
+        scores = _numbers(row["scores"], '"scores"', k)
+        return _Split(turns, texts), Given(texts, reward=scores), f"{k} responses with scores"
+    matrix = row["preference"]
+    if not isinstance(matrix, list) or len(matrix) != k:
+        raise ValueError(f'"preference" must be {k} rows of {k} numbers, as there are responses')
+    rows = tuple(_numbers(line, f'row {i} of "preference"', k) for i, line in enumerate(matrix, 1))
+    _check_matrix(rows)
+    return (
+        _Split(turns, texts),
+        Given(texts, preference=rows),
+        f"{k} responses with a {k} x {k} preference matrix",
+    )
+
+
+def _check_matrix(rows: tuple[tuple[float, ...], ...]) -> None:
+    for i, line in enumerate(rows):
+        for j, p in enumerate(line):
+            if not 0 <= p <= 1:
+                raise ValueError(f'"preference" [{i}][{j}] is {p:g}, not in [0, 1]')
+            if abs(p + rows[j][i] - 1) > MATRIX_TOLERANCE:
+                raise ValueError(
+                    f'"preference" [{i}][{j}] = {p:g} and [{j}][{i}] = {rows[j][i]:g} do not sum'
+                    " to 1; the diagonal is 0.5"
+                )
+
+
+def _demonstration(row: Mapping[str, Any]) -> _Split:
+    if "completion" not in row:
+        turns = _checked_turns(row["messages"], '"messages"')
+        if turns[-1]["role"] != "assistant":
+            raise ValueError(
+                f'"messages" must end with the assistant\'s turn, not {turns[-1]["role"]}'
+            )
+        return _Split(turns[:-1], (turns[-1]["content"],))
+    if "prompt" not in row:
+        raise ValueError(f'missing field "prompt"; the row has: {", ".join(row)}')
+    turns = _turns(row["prompt"], '"prompt"')
+    side = _side(row["completion"], '"completion"')
+    return _Split(turns, (_response(side, turns, "completion"),))
+
+
+# ---- numbers -------------------------------------------------------------------------------------
+
+
+def _number(row: Mapping[str, Any], key: str) -> float:
+    if key not in row:
+        raise ValueError(f'missing field "{key}"; the row has: {", ".join(row)}')
+    return _numbers([row[key]], f'"{key}"', 1)[0]
+
+
+def _probability(row: Mapping[str, Any], key: str) -> float:
+    value = _number(row, key)
+    if not 0 <= value <= 1:
+        raise ValueError(f'"{key}" is {value:g}, not a probability')
+    return value
+
+
+def _numbers(values: Any, what: str, n: int) -> tuple[float, ...]:
+    if not isinstance(values, list) or len(values) != n:
+        found = f"{len(values)}" if isinstance(values, list) else type(values).__name__
+        raise ValueError(f"{what} must be {n} numbers, as there are responses; it has {found}")
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise ValueError(f"{what} holds {value!r:.40}, which is no number")
+        if not math.isfinite(value):
+            raise ValueError(f"{what} holds {value}, which is not finite")
+    return tuple(map(float, values))

@@ -1,0 +1,138 @@
+"""Make rollouts of responses that came with the data: nothing is sampled and nothing is judged."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.distributed.mesh import put_rows, replicated
+from ssppo_jax.distributed.progress import bar
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.models.policy import Apply
+from ssppo_jax.rollout.collect import ASSEMBLE, Collector
+from ssppo_jax.rollout.rows import Judged, Rows
+from ssppo_jax.rollout.score import by_length, score_batch, score_rows
+from ssppo_jax.rollout.store import Rollout, take_rows
+from ssppo_jax.steps import make_row_step
+from ssppo_jax.types import FINISH_EOS, PyTree, Samples, Verdict
+
+RECORDED = 200  # rows of an iteration that are written for people; the data holds all of them
+
+
+class GivenCollector(Collector):
+    """Make rollouts of given responses: assemble rows, gate them, score them under pi_t.
+
+    They are scored once in an iteration, before its first update. With train.iterations=1, or
+    train.reference=initial, the reference is the policy that the run began with.
+    """
+
+    def _make_samplers(self) -> None:
+        """Make none."""
+
+    def assembled(self, encoded: Sequence[EncodedPrompt], iteration: int) -> Rows:
+        """Return training rows without log-probs."""
+        judged = judged_of(encoded, self.config.sampling.max_new_tokens)
+        return ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
+
+    def __call__(
+        self,
+        params: PyTree,
+        initial: Callable[[], PyTree] | None,
+        iteration: int,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Rollout:
+        """Make the rollout of an iteration.
+
+        Raises:
+          GateError: the policy gives log-probs that are not finite.
+        """
+        del stopped
+        start = time.perf_counter()
+        rows = self.assembled(self.portion(iteration), iteration)
+        metrics = {"judge": rows.stats}
+        wall = {"judge": {"seconds": time.perf_counter() - start}}
+        batch = rows.batch
+        if self.rows != "response":  # SFT has no reference
+            batch, metrics["score"], wall["score"] = score_batch(
+                self.runtime, self.score, batch, None, params, initial
+            )
+        return Rollout(batch, rows.records[:RECORDED], metrics, wall)
+
+
+class HeldOutRows:
+    """Measure a policy on held-out rows, each row alone, against the initial policy."""
+
+    def __init__(self, collect: GivenCollector, encoded: Sequence[EncodedPrompt], apply: Apply):
+        self.collect, self.runtime = collect, collect.runtime
+        rows = collect.assembled(encoded, 0).batch
+        self.batch = jax.tree.map(lambda x: x[np.flatnonzero(rows.weight > 0)], rows)
+        self.step = jax.jit(
+            make_row_step(apply, self.runtime.loss),
+            out_shardings=replicated(self.runtime.mesh),
+        )
+
+    def set_reference(self, initial: PyTree) -> None:
+        """Take the log-probs of the initial policy for reference: a margin says how far training
+        came, whatever `train.reference` says. SFT has none.
+        """
+        if self.collect.rows != "response":
+            logp, _ = score_rows(
+                self.runtime, self.collect.score, initial, self.batch, "the initial policy"
+            )
+            self.batch = self.batch._replace(old_logp=logp, ref_logp=logp, init_logp=logp)
+
+    def __call__(self, params: PyTree) -> dict[str, np.ndarray]:
+        """Return the loss and the loss's `rewards/...` of every row, [M] each."""
+        config = self.runtime.config
+        size = config.train.batch_size // config.train.micro_batches
+        found: dict[str, np.ndarray] = {}
+        with bar(len(self.batch.weight), what="evaluate", unit="rows") as progress:
+            for rows in by_length(np.asarray(self.batch.prompt_length), size):
+                part = take_rows(self.batch, rows, size, config.data.prompt_buckets)
+                values = jax.device_get(self.step(params, put_rows(self.runtime.mesh, part)))
+                for name, value in values.items():
+                    if name == "loss" or name.startswith("rewards/"):
+                        whole = found.setdefault(name, np.zeros(len(self.batch.weight)))
+                        whole[rows] = value[: len(rows)]
+                progress.update(len(rows))
+        return found
+
+
+def judged_of(encoded: Sequence[EncodedPrompt], slots: int) -> Judged:
+    """Return given responses as if they had been sampled and judged; log-probs are 0.
+
+    Args:
+      encoded: prompts with responses, the same number of each.
+      slots: T, completion slots.
+    """
+    m, k = len(encoded), len(encoded[0].completions)
+    tokens, length = np.zeros((m, k, slots), np.int32), np.zeros((m, k), np.int32)
+    for b, e in enumerate(encoded):
+        for i, ids in enumerate(e.completions):
+            tokens[b, i, : len(ids)], length[b, i] = ids, len(ids)
+    logp = np.zeros(tokens.shape, np.float32)
+    samples = Samples(tokens, length, logp, logp, np.full((m, k), FINISH_EOS, np.int8))
+    given = [e.prompt.given for e in encoded if e.prompt.given is not None]
+    pairwise = bool(given[0].preference)
+    values = [g.preference if pairwise else g.reward or (0.0,) for g in given]
+    judged = np.array(values, np.float32)
+    verdict = Verdict(judged if pairwise else None, None if pairwise else judged, (None,) * m)
+    rate = np.array([g.win_rate for g in given]) if given[0].win_rate else None
+    return Judged(list(encoded), samples, [list(g.texts) for g in given], verdict, rate)
+
+
+def check_given(encoded: Sequence[EncodedPrompt], loss: str, rows: str) -> None:
+    """Check that the data has what the loss learns from.
+
+    Raises:
+      ConfigError: a pair loss, and one response to each prompt.
+    """
+    if rows == "pair" and len(encoded[0].completions) < 2:
+        raise ConfigError(
+            f"loss.name={loss} learns from pairs, and the data has one response to each prompt;"
+            ' give rows with "chosen" and "rejected", or set loss.name=sft'
+        )
