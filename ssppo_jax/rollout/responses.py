@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
+from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.pairs import scores, select
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
-from ssppo_jax.rollout.similarity import SentenceEmbedder
 from ssppo_jax.types import Samples
 
 
