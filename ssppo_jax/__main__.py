@@ -181,9 +181,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     one = command("convert", _convert, "write a model as a Hugging Face folder",
                   input="a model", output="new folder")  # fmt: skip
-    one.add_argument("--dtype", action=_Once, choices=("float32", "bfloat16"), default="float32")
+    one.add_argument("--dtype", action=_Once, default="source",
+                     choices=("source", "float32", "bfloat16", "float16"))  # fmt: skip
 
     command("report", _report, "write a run's report, one HTML file", workdir="folder of a run")
+
+    one = command("push", _push, "publish a model folder on the Hugging Face Hub",
+                  folder="folder of a model or of adapters", repo="owner/name")  # fmt: skip
+    one.add_argument("--public", action="store_true", help="a public repository")
 
     command("runs", _runs, "list runs with their status and last numbers",
             workdir="folder that holds runs")  # fmt: skip
@@ -341,7 +346,6 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _convert(args: argparse.Namespace, overrides: dict[str, str]) -> int:
-    import ml_dtypes
     import numpy as np
 
     from ssppo_jax.weights import hf
@@ -350,7 +354,7 @@ def _convert(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     _folder(Path(args.output).parent)
     folder = resolve(args.input)
     arch = hf.read_arch(folder)
-    dtype = np.float32 if args.dtype == "float32" else ml_dtypes.bfloat16
+    dtype = hf.stored_dtype(folder) if args.dtype == "source" else np.dtype(args.dtype)
     params = hf.load_params(folder, arch, dtype=dtype)
     hf.save_params(params, arch, args.output, tokenizer_from=folder)
     print(f"wrote {args.output}")
@@ -363,6 +367,13 @@ def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     if not Path(args.workdir).is_dir():
         raise ConfigError(f"--workdir={args.workdir}: no such folder; give the folder of a run")
     print(f"report: {build_report(_folder(args.workdir))}")
+    return 0
+
+
+def _push(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from ssppo_jax.weights.hub import push
+
+    print(push(expanded(args.folder), args.repo, private=not args.public))
     return 0
 
 

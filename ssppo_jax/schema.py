@@ -509,6 +509,13 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("checkpoint.keep", 2, "checkpoints kept", lambda x: None if x >= 2 else "2 or more"),
     Key("checkpoint.export", True, "write the final policy as a Hugging Face folder"),
+    Key(
+        "export.dtype",
+        "source",
+        "dtype of the exported policy; source: that of the model the run began with. float32 keeps"
+        " every digit that was trained; another dtype rounds it",
+        cfg.one_of("source", "float32", "bfloat16", "float16"),
+    ),
 )
 
 COMPONENTS: tuple[Component, ...] = (

@@ -20,7 +20,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
-from ssppo_jax.config import user_files
+from ssppo_jax.config import entry, flatten, user_files
+from ssppo_jax.data.chat import template_text
 from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
@@ -30,11 +31,12 @@ from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import HeldOut, compare, intervals, logged, rewards, shown
 from ssppo_jax.files import read_json
-from ssppo_jax.losses import ROWS
+from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.core import length_stats, ratio_stats
 from ssppo_jax.models.lora import join, merged, split
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optimizer import make_rates, make_run_optimizer, restarted
+from ssppo_jax.report.card import licence_of, model_card
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
 from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
@@ -150,6 +152,7 @@ class Trainer:
         hosts.on_first(
             lambda: run_folder.claim_split(workdir, self.prompts, heldout, self.fingerprint)
         )
+        self.account = account
         run_folder.write_json(workdir / "prompts.json", account)
         self.heldout = HeldOut(runtime, heldout)
         self.oracle = no_oracle() if self.given else build_oracle(self.config)
@@ -639,6 +642,13 @@ class Trainer:
         The result comes last: a start without one repeats the whole export.
         """
         if self.config.checkpoint.export:
+            dtype = export_dtype(self.config, self.runtime.folder)
+            if dtype.itemsize < self.runtime.param_dtype.itemsize:
+                log.info(
+                    "policy/ is rounded to %s; export.dtype=%s would keep every digit",
+                    dtype,
+                    self.runtime.param_dtype,
+                )
             lora, arch = self.runtime.decoder.lora, self.runtime.arch
             if lora is not None:
                 save_adapters(
@@ -648,6 +658,7 @@ class Trainer:
                     self.workdir / "adapters",
                     base=base_of(self.config.model.source, self.runtime.folder),
                     replace=True,
+                    texts={"README.md": self._card(result, adapter=True)},
                 )
                 params = merged(params, lora.scale)
             hf.save_params(
@@ -655,10 +666,36 @@ class Trainer:
                 arch,
                 self.workdir / "policy",
                 tokenizer_from=self.runtime.folder,
+                dtype=dtype,
                 replace=True,
+                texts=self._own_template() | {"README.md": self._card(result)},
             )
         run_folder.write_json(self.workdir / "result.json", result)
         return result
+
+    def _own_template(self) -> dict[str, str]:
+        """Return the chat template that the policy was trained with, if it is not the model's."""
+        text = template_text(self.config.data.template)
+        return {} if text is None else {"chat_template.jinja": text}
+
+    def _card(self, result: dict, *, adapter: bool = False) -> str:
+        """Return the model card of this run."""
+        source = self.config.model.source
+        return model_card(
+            flatten(self.config),
+            result,
+            method=entry(LOSSES, self.config.loss.name).__doc__ or "",
+            licence=licence_of(source, self.runtime.folder),
+            prompts=self.account,
+            version=__version__,
+            adapter=adapter,
+        )
+
+
+def export_dtype(config: ConfigDict, folder: Path) -> np.dtype:
+    """Return the dtype that a policy is exported in: that of its source, or `export.dtype`."""
+    name, source = config.export.dtype, hf.stored_dtype(folder)
+    return source if name == "source" else np.dtype(name)
 
 
 def _is_due(every: int, count: int) -> bool:

@@ -24,6 +24,7 @@ REQUIRED = {
     "generate": ("config",),
     "convert": ("input", "output"),
     "report": ("workdir",),
+    "push": ("folder", "repo"),
     "runs": ("workdir",),
     "sweep": ("config", "workdir"),
     "plan": ("config", "topology"),

@@ -4,6 +4,7 @@ and vLLM load."""
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ def save_adapters(
     *,
     base: str,
     replace: bool = False,
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a PEFT folder; it appears whole or not at all. Of several processes all call it and
     process 0 writes.
@@ -37,6 +39,7 @@ def save_adapters(
       base: the model that they belong to: its folder, or a repo id with an optional '@revision'
         (`base_of`).
       replace: put it in the place of a folder that is there.
+      texts: {file name: content} written beside, such as a model card.
     """
     tensors = dict(_exported(adapters, arch))
     if not hosts.is_first():
@@ -59,6 +62,7 @@ def save_adapters(
             "inference_mode": True,
         }
         hf.write_json(tmp / CONFIG, settings)
+        hf.write_texts(tmp, texts)
     return Path(folder)
 
 

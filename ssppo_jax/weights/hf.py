@@ -14,7 +14,8 @@ import math
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,7 @@ def save_params(
     dtype: Any = None,
     max_shard_bytes: int = 4 * 2**30,
     replace: bool = False,
+    texts: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a folder that plain transformers loads: safetensors, configs, tokenizer, template.
 
@@ -153,6 +155,7 @@ def save_params(
       dtype: of the written tensors; each leaf's own when None.
       max_shard_bytes: start a new shard above this.
       replace: put it in the place of a folder that is there.
+      texts: {file name: content} written beside, such as a model card or another chat template.
 
     Raises:
       ConfigError: the tree does not match `arch` (every difference listed), or `folder` holds
@@ -181,7 +184,25 @@ def save_params(
         write_json(tmp / "generation_config.json", generation_config(arch) | padding)
         if tokenizer_from is not None:
             _copy_tokenizer(Path(tokenizer_from), tmp)
+        write_texts(tmp, texts)
     return Path(folder)
+
+
+def write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:
+    """Write {file name: content} into a folder, in UTF-8."""
+    for name, content in (texts or {}).items():
+        (folder / name).write_text(content, encoding="utf-8")
+
+
+def stored_dtype(folder: str | Path) -> np.dtype:
+    """Return the dtype that most of a model folder's tensors are stored in."""
+    kinds: Counter[str] = Counter()
+    for file in _files(Path(folder)):
+        with safe_open(file, "numpy") as handle:
+            kinds.update(handle.get_slice(name).get_dtype() for name in handle.keys())  # noqa: SIM118
+    named = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+    found = [kind for kind, _ in kinds.most_common() if kind in named]
+    return np.dtype(named[found[0]] if found else "float32")
 
 
 def generation_config(arch: Arch) -> dict[str, Any]:
@@ -302,7 +323,8 @@ def save_tensors(tensors: dict[str, np.ndarray], file: Path) -> None:
         save_file(tensors, file, metadata={"format": "pt"})  # transformers needs metadata
     except SafetensorError as error:  # its own kind of error for a full disk
         raise OSError(str(error)) from error
-    os.chmod(file, 0o644)  # safetensors leaves it to its owner; others may serve it
+    # safetensors leaves it to its owner alone; others may serve it where the user's mask lets them
+    os.chmod(file, file.parent.stat().st_mode & 0o666)
 
 
 def read_json(path: Path) -> dict[str, Any]:

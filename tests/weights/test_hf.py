@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import os
 import shutil
 import struct
 import tracemalloc
@@ -390,3 +391,24 @@ def test_configs_that_cannot_be_read_are_named(tmp_path):
 def test_exported_weights_can_be_read_by_others(tiny_folder):
     folder, _, _ = tiny_folder
     assert [file.stat().st_mode & 0o044 for file in folder.glob("*.safetensors")] == [0o044]
+
+
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])
+def test_the_stored_dtype_is_read_from_the_tensors(tiny_folder, tmp_path, name):
+    _, arch, tree = tiny_folder
+    folder = hf.save_params(tree, arch, tmp_path / name, dtype=np.dtype(name))
+    assert hf.stored_dtype(folder) == np.dtype(name)
+    assert hf.read_json(folder / "config.json")["torch_dtype"] == name
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077])
+def test_exported_files_have_the_permissions_that_the_users_mask_gives(tiny_folder, tmp_path, mask):
+    _, arch, tree = tiny_folder
+    before = os.umask(mask)
+    try:
+        folder = hf.save_params(tree, arch, tmp_path / "out", texts={"README.md": "# Café\n"})
+    finally:
+        os.umask(before)
+    for file in folder.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask, file.name
+    assert (folder / "README.md").read_text(encoding="utf-8") == "# Café\n"
