@@ -431,10 +431,11 @@ KEYS: tuple[Key, ...] = (
         cfg.one_of("disk", "device", "off"),
     ),
     Key(
-        "train.sampler_tolerance",
-        1e-3,
-        "largest |trainer - sampler| log-prob allowed at step 0, else the run aborts",
-        cfg.positive,
+        "train.sampler_bound",
+        1.0,
+        "the run aborts when log-probs of sampler and trainer differ by more than this many times"
+        " what rounding in their dtypes explains; 0: never",
+        cfg.non_negative,
     ),
     Key(
         "train.importance_sampling_correction",
@@ -558,6 +559,8 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "warmup_steps": "optimizer.warmup_ratio = warmup_steps / all steps",
     "rpo_alpha": "loss.sft_weight",
     "init_from": "model.source = the folder of the run whose policy this one begins with",
+    "sampler_tolerance": "train.sampler_bound, a factor on bounds that follow from the dtypes; 1 is"
+    " usual, whatever the tolerance was",
     # verl's
     "train_batch_size": "train.prompts_per_iteration (verl counts the prompts of a rollout)",
     "ppo_mini_batch_size": "train.batch_size (prompts of an optimizer step)",

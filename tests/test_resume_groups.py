@@ -1,8 +1,15 @@
-"""A killed run that learns from groups ends exactly where the uninterrupted run does."""
+"""A killed run that learns from groups, sampled otherwise than trained and weighed, ends exactly
+where the uninterrupted run does."""
 
 from resuming import check_continues
 
-SETTINGS = {"loss.name": "sspo"}
+SETTINGS = {
+    "loss.name": "sspo",
+    "sampling.param_dtype": "int8",
+    "sampling.top_k": 20,
+    "train.importance_sampling_correction": "true",
+    "train.importance_sampling_mode": "token_truncate",
+}
 
 
 def test_groups_continue_as_pairs_do(tmp_path):

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("own_cache")
 
 def test_the_run_aborts_when_sampler_and_trainer_disagree(tmp_path):
     with pytest.raises(GateError, match="sampler and trainer disagree"):
-        train(configure(train__sampler_tolerance=1e-12), tmp_path)
+        train(configure(train__sampler_bound=1e-6), tmp_path)
     assert not (tmp_path / "checkpoints").exists() or not list(
         (tmp_path / "checkpoints").glob("step_*")
     )

@@ -49,7 +49,6 @@ def get_config():
     config.train.batch_size = 64
     config.train.epochs = 2
     config.train.reference_storage = "off"
-    config.train.sampler_tolerance = 5.0  # as in llama3_8b_s_sppo.py
     config.eval.every = 10
     config.eval.num_samples = 1
     config.eval.final_num_samples = 4

@@ -16,8 +16,9 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import GateError
 from ssppo_jax.losses import ROWS
 from ssppo_jax.rollout.importance import weighed
+from ssppo_jax.rollout.mismatch import bounds_of, check, mismatch_of, noise
 from ssppo_jax.rollout.store import take_rows
-from ssppo_jax.runtime import Runtime
+from ssppo_jax.runtime import Runtime, logprob_temperature
 from ssppo_jax.types import Batch, PyTree, Samples
 
 
@@ -37,16 +38,9 @@ def score_batch(
     """
     config, start = runtime.config, time.perf_counter()
     logp, entropy = score_rows(runtime, score, params, batch, "the policy")
-    gap = 0.0
+    gap = {}
     if samples is not None:
-        gap = float(np.max(np.abs(logp - samples.logp) * batch.mask, initial=0.0))
-    if not gap <= config.train.sampler_tolerance:
-        raise GateError(
-            "sampler and trainer disagree: max |log-prob difference| of the same tokens is"
-            f" {gap:.3g}, allowed train.sampler_tolerance={config.train.sampler_tolerance:g}. With"
-            " dtype bfloat16 a larger tolerance is normal; in float32 this is a bug in the model"
-            " code or a damaged weight"
-        )
+        gap = compare(runtime, (logp - samples.logp)[np.asarray(batch.mask) > 0])
     init_logp = np.zeros_like(logp)
     if initial is not None:
         init_logp, _ = score_rows(runtime, score, initial(), batch, "the initial policy")
@@ -55,10 +49,10 @@ def score_batch(
         max(int(np.prod(batch.mask.shape[:2])), 1),
     )
     metrics = {
-        "sampler_gap": gap,
         "entropy": float(entropy.sum()) / tokens,
         "logp_per_token": float(logp.sum()) / tokens,
     }
+    metrics |= gap
     if initial is not None:
         metrics["init_logp_per_token"] = float(init_logp.sum()) / tokens
         metrics["kl_to_initial"] = float((logp - init_logp).sum()) / responses
@@ -69,6 +63,47 @@ def score_batch(
         scored, ratios = weighed(config, scored, samples)
         metrics |= ratios
     return scored, metrics, {"seconds": time.perf_counter() - start}
+
+
+def compare(runtime: Runtime, difference: np.ndarray) -> dict[str, float]:
+    """Compare trainer and sampler on the same tokens (see `rollout.mismatch`); return what to log.
+
+    Raises:
+      GateError: they differ by more than train.sampler_bound times what rounding explains.
+    """
+    found, factor = mismatch_of(difference), runtime.config.train.sampler_bound
+    if factor:
+        dtypes = ", ".join(f"{what} {dtype}" for what, dtype in dtypes_of(runtime.config).items())
+        check(found, bounds_of(factor * explained(runtime)), dtypes)
+    largest = float(np.max(np.abs(difference), initial=0.0))
+    return {f"sampler_gap/{name}": x for name, x in found._asdict().items()} | {
+        "sampler_gap/max": largest
+    }
+
+
+def explained(runtime: Runtime) -> float:
+    """Return the rms of the difference that rounding explains, nats."""
+    return noise(
+        runtime.arch.num_layers,
+        runtime.arch.mlp_dim,
+        platform=runtime.mesh.devices.flat[0].platform,
+        temperature=logprob_temperature(runtime.config),
+        **dtypes_of(runtime.config),
+    )
+
+
+def dtypes_of(config: ConfigDict) -> dict[str, str]:
+    """Return the dtypes of arithmetic, of the trainer's and the sampler's weights, and of the
+    cache.
+    """
+    model, sampling = config.model, config.sampling
+    own, cache = sampling.param_dtype != "model", sampling.cache_dtype != "model"
+    return {
+        "compute": model.dtype,
+        "weights": model.param_dtype,
+        "sampled": sampling.param_dtype if own else model.param_dtype,
+        "cache": sampling.cache_dtype if cache else model.dtype,
+    }
 
 
 def reference_of(config: ConfigDict) -> str:

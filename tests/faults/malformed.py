@@ -130,7 +130,7 @@ SETTINGS = """seed=-1 seed=x seed=nan seed=1.5 seed= model.source= model.source=
     pairs.include_self=maybe pairs.win_rate_estimator=some similarity.name=none
     similarity.max_length=0 train.iterations=0 train.iterations=1.5
     train.micro_batches=3 train.micro_batches=0 train.reference=some train.epochs=0
-    train.sampler_tolerance=-1 train={} lora.rank=-1 lora.alpha=nan lora.dropout=1.5
+    train.sampler_bound=-1 train={} lora.rank=-1 lora.alpha=nan lora.dropout=1.5
     eval.num_samples=0 eval.temperature=-1 checkpoint.keep=1 checkpoint.every=-1
     optimizer.name=adamm optimizer.learning_rate=-1 optimizer.learning_rate=nan
     optimizer.warmup_ratio=2 optimizer.schedule=step optimizer.bogus=1 loss.name=spo loss.beta=0

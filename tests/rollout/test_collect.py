@@ -41,7 +41,7 @@ def test_old_log_probs_are_those_of_the_sampling_policy_for_every_minibatch_of_a
             second["ratio/max"] - second["ratio/min"] > 1e-3
             and second["effective_update_ratio"] < 1
         )
-    assert max(score["sampler_gap"] for score in values(groups[1], "score")) < 1e-5
+    assert max(score["sampler_gap/max"] for score in values(groups[1], "score")) < 1e-5
 
 
 def test_rewards_and_their_parts_are_evaluated_from_the_start(groups):
@@ -94,8 +94,12 @@ def test_a_group_loss_at_another_temperature_is_on_policy_and_held_to_the_initia
     """Sampler and trainer agree at the sampler's temperature, the first update of a rollout has
     ratio 1 and no clip, and the KL is to the initial policy: 0 in the first iteration alone."""
     settings = {"sampling__temperature": 0.7, "sampling__top_p": 0.9, "loss__beta": 0.1}
+    settings["train__importance_sampling_correction"] = "true"
     _, log, _ = run_with(tmp_path, byte_oracle(), loss="gspo", train__micro_batches=1, **settings)
-    assert max(score["sampler_gap"] for score in values(log, "score")) < 1e-5
+    assert max(score["sampler_gap/max"] for score in values(log, "score")) < 1e-5
+    for score in values(log, "score"):  # the mass that top-p keeps of each token
+        assert 0.5 < score["importance_sampling_ratio/mean"] < 1 - 1e-3
+        assert score["importance_sampling_ratio/max"] <= 1 + 1e-4
     steps = values(log, "train")
     assert [("ratio/first_step_gap" in step) for step in steps] == [True, False] * 2
     for first in steps[::2]:

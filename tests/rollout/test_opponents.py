@@ -19,5 +19,5 @@ def test_the_policy_meets_an_opponent(tmp_path, loss):
     assert any(row["p_win"] < 0.5 for row in rows) and any(
         row["p_win"] > 0.5 for row in rows
     )  # in order, not sorted
-    assert max(score["sampler_gap"] for score in values(log, "score")) < 1e-5
+    assert max(score["sampler_gap/max"] for score in values(log, "score")) < 1e-5
     np.testing.assert_allclose(values(log, "train")[0]["ratio/max"], 1, atol=2e-5)

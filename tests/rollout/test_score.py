@@ -31,7 +31,10 @@ def scored(config):
     def score(params, prompt, prompt_length, completion, mask):
         return Scored(params * mask, 0 * mask)
 
-    runtime = SimpleNamespace(config=config, mesh=make_mesh((1, 1, 1), jax.devices()[:1]))
+    arch = SimpleNamespace(num_layers=2, mlp_dim=8)
+    runtime = SimpleNamespace(
+        config=config, arch=arch, mesh=make_mesh((1, 1, 1), jax.devices()[:1])
+    )
     initial = None if config.train.reference_storage == "off" else lambda: np.float32(START)
     batch = batch_of(encoded, samples)
     return score_batch(runtime, score, batch, samples, np.float32(NOW), initial)[0]
