@@ -7,10 +7,10 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults bench slices clean
+.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults slurm s3 bench slices clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 setup: $(VENV)/.installed  ## make .venv with the locked packages and the two embedded models
 
@@ -77,6 +77,13 @@ mutate: setup  ## break losses, gates, advantages and pairs line by line; list t
 faults: setup  ## kill, fill, flip and misfeed small runs; count the bad outcomes (TRIES=, KINDS=)
 	$(PY) tests/faults/faults.py $(if $(TRIES),--tries=$(TRIES)) $(if $(KINDS),--kinds="$(KINDS)") --output=runs/faults.jsonl
 
+slurm: setup  ## train and sweep through a SLURM of one node, kill on the way, compare (root, slurm-wlm, munge)
+	$(PY) tests/slurm/slurm.py
+
+s3: setup  ## a run in an S3 server of this machine, killed and continued from another folder
+	test -d $(VENV)-s3 || $(PY) -m pip install --quiet --target $(VENV)-s3 "moto[s3,server]==5.2.5" s3fs==2026.9.0
+	PYTHONPATH=$(VENV)-s3 $(PY) tests/s3/s3.py
+
 bench: setup  ## ours, transformers, TRL and Tunix on the same work: half an hour on an idle machine
 	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl
 	$(VENV)-trl/bin/pip install --quiet torch==2.13.0 trl==1.16.0 transformers==5.23.0
@@ -91,4 +98,4 @@ slices: setup  ## Llama 3 8B and 70B compiled for described TPU slices, and Tuni
 	PYTHONPATH=$(VENV)-libtpu $(PY) benchmarks/slices.py
 
 clean:  ## remove every environment and build folder
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-s3 build dist site *.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import difflib
 import importlib.util
 import io
@@ -159,7 +160,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
         commands[name] = found
         return found
 
-    config, workdir = "name, path or module of a config; NAME:ARG passes an argument", "run folder"
+    config = "name, path or module of a config; NAME:ARG passes an argument"
+    workdir = "run folder, or s3://BUCKET/RUN or gs://BUCKET/RUN"
     one = command("train", _train, "train by self-play; the same command continues a run",
                   config=config, workdir=workdir)  # fmt: skip
     one.add_argument("--profile", action="store_true", help="trace one iteration into profile/")
@@ -195,7 +197,23 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     one = command("sweep", _sweep, "train a grid of points and seeds: a config with sweep(add)",
                   config=config, workdir="folder of the sweep")  # fmt: skip
-    one.add_argument("--jobs", action=_Once, type=_count, default=1, help="runs at one time")
+    one.add_argument(
+        "--jobs", action=_Once, type=_count, help="runs at one time; default: 1, and all on SLURM"
+    )
+    one.add_argument(
+        "--launcher",
+        action=_Once,
+        choices=("processes", "slurm", "local"),
+        default="processes",
+        help="children of this process, or jobs of submitit",
+    )
+    one.add_argument(
+        "--job_option",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a parameter of submitit, such as partition=gpu or timeout_min=60; repeat for several",
+    )
     one.add_argument("--dry-run", action="store_true", help="list the runs only")
 
     one = command("plan", _plan, "compile a config's steps for a described slice or node",
@@ -211,7 +229,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
 def _path(text: str) -> str:
     """Return a path with ~ as the home folder: a shell leaves it alone behind --workdir=."""
-    return str(expanded(text))
+    return text if "://" in text else str(expanded(text))
 
 
 def _count(text: str) -> int:
@@ -260,6 +278,10 @@ def _load(args: argparse.Namespace, overrides: dict[str, str]):
 
 def _folder(path: str | Path) -> Path:
     """Make the folder now: a path that cannot be written to should cost a second, not a run."""
+    if "://" in str(path):
+        raise ConfigError(
+            f"{path}: only train works in a store, by its --workdir; copy the folder to a disk"
+        )
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -289,11 +311,24 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     from ssppo_jax.report.build import build_report
     from ssppo_jax.runs.folder import no_trace_of_failure
+    from ssppo_jax.runs.mirror import Mirror, is_address
     from ssppo_jax.train import train
 
     try:
-        with no_trace_of_failure(Path(args.workdir)):
-            result = train(config, _folder(args.workdir), profile=args.profile)
+        with contextlib.ExitStack() as stack:
+            if is_address(args.workdir):
+                mirror = stack.enter_context(Mirror(args.workdir))
+                workdir, on_saved = _folder(mirror.folder), mirror.push
+            else:
+                stack.enter_context(no_trace_of_failure(Path(args.workdir)))
+                workdir, on_saved = _folder(args.workdir), _nothing
+            result = train(config, workdir, profile=args.profile, on_saved=on_saved)
+            if hosts.is_first():
+                print(to_json(result))
+                try:
+                    print(f"report: {build_report(workdir)}")
+                except WriteError as error:  # the run is done and its result is said all the same
+                    print(f"no report: {error}", file=sys.stderr)
     except Interrupted:
         print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
         return INTERRUPTED
@@ -302,13 +337,11 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         if told is None:
             raise
         raise told from error
-    if hosts.is_first():
-        print(to_json(result))
-        try:
-            print(f"report: {build_report(Path(args.workdir))}")
-        except WriteError as error:  # the run is done and its result is said all the same
-            print(f"no report: {error}", file=sys.stderr)
     return 0
+
+
+def _nothing() -> None:
+    """Do nothing: a folder on a disk is brought nowhere."""
 
 
 def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -393,8 +426,21 @@ def _runs(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _sweep(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ssppo_jax.sweep.run import sweep
 
+    if args.job_option and args.launcher == "processes":
+        raise ConfigError("--job_option is for --launcher=slurm or local")
+    pairs = [option.partition("=") for option in args.job_option]
+    if not all(key and equals for key, equals, _ in pairs):
+        raise ConfigError("--job_option: write each as KEY=VALUE, such as partition=gpu")
     workdir = Path(args.workdir) if args.dry_run else _folder(args.workdir)
-    return sweep(args.config, workdir, overrides, jobs=args.jobs, dry_run=args.dry_run)
+    return sweep(
+        args.config,
+        workdir,
+        overrides,
+        jobs=args.jobs,
+        launcher=args.launcher,
+        options={key: value for key, _, value in pairs},
+        dry_run=args.dry_run,
+    )
 
 
 def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:

@@ -425,10 +425,10 @@ KEYS: tuple[Key, ...] = (
     ),
     Key(
         "train.reference_storage",
-        "disk",
-        "where the initial policy waits for KL logging: on disk (reloaded each iteration), on the"
-        " device, or off",
-        cfg.one_of("disk", "device", "off"),
+        "host",
+        "where the initial policy waits for KL logging: in the host's memory, on disk (read again"
+        " in each iteration), on the device, or off",
+        cfg.one_of("host", "disk", "device", "off"),
     ),
     Key(
         "train.sampler_bound",
@@ -507,6 +507,12 @@ KEYS: tuple[Key, ...] = (
         0,
         "optimizer steps between checkpoints inside an iteration; 0: none",
         cfg.non_negative,
+    ),
+    Key(
+        "checkpoint.async_save",
+        True,
+        "save in the background while the run goes on; takes a copy of the training state in the"
+        " host's memory",
     ),
     Key("checkpoint.keep", 2, "checkpoints kept", lambda x: None if x >= 2 else "2 or more"),
     Key("checkpoint.export", True, "write the final policy as a Hugging Face folder"),
@@ -928,7 +934,7 @@ def _reference_problems(config: ConfigDict) -> list[str]:
     used = key == "reference" or config.loss.get("beta", 1)  # a loss without beta may read it
     if used and config.train[key] == "initial" and config.train.reference_storage == "off":
         problems.append(
-            f"train.{key}=initial needs train.reference_storage=disk or device, not off"
+            f"train.{key}=initial needs train.reference_storage=host, disk or device, not off"
         )
     if name == "inpo" and config.loss.tau and config.train.reference != "initial":
         problems.append(

@@ -25,7 +25,7 @@ from ssppo_jax.data.chat import template_text
 from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
-from ssppo_jax.distributed.mesh import put_rows, put_whole, replicated
+from ssppo_jax.distributed.mesh import host_copy, put_rows, put_whole, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
@@ -78,12 +78,19 @@ class Position:
     step_in_iteration: int = 0
 
 
-def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
+def train(
+    config: ConfigDict,
+    workdir: Path,
+    *,
+    profile: bool = False,
+    on_saved: Callable[[], object] = lambda: None,
+) -> dict:
     """Run (or continue) self-play in `workdir`; returns the final result, which is also in
     result.json.
 
     With `profile`, the second iteration of this call (the first compiles) leaves a trace in
-    `workdir`/profile, for TensorBoard's profile plug-in or Perfetto.
+    `workdir`/profile, for TensorBoard's profile plug-in or Perfetto. Process 0 calls `on_saved`
+    when a checkpoint is on disk.
 
     Raises:
       ConfigError: the config cannot run here, or the folder holds a run with another config.
@@ -114,7 +121,10 @@ def train(config: ConfigDict, workdir: Path, *, profile: bool = False) -> dict:
             return result
         metrics: MetricLog | NoLog = MetricLog(workdir) if hosts.is_first() else NoLog()
         stack.enter_context(metrics)
-        return Trainer(build_runtime(config), workdir, metrics, stop).run(profile=profile)
+        trainer = Trainer(build_runtime(config), workdir, metrics, stop)
+        trainer.checkpoints.on_saved = on_saved
+        stack.enter_context(trainer.checkpoints)  # the end waits for a save in the background
+        return trainer.run(profile=profile)
 
 
 def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
@@ -160,6 +170,7 @@ class Trainer:
         self.oracle.check([e.prompt for e in self.prompts + heldout])
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
+        self.since, self.saving = 0.0, 0.0  # when this iteration began, and seconds of its saves
         self.losses: list[float] = []  # of this iteration's steps so far
         self.moving = 0  # steps of the run so far whose gradient was not 0
         self.moved: list[float] = []  # of the same steps, the share of the parameters that moved
@@ -191,7 +202,8 @@ class Trainer:
         state, at = self._start()
         traced = min(at.iteration + 1, self.config.train.iterations - 1) if profile else None
         baseline = self._baseline(state, at)
-        initial = self._initial_policy()
+        initial = self._initial_policy(state, at)
+        self.since = time.perf_counter()
         while True:
             self._check_something_was_trained(at)
             boundary, policy = self.metrics.offset(), self._policy(state)
@@ -326,15 +338,18 @@ class Trainer:
         run_folder.write_json(path, sampled.texts)
         return sampled.texts
 
-    def _initial_policy(self) -> Callable[[], PyTree] | None:
+    def _initial_policy(self, state: TrainState, at: Position) -> Callable[[], PyTree] | None:
         """Return a loader of the initial policy, for KL and `reference: initial`; None when it is
         off.
         """
         how = self.config.train.reference_storage
-        if how == "device":
-            kept = self._load_initial()
-            return lambda: kept
-        return self._load_initial if how == "disk" else None
+        if how == "off":
+            return None
+        if how == "disk" or self.frozen is not None:  # of adapters nothing is read
+            return self._load_initial
+        fresh = at == Position() and how == "host"
+        params = self._policy(state) if fresh else self._load_initial()
+        return host_copy(params) if how == "host" else lambda: params
 
     def _load_initial(self) -> PyTree:
         """Load the initial policy.
@@ -426,7 +441,12 @@ class Trainer:
         return rollout
 
     def _drop_rollouts(self, at: Position) -> None:
-        """Delete older rollouts, but for those that a kept checkpoint stands in the midst of."""
+        """Delete older rollouts, but for those that a kept checkpoint stands in the midst of.
+
+        While a save is pending, the checkpoint before it may still be the one to continue from.
+        """
+        if self.checkpoints.pending:
+            return
         positions = [meta["position"] for meta in self.checkpoints.metas()]
         needed = {p["iteration"] for p in positions if p["step_in_iteration"]}
         for path in (self.workdir / "rollouts").glob("iteration_*.npz"):
@@ -472,7 +492,10 @@ class Trainer:
             "steps/moving": float(self.moving),
         }
         values |= {"padding_share": work.padding_share} if steps else {}
-        self._log("iteration", values, pace | memory_peaks(), at)
+        now = time.perf_counter()
+        spent = {"iteration_seconds": now - self.since, "checkpoint_seconds": self.saving}
+        self.since, self.saving = now, 0.0
+        self._log("iteration", values, pace | spent | memory_peaks(), at)
         self._say(rollout, pace, at)
         return state
 
@@ -628,11 +651,13 @@ class Trainer:
             "version": __version__,
             "moving_steps": self.moving,
         }
+        start, background = time.perf_counter(), self.config.checkpoint.async_save
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
             self.checkpoints.save(
-                int(state.step), state, meta, finite=True
+                int(state.step), state, meta, finite=True, background=background
             )  # `_log_step` has checked every step
         self.saved = at
+        self.saving += time.perf_counter() - start
         if hosts.is_first():
             self._drop_rollouts(at)
 
@@ -641,6 +666,9 @@ class Trainer:
 
         The result comes last: a start without one repeats the whole export.
         """
+        self.checkpoints.wait()
+        if self.saved and hosts.is_first():
+            self._drop_rollouts(self.saved)
         if self.config.checkpoint.export:
             dtype = export_dtype(self.config, self.runtime.folder)
             if dtype.itemsize < self.runtime.param_dtype.itemsize:

@@ -22,7 +22,7 @@ SMALL = {  # one bucket and few tokens: a run is mostly tracing and compiling
 # with one function replaced by a version that kills it at its n-th call. No backend of JAX is
 # started before a fork.
 SERVER = """
-import json, os, signal, sys, traceback
+import json, os, signal, sys, time, traceback
 from ssppo_jax import evaluate, runtime, train
 from ssppo_jax.report import build
 from ssppo_jax.rollout import collect
@@ -50,6 +50,9 @@ def prepare(where):
         deadly(score_phase, "score_rows", 1)
     elif where == "saving":      # a checkpoint in the second iteration: arrays, no manifest yet
         deadly(checkpoint, "write_manifest", 1)
+    elif where == "behind":      # a checkpoint hangs, and the run is an iteration further
+        checkpoint.write_manifest = lambda folder: time.sleep(1000)
+        deadly(train, "take_rows", 2)
     elif where == "other keys":  # not a kill: the negative control, keys that were not restored
         key = runtime.Runtime.key
         runtime.Runtime.key = lambda self, stream, index=0: key(self, stream, index + 1000)

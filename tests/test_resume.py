@@ -30,10 +30,10 @@ def stopped(asked, tmp_path):
     return shutil.copytree(asked, tmp_path / "run")
 
 
-def test_stopped_and_killed_in_three_phases_ends_like_the_uninterrupted_run(
+def test_stopped_and_killed_in_four_phases_ends_like_the_uninterrupted_run(
     launch, uninterrupted, stopped
 ):
-    for phase in ("sampling", "scoring", "saving"):
+    for phase in ("sampling", "scoring", "behind", "saving"):
         launch(stopped, kill=phase, expect=-signal.SIGKILL)
     launch(stopped)
     assert files_of(stopped) == files_of(uninterrupted)

@@ -140,7 +140,8 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(base, key):
         ),
         (
             {"loss": "grpo", "loss.beta": "0.1", "train.reference_storage": "off"},
-            "train.kl_reference=initial needs train.reference_storage=disk or device, not off",
+            "train.kl_reference=initial needs train.reference_storage=host, disk or device, not"
+            " off",
         ),
         (
             {"loss": "inpo", "train.reference": "iteration"},

@@ -59,11 +59,30 @@ def test_each_iteration_says_how_fast_it_was_what_it_padded_and_what_it_held(run
     for record in records:
         assert 0 < record["values"]["padding_share"] < 1
         assert record["wall"]["host_peak_gib"] > 0.1
+        assert record["wall"]["iteration_seconds"] > record["wall"]["train_seconds"]
+        assert record["wall"]["checkpoint_seconds"] < record["wall"]["iteration_seconds"]
         tokens, seconds = (
             record["wall"][f"train_{what}"] for what in ("tokens_per_second", "seconds")
         )
         assert 0 < tokens * seconds < 16 * (256 + 2 * 6)
     assert len(list((folder / "profile").rglob("*.xplane.pb"))) == 1  # of the second iteration
+
+
+def test_where_the_initial_policy_waits_and_who_writes_checkpoints_changes_no_number(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle())
+    config = configure(
+        train__micro_batches=1,
+        loss__repulsion_weight=0.5,
+        train__reference_storage="disk",
+        checkpoint__async_save="false",
+    )
+    assert train(config, tmp_path) == run[1]
+    other = read_metrics(tmp_path / "metrics.jsonl")
+    for one, two in zip(run[2], other, strict=True):
+        assert one["values"] == two["values"]
+    assert values(run[2], "score")[1]["kl_to_initial"] != 0
 
 
 def test_no_array_goes_between_host_and_device_unasked_while_training(tmp_path, monkeypatch):
@@ -151,7 +170,11 @@ def test_a_rollout_that_a_kept_checkpoint_needs_is_not_deleted(tmp_path):
         (folder / f"iteration_{n:05d}.npz").touch()
     positions = [(3, 0), (1, 2), (0, 0)]
     metas = [{"position": {"iteration": i, "step_in_iteration": s}} for i, s in positions]
-    run = SimpleNamespace(workdir=tmp_path, checkpoints=SimpleNamespace(metas=lambda: metas))
+    checkpoints = SimpleNamespace(metas=lambda: metas, pending=True)
+    run = SimpleNamespace(workdir=tmp_path, checkpoints=checkpoints)
+    train_module.Trainer._drop_rollouts(run, train_module.Position(3))
+    assert len(list(folder.iterdir())) == 4  # the checkpoint before the pending one may be needed
+    checkpoints.pending = False
     train_module.Trainer._drop_rollouts(run, train_module.Position(3))
     assert sorted(path.name for path in folder.iterdir()) == [
         "iteration_00001.npz",

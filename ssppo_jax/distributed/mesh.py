@@ -208,6 +208,27 @@ def _put(sharding: NamedSharding, tree: PyTree) -> PyTree:
     return jax.tree.map(one, tree)
 
 
+def host_copy(tree: PyTree) -> Callable[[], PyTree]:
+    """Copy sharded arrays to the host's memory; return a function that puts them back.
+
+    A process keeps what its own devices hold, and of replicas one. What is put back has the same
+    shardings.
+    """
+
+    def one(x: jax.Array) -> Callable[[], jax.Array]:
+        kept: dict[str, np.ndarray] = {}
+        for shard in x.addressable_shards:
+            if str(shard.index) not in kept:
+                kept[str(shard.index)] = np.array(shard.data)  # a view would hold the device's
+        shape, dtype, sharding = x.shape, x.dtype, x.sharding
+        return lambda: jax.make_array_from_callback(
+            shape, sharding, lambda index: kept[str(index)], dtype=dtype
+        )
+
+    kept = jax.tree.map(one, tree)
+    return lambda: jax.tree.map(lambda put: put(), kept)
+
+
 @dataclasses.dataclass(frozen=True)
 class Constrain:
     """Constrain activations: XLA left alone drops the batch sharding of the logits.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-import signal
 import subprocess
 import sys
 import time
@@ -17,23 +16,34 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.files import writing
 from ssppo_jax.sweep import cores
-from ssppo_jax.sweep.grid import Grid, Run, plan, read_result
+from ssppo_jax.sweep.grid import Grid, Run, plan
+from ssppo_jax.sweep.outcome import INTERRUPTED, finish, last_line
 from ssppo_jax.sweep.plots import plot_courses, plot_points
-from ssppo_jax.sweep.table import number, table, write
+from ssppo_jax.sweep.submit import submit_all
+from ssppo_jax.sweep.table import table, write
 
-INTERRUPTED = 75  # what a run that was stopped and saved exits with, and so the sweep
 POLL_SECONDS = 0.2
 
 
 def sweep(
-    spec: str, workdir: Path, overrides: Mapping[str, str], *, jobs: int = 1, dry_run: bool = False
+    spec: str,
+    workdir: Path,
+    overrides: Mapping[str, str],
+    *,
+    jobs: int | None = None,
+    launcher: str = "processes",
+    options: Mapping[str, str] | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Run or continue every grid point of a file with each of its seeds.
 
-    At most `jobs` runs (1 or more) work at a time. A run whose folder has a result.json is done.
-    An unfinished or failed run is started again and continues. SIGINT and SIGTERM end the sweep:
-    they are passed on to the runs at work, which save. Writes sweep.json and sweep.md after every
-    run, and at the end sweep.png and curves.png, into `workdir`.
+    At most `jobs` runs work at a time; None is one, and on SLURM all. A run whose folder has a
+    result.json is done. An unfinished or failed run is started again and continues. SIGINT and
+    SIGTERM end the sweep: they are passed on to the runs at work, which save. Writes sweep.json
+    and sweep.md after every run, and at the end sweep.png and curves.png, into `workdir`.
+
+    The launcher is "processes", children of this process, or one of `submit.CLUSTERS`, whose
+    `options` are submitit's parameters.
 
     Returns the exit code: 0, 1 when runs failed, 75 when stopped.
 
@@ -46,7 +56,10 @@ def sweep(
             print(shlex.join(run.command) + ("  # done" if run.status == "done" else ""))
         return 0
     with RunLock(workdir), StopSignal() as stop:
-        _run_all(grid, workdir, stop, jobs)
+        if launcher == "processes":
+            _run_all(grid, workdir, stop, jobs or 1)
+        else:
+            submit_all(grid, workdir, stop, launcher=launcher, jobs=jobs, options=options or {})
     write(grid, workdir)
     plot_points(grid, workdir / "sweep.png")
     plot_courses(grid, workdir / "curves.png")
@@ -149,37 +162,22 @@ def _kill(at_work: dict[int, Job]) -> None:
 
 
 def _finish(job: Job, grid: Grid, workdir: Path, progress: tqdm, *, told: bool) -> None:
-    """Fill in what became of a run whose process has ended, and say so."""
-    run, code = job.run, job.child.returncode
-    spent = time.perf_counter() - job.start
-    run.seconds += spent
-    read_result(run, grid.measures)
-    if run.status != "done":
-        run.status = "stopped" if told or code == INTERRUPTED else "failed"
-        cause = signal.Signals(-code).name if code < 0 else f"exit {code}"
-        run.reason = f"{cause}: {_last_line(job.output, since=job.before) or 'nothing was printed'}"
-    write(grid, workdir)
-    progress.write(f"{run.folder.name}: {_outcome(run)} ({spent:.0f} s)", file=sys.stderr)
-    if run.status != "stopped":
-        progress.update()
+    finish(
+        job.run,
+        grid,
+        workdir,
+        progress,
+        code=job.child.returncode,
+        output=job.output,
+        before=job.before,
+        seconds=time.perf_counter() - job.start,
+        told=told,
+    )
 
 
 def _show(at_work: dict[int, Job], progress: tqdm) -> None:
     """Show the last line of each run at work, on a terminal."""
     if sys.stderr.isatty():
         room = 100 // max(len(at_work), 1)
-        lines = [f"{job.run.folder.name}: {_last_line(job.output)}" for job in at_work.values()]
+        lines = [f"{job.run.folder.name}: {last_line(job.output)}" for job in at_work.values()]
         progress.set_postfix_str(" | ".join(line[-room:] for line in lines))
-
-
-def _last_line(path: Path, since: int = 0) -> str:
-    with open(path, "rb") as file:
-        file.seek(max(since, file.seek(0, 2) - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), "")
-
-
-def _outcome(run: Run) -> str:
-    if run.status == "done":
-        return ", ".join(f"{name} {number(value)}" for name, value in run.values.items())
-    return f"{run.status}, {run.reason}"

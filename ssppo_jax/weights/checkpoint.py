@@ -8,8 +8,9 @@ One checkpoint is one folder, written under a temporary name and renamed when it
       manifest.sha256   SHA-256 of every file above, and of itself; read by `sha256sum -c`
 
 The manifest is written last (temporary file, fsync, rename), because Orbax restores flipped bits
-without a word. The folder must be on a file system every process can see; object stores
-(`gs://...`) have to be mounted."""
+without a word. A save can go on in the background while the caller trains: the arrays are copied
+to the host first, and the rest is a thread's work. The folder must be on a file system that every
+process can see; `runs/mirror.py` keeps a copy in an object store."""
 
 from __future__ import annotations
 
@@ -23,10 +24,10 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,14 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ssppo_jax.distributed import hosts
-from ssppo_jax.errors import ConfigError, GateError, UserError, WriteError
+from ssppo_jax.errors import (
+    ConfigError,
+    GateError,
+    Interrupted,
+    LostProcess,
+    UserError,
+    WriteError,
+)
 from ssppo_jax.files import sync, write_atomically, writing
 from ssppo_jax.types import PyTree
 
@@ -64,20 +72,36 @@ class Checkpoints:
                 f"checkpoint keep={keep}: keep at least 2, so that one damaged checkpoint is not"
                 " the end"
             )
-        if "://" in str(folder):
-            raise ConfigError(
-                f"checkpoint folder {folder}: object stores are not supported, mount it and give a"
-                " path"
-            )
         self.folder = Path(folder).absolute()  # Orbax refuses relative paths
         self.keep = keep
+        self.on_saved: Callable[[], object] = lambda: None  # process 0 calls it after each save
         self.damaged: dict[str, str] = {}  # folder name -> reason, as the last look found them
         self._trusted: Path | None = None  # verified by `latest`: `restore` need not read it again
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)  # floats do not compress
-        self._orbax = ocp.Checkpointer(handler)
+        self._orbax = ocp.AsyncCheckpointer(handler)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None  # the save that goes on in the background
 
-    def save(self, step: int, arrays: PyTree, meta: dict, *, finite: bool) -> None:
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        """Wait for the pending save; if an error is on its way already, only warn of another."""
+        if kind is None or issubclass(kind, Interrupted):
+            self.wait()
+        elif self._pending is not None and not issubclass(kind, LostProcess):
+            error = self._pending.exception()  # no meeting: the other processes may be elsewhere
+            if error is not None:
+                log.warning("%s", error)
+
+    def save(
+        self, step: int, arrays: PyTree, meta: dict, *, finite: bool, background: bool = False
+    ) -> None:
         """Write one checkpoint, verify it, and only then delete the oldest.
+
+        With `background`, return as soon as the arrays are copied to the host: they may be donated
+        then. The next `save`, `wait` or the end of the `with` block waits for the rest and raises
+        its error.
 
         Args:
             step: grows from save to save (equal is allowed: the same optimizer step at a later
@@ -85,6 +109,7 @@ class Checkpoints:
             arrays: any tree of `jax.Array`; typed PRNG keys go in as `jax.random.key_data(key)`.
             meta: everything else a resume needs; must survive JSON unchanged.
             finite: whether loss and gradients were finite on the way to this state.
+            background: whether to return before the checkpoint is complete.
 
         Raises:
             GateError: the state is not finite; nothing is written.
@@ -107,22 +132,34 @@ class Checkpoints:
                     " of a key)"
                 )
         text = _describe(step, flat, meta)
+        self.wait()
         generation = hosts.on_first(lambda: self._next_generation(step))
         temporary = self.folder / f"tmp_{step:08d}"
+        quiet = contextlib.ExitStack()
+        quiet.enter_context(_quiet())
         try:
-            with _quiet():
-                self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
-            hosts.on_first(lambda: self._publish(temporary, text, _name(step, generation)))
+            self._orbax.save(temporary / "arrays", args=ocp.args.PyTreeSave(flat))
         except Exception as error:
-            if hosts.is_first():
-                shutil.rmtree(temporary, ignore_errors=True)  # give the space back
-            if lost := hosts.lost(error):
-                raise lost from error
-            raise WriteError(
-                f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
-                "Older checkpoints are untouched. Free some space and run the same command again."
-            ) from error
-        hosts.on_first(lambda: self._prune(step, generation))
+            self._give_up(step, temporary, error)
+        self._pending = self._thread.submit(self._complete, step, generation, text, quiet)
+        if not background:
+            self.wait()
+
+    @property
+    def pending(self) -> bool:
+        """Return whether a save is going on in the background."""
+        return self._pending is not None and not self._pending.done()
+
+    def wait(self) -> None:
+        """Return when no save is pending.
+
+        Raises:
+            UserError: the save that was pending is not on disk; as in `save`.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            every = range(jax.process_count())
+            hosts.share(every, lambda _: pending.result(), "finishing a checkpoint")
 
     def latest(self, validate: bool = True) -> int | None:
         """Return the newest step whose manifest verifies; None if no save has ever finished here.
@@ -183,6 +220,37 @@ class Checkpoints:
             with contextlib.suppress(OSError, ValueError, KeyError):
                 found.append(json.loads((saved.path / "meta.json").read_bytes())["meta"])
         return found
+
+    # ---- in the background -------------------------------------------------------------------
+
+    def _complete(self, step: int, generation: int, text: str, quiet: contextlib.ExitStack) -> None:
+        """Wait until every process has written its arrays; process 0 makes them a checkpoint.
+
+        The processes meet by Orbax's barriers, which no device takes part in.
+        """
+        temporary = self.folder / f"tmp_{step:08d}"
+        try:
+            with quiet:
+                self._orbax.wait_until_finished()
+            if hosts.is_first():
+                self._publish(temporary, text, _name(step, generation))
+        except Exception as error:
+            self._give_up(step, temporary, error)
+        if hosts.is_first():
+            self._prune(step, generation)
+            self.on_saved()
+
+    def _give_up(self, step: int, temporary: Path, error: Exception) -> NoReturn:
+        """Remove what a failed save wrote, and say what failed."""
+        for _ in range(4 if hosts.is_first() else 0):  # writes under way may bring it back
+            shutil.rmtree(temporary, ignore_errors=True)
+            time.sleep(0.1)
+        if lost := hosts.lost(error):
+            raise lost from error
+        raise WriteError(
+            f"the checkpoint of step {step} could not be written to {self.folder}: {error}\n"
+            "Older checkpoints are untouched. Free some space and run the same command again."
+        ) from error
 
     # What follows runs on process 0 only; what it returns, or raises, reaches the others.
 
@@ -332,33 +400,34 @@ def find_damage(folder: Path) -> str | None:
     return f"changed after it was written: {', '.join(changed)}" if changed else None
 
 
-def _say_nothing(*_: object) -> None:
-    """Stand in for what prints an error that nobody catches."""
-
-
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Orbax's threads from printing tracebacks of the error that the save itself raises."""
-    before = set(threading.enumerate())
-    hooks = threading.excepthook, sys.excepthook, sys.unraisablehook
+    """Keep Orbax's threads from printing tracebacks of the error that the save itself raises.
+
+    What the main thread has to say is printed: it trains meanwhile. After an error the threads stay
+    quiet, because writes that are still under way fail like the first.
+    """
+    hooks = sys.excepthook, sys.unraisablehook
     loggers = [logging.getLogger(name) for name in ("absl", "asyncio", "concurrent.futures")]
     levels = [logger.level for logger in loggers]
-    threading.excepthook = _say_nothing
-    sys.excepthook = _say_nothing
-    sys.unraisablehook = _say_nothing
+    sys.excepthook = _of_main_thread(sys.excepthook)
+    sys.unraisablehook = _of_main_thread(sys.unraisablehook)
     for logger in loggers:
         logger.setLevel(logging.CRITICAL + 1)
-    try:
-        yield
-    except BaseException:
-        until = time.monotonic() + 2.0  # some are still at work, and fail like the first
-        for thread in set(threading.enumerate()) - before:
-            thread.join(max(0.0, until - time.monotonic()))
-        raise
-    finally:
-        threading.excepthook, sys.excepthook, sys.unraisablehook = hooks
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    yield
+    sys.excepthook, sys.unraisablehook = hooks
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+def _of_main_thread(hook: Callable[..., object]) -> Callable[..., None]:
+    """Return a hook that prints the errors of the main thread alone."""
+
+    def print_own(*args: object) -> None:
+        if threading.current_thread() is threading.main_thread():
+            hook(*args)
+
+    return print_own
 
 
 def _seal(body: bytes) -> bytes:

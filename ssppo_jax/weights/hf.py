@@ -143,7 +143,8 @@ def save_params(
     """Write a folder that plain transformers loads: safetensors, configs, tokenizer, template.
 
     Written beside `folder` and renamed, so a folder that exists is complete. One leaf and one shard
-    are in host memory. Of several processes all call it and process 0 writes.
+    are in host memory. Where several processes hold JAX arrays together, all call it and process 0
+    writes. NumPy arrays are written by whoever calls: each host has a cache of its own.
 
     Args:
       params: the decoder's tree; leaves NumPy or JAX arrays.
@@ -171,7 +172,8 @@ def save_params(
     for leaf in names.leaves(arch):
         size = int(np.prod(names.hf_shape(leaf, arch))) * kinds[leaf.path].itemsize
         nbytes |= {name: size for name in names.hf_names(leaf, arch)}
-    if not hosts.is_first():  # its parts of the leaves are asked for
+    together = any(isinstance(leaf, jax.Array) for leaf in flat.values())
+    if together and not hosts.is_first():  # its parts of the leaves are asked for
         for _ in _exported(flat, arch, kinds):
             pass
         return Path(folder)

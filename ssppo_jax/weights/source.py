@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
+
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache, expanded
 from ssppo_jax.models.lora import join, merged
@@ -198,7 +201,8 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
         arch = hf.read_arch(base)
         rank = config.get("lora.rank", 0)  # runs of older versions know no adapters
         if rank:
-            tree = merged(join(hf.load_params(base, arch), tree), config["lora.alpha"] / rank)
+            whole = merged(join(hf.load_params(base, arch), tree), config["lora.alpha"] / rank)
+            tree = jax.tree.map(np.asarray, whole)
         return hf.save_params(tree, arch, folder, tokenizer_from=base)
 
     return _made_once(folder, make)

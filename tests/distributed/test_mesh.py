@@ -4,6 +4,7 @@ one device."""
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -14,6 +15,7 @@ from ssppo_jax.distributed import mesh as parallel
 from ssppo_jax.distributed.mesh import (
     DECODER_RULES,
     Constrain,
+    host_copy,
     make_mesh,
     mesh_shape,
     put_rows,
@@ -178,3 +180,22 @@ def test_samples_do_not_depend_on_the_mesh(mesh):
     assert not re.search(
         r"f32\[8,(9,32|2,96|2,48)[\],]", generate.as_text()
     )  # no device holds the states or logits of all prompts
+
+
+def test_a_copy_on_the_host_comes_back_where_it_was_and_outlives_the_original():
+    mesh = make_mesh((2, 2, 2))
+    values = np.arange(32, dtype=np.float32).reshape(4, 8)
+    specs = {"cut": P("fsdp", "tensor"), "whole": P()}
+    tree = {
+        name: jax.device_put(values.astype(jnp.bfloat16), jax.NamedSharding(mesh, spec))
+        for name, spec in specs.items()
+    }
+    shardings = jax.tree.map(lambda x: x.sharding, tree)
+    restore = host_copy(tree)
+    jax.tree.map(lambda x: x.delete(), tree)
+    for _ in range(2):
+        again = restore()
+        assert jax.tree.map(lambda x: x.sharding, again) == shardings
+        for found in again.values():
+            assert found.dtype == jnp.bfloat16
+            np.testing.assert_array_equal(np.asarray(found, np.float32), values)

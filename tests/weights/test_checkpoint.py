@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from ssppo_jax.errors import ConfigError, GateError, UserError
+from ssppo_jax.errors import ConfigError, GateError, Interrupted, UserError, WriteError
 from ssppo_jax.types import TrainState
 from ssppo_jax.weights import checkpoint
 from ssppo_jax.weights.checkpoint import MANIFEST, Checkpoints, find_damage
@@ -301,6 +302,67 @@ def test_arrays_that_cannot_be_written_are_an_error_and_the_older_checkpoints_st
     assert Checkpoints(copy_of_two_steps).latest() == 2
 
 
+def test_a_save_in_the_background_holds_what_was_there_when_it_began(tmp_path):
+    """The next step overwrites the arrays while they are being written."""
+    step = jax.jit(lambda tree: jax.tree.map(lambda x: x + 1, tree), donate_argnums=0)
+    original, moving = state(), step(jax.tree.map(lambda x: x - 1, state()))
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, moving, META, finite=True, background=True)
+    for _ in range(3):
+        moving = step(moving)
+    checkpoints.wait()
+    found, _ = checkpoints.restore(5, like(original))
+    np.testing.assert_array_equal(found["train"].params["embed"], original["train"].params["embed"])
+
+
+def test_the_error_of_a_background_save_is_raised_by_whoever_waits(copy_of_two_steps, monkeypatch):
+    def save_badly():
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "write_manifest", full_disk)
+            checkpoints.save(3, state(3), META, finite=True, background=True)
+            while checkpoints.pending:
+                time.sleep(0.01)
+
+    checkpoints = Checkpoints(copy_of_two_steps)
+    save_badly()
+    with pytest.raises(WriteError, match=r"step 3 .* No space left"):
+        checkpoints.wait()
+    checkpoints.wait()  # once
+    save_badly()
+    with pytest.raises(WriteError, match=r"step 3 .* No space left"):
+        checkpoints.save(4, state(4), META, finite=True)
+    for ends_with in (None, Interrupted()):
+        with pytest.raises(WriteError, match=r"step 3 .* No space left"), checkpoints:
+            save_badly()
+            if ends_with:
+                raise ends_with
+    assert folders(copy_of_two_steps) == ["step_00000001", "step_00000002"]
+
+
+def test_an_error_of_the_run_is_not_hidden_by_that_of_its_last_save(
+    copy_of_two_steps, monkeypatch, caplog
+):
+    monkeypatch.setattr(checkpoint, "write_manifest", full_disk)
+    with (
+        pytest.raises(GateError, match="not finite"),
+        Checkpoints(copy_of_two_steps) as checkpoints,
+    ):
+        checkpoints.save(3, state(3), META, finite=True, background=True)
+        raise GateError("the loss is not finite")
+    assert "No space left" in caplog.text
+
+
+def test_leaving_the_block_waits_for_the_save(tmp_path, monkeypatch):
+    write = checkpoint.write_manifest
+    monkeypatch.setattr(
+        checkpoint, "write_manifest", lambda folder: (time.sleep(0.3), write(folder))
+    )
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, state(), META, finite=True, background=True)
+        assert checkpoints.pending and folders(tmp_path) == ["tmp_00000001"]
+    assert folders(tmp_path) == ["step_00000001"]
+
+
 KILL_SCRIPT = """
 import os, signal, sys, threading, time
 from pathlib import Path
@@ -423,5 +485,3 @@ def test_what_would_not_come_back_unchanged_is_refused_before_anything_is_writte
 def test_settings_that_cannot_be_safe_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="keep=1"):
         Checkpoints(tmp_path, keep=1)
-    with pytest.raises(ConfigError, match="object stores"):
-        Checkpoints("gs://bucket/run")

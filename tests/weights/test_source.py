@@ -9,6 +9,7 @@ import pytest
 from tokenizers import AddedToken
 
 from ssppo_jax.data.chat import encode_chat
+from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache
 from ssppo_jax.weights import source
@@ -108,6 +109,12 @@ def test_concurrent_processes_convert_once(file, fake_convert, tmp_path):
     for thread in threads:
         thread.join()
     assert len(fake_convert) == 1 and len(found) == 4 and len(set(found)) == 1
+
+
+def test_the_process_that_comes_first_makes_it_whatever_its_number(tmp_path, monkeypatch):
+    """A cache belongs to a host, and the first process of a host may be any of the run's."""
+    monkeypatch.setattr(hosts, "is_first", lambda: False)
+    assert (resolve("random:tiny", tmp_path) / "model.safetensors").is_file()
 
 
 def test_what_an_interrupted_conversion_left_is_removed_and_never_used(

@@ -1,0 +1,229 @@
+"""Run a grid as jobs of submitit: an array of SLURM jobs, or processes of this machine."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from tqdm import tqdm
+
+from ssppo_jax.distributed.progress import bar
+from ssppo_jax.distributed.stop import StopSignal
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import writing
+from ssppo_jax.sweep.grid import Grid, Run
+from ssppo_jax.sweep.outcome import finish
+from ssppo_jax.sweep.table import write
+from ssppo_jax.sweep.task import Task
+
+if TYPE_CHECKING:
+    import submitit
+
+CLUSTERS = ("slurm", "local")  # submitit's executors
+POLL_SECONDS = 2.0
+MINUTES = 240  # a job's time limit; a run that reaches it is submitted again
+TIMEOUTS = 1000  # how often
+RESUBMISSIONS = 20  # of a run that was stopped by someone else, and saved
+# The parameters of submitit that all its executors have; others are SLURM's own.
+SHARED = (
+    "name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
+)  # fmt: skip
+
+
+class Submitted(NamedTuple):
+    """A run at work as a job."""
+
+    run: Run
+    job: submitit.Job
+    before: int  # bytes of output that earlier attempts left
+    start: float
+
+    @property
+    def code(self) -> int | None:
+        """Return the exit code of process 0; None if it left none."""
+        try:
+            return self.job.task(0).result()
+        except Exception:  # submitit's own, of a job that was killed or could not start
+            return None
+
+
+def submit_all(
+    grid: Grid,
+    workdir: Path,
+    stop: StopSignal,
+    *,
+    launcher: str,
+    jobs: int | None,
+    options: Mapping[str, str],
+) -> None:
+    """Run everything that is not done. On SLURM all runs are one array job.
+
+    A job that is preempted or reaches its time limit saves, and is submitted again. After a stop,
+    jobs that wait are cancelled and those at work are told to save.
+
+    Args:
+        grid: the runs.
+        workdir: the sweep's folder; `submitit/` in it holds the jobs' own logs.
+        stop: says when to stop.
+        launcher: "slurm" or "local".
+        jobs: runs at one time; None: on SLURM all, else 1.
+        options: parameters of submitit by name, as text.
+
+    Raises:
+        ConfigError: submitit or SLURM is missing, or refuses an option.
+    """
+    slurm = launcher == "slurm"
+    executor = _executor(workdir / "submitit", launcher, jobs, options)
+    waiting = [run for run in grid.runs if run.status != "done"]
+    room = len(waiting) if slurm else jobs or 1
+    again = dict.fromkeys((run.folder for run in waiting), RESUBMISSIONS)
+    at_work: list[Submitted] = []
+    told = False
+    with bar(len(waiting), what="sweep", unit="runs") as progress:
+        try:
+            while at_work or (waiting and not told):
+                if stop.requested and not told:
+                    _tell(at_work, slurm)
+                    told = True
+                if not told and waiting and len(at_work) < room:
+                    count = room - len(at_work)
+                    at_work += _submit(executor, waiting[:count])
+                    del waiting[:count]
+                time.sleep(POLL_SECONDS)
+                ended = _ended(at_work, slurm)
+                at_work = [one for one in at_work if one not in ended]
+                for one in ended:
+                    _record(one, grid, workdir, progress, told=told or stop.requested)
+                    if one.run.status == "stopped" and again[one.run.folder] and not told:
+                        again[one.run.folder] -= 1
+                        waiting.append(one.run)
+        except BaseException:  # a second Ctrl-C: stop at once
+            for one in at_work:
+                one.job.cancel(check=False)
+                one.run.status, one.run.reason = "stopped", "cancelled before it could save"
+                one.run.seconds += time.perf_counter() - one.start
+            write(grid, workdir)
+            raise
+
+
+def _executor(
+    folder: Path, launcher: str, jobs: int | None, options: Mapping[str, str]
+) -> submitit.Executor:
+    try:
+        import submitit
+    except ImportError:
+        raise ConfigError(
+            f"--launcher={launcher} needs submitit: pip install 'ssppo_jax[slurm]'"
+        ) from None
+    given: dict[str, Any] = {"timeout_min": MINUTES}
+    if launcher == "slurm" and jobs:
+        given["slurm_array_parallelism"] = jobs
+    for name, text in options.items():
+        own = name if name in SHARED or name.startswith("slurm_") else f"slurm_{name}"
+        given[own] = _value(text)
+    try:
+        executor = submitit.AutoExecutor(folder, launcher, slurm_max_num_timeout=TIMEOUTS)
+        executor.update_parameters(**given)
+    except (RuntimeError, NameError, ValueError, TypeError, AssertionError) as error:
+        raise ConfigError(f"--launcher={launcher}: {error}") from None
+    return executor
+
+
+def _value(text: str) -> Any:
+    """Return a number, list or dict that the text writes in Python, else the text."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _submit(executor: submitit.Executor, runs: list[Run]) -> list[Submitted]:
+    """Submit runs; several at a time are one array."""
+    before = []
+    for run in runs:
+        output = run.folder / "output.log"
+        with writing(output):
+            run.folder.mkdir(parents=True, exist_ok=True)
+            output.touch()
+        before.append(output.stat().st_size)
+    try:
+        with executor.batch():
+            jobs = [executor.submit(Task(run.command, run.folder / "output.log")) for run in runs]
+    except Exception as error:  # submitit's own, with what sbatch said
+        _refuse(error)
+    start = time.perf_counter()
+    return [
+        Submitted(run, job, size, start) for run, job, size in zip(runs, jobs, before, strict=True)
+    ]
+
+
+def _refuse(error: Exception) -> NoReturn:
+    said = str(error).strip().splitlines() or [type(error).__name__]
+    raise ConfigError(
+        f"the jobs could not be submitted: {said[-1]}; look at the --job_option options"
+    ) from error
+
+
+def _ended(at_work: list[Submitted], slurm: bool) -> list[Submitted]:
+    """Return the jobs that left a result, or are gone without one."""
+    left = [one for one in at_work if one.job.task(0).paths.result_pickle.exists()]
+    if not slurm:
+        return [one for one in at_work if one in left or one.job.done()]
+    known = _queue(at_work)
+    if known is None:
+        return left
+    return [one for one in at_work if one in left or one.job.job_id not in known]
+
+
+def _queue(at_work: list[Submitted]) -> set[str] | None:
+    """Return which jobs wait or run; None if SLURM does not answer.
+
+    submitit asks sacct, which is silent on a cluster without accounting.
+    """
+    command = [
+        "squeue",
+        "--noheader",
+        "--array",
+        "--format=%i",
+        f"--jobs={','.join(_arrays(at_work))}",
+    ]
+    asked = subprocess.run(command, capture_output=True, text=True)
+    if asked.returncode and "Invalid job id" not in asked.stderr:
+        return None
+    return set(asked.stdout.split())
+
+
+def _arrays(at_work: list[Submitted]) -> list[str]:
+    return sorted({one.job.job_id.partition("_")[0] for one in at_work})
+
+
+def _tell(at_work: list[Submitted], slurm: bool) -> None:
+    """Cancel the jobs that wait, and tell those at work to save."""
+    if slurm and at_work:
+        subprocess.run(["scancel", "--state=PENDING", *_arrays(at_work)])
+        subprocess.run(["scancel", "--signal=TERM", "--state=RUNNING", *_arrays(at_work)])
+    elif not slurm:
+        for one in at_work:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(one.job.job_id), signal.SIGTERM)
+
+
+def _record(one: Submitted, grid: Grid, workdir: Path, progress: tqdm, *, told: bool) -> None:
+    finish(
+        one.run,
+        grid,
+        workdir,
+        progress,
+        code=one.code,
+        output=one.run.folder / "output.log",
+        before=one.before,
+        seconds=time.perf_counter() - one.start,
+        told=told,
+    )
