@@ -150,6 +150,7 @@ class Mirror:
                 self.store.get_file(f"{self.root}/{name}", str(fresh / name))
         shutil.rmtree(self.folder, ignore_errors=True)
         fresh.replace(self.folder)
+        self._there = self._files()
 
     def _push(self) -> None:
         with self._busy, self._naming("written"):

@@ -79,7 +79,7 @@ def test_another_machine_finds_the_folder_but_for_locks_and_half_written_files(
         assert content(two.folder) == expected and len(expected) == 9
 
 
-def test_only_what_changed_is_put_again(address, monkeypatch):
+def test_only_what_changed_is_put_again_also_by_another_machine(address, tmp_path, monkeypatch):
     put = []
     original = type(STORE).put_file
     monkeypatch.setattr(
@@ -90,9 +90,9 @@ def test_only_what_changed_is_put_again(address, monkeypatch):
     with Mirror(address) as one:
         work(one.folder, (1, 2))
         one.push()
-        first = len(put)
-        work(one.folder, (3,))
-        one.push()
+    first = len(put)
+    with elsewhere(tmp_path, monkeypatch, address) as two:
+        work(two.folder, (3,))
     again = [name.partition("/run/")[2] for name in put[first:]]
     assert again == [
         "metrics.jsonl",

@@ -5,6 +5,7 @@
 Needs moto and s3fs. Not run by pytest. A row of the table is a run that was killed and continued
 from a cache of its own, as another machine has it; it says whether it ends like the whole one."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -35,6 +36,7 @@ KILLS = {
 def main() -> int:
     folder = Path(*sys.argv[1:2] or [tempfile.mkdtemp(prefix="s3_")]).absolute()
     folder.mkdir(parents=True, exist_ok=True)
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0)
     server.start()
     host, port = server.get_host_and_port()
