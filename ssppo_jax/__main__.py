@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from ssppo_jax import __version__
 from ssppo_jax.errors import ConfigError, Interrupted, LostProcess, UserError, WriteError
-from ssppo_jax.files import default_cache, expanded, to_json, write_records, writing
+from ssppo_jax.files import default_cache, expanded, to_json, writing
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
@@ -179,7 +179,11 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one = command("generate", _generate, "write responses as JSON lines", config=config)
     one.add_argument("--model", action=_Once, help="a model in place of model.source")
     one.add_argument("--prompt", action="append", help="a prompt; repeat for several")
+    one.add_argument("--prompts", action=_Once, default="", help="JSONL file of prompts")
     one.add_argument("--output", action=_Once, type=_path, help="file; default: standard output")
+
+    one = command("chat", _chat, "talk with a model in the terminal", config=config)
+    one.add_argument("--model", action=_Once, help="a model in place of model.source")
 
     one = command("convert", _convert, "write a model as a Hugging Face folder",
                   input="a model", output="new folder")  # fmt: skip
@@ -358,7 +362,8 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
-    from ssppo_jax.evaluate import respond
+    from ssppo_jax.distributed.stop import StopSignal
+    from ssppo_jax.generate import respond, respond_into
 
     if args.output:
         _folder(Path(args.output).parent)
@@ -369,12 +374,30 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
             )
     if args.model:
         config.model.source = args.model
-    rows = respond(config, args.prompt)
     if args.output:
-        write_records(Path(args.output), rows)
+        try:
+            with StopSignal() as stop:
+                count = respond_into(
+                    Path(args.output), config, args.prompt, args.prompts, stopped=stop.agreed
+                )
+        except Interrupted:
+            print(f"stopped; the same command continues {args.output}", file=sys.stderr)
+            return INTERRUPTED
+        print(f"{args.output}: {count} responses", file=sys.stderr)
     else:
+        rows = respond(config, args.prompt, args.prompts)
         with writing("standard output"):
             sys.stdout.write("".join(to_json(row) + "\n" for row in rows))
+    return 0
+
+
+def _chat(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    config = _load(args, overrides)
+    from ssppo_jax.chat import chat
+
+    if args.model:
+        config.model.source = args.model
+    chat(config)
     return 0
 
 

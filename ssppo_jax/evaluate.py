@@ -17,7 +17,7 @@ from scipy.stats import bootstrap
 
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.data.prepare import encode, prepare_heldout
+from ssppo_jax.data.prepare import prepare_heldout
 from ssppo_jax.errors import UserError
 from ssppo_jax.files import write_json, write_records
 from ssppo_jax.oracles import ORACLES
@@ -28,7 +28,7 @@ from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.runs.folder import history_of
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params, with_source
 from ssppo_jax.sampling.sampler import CompiledSampler
-from ssppo_jax.types import FINISH_NAMES, Prompt, PyTree, Verdict
+from ssppo_jax.types import PyTree, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -408,44 +408,3 @@ def length_controlled_win_rate(
     scores = np.einsum("bi,bid->bd", p - q, x)  # summed within a prompt
     error = np.sqrt((bread @ (scores.T @ scores) @ bread)[0, 0] * n / (n - 1))
     return Estimate(rate, float(expit(w[0] - 1.96 * error)), float(expit(w[0] + 1.96 * error)), n)
-
-
-log = logging.getLogger(__name__)
-
-
-def respond(config: ConfigDict, texts: list[str] | None) -> list[dict]:
-    """Sample `sampling.num_samples` responses to each text or held-out prompt.
-
-    Each record has ids, raw log-probs and the finish reason.
-    """
-    runtime = build_runtime(config)
-    if texts:
-        prompts = [
-            Prompt(f"prompt-{i}", ({"role": "user", "content": text},))
-            for i, text in enumerate(texts)
-        ]
-        encoded, _ = encode(prompts, runtime.tokenizer, config.data)
-    else:
-        history = history_of(config.model.source)
-        (encoded,), _ = prepare_heldout(
-            config.data, [runtime.tokenizer], seed=config.seed, history=history
-        )
-    sampler = runtime.make_sampler(
-        num_samples=config.sampling.num_samples, sampling=sampling_params(config)
-    )
-    key = runtime.key(EVALUATION, 2)
-    sampled = sample_prompts(runtime, sampler, runtime.load_params(), encoded, key)
-    s = sampled.samples
-    return [
-        {
-            "prompt_id": e.prompt.id,
-            "prompt": e.prompt.text,
-            "sample": k,
-            "response": text,
-            "finish": FINISH_NAMES[s.finish[i, k]],
-            "tokens": s.tokens[i, k, : s.length[i, k]].tolist(),
-            "logp": [round(float(x), 6) for x in s.logp[i, k, : s.length[i, k]]],
-        }
-        for i, e in enumerate(encoded)
-        for k, text in enumerate(sampled.texts[i])
-    ]

@@ -202,11 +202,12 @@ class Runtime:
         sampling: SamplingParams,
         weights: tuple[float, ...] = (1.0,),
         first_sample: int = 0,
+        slots: int = 0,
     ) -> CompiledSampler:
         """Compile a sampler; slots that are handed on are donated.
 
         With several `weights`, `params` is a tuple of as many policies and their geometric mixture
-        is sampled."""
+        is sampled. `slots` is the number of prompts in place of `Runtime.slots`."""
         sampler = Sampler(
             decoder=self.decoder.clone(
                 remat="none",
@@ -222,11 +223,12 @@ class Runtime:
             first_sample=first_sample,
         )
         return CompiledSampler(
-            self.slots(num_samples, len(weights)),
+            slots or self.slots(num_samples, len(weights)),
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
             jax.jit(sampler.look, out_shardings=replicated(self.sampling_mesh)),  # whole everywhere
+            jax.jit(sampler.step, donate_argnums=1),
         )
 
     def key(self, stream: int, index: int = 0):

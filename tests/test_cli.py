@@ -22,6 +22,7 @@ REQUIRED = {
     "train": ("config", "workdir"),
     "evaluate": ("config", "candidate", "baseline"),
     "generate": ("config",),
+    "chat": ("config",),
     "convert": ("input", "output"),
     "report": ("workdir",),
     "push": ("folder", "repo"),
@@ -140,7 +141,7 @@ def test_an_unknown_option_is_refused_with_those_there_are(capsys, command):
         ),
         (
             ["convert", "--input=a", "--output=b", "--dtype=int8"],
-            "--dtype: invalid choice: 'int8' (choose from 'float32', 'bfloat16')",
+            "--dtype: invalid choice: 'int8' (choose from 'source', 'float32', 'bfloat16', 'float16')",
         ),
         (["report", "--workdir=a", "--config.seed=1"], "report takes no --config keys"),
         (["report", "--workdir=/no/such"], "no such folder; give the folder of a run"),
@@ -297,11 +298,11 @@ def test_an_argument_that_is_not_utf_8_is_refused(capsys, monkeypatch, tmp_path,
 def test_an_argument_in_utf_8_is_read_as_such_where_the_locale_says_ascii(monkeypatch, tmp_path):
     calls = []
 
-    def respond(config, texts):
+    def respond_into(output, config, texts, path, *, stopped):
         calls.append(texts)
-        return []
+        return 0
 
-    monkeypatch.setattr("ssppo_jax.evaluate.respond", respond)
+    monkeypatch.setattr("ssppo_jax.generate.respond_into", respond_into)
     argument = "é".encode().decode("ascii", "surrogateescape")
     assert main(["generate", *SMALL, f"--prompt={argument}", f"--output={tmp_path}/x"]) == 0
     assert calls == [["é"]]
@@ -309,7 +310,7 @@ def test_an_argument_in_utf_8_is_read_as_such_where_the_locale_says_ascii(monkey
 
 def test_responses_are_utf_8_on_standard_output_whatever_the_locale_says(monkeypatch):
     rows = [{"response": "é\u2028☕\ud83d"}]
-    monkeypatch.setattr("ssppo_jax.evaluate.respond", lambda config, texts: rows)
+    monkeypatch.setattr("ssppo_jax.generate.respond", lambda config, texts, path: rows)
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     assert main(["generate", *SMALL]) == 0

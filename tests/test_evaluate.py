@@ -13,13 +13,13 @@ from small_runs import MESH, SMALL, SMOKE, configure
 from tiny import random_params
 from transformers.utils import chat_template_utils
 
-from ssppo_jax import evaluate as evaluate_module
 from ssppo_jax.__main__ import main
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_heldout
 from ssppo_jax.errors import ConfigError, GateError
-from ssppo_jax.evaluate import HeldOut, compare, evaluate, respond
+from ssppo_jax.evaluate import HeldOut, compare, evaluate
 from ssppo_jax.files import to_json
+from ssppo_jax.generate import respond
 from ssppo_jax.models.arch import LinearScaling, tiny_arch
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.rollout.sample import Responses, check_finite
@@ -105,10 +105,10 @@ def test_a_run_says_what_it_held_out_and_an_evaluation_with_another_seed_asks_th
 
 
 def test_responses_are_written_to_what_the_models_run_held_out(run, monkeypatch):
-    monkeypatch.setattr(evaluate_module, "sample_prompts", interrupt)
+    monkeypatch.setattr(generate_module, "sample_prompts", interrupt)
     found = []
     monkeypatch.setattr(
-        evaluate_module, "prepare_heldout", lambda *a, **how: found.append(prepare(*a, **how))
+        generate_module, "prepare_heldout", lambda *a, **how: found.append(prepare(*a, **how))
     )
     prepare = prepare_heldout
     with pytest.raises(TypeError):

@@ -117,6 +117,10 @@ class Sampler:
             )
         )
 
+    def step(self, params: PyTree[Array], slots: Slots) -> Slots:
+        """Decode one token, for a reader who waits for it."""
+        return self._placed(self._decode(params, slots))
+
     def refill(
         self,
         params: PyTree[Array],
@@ -288,6 +292,7 @@ class CompiledSampler(NamedTuple):
     run: Callable[[PyTree, Slots, Array], Slots]
     refill: Callable[[PyTree, Slots, Prompts, jax.Array, Array], Slots]
     look: Callable[[Slots], tuple[Array, Samples]]
+    step: Callable[[PyTree, Slots], Slots]
 
 
 Generate = Callable[[PyTree, Prompts, jax.Array], Samples]
