@@ -20,6 +20,7 @@ from ssppo_jax.distributed.mesh import (
     AXES,
     Constrain,
     abstract,
+    batch_ways,
     make_mesh,
     mesh_shape,
     replicated,
@@ -145,8 +146,7 @@ class Runtime:
             return self.config.sampling.batch_size
         room = hosts.on_first(lambda: device_memory(self.mesh.devices.flat[0]))
         held = self.beside_sampling + policies * shard_bytes(self.abstract_sampling_params)
-        shape = self.sampling_mesh.shape
-        ways = shape["data"] * shape["fsdp"]
+        ways = batch_ways(self.sampling_mesh.axis_sizes)
         slot = self.slot(num_samples)
         return slots_that_fit(slot, room=room, held=held, ways=ways, policies=policies)
 

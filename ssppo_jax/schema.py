@@ -19,7 +19,7 @@ from ssppo_jax.config import Component, Key
 from ssppo_jax.data import GIVEN, SOURCES
 from ssppo_jax.data.chat import DATE
 from ssppo_jax.data.framing import template_problem
-from ssppo_jax.distributed.mesh import AXES, mesh_shape, sampling_shape
+from ssppo_jax.distributed.mesh import AXES, batch_ways, mesh_shape, sampling_shape
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
 from ssppo_jax.models.attention import IMPLEMENTATIONS
@@ -127,6 +127,12 @@ KEYS: tuple[Key, ...] = (
         cfg.non_negative,
     ),
     # mesh
+    Key(
+        "mesh.replica",
+        1,
+        "groups of devices that each hold all parameters and split the batch; only gradients pass"
+        " between them. Set it to the number of TPU slices, or of nodes; -1: the rest",
+    ),
     Key("mesh.data", -1, "devices that split the batch; -1: the rest"),
     Key("mesh.fsdp", 1, "devices that split batch and parameters; -1: the rest"),
     Key("mesh.tensor", 1, "devices that split heads, mlp width and vocabulary; -1: the rest"),
@@ -783,7 +789,7 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
     try:
         shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, devices)
         sampling = sampling_shape(shape, config.sampling.mesh.to_dict())
-        problems += _batch_problems(config, shape[0] * shape[1], sampling[0] * sampling[1])
+        problems += _batch_problems(config, batch_ways(shape), batch_ways(sampling))
     except ConfigError as e:
         problems.append(str(e))
     if max(config.data.prompt_buckets, default=0) < config.data.max_prompt_length:
@@ -967,14 +973,15 @@ def _batch_problems(config: ConfigDict, ways: int, sampling_ways: int) -> list[s
     )  # below 1 is reported by its own rule
     if batch % micro or (batch // micro) % ways:
         problems.append(
-            f"train.batch_size={batch} must be a multiple of train.micro_batches x data x fsdp ="
-            f" {micro} x {ways}; try {-(-batch // (micro * ways)) * micro * ways}"
+            f"train.batch_size={batch} must be a multiple of train.micro_batches x replica x data x"
+            f" fsdp = {micro} x {ways}; try {-(-batch // (micro * ways)) * micro * ways}"
         )
     slots = config.sampling.batch_size
     if slots % sampling_ways:
         problems.append(
-            f"sampling.batch_size={slots} must be a multiple of data x fsdp = {sampling_ways} of"
-            f" the sampling mesh; try {-(-slots // sampling_ways) * sampling_ways}"
+            f"sampling.batch_size={slots} must be a multiple of replica x data x fsdp ="
+            f" {sampling_ways} of the sampling mesh; try"
+            f" {-(-slots // sampling_ways) * sampling_ways}"
         )
     if 0 < config.train.prompts_per_iteration < batch:
         problems.append(

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from ssppo_jax import config as cfg
 from ssppo_jax import runtime, schema
 from ssppo_jax.config import load_config
-from ssppo_jax.distributed.mesh import AXES, shardings
+from ssppo_jax.distributed.mesh import AXES, batch_ways, shardings
 from ssppo_jax.models.decoder import init_params
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.optimizer import OPTIMIZERS
@@ -193,9 +193,8 @@ def _built(name, tmp_path, monkeypatch):
 def test_the_large_models_are_cut_over_eight_devices_and_no_array_is_made(name, build):
     made, (published, parameters) = build(name), MODELS[name]
     leaves = dict(hf.flatten(made.abstract_params))
-    assert made.mesh.shape == {"data": 1, "fsdp": 8, "tensor": 1} and made.arch == arch_from_hf(
-        published
-    )
+    assert dict(made.mesh.shape) == {"replica": 1, "data": 1, "fsdp": 8, "tensor": 1}
+    assert made.arch == arch_from_hf(published)
     assert sum(leaf.size for leaf in leaves.values()) == parameters
     assert {leaf.dtype.name for leaf in leaves.values()} == {"float32"}
     local = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in leaves.values())
@@ -203,7 +202,7 @@ def test_the_large_models_are_cut_over_eight_devices_and_no_array_is_made(name, 
     assert leaves["layers/attn/q/kernel"].sharding.spec == P(None, "fsdp", "tensor", None)
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 1), (2, 16, 2), (1, 16, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 1, 64, 1), (1, 2, 16, 2), (4, 1, 4, 4)], ids=str)
 @pytest.mark.parametrize("name", MODELS)
 def test_the_large_models_build_on_64_described_devices_with_their_optimizer(name, shape, build):
     """Everything a train step holds: parameters, optimizer state, and a batch of the config's own
@@ -214,13 +213,10 @@ def test_the_large_models_build_on_64_described_devices_with_their_optimizer(nam
     shapes = jax.eval_shape(lambda: init_params(made.decoder, jax.random.key(0)))
     transform = cfg.bind(OPTIMIZERS, config.optimizer)()
     state = jax.eval_shape(transform.init, shapes)
-    ways = shape[1] * shape[2]
+    ways = shape[2] * shape[3]
     for tree, copies in ((shapes, 1), (state, 1 if config.optimizer.name == "rmsprop" else 2)):
         cut = zip(jax.tree.leaves(tree), jax.tree.leaves(shardings(mesh, tree)), strict=True)
         local = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in cut)
         assert copies * parameters / ways < local < copies * parameters / ways * 1.01
-    assert (
-        config.train.batch_size % (shape[0] * shape[1])
-        == 0
-        == config.sampling.batch_size % (shape[0] * shape[1])
-    )
+    assert config.train.batch_size % batch_ways(shape) == 0
+    assert config.sampling.batch_size % batch_ways(shape) == 0

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Array, PyTree
 
-AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")  # the axes a batch is split over
+AXES = ("replica", "data", "fsdp", "tensor")
+ROWS = ("replica", "data", "fsdp")  # the axes a batch is split over
 
+Shape = tuple[int, int, int, int]  # sizes of AXES
 Rules = tuple[tuple[str, P], ...]
 
 DECODER_RULES: Rules = (
@@ -40,13 +42,16 @@ DECODER_RULES: Rules = (
 )
 
 
-def mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, int, int]:
+def mesh_shape(sizes: dict[str, int], devices: int) -> Shape:
     """Fill in one -1 from the number of devices.
+
+    Args:
+      sizes: by axis; an axis that is left out has size 1.
 
     Raises:
       ConfigError: sizes that do not multiply to the number of devices.
     """
-    shape = [sizes[a] for a in AXES]
+    shape = [sizes.get(a, 1) for a in AXES]
     if shape.count(-1) > 1 or any(s == 0 or s < -1 for s in shape):
         raise ConfigError(
             f"mesh {sizes}: sizes must be positive, at most one of them -1 (the rest of the"
@@ -59,22 +64,50 @@ def mesh_shape(sizes: dict[str, int], devices: int) -> tuple[int, int, int]:
         raise ConfigError(
             f"mesh {sizes} needs {known} devices or a divisor's multiple; this run has {devices}"
         )
-    data, fsdp, tensor = shape
-    return data, fsdp, tensor
+    replica, data, fsdp, tensor = shape
+    return replica, data, fsdp, tensor
 
 
-def make_mesh(shape: tuple[int, int, int], devices=None) -> Mesh:
+def batch_ways(shape: Sequence[int]) -> int:
+    """Return the parts that a batch is cut into."""
+    return int(np.prod(shape[: len(ROWS)]))
+
+
+def make_mesh(shape: tuple[int, ...], devices=None) -> Mesh:
     """Make a mesh with Auto axes.
 
-    Under Explicit axes, JAX's default, embedding gathers and take_along_axis raise.
+    Under Explicit axes, JAX's default, embedding gathers and take_along_axis raise. The devices of
+    one replica lie together: on one TPU slice, and on as few hosts as there can be.
+
+    Args:
+      shape: sizes of `AXES`; first axes that are left out have size 1.
+      devices: all of JAX's if None.
+
+    Raises:
+      ConfigError: several TPU slices, and `replica` is not their number.
     """
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    whole = (1,) * (len(AXES) - len(shape)) + tuple(shape)
+    types = (AxisType.Auto,) * len(AXES)
+    found = jax.devices() if devices is None else devices
+    slices = {getattr(device, "slice_index", None) or 0 for device in found}
+    if len(slices) == 1:
+        return jax.make_mesh(whole, AXES, axis_types=types, devices=devices)
+    if whole[0] != len(slices):
+        raise ConfigError(
+            f"mesh.replica={whole[0]}: these devices are {len(slices)} slices, which only replicas"
+            f" may span; set mesh.replica={len(slices)}"
+        )
+    placed = mesh_utils.create_hybrid_device_mesh(
+        (1, *whole[1:]), (whole[0], 1, 1, 1), devices=found
+    )
+    return Mesh(placed, AXES, axis_types=types)
 
 
-def sampling_shape(shape: tuple[int, int, int], sizes: dict[str, int]) -> tuple[int, int, int]:
+def sampling_shape(shape: Shape, sizes: dict[str, int]) -> Shape:
     """Return the mesh that sampling uses beside a training mesh of this shape.
 
     Args:
+      shape: of the training mesh.
       sizes: of `data` and `tensor`; both 0 for the training mesh.
 
     Raises:
@@ -87,7 +120,7 @@ def sampling_shape(shape: tuple[int, int, int], sizes: dict[str, int]) -> tuple[
             f"sampling.mesh {sizes}: set both sizes, one of them may be -1 (the rest of the"
             " devices); or set both to 0 for the training mesh"
         )
-    return mesh_shape({"fsdp": 1, **sizes}, int(np.prod(shape)))
+    return mesh_shape(sizes, int(np.prod(shape)))
 
 
 def sampling_mesh(mesh: Mesh, sizes: dict[str, int]) -> Mesh:
@@ -95,8 +128,8 @@ def sampling_mesh(mesh: Mesh, sizes: dict[str, int]) -> Mesh:
 
     The devices keep their order, so that one program can move arrays from one mesh to the other.
     """
-    data, fsdp, tensor = mesh.axis_sizes
-    shape = sampling_shape((data, fsdp, tensor), sizes)
+    replica, data, fsdp, tensor = mesh.axis_sizes
+    shape = sampling_shape((replica, data, fsdp, tensor), sizes)
     return Mesh(mesh.devices.reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -263,7 +296,7 @@ class Constrain:
 
 
 LAYOUTS = {
-    ("columns", 3): P("data", None, "fsdp"),  # [B,S,D]
+    ("columns", 3): P(("replica", "data"), None, "fsdp"),  # [B,S,D]
     ("tokens", 3): P(ROWS, None, None),  # [B,S,D]
     ("heads", 4): P(ROWS, None, "tensor", None),  # [B,S,H,E]
     ("logits", 5): P(ROWS, None, None, "tensor", None),  # [B,K,T,parts,v]

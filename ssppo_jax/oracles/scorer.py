@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from ssppo_jax.data.buckets import buckets, padded
-from ssppo_jax.distributed.mesh import make_mesh, put_rows
+from ssppo_jax.distributed.mesh import batch_ways, make_mesh, put_rows
 from ssppo_jax.errors import GateError
 from ssppo_jax.types import PyTree
 
@@ -53,7 +53,7 @@ class Scorer:
         mesh = self.mesh or make_mesh((1, 1, 1), devices=jax.devices()[:1])
         if self.params is None:
             self.mesh, self.params = mesh, self.load(mesh)
-        ways = mesh.shape["data"] * mesh.shape["fsdp"]
+        ways = batch_ways(mesh.axis_sizes)
         size = -(-self.batch_size // ways) * ways
         out, pending = np.zeros(len(ids), np.float32), []
         for rows, slots in buckets([len(i) for i in ids], self.longest, size):

@@ -19,7 +19,7 @@ from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
 from ssppo_jax.config import CONFIGS
-from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape, shard_bytes
+from ssppo_jax.distributed.mesh import AXES, batch_ways, make_mesh, mesh_shape, shard_bytes
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.files import expanded
 from ssppo_jax.models.arch import Arch
@@ -56,6 +56,11 @@ class Plan:
     def binds(self) -> str:
         return max(self.seconds, key=lambda need: self.seconds[need])
 
+    @property
+    def slowest(self) -> float:
+        """Return the seconds of one step at the roofline."""
+        return self.seconds[self.binds]
+
 
 def read_model(source: str) -> Arch:
     """Read an architecture: a name of the package's, a folder, a config.json or a Hugging Face repo
@@ -89,6 +94,32 @@ def read_model(source: str) -> Arch:
         ) from None
 
 
+def described(config: ConfigDict, arch: Arch, devices: Sequence[jax.Device]) -> Runtime:
+    """Return the config on devices that are only described: no weights, no tokenizer.
+
+    Raises:
+      ConfigError: a mesh that does not divide the model or is not of these devices.
+    """
+    shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, len(devices))
+    mesh = make_mesh(shape, devices)
+    decoder = make_decoder(config, arch, mesh)
+    return Runtime(config, Path(), mesh, arch, decoder, None, arch.eos_ids or (0,))
+
+
+def known_chip(devices: Sequence[jax.Device]) -> Chip:
+    """Return the limits of these devices.
+
+    Raises:
+      ConfigError: nothing is known of them.
+    """
+    chip = chip_of(devices[0].device_kind)
+    if chip is None:
+        raise ConfigError(
+            f"nothing is known of {devices[0].device_kind!r}; the chips known are in throughput.py"
+        )
+    return chip
+
+
 def plan(
     config: ConfigDict,
     arch: Arch,
@@ -107,42 +138,32 @@ def plan(
     Raises:
       ConfigError: a mesh that does not divide the model or is not of these devices.
     """
-    shape = mesh_shape({axis: config.mesh[axis] for axis in AXES}, len(devices))
-    mesh = make_mesh(shape, devices)
-    decoder = make_decoder(config, arch, mesh)
-    runtime = Runtime(config, Path(), mesh, arch, decoder, None, arch.eos_ids or (0,))
-    chip = chip_of(devices[0].device_kind)
-    if chip is None:
-        raise ConfigError(
-            f"nothing is known of {devices[0].device_kind!r}; the chips known are in throughput.py"
-        )
+    runtime, chip = described(config, arch, devices), known_chip(devices)
     found = []
     for phase in phases:
         planned = plan_step(runtime, phase)
         if planned is not None:
-            found.append(_compiled(runtime, planned, chip, per_node or len(devices)))
+            found.append(compiled(runtime, planned, chip, per_node or len(devices)))
         progress()
     return found
 
 
-def _compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> Plan:
+def compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> Plan:
+    """Compile one step and read its memory and what it sends from the program."""
     start, peak, refusal = time.perf_counter(), None, ""
     sent: list[Collective] | None = []
     held = memory_of(runtime, planned)
     try:
-        compiled = planned.step.lower(*planned.arguments).compile()
-        peak = compiled.memory_analysis().peak_memory_in_bytes + planned.beside
-        sent = _sent(compiled)
+        program = planned.step.lower(*planned.arguments).compile()
+        peak = program.memory_analysis().peak_memory_in_bytes + planned.beside
+        sent = _sent(program)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         refusal = _refusal(str(error), held)
     seconds = time.perf_counter() - start
     chips = runtime.mesh.size
-    needs = {
-        "compute": planned.flops / chips / chip.flops,
-        "memory": traffic(runtime, planned) / chip.bandwidth,
-    }
+    needs = counted(runtime, planned, chip)
     if sent is not None:
         needs["network"] = sum(one.passes * one.size for one in sent) / chip.link
     if sent and chip.nic and per_node < chips:
@@ -163,9 +184,17 @@ def _compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> 
     )
 
 
-def _sent(compiled: jax.stages.Compiled) -> list[Collective] | None:
+def counted(runtime: Runtime, planned: Planned, chip: Chip) -> dict[str, float]:
+    """Return the seconds that a step needs at least, known before it is compiled."""
+    return {
+        "compute": planned.flops / runtime.mesh.size / chip.flops,
+        "memory": traffic(runtime, planned) / chip.bandwidth,
+    }
+
+
+def _sent(program: jax.stages.Compiled) -> list[Collective] | None:
     try:
-        return collectives(compiled.as_text() or "")
+        return collectives(program.as_text() or "")
     except (
         JaxRuntimeError
     ):  # of some programs for three-dimensional slices this compiler's own text is not sound
@@ -201,7 +230,8 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
     """
     c, arch = runtime.config, runtime.arch
     sampling = planned.phase == "generate"
-    data, fsdp, tensor = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
+    mesh = runtime.sampling_mesh if sampling else runtime.mesh
+    ways, (*_, fsdp, tensor) = batch_ways(mesh.axis_sizes), mesh.axis_sizes
     params = runtime.abstract_sampling_params if sampling else runtime.abstract_params
     layers = shard_bytes(params["layers"]) / arch.num_layers
     size, heads = jnp.dtype(runtime.decoder.dtype).itemsize, arch.num_heads / tensor
@@ -215,11 +245,11 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
         )
     if sampling:
         slots, k = _batch(runtime, planned)
-        slot, rows = runtime.slot(k), slots / (data * fsdp)
+        slot, rows = runtime.slot(k), slots / ways
         return _largest_first(
             held | {"keys and values": rows * slot.cache, "logits": rows * slot.logits}
         )
-    rows, k = c.train.batch_size / c.train.micro_batches / (data * fsdp), rows_per_prompt(runtime)
+    rows, k = c.train.batch_size / c.train.micro_batches / ways, rows_per_prompt(runtime)
     chunk = min(c.model.attention_chunk or max(p, t), max(p, t))
     held["attention scores"] = (
         rows * heads * 4 * max(min(p, chunk) * p, k * min(t, chunk) * (p + t))
@@ -281,12 +311,13 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
             shard_bytes(runtime.abstract_params) + shard_bytes(runtime.abstract_sampling_params)
         )
     sampling = planned.phase == "generate"
-    data, fsdp, _ = (runtime.sampling_mesh if sampling else runtime.mesh).axis_sizes
+    mesh = runtime.sampling_mesh if sampling else runtime.mesh
+    ways, fsdp = batch_ways(mesh.axis_sizes), mesh.shape["fsdp"]
     params = runtime.abstract_sampling_params if sampling else runtime.abstract_params
     gathered = shard_bytes(params) * fsdp * (2 if fsdp > 1 else 1)
     if sampling:
         (slots, k), t = _batch(runtime, planned), c.sampling.max_new_tokens
-        rows = slots / (data * fsdp)
+        rows = slots / ways
         seen = rows * (
             c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2
         )  # a prompt's are shared by its K
@@ -306,36 +337,3 @@ def _batch(runtime: Runtime, planned: Planned) -> tuple[int, int]:
     """Return the prompts of one step of sampling and the completions of each."""
     slots = len(planned.arguments[1].length)
     return slots, planned.tokens // (slots * runtime.config.sampling.max_new_tokens)
-
-
-# ---- trying settings -----------------------------------------------------------------------------
-
-
-def variants(config: ConfigDict, arch: Arch, chips: int) -> list[dict[str, object]]:
-    """List the overrides to try: ways to cut the mesh, micro-batches, remat; impossible ones are
-    left out.
-    """
-    found: list[dict[str, object]] = []
-    for tensor in (1, 2, 4, 8):
-        if chips % tensor or arch.num_kv_heads % tensor or arch.mlp_dim % tensor:
-            continue
-        fsdp = chips // tensor
-        for micro in (1, 2, 4):
-            if config.train.batch_size % (micro * fsdp) or arch.hidden_size % fsdp:
-                continue
-            for remat in ("none", "dots", "full"):
-                mesh = {"mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
-                found.append({**mesh, "train.micro_batches": micro, "model.remat": remat})
-    return found
-
-
-def rank(tried: Sequence[tuple[dict[str, object], Plan]]) -> list[tuple[dict[str, object], Plan]]:
-    """Sort the fitting plans by tokens per second at the roofline, then the others by their peak
-    memory.
-    """
-
-    def worth(pair):
-        found = pair[1]
-        return (0, -found.tokens_per_second) if found.fits else (1, found.peak or np.inf)
-
-    return sorted(tried, key=worth)

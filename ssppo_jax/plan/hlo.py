@@ -30,10 +30,15 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|async_execution_thread.*?calls|called_computations)=\{?%?([\w.\-]+)"
 )
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_BOUND = re.compile(r"= s32\[\]\S* constant\((\d+)\)")
+_BOUND = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}")
 _RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}")
+_NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
+_ELEMENT = re.compile(r"= [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
+_ADD = re.compile(r" add\(%?([\w.\-]+), %?([\w.\-]+)\)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
 
 
@@ -43,16 +48,22 @@ class Collective(NamedTuple):
     kind: str
     size: float  # bytes that a device receives in one pass
     passes: int
-    groups: np.ndarray | None  # [groups, devices of one], None where the text names none
+    # [groups, devices of one]; of a permutation its pairs [n, (from, to)]; None: the text names none
+    groups: np.ndarray | None
 
     def between_nodes(self, per_node: int) -> float:
         """Return the bytes of all passes that enter a node of `per_node` devices, for each of them.
 
         A group's devices on one node fetch what the other nodes hold once, each an equal share. An
-        exchange of blocks between pairs fetches the blocks of the other nodes.
+        exchange of blocks between pairs fetches the blocks of the other nodes. A permutation's
+        array crosses where its two devices are on two nodes.
         """
         if self.groups is None:
             return 0.0
+        if self.kind == "collective-permute":
+            source, target = (self.groups // per_node).T
+            entering = np.bincount(target[source != target], minlength=1)
+            return self.passes * self.size * entering.max() / per_node
         nodes = [len(np.unique(group // per_node)) for group in self.groups]
         widest = self.groups[int(np.argmax(nodes))]
         apart, total = max(nodes), self.passes * self.size
@@ -71,8 +82,9 @@ def by_kind(found: Iterable[Collective]) -> dict[str, float]:
 def collectives(text: str) -> list[Collective]:
     """Return the collectives of a module's optimised text.
 
-    A loop counts as often as the compiler says, else as the largest constant of its condition. That
-    is exact for scans and an upper bound for a bounded while loop. An all-reduce passes its array
+    A loop counts as often as the compiler says, else as often as its counter's stride fits into the
+    largest constant of its condition. That is exact for scans and for the compiler's own loops over
+    the parts of a product, and an upper bound for a bounded while loop. An all-reduce passes its array
     twice, and a reduce-scatter all its parts. Copies that the compiler makes of one collective to
     overlap it share a channel and count once, where they run least often.
     """
@@ -92,7 +104,7 @@ def collectives(text: str) -> list[Collective]:
                 once[key] = Collective(found[2], size, fewest, groups)
             if bounds := _LOOP.search(line):
                 known = _KNOWN.search(line)
-                trips = int(known[1]) if known else _trips(computations, bounds[1])
+                trips = int(known[1]) if known else _trips(computations, bounds[1], bounds[2])
                 walk(bounds[2], passes * trips)
                 continue
             for called in _CALLED.findall(line):
@@ -117,22 +129,39 @@ def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
     return dict(found)
 
 
-def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str) -> int:
-    bounds = [
-        int(n) for line in computations.get(condition, (False, []))[1] for n in _BOUND.findall(line)
-    ]
-    return max(bounds, default=1)
+def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str, body: str) -> int:
+    lines = computations.get(condition, (False, []))[1]
+    bound = max((int(n) for line in lines for n in _BOUND.findall(line)), default=1)
+    counters = [int(found[1]) for line in lines if (found := _ELEMENT.search(line))]
+    if len(counters) != 1:
+        return bound
+    return -(-bound // _stride(computations.get(body, (False, []))[1], counters[0]))
+
+
+def _stride(lines: list[str], counter: int) -> int:
+    """Return what a loop's body adds to its counter, an element of the tuple it carries.
+
+    A compiler that writes two passes of a loop in one adds 2.
+    """
+    named = {found[2]: line for line in lines if (found := _NAMED.search(line))}
+    root = next((line for line in lines if line.lstrip().startswith("ROOT")), "")
+    carried = re.findall(r"%([\w.\-]+)", root.rpartition(" tuple(")[2])
+    added = _ADD.search(named.get(carried[counter], "")) if counter < len(carried) else None
+    if added is None:
+        return 1
+    constants = [found for name in added.groups() if (found := _BOUND.search(named.get(name, "")))]
+    return max(int(constants[0][1]), 1) if len(constants) == 1 else 1
 
 
 def _received(result: str, kind: str, ways: int, *, started: bool) -> float:
     """Count bytes from the result's type.
 
-    A started all-gather's result is (inputs, outputs), a started permutation's (input, output,
-    marks)."""
+    The result of a started all-gather or reduce-scatter is (inputs, outputs), a started
+    permutation's (input, output, marks)."""
     sizes = [BYTES[dtype] * _size(dims) for dtype, dims in _ARRAY.findall(result) if dtype in BYTES]
     if not sizes:
         return 0.0
-    if started and kind == "all-gather":
+    if started and kind in ("all-gather", "reduce-scatter"):
         sizes = sizes[len(sizes) // 2 :]
     elif started and kind == "collective-permute":
         sizes = [max(sizes)]
@@ -140,7 +169,12 @@ def _received(result: str, kind: str, ways: int, *, started: bool) -> float:
 
 
 def _groups(line: str) -> np.ndarray | None:
-    """Read which devices exchange: written out, or as a reshaped and transposed range."""
+    """Read which devices exchange: written out, as a reshaped and transposed range, as axes of a
+    mesh, or as pairs."""
+    if pairs := _PAIRS.search(line):
+        return np.array(re.findall(r"(\d+),(\d+)", pairs[1]), int)
+    if mesh := _MESH.search(line):
+        return _along(mesh[1], mesh[2])
     if listed := _LISTED.search(line):
         rows = [row.split(",") for row in re.findall(r"\{([\d,]+)\}", listed[1])]
         return np.array(rows, int) if len({len(row) for row in rows}) == 1 else None
@@ -151,6 +185,28 @@ def _groups(line: str) -> np.ndarray | None:
         devices = np.arange(math.prod(whole or ())).reshape(whole or ())
         return devices.transpose(order).reshape(shape or ())
     return None
+
+
+def _along(mesh: str, axes: str) -> np.ndarray | None:
+    """Group the devices of a mesh along axes, e.g. "'a'=2,'b'=4" along "'b'".
+
+    A part of an axis, as 'b':(2)2, lies between the devices before it and those after it.
+    """
+    sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
+    parts = {
+        name: (int(before or 1), int(size or sizes[name]))
+        for name, before, size in re.findall(r"'(\w+)'(?::\((\d+)\)(\d+))?", axes)
+        if name in sizes
+    }
+    shape: list[int] = []
+    along = []
+    for name, size in sizes.items():
+        before, part = parts.get(name, (1, 1))
+        along.append(len(shape) + 1)
+        shape += [before, part, size // (before * part)]
+    devices = np.arange(math.prod(sizes.values())).reshape(shape)
+    width = math.prod(part for _, part in parts.values())
+    return np.moveaxis(devices, along, range(-len(along), 0)).reshape(-1, width)
 
 
 def _size(dims: str) -> int:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.data import EncodedPrompt, LengthGroup, length_groups, pad_batch
 from ssppo_jax.data.chat import check_completions, decode
-from ssppo_jax.distributed.mesh import put_rows, put_whole
+from ssppo_jax.distributed.mesh import batch_ways, put_rows, put_whole
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import GateError, Interrupted
 from ssppo_jax.runs.metrics import sample_stats
@@ -152,7 +152,7 @@ def slots_for(runtime: Runtime, slots: int, prompts: int) -> int:
     """Return the slots for so many prompts: with sampling.batch_size=0 no more than they need."""
     if runtime.config.sampling.batch_size:
         return slots
-    ways = runtime.sampling_mesh.shape["data"] * runtime.sampling_mesh.shape["fsdp"]
+    ways = batch_ways(runtime.sampling_mesh.axis_sizes)
     return min(slots, -(-prompts // ways) * ways)
 
 
@@ -161,7 +161,7 @@ def refill_rows(runtime: Runtime, slots: int) -> int:
     divides.
     """
     mesh, share = runtime.sampling_mesh, runtime.config.sampling.refill
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = batch_ways(mesh.axis_sizes)
     return min(slots, max(1, round(share * slots / ways)) * ways)
 
 

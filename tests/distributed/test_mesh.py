@@ -103,10 +103,11 @@ def test_optimizer_moments_are_cut_like_their_parameters_and_scalars_are_whole(m
 @pytest.mark.parametrize(
     "sizes, want",
     [
-        ((1, -1, 1), (1, 8, 1)),
-        ((-1, 2, 2), (2, 2, 2)),
-        ((2, 2, 2), (2, 2, 2)),
-        ((8, 1, -1), (8, 1, 1)),
+        ((1, 1, -1, 1), (1, 1, 8, 1)),
+        ((1, -1, 2, 2), (1, 2, 2, 2)),
+        ((-1, 1, 2, 2), (2, 1, 2, 2)),
+        ((1, 2, 2, 2), (1, 2, 2, 2)),
+        ((1, 8, 1, -1), (1, 8, 1, 1)),
     ],
 )
 def test_one_mesh_size_is_filled_in(sizes, want):
@@ -114,7 +115,16 @@ def test_one_mesh_size_is_filled_in(sizes, want):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(1, 1, 1), (3, -1, 1), (-1, -1, 1), (0, 8, 1), (-2, 4, 1), (4, 4, 1)]
+    "sizes",
+    [
+        (1, 1, 1, 1),
+        (1, 3, -1, 1),
+        (1, -1, -1, 1),
+        (1, 0, 8, 1),
+        (1, -2, 4, 1),
+        (1, 4, 4, 1),
+        (2, 8, 1, 1),
+    ],
 )
 def test_mesh_sizes_that_do_not_fit_the_devices_are_refused(sizes):
     with pytest.raises(ConfigError, match="mesh"):
@@ -146,7 +156,7 @@ def test_parameters_hold_only_their_part_on_each_device(mesh):
 
 def test_rows_are_split_over_data_and_fsdp_and_not_over_tensor(mesh):
     rows = put_rows(mesh, np.arange(24).reshape(3, 8), axis=1)
-    assert rows.sharding.spec == P(None, ("data", "fsdp"))
+    assert rows.sharding.spec == P(None, ("replica", "data", "fsdp"))
     np.testing.assert_array_equal(rows, np.arange(24).reshape(3, 8))
     assert {shard.data.shape for shard in rows.addressable_shards} == {(3, 2)}
 

@@ -75,6 +75,51 @@ def test_a_gpu_program_started_combined_and_counted_by_the_compiler():
     np.testing.assert_array_equal(found["all-reduce"].groups, [[0, 2, 4, 6], [1, 3, 5, 7]])
 
 
+TPU = """
+%cond (c: (bf16[4,8], u32[])) -> pred[] {
+  %n = u32[]{:T(128)} constant(8)
+  %i = u32[]{:T(128)} get-tuple-element(%c), index=1
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+
+%body (b: (bf16[4,8], u32[])) -> (bf16[4,8], u32[]) {
+  %two = u32[]{:T(128)} constant(2)
+  %i = u32[]{:T(128)} get-tuple-element(%b), index=1
+  %x = bf16[4,8]{1,0} get-tuple-element(%b), index=0
+  %s = (bf16[4,8]{1,0}, bf16[4,8]{1,0}, u32[], u32[]) collective-permute-start(%x), channel_id=1, \
+source_target_pairs={{0,1},{1,2},{2,3},{3,0}}
+  %d = bf16[4,8]{1,0} collective-permute-done(%s)
+  %next = u32[]{:T(128)} add(%i, %two)
+  ROOT %t = (bf16[4,8]{1,0}, u32[]{:T(128)}) tuple(%d, %next)
+}
+
+ENTRY %main (a: bf16[4,8]) -> f32[2] {
+  %w = (bf16[4,8], u32[]) while(%t), condition=%cond, body=%body
+  %r = ((f32[8,2]{1,0}, bf16[4,4]{1,0}), (f32[2,2]{1,0}, bf16[1,4]{1,0})) \
+reduce-scatter-start(%p, %q), channel_id=2, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
+  %g = f32[6]{0} all-reduce(%y), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'a'}
+  %h = f32[6]{0} all-reduce(%y), channel_id=4, replica_groups=mesh['a'=8] {'a':(2)2}
+}
+"""
+
+
+def test_a_product_in_parts_is_counted_by_the_stride_of_its_loop():
+    """What XLA makes of a gathered weight: a loop that hands parts on, two passes in one body."""
+    found = {one.kind: one for one in collectives(TPU)}
+    permuted = found["collective-permute"]
+    assert permuted.passes == 4 and permuted.size == 4 * 8 * 2
+    assert permuted.between_nodes(2) == 4 * 64 / 2  # a node of two receives from one other
+    assert permuted.between_nodes(4) == 0
+
+
+def test_devices_named_by_the_axes_of_a_mesh():
+    reduced, *summed = collectives(TPU)[1:]
+    assert reduced.size == 8 * 2 * 4 + 4 * 4 * 2  # all parts, of both arrays
+    np.testing.assert_array_equal(reduced.groups, [[0, 1, 2, 3], [4, 5, 6, 7]])
+    np.testing.assert_array_equal(summed[0].groups, [[0, 4], [1, 5], [2, 6], [3, 7]])
+    np.testing.assert_array_equal(summed[1].groups, [[0, 2], [1, 3], [4, 6], [5, 7]])
+
+
 def test_bytes_between_nodes_are_fetched_once_by_the_devices_of_a_node_together():
     found = {one.kind: one for one in collectives(GPU)}
     gather, reduce = found["all-gather"], found["all-reduce"]

@@ -137,12 +137,12 @@ def test_the_kept_keys_have_their_dtype():
 
 
 def test_shapes_of_the_sampling_mesh():
-    assert sampling_shape((2, 4, 1), {"data": 0, "tensor": 0}) == (2, 4, 1)
-    assert sampling_shape((1, 8, 1), {"data": -1, "tensor": 2}) == (4, 1, 2)
+    assert sampling_shape((1, 2, 4, 1), {"data": 0, "tensor": 0}) == (1, 2, 4, 1)
+    assert sampling_shape((2, 1, 4, 1), {"data": -1, "tensor": 2}) == (1, 4, 1, 2)
     with pytest.raises(ConfigError, match="set both sizes"):
-        sampling_shape((1, 8, 1), {"data": 0, "tensor": 2})
+        sampling_shape((1, 1, 8, 1), {"data": 0, "tensor": 2})
     with pytest.raises(ConfigError, match="this run has 8"):
-        sampling_shape((1, 8, 1), {"data": 3, "tensor": 2})
+        sampling_shape((1, 1, 8, 1), {"data": 3, "tensor": 2})
     mesh = runtime().mesh
     own = sampling_mesh(mesh, {"data": 2, "tensor": 4})
     assert list(own.devices.flat) == list(mesh.devices.flat)
