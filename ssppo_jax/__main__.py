@@ -23,6 +23,8 @@ INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
 LARGEST_CACHE = 4 * 2**30  # bytes of compiled programs that are kept; the longest unused go first
 
+RENAMED = {("plan", "--sweep"): "--search"}  # a command's options of earlier releases
+
 MODELS = """A model is embedded:smollm2, a Hugging Face folder or repo id, a .gguf file, or a run's
 checkpoint folder (RUN/checkpoints/step_00000012). A config is the name of one of the package's
 (quickstart), a path, or a module. Every key of a config is an option: --config.KEY=VALUE;
@@ -91,6 +93,8 @@ def _run(argv: list[str]) -> int:
         raise ConfigError(f"{argv[0]} takes no --config keys")
     args, unknown = command.parse_known_args(rest)
     if unknown:
+        if (argv[0], unknown[0]) in RENAMED:
+            raise ConfigError(f"{argv[0]} {unknown[0]} is now {RENAMED[argv[0], unknown[0]]}")
         near = difflib.get_close_matches(unknown[0].partition("=")[0], command.flags, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(
@@ -226,7 +230,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one.add_argument(
         "--phases", action=_Once, default="relay,generate,score,train", help="which steps"
     )
-    one.add_argument("--sweep", action="store_true", help="try and rank ways to cut the mesh")
+    one.add_argument("--search", action="store_true", help="search layouts by an iteration's time")
+    one.add_argument("--prompts", action=_Once, type=_count, default=0, help="of an iteration")
+    one.add_argument("--price", action=_Once, type=_price, default=0.0, help="of a chip-hour")
     one.add_argument("--output", action=_Once, type=_path, help="folder for plan.json")
     return parser, commands
 
@@ -240,6 +246,16 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
     return int(text)
+
+
+def _price(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} must be a positive number")
+    return value
 
 
 def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
@@ -481,7 +497,9 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         machine_of(args.topology),
         model=args.model or "",
         phases=phases,
-        sweep=args.sweep,
+        searched=args.search,
+        prompts=args.prompts,
+        price=args.price,
         output=_folder(args.output) if args.output else None,
     )
 

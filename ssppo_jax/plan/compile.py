@@ -14,7 +14,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
@@ -166,7 +165,7 @@ def compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> P
     needs = counted(runtime, planned, chip)
     if sent is not None:
         needs["network"] = sum(one.passes * one.size for one in sent) / chip.link
-    if sent and chip.nic and per_node < chips:
+    if sent and per_node < chips:
         needs["network"] += sum(one.between_nodes(per_node) for one in sent) / chip.nic
     slowest = max(needs.values())
     return Plan(

@@ -34,7 +34,8 @@ _BOUND = re.compile(r"= [su]32\[\]\S* constant\((\d+)\)")
 _KNOWN = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _LISTED = re.compile(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}")
 _RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}")
+_MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}")
+_TURNED = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}")
 _NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _ELEMENT = re.compile(r"= [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
@@ -48,8 +49,8 @@ class Collective(NamedTuple):
     kind: str
     size: float  # bytes that a device receives in one pass
     passes: int
-    # [groups, devices of one]; of a permutation its pairs [n, (from, to)]; None: the text names none
-    groups: np.ndarray | None
+    groups: np.ndarray | None  # [groups, devices of one]; None where none are named
+    pairs: np.ndarray | None = None  # of a permutation, [n, (from, to)]
 
     def between_nodes(self, per_node: int) -> float:
         """Return the bytes of all passes that enter a node of `per_node` devices, for each of them.
@@ -58,12 +59,12 @@ class Collective(NamedTuple):
         exchange of blocks between pairs fetches the blocks of the other nodes. A permutation's
         array crosses where its two devices are on two nodes.
         """
-        if self.groups is None:
-            return 0.0
-        if self.kind == "collective-permute":
-            source, target = (self.groups // per_node).T
+        if self.pairs is not None:
+            source, target = (self.pairs // per_node).T
             entering = np.bincount(target[source != target], minlength=1)
             return self.passes * self.size * entering.max() / per_node
+        if self.groups is None:
+            return 0.0
         nodes = [len(np.unique(group // per_node)) for group in self.groups]
         widest = self.groups[int(np.argmax(nodes))]
         apart, total = max(nodes), self.passes * self.size
@@ -84,9 +85,9 @@ def collectives(text: str) -> list[Collective]:
 
     A loop counts as often as the compiler says, else as often as its counter's stride fits into the
     largest constant of its condition. That is exact for scans and for the compiler's own loops over
-    the parts of a product, and an upper bound for a bounded while loop. An all-reduce passes its array
-    twice, and a reduce-scatter all its parts. Copies that the compiler makes of one collective to
-    overlap it share a channel and count once, where they run least often.
+    the parts of a product, and an upper bound for a bounded while loop. An all-reduce passes its
+    array twice, and a reduce-scatter all its parts. Copies that the compiler makes of one collective
+    to overlap it share a channel and count once, where they run least often.
     """
     computations = _computations(text)
     entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
@@ -97,11 +98,11 @@ def collectives(text: str) -> list[Collective]:
             if found := _KIND.search(line):
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = channel[1] if channel else f"{name}: {line}"
-                groups = _groups(line)
+                groups, pairs = _groups(line), _pairs(line)
                 ways = 1 if groups is None else groups.shape[1]
                 size = _received(found[1], found[2], ways, started=bool(found[3]))
                 fewest = min(passes, once[key].passes) if key in once else passes
-                once[key] = Collective(found[2], size, fewest, groups)
+                once[key] = Collective(_purpose(found[2], name), size, fewest, groups, pairs)
             if bounds := _LOOP.search(line):
                 known = _KNOWN.search(line)
                 trips = int(known[1]) if known else _trips(computations, bounds[1], bounds[2])
@@ -169,12 +170,10 @@ def _received(result: str, kind: str, ways: int, *, started: bool) -> float:
 
 
 def _groups(line: str) -> np.ndarray | None:
-    """Read which devices exchange: written out, as a reshaped and transposed range, as axes of a
-    mesh, or as pairs."""
-    if pairs := _PAIRS.search(line):
-        return np.array(re.findall(r"(\d+),(\d+)", pairs[1]), int)
+    """Read which devices exchange: written out, as a reshaped and transposed range, or as axes of
+    a mesh."""
     if mesh := _MESH.search(line):
-        return _along(mesh[1], mesh[2])
+        return _along(mesh[1], mesh[2], mesh[3])
     if listed := _LISTED.search(line):
         rows = [row.split(",") for row in re.findall(r"\{([\d,]+)\}", listed[1])]
         return np.array(rows, int) if len({len(row) for row in rows}) == 1 else None
@@ -187,10 +186,29 @@ def _groups(line: str) -> np.ndarray | None:
     return None
 
 
-def _along(mesh: str, axes: str) -> np.ndarray | None:
+def _pairs(line: str) -> np.ndarray | None:
+    """Read from which device to which a permutation sends."""
+    found = _PAIRS.search(line)
+    return None if found is None else np.array(re.findall(r"(\d+),(\d+)", found[1]), int)
+
+
+def _purpose(kind: str, computation: str) -> str:
+    """Return what a collective is for: TPU programs gather a weight, or reduce and scatter a
+    gradient, by permutations in a loop beside the product."""
+    for mark, whole in (
+        ("windowed_dot_general_body_ag", "all-gather"),
+        ("windowed_dot_general_body_rs", "reduce-scatter"),
+    ):
+        if mark in computation:
+            return whole
+    return kind
+
+
+def _along(mesh: str, order: str | None, axes: str) -> np.ndarray | None:
     """Group the devices of a mesh along axes, e.g. "'a'=2,'b'=4" along "'b'".
 
-    A part of an axis, as 'b':(2)2, lies between the devices before it and those after it.
+    A part of an axis, as 'b':(2)2, lies between the devices before it and those after it. `order`
+    lists the mesh's devices, or says how a range is reshaped and transposed to give them.
     """
     sizes = {name: int(n) for name, n in re.findall(r"'(\w+)'=(\d+)", mesh)}
     parts = {
@@ -204,7 +222,13 @@ def _along(mesh: str, axes: str) -> np.ndarray | None:
         before, part = parts.get(name, (1, 1))
         along.append(len(shape) + 1)
         shape += [before, part, size // (before * part)]
-    devices = np.arange(math.prod(sizes.values())).reshape(shape)
+    devices = np.arange(math.prod(sizes.values()))
+    if order and (turned := _TURNED.search(order)):
+        rows, axes_order = ([int(n) for n in part.split(",")] for part in turned.groups("0"))
+        devices = devices.reshape(rows).transpose(axes_order if turned[2] else None)
+    elif order:
+        devices = np.array(order.split(","), int)
+    devices = devices.reshape(shape)
     width = math.prod(part for _, part in parts.values())
     return np.moveaxis(devices, along, range(-len(along), 0)).reshape(-1, width)
 

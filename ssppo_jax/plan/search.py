@@ -44,14 +44,19 @@ def training_settings(config: ConfigDict, arch: Arch, machine: Machine) -> list[
 
     Over several nodes the parameters are also cut inside one node only (`mesh.replica`).
     """
-    chips, found = len(machine.devices), []
+    chips, found = len(machine.devices), list[Setting]()
     nodes = chips // machine.per_node
     for replica, tensor in itertools.product(sorted({1, nodes}), (1, 2, 4, 8)):
         cut = replica * tensor
         if chips % cut or arch.num_kv_heads % tensor or arch.mlp_dim % tensor:
             continue
         fsdp = chips // cut
-        mesh = {"mesh.replica": replica, "mesh.data": 1, "mesh.fsdp": fsdp, "mesh.tensor": tensor}
+        mesh: Setting = {
+            "mesh.replica": replica,
+            "mesh.data": 1,
+            "mesh.fsdp": fsdp,
+            "mesh.tensor": tensor,
+        }
         for micro in (1, 2, 4):
             if config.train.batch_size % (micro * replica * fsdp) or arch.hidden_size % fsdp:
                 continue
@@ -112,10 +117,15 @@ def search(
         )
     bounds.sort(key=lambda one: one[0])
     tried: list[Tried] = []
+    too_large: list[Setting] = []  # of training
     for bound, training, sampling in bounds:
         if tried and bound >= min(one.seconds for one in tried):
             break
+        if training in too_large:
+            continue
         tried.append(searcher.compile(training, sampling))
+        if any(not plan.fits for plan in tried[-1].plans if plan.phase in TRAINING):
+            too_large.append(training)
         progress()
     return sorted(tried, key=lambda one: one.seconds)
 

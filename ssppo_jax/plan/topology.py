@@ -15,7 +15,7 @@ import jax
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.runs.throughput import CHIPS
 
-_TPU = re.compile(r"(v\d+[a-z]?):(\d+(x\d+){1,2})")
+_TPU = re.compile(r"(v\d+[a-z]?):(\d+(x\d+){1,3})")
 _GPU = re.compile(r"([a-z]+\d+):(?:(\d+)x)?(\d+)")
 # What the compiler would otherwise look for in vain, and complain of: this machine has no TPU. It
 # changes no answer.
@@ -23,8 +23,10 @@ SILENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_ACCELERATOR_TYPE": "v5litepod-1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # two plans at one time: neither holds a chip
 }
-EXAMPLES = "v5e:4x4, v5p:4x4x4, v6e:8x8, h100:8, or h100:4x8 (nodes x GPUs)"
+EXAMPLES = "v5e:4x4, v5p:4x4x4, v5e:16x16x2 (of two slices), h100:8, or h100:4x8 (nodes x GPUs)"
+DIMENSIONS = {"v4": 3, "v5e": 2, "v5p": 3, "v6e": 2}  # of a slice; one number more counts slices
 # What XLA's compiler for NVIDIA GPUs asks about a chip, in its own words. The limits of blocks and
 # registers are those of every generation since A100.
 TARGET = """
@@ -77,11 +79,12 @@ class Machine(NamedTuple):
     """Hold devices that can only be compiled for."""
 
     devices: list[jax.Device]
-    per_node: int  # devices within one fast network
+    per_node: int  # devices within one fast network: of a GPU node, or of a TPU slice
 
 
 def machine_of(topology: str) -> Machine:
-    """Describe a TPU slice such as 'v5e:8x8', or GPUs such as 'h100:8' and 'h100:4x8'.
+    """Describe TPU slices such as 'v5e:8x8' and 'v5e:8x8x2', or GPUs such as 'h100:8' and
+    'h100:4x8'.
 
     Raises:
       ConfigError: another form, a machine the compiler does not know, or no compiler here, with
@@ -92,8 +95,15 @@ def machine_of(topology: str) -> Machine:
         nodes, each = int(gpus[2] or 1), int(gpus[3])
         return Machine(_gpus(topology, gpus[1], nodes, each), each)
     if slice_ and slice_[1] in {chip.name for chip in CHIPS} - set(GPUS):
-        found = _slice(topology, slice_[2])
-        return Machine(found, len(found))
+        sizes, dimensions = slice_[2].split("x"), DIMENSIONS[slice_[1]]
+        if len(sizes) - dimensions not in (0, 1):
+            raise ConfigError(
+                f"--topology={topology}: a slice of {slice_[1]} has {dimensions} dimensions, and"
+                f" one number more counts slices; give a shape such as {EXAMPLES}"
+            )
+        slices = int(sizes.pop()) if len(sizes) > dimensions else 1
+        found = _slices(topology, f"{slice_[1]}:{'x'.join(sizes)}", slices)
+        return Machine(found, len(found) // slices)
     known = ", ".join([*GPUS, *(chip.name for chip in CHIPS if chip.name not in GPUS)])
     raise ConfigError(
         f"--topology={topology}: give a chip ({known}) and a shape, such as {EXAMPLES}"
@@ -130,7 +140,7 @@ def _gpus(topology: str, name: str, nodes: int, each: int) -> list[jax.Device]:
     return list(described.devices)
 
 
-def _slice(topology: str, shape: str) -> list[jax.Device]:
+def _slices(topology: str, name: str, slices: int) -> list[jax.Device]:
     if importlib.util.find_spec("libtpu") is None:
         raise ConfigError(
             "planning needs the TPU compiler: pip install 'ssppo_jax[plan]' (libtpu==0.0.52; no TPU"
@@ -141,13 +151,16 @@ def _slice(topology: str, shape: str) -> list[jax.Device]:
     from jax.experimental import topologies
 
     try:
-        found = list(topologies.get_topology_desc(platform="tpu", topology_name=topology).devices)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=name, num_slices=slices
+        )
     except Exception as error:  # JAX and the plug-in raise kinds of their own
         reason = str(error).splitlines()[0]
         raise ConfigError(
             f"--topology={topology}: the TPU compiler does not know it ({reason})"
         ) from None
-    wanted = math.prod(map(int, shape.split("x")))
+    found = list(described.devices)
+    wanted = slices * math.prod(map(int, name.partition(":")[2].split("x")))
     if len(found) != wanted:
         raise ConfigError(
             f"--topology={topology}: {wanted} chips were asked for, the compiler describes"

@@ -74,16 +74,17 @@ class Chip:
     memory: float  # bytes of HBM
     bandwidth: float  # bytes per second to HBM
     link: float  # bytes per second to other chips, all links together, one direction
-    nic: float = 0.0  # bytes per second to another node, one direction; 0: all chips are linked
+    nic: float  # bytes per second to another node or slice, one direction
 
 
-# TPU: cloud.google.com/tpu/docs (system architecture pages); GPU: NVIDIA's data sheets, dense, SXM,
-# with one InfiniBand adapter a GPU as in DGX systems
+# TPU: cloud.google.com/tpu/docs (system architecture pages), and for a chip's share of its host's
+# network "How to Scale Your Model"; GPU: NVIDIA's data sheets, dense, SXM, with one InfiniBand
+# adapter a GPU as in DGX systems
 CHIPS = (
-    Chip("v4", ("tpu v4",), 275e12, 32 * 2**30, 1228e9, 300e9),
-    Chip("v5e", ("tpu v5 lite", "tpu v5e"), 197e12, 16 * 2**30, 819e9, 200e9),
-    Chip("v5p", ("tpu v5p", "tpu v5"), 459e12, 95 * 2**30, 2765e9, 600e9),
-    Chip("v6e", ("tpu v6 lite", "tpu v6e"), 918e12, 32 * 2**30, 1640e9, 448e9),
+    Chip("v4", ("tpu v4",), 275e12, 32 * 2**30, 1228e9, 300e9, 6.25e9),
+    Chip("v5e", ("tpu v5 lite", "tpu v5e"), 197e12, 16 * 2**30, 819e9, 200e9, 3.125e9),
+    Chip("v5p", ("tpu v5p", "tpu v5"), 459e12, 95 * 2**30, 2765e9, 600e9, 6.25e9),
+    Chip("v6e", ("tpu v6 lite", "tpu v6e"), 918e12, 32 * 2**30, 1640e9, 448e9, 12.5e9),
     Chip("a100", ("a100",), 312e12, 80 * 2**30, 2039e9, 300e9, 25e9),
     Chip("h200", ("h200",), 989e12, 141 * 2**30, 4800e9, 450e9, 50e9),
     Chip("h100", ("h100",), 989e12, 80 * 2**30, 3350e9, 450e9, 50e9),

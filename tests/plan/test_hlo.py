@@ -99,6 +99,8 @@ ENTRY %main (a: bf16[4,8]) -> f32[2] {
 reduce-scatter-start(%p, %q), channel_id=2, replica_groups=mesh['a'=2,'b'=4] {'b'}, dimensions={0}
   %g = f32[6]{0} all-reduce(%y), channel_id=3, replica_groups=mesh['a'=2,'b'=4] {'a'}
   %h = f32[6]{0} all-reduce(%y), channel_id=4, replica_groups=mesh['a'=8] {'a':(2)2}
+  %k = f32[6]{0} all-reduce(%y), channel_id=5, \
+replica_groups=mesh['a'=4,'b'=2], device_ids=([2,4]T(1,0)) {'a'}
 }
 """
 
@@ -110,6 +112,9 @@ def test_a_product_in_parts_is_counted_by_the_stride_of_its_loop():
     assert permuted.passes == 4 and permuted.size == 4 * 8 * 2
     assert permuted.between_nodes(2) == 4 * 64 / 2  # a node of two receives from one other
     assert permuted.between_nodes(4) == 0
+    for mark, kind in (("ag", "all-gather"), ("rs", "reduce-scatter")):
+        named = TPU.replace("body", f"wide.windowed_dot_general_body_{mark}")
+        assert collectives(named)[0][:3] == (kind, *permuted[1:3])
 
 
 def test_devices_named_by_the_axes_of_a_mesh():
@@ -118,6 +123,7 @@ def test_devices_named_by_the_axes_of_a_mesh():
     np.testing.assert_array_equal(reduced.groups, [[0, 1, 2, 3], [4, 5, 6, 7]])
     np.testing.assert_array_equal(summed[0].groups, [[0, 4], [1, 5], [2, 6], [3, 7]])
     np.testing.assert_array_equal(summed[1].groups, [[0, 2], [1, 3], [4, 6], [5, 7]])
+    np.testing.assert_array_equal(summed[2].groups, [[0, 1, 2, 3], [4, 5, 6, 7]])
 
 
 def test_bytes_between_nodes_are_fetched_once_by_the_devices_of_a_node_together():

@@ -19,14 +19,15 @@ from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.plan import command as planner
 from ssppo_jax.plan import compile as plan
+from ssppo_jax.plan import iteration, topology
+from ssppo_jax.plan import search as searching
 from ssppo_jax.plan import steps as planned_steps
-from ssppo_jax.plan import topology
 from ssppo_jax.plan.hlo import by_kind, collectives
-from ssppo_jax.plan.table import describe, ranking
+from ssppo_jax.plan.table import describe
 from ssppo_jax.runs.throughput import Chip
 
 ARCH = tiny_arch(vocab_size=512, num_layers=3, num_kv_heads=4, tie_embeddings=False)
-CHIP = Chip("fake", ("cpu",), 1e12, 2**30, 1e11, 1e10)
+CHIP = Chip("fake", ("cpu",), 1e12, 2**30, 1e11, 1e10, 1e9)
 MISSING = ("libtpu", "jax_cuda12_plugin")
 SMALL = {
     "data.prompt_buckets": "(8,)",
@@ -44,8 +45,7 @@ SMALL = {
 
 @pytest.fixture(autouse=True)
 def known_chip(monkeypatch):
-    for module in (plan, planner):
-        monkeypatch.setattr(module, "chip_of", lambda kind: CHIP)
+    monkeypatch.setattr(plan, "chip_of", lambda kind: CHIP)
 
 
 def load(**overrides):
@@ -161,48 +161,153 @@ def test_what_is_above_the_chips_memory_does_not_fit(monkeypatch):
     assert not found.fits and "does NOT fit" in describe(found, CHIP)
 
 
-def test_variants_are_those_that_can_be_and_the_best_that_fits_comes_first(plans):
-    tried = plan.variants(load(), ARCH, 8)
-    assert {(v["mesh.fsdp"], v["mesh.tensor"]) for v in tried} == {
-        (8, 1),
-        (4, 2),
-        (2, 4),
+def test_layouts_are_those_that_can_be():
+    machine = topology.Machine(jax.devices(), 8)
+    tried = searching.training_settings(load(), ARCH, machine)
+    assert {(v["mesh.replica"], v["mesh.fsdp"], v["mesh.tensor"]) for v in tried} == {
+        (1, 8, 1),
+        (1, 4, 2),
+        (1, 2, 4),
     }  # 8 does not divide 4 heads
     assert {v["model.remat"] for v in tried} == {"none", "dots", "full"}
-    fast, slow = (dataclasses.replace(plans["train"], tokens_per_second=x) for x in (2.0, 1.0))
-    large, larger = (
-        dataclasses.replace(plans["train"], fits=False, peak=x, tokens_per_second=9.0)
-        for x in (5, 6)
+    apart = searching.training_settings(load(), ARCH, machine._replace(per_node=4))
+    assert (2, 2, 2) in {(v["mesh.replica"], v["mesh.fsdp"], v["mesh.tensor"]) for v in apart}
+    sampled = searching.sampling_settings(load(), ARCH, machine)
+    assert [v["sampling.mesh.tensor"] for v in sampled] == [1, 2, 4]
+
+
+class Priced:
+    """Stand for the compiler: a step takes what is counted, and 1 s more where `slow` says so."""
+
+    def __init__(self, plans, slow=lambda runtime, phase: False, too_large=lambda c: False):
+        self.plans, self.slow, self.too_large, self.asked = plans, slow, too_large, []
+
+    def __call__(self, runtime, planned, chip, per_node):
+        own = (runtime.mesh.shape, runtime.config.model.remat)
+        sampling = (runtime.sampling_mesh.shape, planned.phase == "relay" and runtime.mesh.shape)
+        seen = own if planned.phase in searching.TRAINING else sampling
+        self.asked.append(str((planned.phase, *seen)))
+        needs = plan.counted(runtime, planned, chip)
+        if self.slow(runtime, planned.phase):
+            needs["network"] = 1.0 + max(needs.values())
+        fits = not (planned.phase == "train" and self.too_large(runtime.config))
+        example = self.plans.get(planned.phase, self.plans["generate"])
+        return dataclasses.replace(example, phase=planned.phase, fits=fits, seconds=needs)
+
+
+def searched(monkeypatch, compiler):
+    monkeypatch.setattr(searching, "compiled", compiler)
+    monkeypatch.setattr(searching, "known_chip", lambda devices: CHIP)
+    monkeypatch.setattr("ssppo_jax.runtime.device_memory", lambda device: 1e6)
+    machine = topology.Machine(jax.devices(), 8)
+    training = searching.training_settings(load(), ARCH, machine)
+    few = [v for v in training if v["train.micro_batches"] == 1 and v["mesh.fsdp"] > 2]
+    monkeypatch.setattr(searching, "training_settings", lambda *_: few)
+
+    def load_with(setting):
+        return load(**{key: str(value) for key, value in setting.items()})
+
+    return searching.search(load_with, ARCH, machine, prompts=64)
+
+
+def test_a_search_compiles_until_no_bound_is_below_the_best(plans, monkeypatch):
+    free = Priced(plans)
+    (only,) = searched(monkeypatch, free)  # its bound is its time
+    assert only.iteration.total == only.seconds > 0
+    best = only.training
+    dear = Priced(
+        plans,
+        slow=lambda runtime, phase: (
+            phase == "train"
+            and runtime.mesh.shape["fsdp"] == best["mesh.fsdp"]
+            and runtime.mesh.shape["tensor"] == best["mesh.tensor"]
+        ),
     )
-    ranked = plan.rank([({"a": i}, p) for i, p in enumerate((larger, slow, large, fast))])
-    assert [setting["a"] for setting, _ in ranked] == [3, 1, 2, 0]
-    assert ranking(ranked).count("\n") == 5
+    found = searched(monkeypatch, dear)
+    assert found[0].training["mesh.fsdp"] != best["mesh.fsdp"]
+    assert [one.seconds for one in found] == sorted(one.seconds for one in found)
+    assert len(dear.asked) == len(set(dear.asked))  # each step once
+    large = Priced(plans, too_large=lambda c: c.model.remat != "full")
+    assert searched(monkeypatch, large)[0].training["model.remat"] == "full"
 
 
-@pytest.mark.parametrize("sweep", [False, True])
-def test_the_command_prints_and_writes_what_it_found(sweep, monkeypatch, tmp_path, capsys):
+@pytest.mark.parametrize("more", [("--search",), ("--phases=score",), ()], ids=str)
+def test_the_command_prints_and_writes_what_it_found(more, plans, monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     monkeypatch.setattr(topology, "machine_of", lambda name: topology.Machine(jax.devices(), 8))
+    monkeypatch.setattr(planner, "known_chip", lambda devices: CHIP)
     monkeypatch.setattr(
-        planner, "variants", lambda *_: [{"model.remat": "none"}, {"model.remat": "full"}]
+        planner, "plan", lambda *args, **_: [p for p in plans.values() if p.phase in args[3]]
     )
+    setting = {"mesh.fsdp": 8, "model.remat": "none"}
+    layout = iteration.Iteration(64, {"train": 1e-9}, 0.0, 3, 8, ("nothing",))
+    tried = [searching.Tried(setting, {"sampling.batch_size": 0}, [plans["train"]], layout)]
+    monkeypatch.setattr(planner, "search", lambda *_, **__: tried)
     (tmp_path / "m.json").write_text(json.dumps(arch_to_hf(ARCH)))
-    argv = [
-        "plan",
-        "--config=configs/smoke.py",
-        "--topology=v5e:2x4",
-        f"--model={tmp_path / 'm.json'}",
-    ]
-    argv += [f"--config.{key}={value}" for key, value in SMALL.items()] + [
-        f"--output={tmp_path / 'out'}"
-    ]
-    assert main([*argv, *(["--sweep"] if sweep else ["--phases=score"])]) == 0
+    argv = ["plan", "--config=configs/smoke.py", "--topology=v5e:2x4"]
+    argv += [f"--model={tmp_path / 'm.json'}", "--prompts=64", "--price=2.5"]
+    argv += [f"--config.{key}={value}" for key, value in SMALL.items()]
+    assert main([*argv, *more, f"--output={tmp_path / 'out'}"]) == 0
     records = json.loads((tmp_path / "out/plan.json").read_text())
-    assert [r["phase"] for r in records] == (["train", "train"] if sweep else ["score"])
-    assert records[0]["peak"] > 0 and ("overrides" in records[0]) == sweep
-    assert (
-        "| model.remat |" if sweep else "of 1.00 GiB at the peak, fits"
-    ) in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert records[0]["peak"] > 0 and "of 1.00 GiB at the peak, fits" in out
+    if more == ("--phases=score",):
+        assert len(records) == 1 and "an iteration" not in out
+        assert not (tmp_path / "out/iteration.json").exists()
+        return
+    kept = json.loads((tmp_path / "out/iteration.json").read_text())
+    assert kept["prompts"] == 64 and kept["cost"] == pytest.approx(2.5 * kept["chip_hours"])
+    assert "an iteration of 64 prompts: at least" in out and "at 2.5 a chip-hour" in out
+    assert out.count("assumed: ") == 1
+    if more:
+        assert "| the paper, 8 x H100, measured |" in out and "| as configured |" in out
+        assert "recommended: --config.mesh.fsdp=8 --config.model.remat=none" in out
+        assert kept["overrides"] == setting | {"sampling.batch_size": 0}
+        assert records[-1]["overrides"] == kept["overrides"]
+
+
+# ---- an iteration --------------------------------------------------------------------------------
+
+
+def test_an_iteration_by_hand(plans):
+    """64 prompts in batches of 16, 3 answers each, scored 8 rows at a time and for two policies."""
+    config = load(oracle__name="pairrm", checkpoint__every_steps="2", train__iterations="2")
+    runtime = plan.described(config, ARCH, jax.devices())
+    found = iteration.iteration_of(runtime, list(plans.values()), CHIP, hosts=2, prompts=64)
+    slowest = {phase: max(p.seconds.values()) for phase, p in plans.items()}
+    assert found.seconds["generate"] == pytest.approx(4 * slowest["generate"])
+    assert found.seconds["score"] == pytest.approx(2 * 8 * slowest["score"])
+    assert found.seconds["train"] == pytest.approx(4 * slowest["train"])
+    assert found.seconds["relay"] == 0
+    read = 8 + 2 * 6  # prompt and two answers
+    token = 2 * (4 * 1024**2 + 2 * 1024 * 4096) + 4 * (read + 512) * 1024
+    judged = 64 * 6 * read * 24 * token
+    assert found.seconds["judge"] == pytest.approx(judged / (8 * CHIP.flops * 0.3))
+    state = plans["train"].memory["parameters"] + plans["train"].memory["optimizer"]
+    assert found.seconds["checkpoint"] == pytest.approx(2 * 8 * state / (2 * 2e9), rel=1e-3)
+    assert found.total == pytest.approx(sum(found.seconds.values()))
+    held = config.data.heldout * (2 * config.eval.final_num_samples + config.eval.num_samples)
+    evaluations = held / 3 * found.seconds["generate"] / 64
+    assert found.hours * 3600 == pytest.approx(2 * found.total + evaluations)
+    assert found.chip_hours == 8 * found.hours
+    assert any("30% of the peak" in note for note in found.notes)
+    assert "20,000" not in str(found.notes)
+
+
+def test_an_iteration_without_a_portion_takes_the_papers_and_says_so(plans):
+    runtime = plan.described(load(train__prompts_per_iteration="0"), ARCH, jax.devices())
+    found = iteration.iteration_of(runtime, list(plans.values()), CHIP, hosts=1)
+    assert found.prompts == 20_000 and "20,000 prompts" in str(found.notes)
+    large = [dataclasses.replace(p, fits=p.phase != "train") for p in plans.values()]
+    assert iteration.iteration_of(runtime, large, CHIP, hosts=1) is None
+    assert iteration.iteration_of(runtime, large[:2], CHIP, hosts=1) is None
+
+
+def test_pairrm_reads_what_its_config_file_says():
+    """25 TFLOP a prompt at most (configs/llama3_8b_s_sppo.py), 18.6 of them matrices."""
+    work = iteration.PAIRRM.work(20, 512 + 2 * 512)
+    matrices = 20 * 1536 * 2 * 302e6
+    assert matrices < work < 25.5e12 and matrices == pytest.approx(18.6e12, rel=0.01)
 
 
 @pytest.mark.parametrize(
@@ -213,6 +318,11 @@ def test_the_command_prints_and_writes_what_it_found(sweep, monkeypatch, tmp_pat
         (["--topology=v9z:2x2"], "--topology=v9z:2x2: give"),
         (["--topology=v5e:4x4"], "pip install 'ssppo_jax[plan]'"),
         (["--topology=v5e:4x4", "--phases=train,test"], "of relay, generate, score, train"),
+        (["--topology=v5e:4"], "a slice of v5e has 2 dimensions"),
+        (["--topology=v5p:4x4x4x2"], "pip install 'ssppo_jax[plan]'"),
+        (["--topology=v5e:4x4", "--sweep"], "plan --sweep is now --search"),
+        (["--topology=v5e:4x4", "--price=cheap"], "'cheap' must be a positive number"),
+        (["--topology=v5e:4x4", "--prompts=0"], "'0' must be a whole number from 1"),
     ],
 )
 def test_mistakes_are_said_before_anything_is_compiled(argv, message, monkeypatch, capsys):
