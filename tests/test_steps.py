@@ -12,13 +12,21 @@ import optax
 import pytest
 from tiny import ARCHES, PAD, PARAMS, V, jit, make_prompts, mask_of, scorer
 
-from ssppo_jax.distributed.mesh import Constrain, abstract, make_mesh, put_rows, shardings
+from ssppo_jax.distributed.mesh import (
+    Constrain,
+    abstract,
+    make_mesh,
+    put_rows,
+    shard_bytes,
+    shardings,
+)
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.losses.group import LOSSES as GROUP_LOSSES
 from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
 from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer, with_master
+from ssppo_jax.plan.hlo import collectives
 from ssppo_jax.steps import (
     abstract_state,
     fresh_state,
@@ -291,6 +299,23 @@ def test_no_device_holds_the_logits_or_the_states_of_every_row(shape):
         shape[1] > 1
     )  # layers' matrices are, the embeddings, also the head, never whole
     assert not {tuple(sorted(dims)) for dims in gathered} & {(columns, V), (columns, V // shape[2])}
+
+
+def test_replicas_are_parts_of_the_batch_and_pass_each_other_only_gradients():
+    """Of each leaf that fsdp cuts a device passes its part; losses and norms are scalars."""
+    shape = (2, 1, 4, 1)
+    losses, state, text, _ = two_steps(shape)
+    as_data = two_steps((1, 2, 4, 1))
+    assert losses == as_data[0]
+    jax.tree.map(np.testing.assert_array_equal, state.params, as_data[1].params)
+    across = [one for one in collectives(text) if one.between_nodes(4)]
+    assert {one.kind for one in across} == {"all-reduce"}
+    passed = sum(one.passes * one.size / 2 for one in across)  # an all-reduce passes twice
+    wanted = abstract(make_mesh(shape), PARAMS["tied"])
+    own = shard_bytes(wanted) + shard_bytes(wanted["embed"])  # once more as the head
+    assert own <= passed < own + 500
+    inside = [one for one in collectives(text) if not one.between_nodes(4)]
+    assert {one.kind for one in inside} >= {"all-gather", "all-reduce"}
 
 
 def shapes_in(text):

@@ -86,8 +86,8 @@ def collectives(text: str) -> list[Collective]:
     A loop counts as often as the compiler says, else as often as its counter's stride fits into the
     largest constant of its condition. That is exact for scans and for the compiler's own loops over
     the parts of a product, and an upper bound for a bounded while loop. An all-reduce passes its
-    array twice, and a reduce-scatter all its parts. Copies that the compiler makes of one collective
-    to overlap it share a channel and count once, where they run least often.
+    array twice, and a reduce-scatter all its parts. Copies that the compiler makes of one
+    collective to overlap it share a channel and count once, where they run least often.
     """
     computations = _computations(text)
     entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)

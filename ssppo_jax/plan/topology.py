@@ -146,8 +146,8 @@ def _slices(topology: str, name: str, slices: int) -> list[jax.Device]:
             "planning needs the TPU compiler: pip install 'ssppo_jax[plan]' (libtpu==0.0.52; no TPU"
             " is needed)"
         )
-    for name, value in SILENT.items():
-        os.environ.setdefault(name, value)
+    for variable, value in SILENT.items():
+        os.environ.setdefault(variable, value)
     from jax.experimental import topologies
 
     try:

@@ -113,7 +113,7 @@ def test_a_product_in_parts_is_counted_by_the_stride_of_its_loop():
     assert permuted.between_nodes(2) == 4 * 64 / 2  # a node of two receives from one other
     assert permuted.between_nodes(4) == 0
     for mark, kind in (("ag", "all-gather"), ("rs", "reduce-scatter")):
-        named = TPU.replace("body", f"wide.windowed_dot_general_body_{mark}")
+        named = TPU.replace("%body", f"%wide.windowed_dot_general_body_{mark}")
         assert collectives(named)[0][:3] == (kind, *permuted[1:3])
 
 

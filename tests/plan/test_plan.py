@@ -318,7 +318,7 @@ def test_pairrm_reads_what_its_config_file_says():
         (["--topology=v9z:2x2"], "--topology=v9z:2x2: give"),
         (["--topology=v5e:4x4"], "pip install 'ssppo_jax[plan]'"),
         (["--topology=v5e:4x4", "--phases=train,test"], "of relay, generate, score, train"),
-        (["--topology=v5e:4"], "a slice of v5e has 2 dimensions"),
+        (["--topology=v5e:4x4x2x2"], "a slice of v5e has 2 dimensions"),
         (["--topology=v5p:4x4x4x2"], "pip install 'ssppo_jax[plan]'"),
         (["--topology=v5e:4x4", "--sweep"], "plan --sweep is now --search"),
         (["--topology=v5e:4x4", "--price=cheap"], "'cheap' must be a positive number"),
@@ -376,6 +376,23 @@ def test_collectives_are_those_of_the_compiled_step(plans):
     planned = planned_steps.plan_step(runtime, "score")
     text = planned.step.lower(*planned.arguments).compile().as_text()
     assert plans["score"].collectives == by_kind(collectives(text)) != {}
+
+
+def test_what_fully_sharded_training_sends_is_its_closed_form():
+    """Each layer's matrices are gathered forwards and backwards, the head once more, since its
+    logits are computed again; each gradient is reduced and scattered once. This compiler writes
+    that as an all-reduce and a cut, which passes the array twice."""
+    config = load(mesh__fsdp="8", mesh__tensor="1", train__micro_batches="1")
+    runtime = plan.described(config, ARCH, jax.devices())
+    planned = planned_steps.plan_step(runtime, "train")
+    fast = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+    sent = by_kind(collectives(planned.step.lower(*planned.arguments).compile(fast).as_text()))
+    params = runtime.abstract_params
+    layers = sum(x.size * 4 for x in jax.tree.leaves(params["layers"]) if x.ndim > 2)
+    head = params["head"]["kernel"].size * 4
+    assert sent["all-gather"] == pytest.approx(2 * layers + 3 * head, rel=0.01)
+    reduced = sent["all-reduce"] / 2 + sent.get("reduce-scatter", 0.0)
+    assert reduced == pytest.approx(layers + head, rel=0.03)
 
 
 @pytest.mark.parametrize(
