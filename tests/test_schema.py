@@ -190,7 +190,7 @@ def test_a_batch_the_mesh_does_not_divide_names_one_that_it_does(base, batch, mi
 
 def test_sampling_is_split_over_the_same_devices_but_not_over_tensor(base):
     base.sampling.batch_size = 12
-    wanted = "must be a multiple of data x fsdp = 8 of the sampling mesh; try 16"
+    wanted = "must be a multiple of replica x data x fsdp = 8 of the sampling mesh; try 16"
     assert f"sampling.batch_size=12 {wanted}" in problems_of(base, 8)
     set_numbers(base, mesh__tensor=2)
     schema.check(base, 8)
