@@ -87,7 +87,7 @@ def _run(argv: list[str]) -> int:
     if {"-h", "--help"} & set(rest):
         print(command.format_help())
         if command.takes_config:
-            print(_config_help(rest, overrides))
+            print((command.config_help or _config_help)(rest, overrides))
         return 0
     if overrides and not command.takes_config:
         raise ConfigError(f"{argv[0]} takes no --config keys")
@@ -125,6 +125,7 @@ class _Command(argparse.ArgumentParser):
 
     run: Callable[[argparse.Namespace, dict[str, str]], int]
     takes_config = False
+    config_help: Callable[[list[str], dict[str, str]], str] | None = None
 
     @property
     def flags(self) -> list[str]:
@@ -153,7 +154,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=_Command)
     commands: dict[str, _Command] = {}
 
-    def command(name: str, run, text: str, **required: str):
+    def command(name: str, run, text: str, /, **required: str):
         found = subparsers.add_parser(
             name, help=text, description=text, epilog=MODELS, allow_abbrev=False
         )
@@ -180,6 +181,17 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
         "--output", action=_Once, type=_path, help="folder for the result and all texts"
     )
 
+    one = command("benchmark", _benchmark, "ask a model a benchmark's questions and grade it",
+                  name="gsm8k, alpaca_eval, ...; a wrong name lists them")  # fmt: skip
+    one.takes_config, one.config_help = True, _benchmark_help
+    one.add_argument("--model", action=_Once, default="", help="a model")
+    one.add_argument(
+        "--judge", action=_Once, default="", help="an endpoint's model, or local:SOURCE"
+    )
+    one.add_argument("--config", action=_Once, default="", help="config whose keys are read")
+    one.add_argument("--output", action=_Once, type=_path, help="folder of the result")
+    one.add_argument("--dry-run", action="store_true", help="print requests and tokens only")
+
     one = command("generate", _generate, "write responses as JSON lines", config=config)
     one.add_argument("--model", action=_Once, help="a model in place of model.source")
     one.add_argument("--prompt", action="append", help="a prompt; repeat for several")
@@ -202,6 +214,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     command("runs", _runs, "list runs with their status and last numbers",
             workdir="folder that holds runs")  # fmt: skip
+
+    one = command("compare", _compare, "put runs or benchmark results side by side")
+    one.add_argument(
+        "--workdir", action="append", default=[], type=_path, help="a run, a result, or a folder"
+        " of them; repeat for several"
+    )  # fmt: skip
+    one.add_argument("--output", action=_Once, type=_path, help="folder for the page")
+    one.add_argument("--mixed", action="store_true", help="also with different settings")
 
     one = command("sweep", _sweep, "train a grid of points and seeds: a config with sweep(add)",
                   config=config, workdir="folder of the sweep")  # fmt: skip
@@ -376,6 +396,32 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     return 0
 
 
+def _benchmark(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    _keep_compiled()
+    from ssppo_jax.benchmark.command import benchmark_command
+
+    return benchmark_command(
+        args.name,
+        overrides,
+        model=args.model,
+        judge=args.judge,
+        spec=args.config,
+        output=args.output or "",
+        dry=args.dry_run,
+    )
+
+
+def _benchmark_help(rest: list[str], overrides: dict[str, str]) -> str:
+    from ssppo_jax.benchmark import settings
+
+    parser = _Command("help", add_help=False, allow_abbrev=False)
+    parser.add_argument("--name", default="gsm8k")
+    parser.add_argument("--judge", default="")
+    args = parser.parse_known_args(rest)[0]
+    config = settings.load(args.name, overrides, judge=args.judge)
+    return f"config keys of {args.name}\n{settings.help_text(config)}"
+
+
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
     from ssppo_jax.distributed.stop import StopSignal
@@ -460,6 +506,12 @@ def _runs(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         raise ConfigError(f"--workdir={folder}: there is no run in it or below it")
     print(table(found, folder))
     return 0
+
+
+def _compare(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    from ssppo_jax.benchmark.compare import compare_command
+
+    return compare_command(args.workdir, mixed=args.mixed, output=args.output or "")
 
 
 def _sweep(args: argparse.Namespace, overrides: dict[str, str]) -> int:

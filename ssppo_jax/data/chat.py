@@ -88,6 +88,11 @@ def encode_chat(
     return np.asarray(ids, np.int32)
 
 
+def encode_text(tokenizer: Any, text: str) -> np.ndarray:  # [P] int32
+    """Encode plain text as it stands: no chat template, no BOS; for models without a chat."""
+    return np.asarray(_encode(tokenizer, text), np.int32)
+
+
 def decode(tokenizer: Any, ids: Sequence[int]) -> str:
     """Decode a completion (`tokens[:length]`) without special tokens, spaces untouched."""
     return tokenizer.decode(

@@ -40,13 +40,14 @@ def sample_prompts(
     *,
     stopped: Callable[[], bool] = lambda: False,
     ready: Callable[[list[EncodedPrompt], list[list[str]]], None] = lambda encoded, texts: None,
+    done: Callable[[list[EncodedPrompt], Samples, list[list[str]]], None] = lambda *_: None,
     what: str = "generate",
 ) -> Responses:
     """Draw K samples per prompt.
 
     Every token's key is addressed by (key, prompt, sample), so batching changes no token. Prompts
     wait in line for the slots of a batch. While the device decodes, the host turns finished
-    responses into text and hands them to `ready`.
+    responses into text and hands them to `ready`, and with their ids to `done`.
 
     Raises:
       GateError: a log-prob is not finite; the token drawn would be meaningless.
@@ -67,6 +68,7 @@ def sample_prompts(
             texts.extend(_texts(runtime, samples))
             progress.update(len(rows))
             ready([encoded[i] for i in rows], texts[-len(rows) :])
+            done([encoded[i] for i in rows], samples, texts[-len(rows) :])
 
         size = slots_for(runtime, sampler.slots, len(encoded))
         buckets = runtime.config.data.prompt_buckets

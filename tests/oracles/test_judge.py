@@ -11,7 +11,8 @@ import pytest
 from http_judge import Cut, Hang, reply, serving, shown, token
 
 from ssppo_jax.errors import ConfigError, GateError, UserError
-from ssppo_jax.oracles.judge import _trusted, judge
+from ssppo_jax.oracles.endpoint import _trusted
+from ssppo_jax.oracles.judge import judge
 from ssppo_jax.oracles.judge_prompts import STYLES, NoVerdict, messages_of, probability
 from ssppo_jax.oracles.protocol import checked, consult, drop_failed
 from ssppo_jax.types import Prompt
@@ -321,7 +322,7 @@ def one_pair(oracle):
 
 def test_waits_grow_and_have_jitter(make, monkeypatch):
     naps = []
-    monkeypatch.setattr("ssppo_jax.oracles.judge.time.sleep", naps.append)
+    monkeypatch.setattr("ssppo_jax.oracles.endpoint.time.sleep", naps.append)
     with serving(lambda body, n: fails("500")) as (server, url):
         assert "500" in one_pair(make(url, attempts=5, retry_delay=2.0, concurrency=1))
     assert len(server.bodies) == 10 and len(naps) == 8

@@ -1,0 +1,120 @@
+"""Read the questions of a benchmark from a file, TensorFlow Datasets or the Hugging Face hub."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import importlib
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.files import expanded, read_lines
+
+SHOWN = 5  # bad rows in one error
+
+
+def read_rows(
+    source: str, *, fields: Sequence[str], what: str, split: str = "test", subset: str = ""
+) -> list[dict[str, Any]]:
+    """Read rows that have some fields.
+
+    Args:
+        source: a .jsonl or .json file (also .gz), the folder of a prepared TFDS data set, or
+          hf:OWNER/NAME on the hub.
+        fields: that every row must have.
+        what: of the rows, for errors ("GSM8K questions").
+        split: of a TFDS or hub data set.
+        subset: of a hub data set; empty takes its default.
+
+    Raises:
+        ConfigError: no source, or a package is missing.
+        DataError: it cannot be read, is empty, or rows lack a field (`file:line: reason`).
+    """
+    if not source:
+        raise ConfigError(
+            f"no {what}; give a file, the folder of a TFDS data set, or hf:OWNER/NAME:"
+            " --config.benchmark.path=FILE"
+        )
+    if source.startswith("hf:"):
+        rows = list(_hub(source.removeprefix("hf:"), split, subset))
+    elif expanded(source).is_dir():
+        rows = list(_tfds(source, split))
+    else:
+        rows = list(_file(source))
+    bad = []
+    for place, row in rows:
+        lacking = [f for f in fields if not isinstance(row, dict) or f not in row]
+        if lacking:
+            has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
+            bad.append(f"{place}: no {', '.join(lacking)}; the row has: {has or 'nothing'}")
+    if bad:
+        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise DataError("\n".join([f"{what}:", *bad[:SHOWN], *more]))
+    if not rows:
+        raise DataError(f"{source}: holds no {what}")
+    return [row for _, row in rows]
+
+
+def file_digest(path: Path) -> str:
+    """Return a file's SHA-256."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _file(source: str) -> Iterator[tuple[str, Any]]:
+    path = expanded(source)
+    try:
+        blob = path.read_bytes()
+        if path.suffix == ".gz":
+            blob = gzip.decompress(blob)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read: {error.strerror or error}") from None
+    except (EOFError, zlib.error) as error:
+        raise DataError(f"{source}: not a whole gzip file: {error}") from None
+    if Path(path.name.removesuffix(".gz")).suffix == ".json":
+        rows = _parsed(blob, source)
+        if not isinstance(rows, list):
+            raise DataError(f"{source}: not a JSON list of records")
+        yield from ((f"{source}: record {i + 1}", row) for i, row in enumerate(rows))
+        return
+    for number, line in enumerate(read_lines(blob), 1):
+        if line.strip():
+            yield f"{source}:{number}", _parsed(line, f"{source}:{number}")
+
+
+def _parsed(blob: bytes, place: str) -> Any:
+    try:
+        return json.loads(blob)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{place}: not JSON: {error}") from None
+
+
+def _tfds(source: str, split: str) -> Iterator[tuple[str, Any]]:
+    library = _require("tensorflow_datasets", "tensorflow-datasets")
+    try:
+        found = library.builder_from_directory(str(expanded(source))).as_data_source(split=split)
+    except Exception as error:  # unknown split, no such files: many types, all the user's to fix
+        raise DataError(f"tfds {source}, split {split!r}: {error}") from None
+    for i in range(len(found)):
+        row = {k: v.decode() if isinstance(v, bytes) else v for k, v in found[i].items()}
+        yield f"{source}[{split}]:{i + 1}", row
+
+
+def _hub(source: str, split: str, subset: str) -> Iterator[tuple[str, Any]]:
+    library = _require("datasets", "'ssppo_jax[hf]'")
+    try:
+        found = library.load_dataset(source, subset or None, split=split)
+    except Exception as error:  # no network, no such id, gated: many types
+        raise DataError(f"hf:{source}, split {split!r}, cannot be loaded: {error}") from None
+    yield from ((f"hf:{source}[{split}]:{i + 1}", dict(row)) for i, row in enumerate(found))
+
+
+def _require(module: str, install: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(f"this needs {module}: pip install {install}") from None

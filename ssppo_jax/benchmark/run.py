@@ -1,0 +1,299 @@
+"""Run a benchmark: answer, judge, grade, aggregate, write. A killed run is continued by the same
+command."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssppo_jax.benchmark.answers import (
+    Answer,
+    Model,
+    answer_all,
+    known_answers,
+    open_answers,
+    without_thinking,
+)
+from ssppo_jax.benchmark.contract import Benchmark, Graded, Question, Reply, Request, Whole
+from ssppo_jax.benchmark.judges import Judge, Replies, build_judge, is_named
+from ssppo_jax.benchmark.result import claim, digest_of, write_result
+from ssppo_jax.config import flatten
+from ssppo_jax.data.chat import encode_text
+from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.types import Failed
+
+log = logging.getLogger(__name__)
+
+PATHS = ("path", "fewshot_path", "references", "difficulties", "templates")  # content is in digests
+SHOWN = ("benchmark.", "judge.")  # nodes of the config that a result holds
+MOST_FAILED = 0.5  # of the questions; with more failures there is no result
+
+
+def run_benchmark(config: ConfigDict, benchmark: Benchmark, folder: Path) -> dict[str, Any]:
+    """Return the result of a benchmark, which is also in folder/result.json.
+
+    Raises:
+        ConfigError: the folder holds other answers, or a judge is needed and none named.
+        GateError: more than half of the questions failed; what succeeded is kept.
+    """
+    start = time.perf_counter()
+    if benchmark.whole is not None:
+        return _run_whole(config, benchmark, benchmark.whole, folder)
+    questions = _asked(config, benchmark)
+    judge = _judge(config, benchmark, questions)
+    model = Model(config)
+    settings = settings_of(config, benchmark, model_of(config, model), judge, questions)
+    claim(folder, settings)
+    store = open_answers(folder / "answers.jsonl")
+    answered = answer_all(model, benchmark, questions, store)
+    graded = grade_all(config, benchmark, judge, folder, questions, answered)
+    check_failures(graded, folder)
+    judged_by = judge.identity["model"] if judge else ""
+    names = {"model": name_of(config.model.source), "judge": judged_by}
+    official = folder / "official"
+    official.mkdir(exist_ok=True)
+    notes = list(benchmark.write_official(official, graded, names) or [])
+    return write_result(
+        folder,
+        settings,
+        benchmark.aggregate(graded),
+        benchmark.headline,
+        benchmark.paired,
+        graded,
+        notes=notes,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _run_whole(
+    config: ConfigDict, benchmark: Benchmark, whole: Callable[[Path], Whole], folder: Path
+) -> dict[str, Any]:
+    """Run a benchmark that samples or aggregates by itself."""
+    start = time.perf_counter()
+    done = whole(folder)
+    about = done.model or model_of(config, Model(config))
+    settings = settings_of(config, benchmark, about, None)
+    return write_result(
+        folder,
+        settings,
+        done.metrics,
+        benchmark.headline,
+        benchmark.paired,
+        [],
+        notes=done.notes,
+        seconds=time.perf_counter() - start,
+        rows=done.rows,
+    )
+
+
+def _asked(config: ConfigDict, benchmark: Benchmark) -> list[Question]:
+    limit = config.benchmark.limit
+    return benchmark.questions[:limit] if limit else benchmark.questions
+
+
+def _judge(config: ConfigDict, benchmark: Benchmark, questions: Sequence[Question]) -> Judge | None:
+    """Return the judge; none where the benchmark asks none."""
+    probe = benchmark.requests(questions[0], ["" for _ in questions[0].turns])
+    return build_judge(config) if probe or is_named(config) else None
+
+
+def model_of(config: ConfigDict, model: Model) -> dict[str, Any]:
+    """Return what a result says of the model."""
+    dtypes = {k: config.model[k] for k in ("dtype", "param_dtype")}
+    return {"source": config.model.source, "digest": model.digest, **dtypes}
+
+
+def settings_of(
+    config: ConfigDict,
+    benchmark: Benchmark,
+    model: Mapping[str, Any],
+    judge: Judge | None,
+    questions: Sequence[Question] = (),
+) -> dict[str, Any]:
+    """Return what a result says of itself: the `protocol`, equal where results compare, the model
+    and the seed."""
+    own = {k: v for k, v in config.benchmark.items() if k not in ("name", *PATHS)}
+    sampling = {k: config.sampling[k] for k in ("temperature", "top_k", "top_p", "min_p",
+                                                "max_new_tokens")}  # fmt: skip
+    asked = None
+    if judge is not None:
+        asked = judge.identity | {"max_tokens": config.judge.max_tokens or "the benchmark's"}
+    protocol = {
+        "benchmark": config.benchmark.name,
+        "version": benchmark.version,
+        "settings": own,
+        "asked": f"{len(questions)} questions, SHA-256 {digest_of(questions)[:16]}",
+        "prompting": {
+            "chat_template": config.data.template if benchmark.chat else "none",
+            "system_prompt": config.data.system_prompt if benchmark.chat else "",
+        },
+        "sampling": sampling,
+        "judge": asked,
+    }
+    return {
+        "protocol": protocol,
+        "model": dict(model),
+        "seed": config.seed,
+        "details": dict(benchmark.details),
+        "config": {k: v for k, v in flatten(config).items() if k.startswith(SHOWN)},
+    }
+
+
+def name_of(source: str) -> str:
+    """Return a model source as a file name."""
+    parts = [part for part in source.rstrip("/").split("/") if part]
+    if len(parts) > 1 and parts[-1] in ("policy", "policy_best"):
+        parts = parts[-2:]
+    elif len(parts) > 2 and parts[-2] == "checkpoints":
+        parts = [parts[-3], parts[-1]]
+    else:
+        parts = parts[-1:]
+    kept = "-".join(parts) or "model"
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in kept)
+
+
+def grade_all(
+    config: ConfigDict,
+    benchmark: Benchmark,
+    judge: Judge | None,
+    folder: Path,
+    questions: Sequence[Question],
+    answered: Sequence[list[Answer] | Failed],
+) -> list[Graded]:
+    """Ask the judge about all answers, and grade them."""
+    texts = [None if isinstance(a, Failed) else [x.text for x in a] for a in answered]
+    asked: list[list[Request]] = []
+    for question, own in zip(questions, texts, strict=True):
+        requests = [] if own is None else benchmark.requests(question, _spoken(own))
+        asked.append([_limited(config, request) for request in requests])
+    failures: dict[str, Failed] = {}
+    replies: Replies | None = None
+    if judge is not None:
+        replies = Replies(folder / "replies.jsonl", judge)
+        failures = replies.ask([request for requests in asked for request in requests])
+    graded = []
+    for question, requests, answers in zip(questions, asked, answered, strict=True):
+        if isinstance(answers, Failed):
+            graded.append(Graded(question, [], [], [], answers))
+            continue
+        own, tokens = [a.text for a in answers], [a.tokens for a in answers]
+        said = _said(replies, requests, failures)
+        if isinstance(said, Failed):
+            graded.append(Graded(question, own, tokens, [], said))
+            continue
+        grade = benchmark.grade(question, _spoken(own), said)
+        graded.append(Graded(question, own, tokens, said, grade))
+    return graded
+
+
+def _spoken(texts: Sequence[str]) -> list[str]:
+    """Return answers as they are graded: without the thinking."""
+    return [without_thinking(text) for text in texts]
+
+
+def _limited(config: ConfigDict, request: Request) -> Request:
+    most = config.judge.max_tokens
+    return request._replace(max_tokens=most) if most else request
+
+
+def _said(
+    replies: Replies | None, requests: Sequence[Request], failures: Mapping[str, Failed]
+) -> list[Reply] | Failed:
+    """Return the replies to the requests, or the first failure."""
+    if replies is None:
+        return []
+    keys = [replies.key(request) for request in requests]
+    failed = next((failures[key] for key in keys if key in failures), None)
+    return failed or [replies.store.known[key] for key in keys]
+
+
+def check_failures(graded: Sequence[Graded], folder: Path) -> None:
+    """Stop where most questions failed: a mean of the rest would be another benchmark.
+
+    Raises:
+        GateError: more than half failed.
+    """
+    reasons = [one.grade.reason for one in graded if isinstance(one.grade, Failed)]
+    if len(reasons) <= MOST_FAILED * len(graded):
+        if reasons:
+            log.warning("%d of %d questions failed; they are left out", len(reasons), len(graded))
+        return
+    common = max(set(reasons), key=reasons.count)
+    raise GateError(
+        f"{len(reasons)} of {len(graded)} questions failed, so there is no result; mostly:"
+        f" {common}\nAnswers and replies are kept in {folder}: mend the cause and run the same"
+        " command again, and only what is missing is done"
+    )
+
+
+# ---- a dry run -----------------------------------------------------------------------------------
+
+
+def dry_run(config: ConfigDict, benchmark: Benchmark, folder: Path) -> str:
+    """Say what a run would ask the judge, without sampling or asking.
+
+    Tokens are counted with the model's own tokenizer. Answers that are not sampled yet count as
+    `sampling.max_new_tokens`, so that the number is a bound.
+    """
+    questions = _asked(config, benchmark)
+    judge = _judge(config, benchmark, questions)
+    model = Model(config)
+    store = open_answers(folder / "answers.jsonl")
+    known = [known_answers(question, store) for question in questions]
+    turns = sum(len(q.turns) for q in questions)
+    have = sum(map(len, known))
+    lines = [f"{len(questions)} questions, {turns} answers, of which {have} are sampled"]
+    if judge is None:
+        return lines[0] + "\nno judge is asked"
+    tokenizer = model.runtime.tokenizer
+    requests, fresh_tokens = [], 0
+    for question, own in zip(questions, known, strict=True):
+        missing = len(question.turns) - len(own)
+        texts = _spoken([a.text for a in own]) + [""] * missing
+        found = [_limited(config, r) for r in benchmark.requests(question, texts)]
+        requests += found
+        fresh_tokens += missing * len(found) * config.sampling.max_new_tokens
+    missing_requests = Replies(folder / "replies.jsonl", judge).missing(requests)
+    counted = sum(
+        len(encode_text(tokenizer, turn["content"]))
+        for request in missing_requests
+        for turn in request.messages
+    )
+    out = sum(request.max_tokens for request in missing_requests)
+    kept = len(requests) - len(missing_requests)
+    lines.append(f"{len(requests)} requests, of which {kept} have a kept reply or are repeated")
+    lines.append(
+        f"tokens to send: at most {counted + fresh_tokens:,} (counted with the model's tokenizer)"
+    )
+    lines.append(f"tokens to receive: at most {out:,}")
+    if judge.paid:
+        lines.append("the judge is an endpoint: multiply by its prices")
+    if requests:
+        lines.append("the first request:")
+        lines += [f"--- {turn['role']}\n{turn['content']}" for turn in requests[0].messages]
+    return "\n".join(lines)
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Return a result as lines to print."""
+    protocol = result["protocol"]
+    lines = [f"{protocol['benchmark']}: {result['model']['source']}"]
+    for name, e in result["metrics"].items():
+        if e["low"] is None:
+            lines.append(f"  {name:24s} {e['mean']:.4f}" if e["mean"] is not None else f"  {name}")
+            continue
+        lines.append(f"  {name:24s} {e['mean']:.4f} [{e['low']:.4f}, {e['high']:.4f}]  n={e['n']}")
+    lines.append(f"  failures {result['failures']} of {result['questions']}")
+    lines += [f"  note: {note}" for note in result["notes"]]
+    return "\n".join(lines)
+
+
+def not_possible(config: ConfigDict) -> None:
+    """Refuse what no benchmark can do."""
+    if config.lora.rank:
+        raise ConfigError("lora.rank: a benchmark runs an exported model; give RUN/policy")

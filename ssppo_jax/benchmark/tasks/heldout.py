@@ -1,0 +1,47 @@
+"""Held-out win rate of any run, by any oracle: what `evaluate` says, as a benchmark's result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from ssppo_jax.benchmark.contract import Benchmark, Whole
+from ssppo_jax.evaluate import Estimate, evaluate
+from ssppo_jax.files import read_records
+from ssppo_jax.types import Failed
+
+
+def heldout(config: ConfigDict, *, baseline: str = "embedded:smollm2") -> Benchmark:
+    """Compare a model's answers to held-out prompts with a baseline's, by the config's oracle.
+
+    The prompts are those of `--config`'s data source that neither model was trained on.
+
+    Args:
+        baseline: the model to compare with: anything that `model.source` may be.
+    """
+
+    def whole(folder: Path) -> Whole:
+        found = evaluate(config, candidate=config.model.source, baseline=baseline, output=folder)
+        metrics = {"win_rate": Estimate(**found["win_rate"])}
+        metrics |= {
+            name: Estimate(**change["candidate"]) for name, change in found["rewards"].items()
+        }
+        rows = [
+            {"id": f"{row['prompt_id']}/{row['sample']}", "answers": [row["response"]]}
+            for row in read_records(folder / "samples.jsonl")
+            if row["stage"] == "final"
+        ]
+        dropped = len(found["prompts"].get("too_long", []))
+        notes = [f"{dropped} held-out prompts are too long and left out"] if dropped else []
+        return Whole(metrics, notes, {}, rows)
+
+    def grade(*_: Any) -> Failed:
+        return Failed("the oracle grades")
+
+    version = f"held-out win rate against {baseline} by oracle {config.oracle.name}"
+    return Benchmark(version, [], grade, headline="win_rate", whole=whole)
+
+
+BENCHMARKS = {"heldout": heldout}

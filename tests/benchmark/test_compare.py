@@ -1,0 +1,117 @@
+"""Results side by side: refused where settings differ, and paired tests by another way."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+
+from ssppo_jax.__main__ import main
+from ssppo_jax.benchmark.paired import agreement, over_seeds, paired_test
+from ssppo_jax.errors import ConfigError
+
+
+def result(folder, name, values, *, temperature=0.0, judge="j", digest="a", seed=0):
+    """Write a small result folder; `values` are the grades of its questions."""
+    place = folder / name
+    place.mkdir(parents=True)
+    mean = float(np.mean(values))
+    protocol = {
+        "benchmark": "b",
+        "version": "1",
+        "sampling": {"temperature": temperature},
+        "judge": {"kind": "endpoint", "model": judge},
+    }
+    record = {
+        "protocol": protocol,
+        "model": {"source": f"runs/{name}", "digest": digest},
+        "seed": seed,
+        "headline": "accuracy",
+        "paired": "accuracy",
+        "metrics": {"accuracy": {"mean": mean, "low": mean - 0.1, "high": mean + 0.1, "n": 5}},
+        "questions": len(values),
+        "failures": 0,
+        "length": {"tokens_mean": 12.0},
+    }
+    (place / "result.json").write_text(json.dumps(record))
+    rows = [
+        {"id": str(i), "turns": ["q|"], "answers": [f"{name} {i}"], "grade": {"accuracy": v}}
+        for i, v in enumerate(values)
+    ]
+    (place / "grades.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return place
+
+
+def compared(capsys, *folders, more=()):
+    assert main(["compare", *(f"--workdir={folder}" for folder in folders), *more]) == 0
+    return capsys.readouterr().out
+
+
+def test_equal_settings_stand_in_one_table_best_first(tmp_path, capsys):
+    a = result(tmp_path, "a", [0, 0, 0, 1, 1])
+    b = result(tmp_path, "b", [1, 1, 0, 1, 1], digest="b")
+    told = compared(capsys, a, b)
+    assert told.index("| b | runs/b | 0.800") < told.index("| a | runs/a | 0.400")
+    assert "| b - a | accuracy | 0.400" in told
+    assert "**0** (+1) q|" in told and "- b: b 0" in told
+
+
+def test_different_settings_are_refused_unless_told(tmp_path, capsys):
+    a = result(tmp_path, "a", [0, 1, 1])
+    b = result(tmp_path, "b", [1, 1, 1], temperature=0.7, digest="b")
+    assert main(["compare", f"--workdir={a}", f"--workdir={b}"]) == ConfigError.exit_code
+    told = capsys.readouterr().err
+    assert 'sampling: {"temperature": 0.0} and {"temperature": 0.7}' in told and "--mixed" in told
+    told = compared(capsys, a, b, more=["--mixed"])
+    assert "Settings b differ from a: sampling" in told
+
+
+def test_judges_of_the_same_answers_are_compared(tmp_path, capsys):
+    a = result(tmp_path, "a", [1, 2, 3, 4])
+    b = result(tmp_path, "b", [1, 2, 4, 3], judge="k")
+    told = compared(capsys, a, b)
+    assert "| a | b | 0.800 | 0.833 | 4 |" in told
+
+
+def test_a_folder_of_results_gets_a_leaderboard(tmp_path, capsys):
+    result(tmp_path, "a", [0, 1])
+    result(tmp_path, "b", [1, 1], temperature=0.7, digest="b")
+    compared(capsys, tmp_path)
+    page = (tmp_path / "leaderboard.md").read_text()
+    assert page.count("## b, judged by j") == 2 and "temperature 0.7" in page
+
+
+def test_seeds_have_students_interval(tmp_path, capsys):
+    several = [result(tmp_path, f"s{i}", [0, 1, i / 2], seed=i) for i in range(3)]
+    told = compared(capsys, *several)
+    means = [0.33333333, 0.5, 0.66666667]
+    half = 4.302653 * np.std(means, ddof=1) / np.sqrt(3)  # t of two degrees of freedom
+    found = over_seeds(means)
+    assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
+    assert "| runs/s0 | accuracy | 0.500" in told
+
+
+def test_a_folder_without_results_is_named(tmp_path, capsys):
+    assert main(["compare", f"--workdir={tmp_path}"]) == 65
+    assert f"{tmp_path}: neither a run nor the result" in capsys.readouterr().err
+    assert main(["compare"]) == 78
+
+
+def test_the_p_value_is_that_of_all_flips_of_signs():
+    """Every one of the 2^8 ways to swap the two results in a question, by hand."""
+    rng = np.random.default_rng(1)
+    a, b = rng.random(8), rng.random(8) + 0.15
+    gaps = b - a
+    flipped = [
+        abs(np.mean(gaps * np.array(signs))) for signs in itertools.product((1, -1), repeat=8)
+    ]
+    want = np.mean([gap >= abs(gaps.mean()) - 1e-12 for gap in flipped])
+    found = paired_test(*(dict(enumerate(x)) for x in (a, b)))
+    assert found.p_value == pytest.approx(want, abs=0.01)
+    assert found.difference.mean == pytest.approx(gaps.mean())
+    assert paired_test({"a": 1.0}, {"b": 1.0}) is None
+
+
+def test_agreement_leaves_ties_out():
+    found = agreement({"a": 1, "b": 2, "c": 2}, {"a": 5, "b": 6, "c": 9})
+    assert found["same_order"] == 1.0 and found["questions"] == 3
