@@ -8,6 +8,7 @@ import pytest
 
 from ssppo_jax import schema
 from ssppo_jax.__main__ import main
+from ssppo_jax.benchmark import settings
 from ssppo_jax.config import flatten, keyword_defaults
 from ssppo_jax.types import Batch, Verdict
 
@@ -34,9 +35,9 @@ def commands(page):
 
 
 def known_keys():
-    """Every key of the run and every keyword of every component."""
-    keys = set(flatten(schema.base_config()))
-    for component in schema.COMPONENTS:
+    """Every key of a run or a benchmark, and every keyword of every component."""
+    keys = set(flatten(schema.base_config())) | {key.path for key in settings.KEYS}
+    for component in (*schema.COMPONENTS, *settings.COMPONENTS):
         for function in component.table.values():
             keys |= {f"{component.path}.{keyword}" for keyword in keyword_defaults(function)}
     return keys
