@@ -10,17 +10,20 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 from datetime import date
 from pathlib import Path
 
 import numpy as np
 import work
+from safetensors.numpy import load_file, save_file
 
 from ssppo_jax.distributed.progress import bar
-from ssppo_jax.files import write_json
+from ssppo_jax.files import read_json, write_json
 from ssppo_jax.models import flops
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
@@ -41,6 +44,12 @@ NAMES = {
     ("train", "tunix"): "Tunix DPO step",
 }
 TASKS = ("sample", "train", "queue")
+LENGTHS = {  # what stands beside each other on long-tailed lengths: (side, task)
+    "ssppo_jax, every row at its T slots": ("ours", "lengths_whole"),
+    "ssppo_jax, cut by length and packed": ("ours", "lengths"),
+    "TRL `DPOTrainer`, one pair at a time": ("torch", "lengths"),
+}
+LAYERS = int(os.environ.get("BENCH_LENGTHS_LAYERS", "8"))  # of the model, there
 WORK = {
     "sample": f"sample {work.PROMPTS} prompts x {work.SAMPLES}, {work.PROMPT} + {work.NEW} tokens",
     "queue": f"sample {work.QUEUE} prompts x {work.QUEUE_SAMPLES} that wait in line",
@@ -108,6 +117,40 @@ def measure(
     return found
 
 
+def first_layers(folder: Path, count: int, into: Path) -> Path:
+    """A copy of a model that has its first layers alone: enough to compare steps by."""
+    into.mkdir(parents=True)
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.endswith(".safetensors"):
+            shutil.copy(file, into)
+    config = read_json(into / "config.json") | {"num_hidden_layers": count}
+    write_json(into / "config.json", config)
+    kept = {
+        name: value
+        for file in folder.glob("*.safetensors")
+        for name, value in load_file(file).items()
+        if ".layers." not in name or int(name.split(".layers.")[1].split(".")[0]) < count
+    }
+    save_file(kept, into / "model.safetensors", metadata={"format": "pt"})
+    return into
+
+
+def lengths(folder: Path, sides: list[str], rounds: int) -> dict:
+    """Steps on pairs whose responses differ in length: a record of each round for each of
+    `LENGTHS`."""
+    asked = {who: of for who, of in LENGTHS.items() if of[0] in sides}
+    found: dict[str, list[dict]] = {who: [] for who in asked}
+    with tempfile.TemporaryDirectory() as place:
+        short = first_layers(folder, LAYERS, Path(place) / "model")
+        with bar(rounds * len(asked), what="lengths", unit="tasks") as progress:
+            for who, (side, task) in list(asked.items()) * rounds:
+                if record := run(side, short, task).get(task):
+                    found[who].append(record)
+                progress.update()
+    load = os.getloadavg()[1]
+    return {"records": found, "machine": machine(), "date": str(date.today()), "load": load}
+
+
 def useful(folder: Path) -> dict[str, float]:
     """Operations of each task that are no padding and no recomputation; of training the reference's
     pass too."""
@@ -168,11 +211,17 @@ def table(
 def main() -> None:
     rounds = int(os.environ.get("ROUNDS", "3"))
     sides = os.environ.get("SIDES", "ours torch tunix").split()
-    tasks = tuple(os.environ.get("TASKS", "sample train queue").split())
+    tasks = tuple(os.environ.get("TASKS", "sample train queue lengths").split())
     folder = resolve(os.environ.get("BENCH_MODEL", "embedded:smollm2"))
+    if tasks == ("lengths",):  # into the page as it stands
+        made = read_json(HERE / "results.json") | {"lengths": lengths(folder, sides, rounds)}
+        found: dict[tuple[str, str], list[dict]] = {}
+        for record in made["records"]:
+            found.setdefault((record["task"], record["side"]), []).append(record)
+        return write(made, found, folder)
     gaps = compare(folder, sides)
     ceiling = run("ours", folder, "ceiling")["ceiling"]
-    found = measure(folder, sides, rounds, tasks)
+    found = measure(folder, sides, rounds, tuple(t for t in tasks if t in TASKS))
     groups, iteration = (run("ours", folder, task).get(task) for task in ("groups", "iteration"))
     made = {
         "machine": machine(),
@@ -186,8 +235,14 @@ def main() -> None:
         "iteration": iteration,
         "records": [{"side": side} | r for (_, side), rs in found.items() for r in rs],
     }
+    made["lengths"] = lengths(folder, sides, rounds) if "lengths" in tasks else None
+    write(made, found, folder)
+
+
+def write(made: dict, found: dict[tuple[str, str], list[dict]], folder: Path) -> None:
+    """Keep what was measured and make the page of it."""
     write_json(HERE / "results.json", made)
-    text = page(made, table(found, ceiling, useful(folder)))
+    text = page(made, table(found, made["ceiling"], useful(folder)))
     (HERE / "README.md").write_text(text, encoding="utf-8")
     print(HERE / "README.md")
 
@@ -231,6 +286,53 @@ portion of prompts).
 """
 
 
+UNEQUAL = """
+## Responses of unequal length
+
+{pairs} pairs of {prompt} + at most {longest} tokens, {tokens} real ones in all. Lengths are
+log-normal with mean 250 and 99th percentile 900, seed {seed} (`ssppo_jax.data.lengths`). The model
+is the first {layers} layers of the same one. One optimizer step, reference included.
+Measured on {date}: {machine}; rounds: {rounds}. Other work ran beside it (load
+{load:.0f}), so processor seconds are compared.
+
+| who | seconds | processor seconds | real tokens a processor second | padding |
+|---|---|---|---|---|
+{rows}
+
+Cut and packed, there are {gain:.1f} times as many real tokens a processor second as with every
+row at its T slots. Padding is the share of tokens computed. Micro-batches have {budget} tokens at
+most, as many as two whole rows. TRL pads a pair to its longer response.
+"""
+
+
+def _unequal(made: dict) -> str:
+    """The section of long-tailed lengths."""
+    own = work.lengths()
+    tokens = int(own.sum()) + work.LONG_TAILED * work.PROMPT
+    pairs = work.LONG_TAILED * work.PROMPT + 2 * own.max(1).sum()
+    lines, rates = [], {}
+    for who, records in made["records"].items():
+        if not records:
+            continue
+        spent, wall = ([r[name] for r in records] for name in ("cpu_seconds", "seconds"))
+        rates[who] = tokens / statistics.median(spent)
+        beside = 1 - tokens / (pairs + work.LONG_TAILED * work.PROMPT)  # TRL has prompts twice
+        cells = (
+            who,
+            f"{statistics.median(wall):.0f}",
+            f"{statistics.median(spent):.0f} ({min(spent):.0f} to {max(spent):.0f})",
+            f"{rates[who]:.1f}",
+            f"{records[0].get('padding', beside):.0%}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    before, after = (rates.get(who, float("nan")) for who in list(LENGTHS)[:2])
+    values = {"pairs": work.LONG_TAILED, "prompt": work.PROMPT, "longest": work.LONGEST}
+    values |= {"seed": work.SEED, "tokens": tokens, "layers": LAYERS, "gain": after / before}
+    values |= {name: made[name] for name in ("date", "machine", "load")}
+    values |= {"rounds": max(map(len, made["records"].values())), "rows": "\n".join(lines)}
+    return UNEQUAL.format(**values, budget=2 * (work.PROMPT + 2 * work.LONGEST))
+
+
 def page(made: dict, rows: str) -> str:
     gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
     rates = {
@@ -243,6 +345,7 @@ def page(made: dict, rows: str) -> str:
         text
         + _once(made["groups"])
         + (ITERATION.format(**made["iteration"]) if made.get("iteration") else "")
+        + (_unequal(made["lengths"]) if made.get("lengths") else "")
     )
 
 

@@ -1,5 +1,5 @@
 """Our side: python benchmarks/ours.py FOLDER TASK..., tasks logprobs, sample, queue, train, groups,
-iteration, ceiling."""
+iteration, ceiling, lengths, lengths_whole."""
 
 from __future__ import annotations
 
@@ -14,16 +14,25 @@ import numpy as np
 import work
 
 from ssppo_jax import schema
-from ssppo_jax.data import EncodedPrompt, pad_batch
+from ssppo_jax.data import EncodedPrompt, cut_of, pad_batch
 from ssppo_jax.distributed.mesh import put_rows, put_whole
 from ssppo_jax.losses.core import ratio_stats
+from ssppo_jax.models import flops
 from ssppo_jax.optimizer import make_run_optimizer
 from ssppo_jax.rollout.sample import sample_prompts
+from ssppo_jax.rollout.score import score_rows
 from ssppo_jax.runs.metrics import read_metrics
-from ssppo_jax.runs.throughput import memory_peaks
+from ssppo_jax.runs.throughput import memory_peaks, work_of
 from ssppo_jax.runtime import ROUNDING, build_runtime, sampling_params
-from ssppo_jax.steps import fresh_state, make_score_step, make_train_step
-from ssppo_jax.train import train
+from ssppo_jax.steps import (
+    LaidStep,
+    fresh_state,
+    make_gradient,
+    make_score_step,
+    make_train_step,
+    make_update,
+)
+from ssppo_jax.train import lay, train
 from ssppo_jax.types import Batch, Prompt
 
 ROOT = Path(__file__).parents[1]
@@ -124,6 +133,56 @@ def training(folder: str, batch: Batch, loss: str, **overrides) -> float:
         assert np.isfinite(float(metrics["loss"].result()))
 
     return work.timed(run)
+
+
+def long_tailed(folder: str, *, cut: bool) -> dict[str, float]:
+    """One optimizer step, the reference's log-probs included, on pairs of long-tailed lengths; cut
+    by length and packed, or every row at its T slots."""
+    own, pairs = work.lengths(), work.LONG_TAILED
+    given = {"train__batch_size": pairs, "train__prompts_per_iteration": pairs}
+    given |= {"train__micro_batches": pairs // 2, "sampling__max_new_tokens": work.LONGEST}
+    if cut:  # a micro-batch has as many tokens as one of two whole rows
+        given |= {"train__micro_batches": 1, "train__padding_free": True}
+        given |= {"train__max_token_len": 2 * (work.PROMPT + 2 * work.LONGEST)}
+        given |= {"data__completion_buckets": "(256,384,512,768)"}
+    runtime = runtime_of(folder, loss__name="sppo_hard", **given)
+    config, apply, rows = runtime.config, runtime.make_apply(), np.arange(pairs)
+    rule = cut_of(config, 1)
+    batch = batch_of(pairs, 2)
+    mask = (np.arange(work.LONGEST) < own[:, :, None]).astype(np.float32)
+    tokens = dict.fromkeys(("old_logp", "ref_logp", "init_logp"), np.zeros_like(mask))
+    batch = batch._replace(completion=work.long_completions(), mask=mask, **tokens)
+    optimizer = make_run_optimizer(config, runtime.key(ROUNDING))
+    parts = (apply, runtime.loss, ratio_stats)
+    whole = jax.jit(make_train_step(*parts, optimizer), donate_argnums=0)
+    laid = LaidStep(
+        make_gradient(*parts), make_update(optimizer), most=pairs, params=runtime.abstract_params
+    )
+    score = jax.jit(make_score_step(apply), static_argnames="slots")
+    state = fresh_state(runtime.mesh, runtime.load_params(), optimizer)
+
+    def placed(batch):
+        if cut:
+            return lay(runtime.mesh, batch, rows, rule)
+        m = config.train.micro_batches
+        parted = jax.tree.map(lambda x: x.reshape(m, len(x) // m, *x.shape[1:]), batch)
+        return put_rows(runtime.mesh, parted, axis=1)
+
+    if not cut:  # one shape: compiled without running it
+        whole = whole.lower(state, placed(batch)).compile()
+        score_rows(runtime, score, state.params, jax.tree.map(lambda x: x[:2], batch), "ours")
+
+    def run():
+        nonlocal state
+        logp, _ = score_rows(runtime, score, state.params, batch, "ours")
+        scored = placed(batch._replace(ref_logp=logp, old_logp=logp))
+        state, metrics = (laid if cut else whole)(state, scored)
+        assert np.isfinite(float(metrics["loss"].result()))
+
+    spent = work.clocked(run, warm=1 if cut else 0)
+    done = work_of(runtime.arch, batch, [rows], rule, adapters=False)
+    useful = done.flops + flops.forward(runtime.arch, batch.prompt_length, own)
+    return spent | {"padding": done.padding_share, "tokens": done.tokens, "flops": useful}
 
 
 def peak() -> float:
@@ -242,6 +301,8 @@ if __name__ == "__main__":
             "train": lambda folder: {
                 "seconds": training(folder, batch_of(work.PAIRS, 2), "sppo_hard")
             },
+            "lengths": lambda folder: long_tailed(folder, cut=True),
+            "lengths_whole": lambda folder: long_tailed(folder, cut=False),
             "groups": groups,
             "iteration": iteration,
             "ceiling": ceiling,

@@ -54,36 +54,58 @@ def sampling(folder: str, count: int, samples: int, warm: int) -> float:
 def training(folder: str, steps: int) -> float:
     """Seconds of the last of `steps` optimizer steps on 8 pairs, the reference's log-probs
     included."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    count = work.PAIRS * steps
+    rows = rows_of(work.prompts(count), work.completions(count))
+    return steps_on(folder, rows, steps, per_device_train_batch_size=work.PAIRS)[-1]["seconds"]
+
+
+def long_tailed(folder: str) -> dict[str, float]:
+    """The same for pairs of long-tailed lengths. TRL pads a micro-batch to its longest row, so each
+    has one pair: the least padding that it can have."""
+    own, pairs = work.lengths(), work.LONG_TAILED
+    rows = rows_of(work.prompts(pairs), work.long_completions(), own)
+    cut = {"per_device_train_batch_size": 1, "gradient_accumulation_steps": pairs}
+    return steps_on(folder, rows, 1, **cut)[-1]
+
+
+def rows_of(prompts, completions, lengths=None) -> list[dict]:
+    """Pairs as TRL has them after encoding."""
     rows = []
-    for prompt, pair in zip(
-        work.prompts(work.PAIRS * steps), work.completions(work.PAIRS * steps), strict=True
-    ):
+    for i, (prompt, pair) in enumerate(zip(prompts, completions, strict=True)):
+        chosen, rejected = pair if lengths is None else (pair[j][: lengths[i, j]] for j in (0, 1))
         ids = {
             "prompt_ids": prompt.tolist(),
-            "chosen_ids": pair[0].tolist(),
-            "rejected_ids": pair[1].tolist(),
+            "chosen_ids": chosen.tolist(),
+            "rejected_ids": rejected.tolist(),
         }
         rows.append(ids)
-    times: list[float] = []
+    return rows
+
+
+def steps_on(folder: str, rows: list[dict], steps: int, **cut: int) -> list[dict[str, float]]:
+    """Seconds and processor seconds of each optimizer step."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    longest = max(len(row[name]) for row in rows for name in ("chosen_ids", "rejected_ids"))
+    times: list[dict[str, float]] = []
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_, **__):
             wait()
-            self.start = time.perf_counter()
+            self.start = time.perf_counter(), time.process_time()
 
         def on_step_end(self, *_, **__):
             wait()
-            times.append(time.perf_counter() - self.start)
+            seconds, spent = time.perf_counter(), time.process_time()
+            times.append({"seconds": seconds - self.start[0], "cpu_seconds": spent - self.start[1]})
 
     text = {"prompt": "a", "chosen": "b", "rejected": "c"}
     config = DPOConfig(
         output_dir=tempfile.mkdtemp(),
-        per_device_train_batch_size=work.PAIRS,
+        **cut,
         max_steps=steps,
         report_to=[],
         save_strategy="no",
-        max_length=2 * work.PROMPT + work.NEW,
+        max_length=2 * work.PROMPT + longest,
         loss_type="sppo_hard",
         beta=work.BETA,
         learning_rate=work.RATE,
@@ -104,7 +126,7 @@ def training(folder: str, steps: int) -> float:
         rows
     )  # the very tokens, where the trainer keeps its own encoding
     trainer.train()
-    return times[-1]
+    return times
 
 
 def logprobs(folder: str) -> list[float]:
@@ -125,6 +147,7 @@ if __name__ == "__main__":
                 "seconds": sampling(folder, work.QUEUE, work.QUEUE_SAMPLES, 0)
             },
             "train": lambda folder: {"seconds": training(folder, 3 if DEVICE == "cuda" else 2)},
+            "lengths": long_tailed,
         },
         peak,
     )

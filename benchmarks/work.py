@@ -3,12 +3,14 @@ here."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import resource
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
@@ -25,6 +27,9 @@ QUEUE, QUEUE_SAMPLES = _given(
 )  # "32 x 8", more rows than a peer decodes at a time
 (PAIRS,) = _given("BENCH_PAIRS", "8")
 (LONG,) = _given("BENCH_LONG", "512")  # tokens of a prompt that eight completions share
+(LONG_TAILED,) = _given("BENCH_LENGTHS", "8")  # pairs whose responses differ in length
+LONGEST = 1024  # tokens of the longest of them, T
+SEED = 0
 DTYPE = os.environ.get("BENCH_DTYPE", "float32")  # of weights and arithmetic
 BETA, RATE = 1e-3, 5e-7
 
@@ -37,6 +42,37 @@ def prompts(count: int, length: int = PROMPT) -> np.ndarray:
 def completions(count: int) -> np.ndarray:
     """Winner and loser of each prompt, [count, 2, NEW]."""
     return np.random.default_rng(1).integers(100, 40000, (count, 2, NEW)).astype(np.int32)
+
+
+def lengths() -> np.ndarray:
+    """Tokens of winner and loser of each prompt, [LONG_TAILED, 2], as
+    `ssppo_jax.data.lengths.long_tailed` draws them. The file is loaded by itself, as a peer has no
+    ssppo_jax."""
+    path = Path(__file__).parents[1] / "ssppo_jax" / "data" / "lengths.py"
+    spec = importlib.util.spec_from_file_location("lengths", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.long_tailed((LONG_TAILED, 2), longest=LONGEST, seed=SEED)
+
+
+def long_completions() -> np.ndarray:
+    """Winners and losers of those lengths, [LONG_TAILED, 2, LONGEST]; the rest is padding."""
+    shape = (LONG_TAILED, 2, LONGEST)
+    return np.random.default_rng(1).integers(100, 40000, shape).astype(np.int32)
+
+
+def clocked(run: Callable[[], object], *, warm: int = 1) -> dict[str, float]:
+    """Seconds of one call, and seconds that processors spent on it: the second is comparable where
+    the machine is not idle."""
+    for _ in range(warm):
+        run()
+    start, spent = time.perf_counter(), time.process_time()
+    run()
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - spent,
+    }
 
 
 def timed(run: Callable[[], object], *, warm: int = 1) -> float:

@@ -170,6 +170,13 @@ KEYS: tuple[Key, ...] = (
         cfg.increasing,
     ),
     Key(
+        "data.completion_buckets",
+        (0,),
+        "completion lengths that scoring and training are compiled for, below"
+        " sampling.max_new_tokens, which is always one; 0: it alone",
+        lambda x: None if x == (0,) else cfg.increasing(x),
+    ),
+    Key(
         "data.date",
         DATE,
         "date that a chat template prints as today's, so that prompts do not depend on the day",
@@ -417,6 +424,21 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("train.micro_batches", 1, "gradient accumulation: parts a batch is cut into", cfg.positive),
     Key(
+        "train.max_token_len",
+        0,
+        "tokens of a micro-batch on one device, in scoring and training: rows of like length, as"
+        " many as fit (verl's ppo_max_token_len_per_gpu); 0: train.micro_batches parts of equally"
+        " many rows",
+        cfg.non_negative,
+    ),
+    Key(
+        "train.padding_free",
+        False,
+        "pack the rows of a micro-batch into one stream without padding, in scoring and training;"
+        " train.max_token_len then counts real tokens (TRL's padding_free, verl's"
+        " use_remove_padding)",
+    ),
+    Key(
         "train.reference",
         "iteration",
         "the reference of pair and opponent losses: pi_t, or the initial policy",
@@ -578,6 +600,10 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "ppo_mini_batch_size": "train.batch_size (prompts of an optimizer step)",
     "ppo_micro_batch_size_per_gpu": "train.micro_batches = ppo_mini_batch_size x n / devices /"
     " ppo_micro_batch_size_per_gpu (a number of parts; verl's is a number of responses)",
+    "ppo_max_token_len_per_gpu": "train.max_token_len",
+    "log_prob_max_token_len_per_gpu": "train.max_token_len (scoring and training have one)",
+    "use_dynamic_bsz": "train.max_token_len (above 0)",
+    "use_remove_padding": "train.padding_free",
     "ppo_epochs": "train.epochs",
     "total_epochs": "train.iterations = total_epochs x prompts / train_batch_size (verl counts"
     " passes over the prompts)",
@@ -976,6 +1002,7 @@ def _batch_problems(config: ConfigDict, ways: int, sampling_ways: int) -> list[s
             f"train.batch_size={batch} must be a multiple of train.micro_batches x replica x data x"
             f" fsdp = {micro} x {ways}; try {-(-batch // (micro * ways)) * micro * ways}"
         )
+    problems += _token_problems(config)
     slots = config.sampling.batch_size
     if slots % sampling_ways:
         problems.append(
@@ -987,6 +1014,33 @@ def _batch_problems(config: ConfigDict, ways: int, sampling_ways: int) -> list[s
         problems.append(
             f"train.prompts_per_iteration={config.train.prompts_per_iteration} is below"
             f" train.batch_size={batch}; lower the batch or raise the portion"
+        )
+    return problems
+
+
+def _token_problems(config: ConfigDict) -> list[str]:
+    """List what micro-batches of so many tokens ask of other keys."""
+    c, problems = config.train, []
+    kind = ROWS.get(config.loss.name)
+    k = {"group": config.sampling.num_samples, "response": 1}.get(kind or "pair", 2)
+    longest = max(config.data.prompt_buckets, default=0)
+    if c.padding_free:
+        longest = config.data.max_prompt_length
+    longest += k * config.sampling.max_new_tokens
+    if c.padding_free and not c.max_token_len:
+        problems.append(
+            "train.padding_free=true needs train.max_token_len, the tokens of a micro-batch on one"
+            f" device; try {2 * longest}"
+        )
+    if 0 < c.max_token_len < longest:
+        problems.append(
+            f"train.max_token_len={c.max_token_len} holds no row of full length, a prompt and"
+            f" {k} responses of sampling.max_new_tokens, {longest} tokens; raise it to that"
+        )
+    if c.max_token_len and c.micro_batches > 1:
+        problems.append(
+            f"train.micro_batches={c.micro_batches} and train.max_token_len={c.max_token_len} both"
+            " cut a batch; leave one of them at its default"
         )
     return problems
 

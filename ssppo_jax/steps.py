@@ -6,7 +6,7 @@ never enters the train step: its log-probs travel in the batch.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 
@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Key
+from jaxtyping import Bool, Float, Int, Key
 
 from ssppo_jax.distributed.mesh import abstract, put_whole, replicated
 from ssppo_jax.models.lora import join
+from ssppo_jax.models.packing import Packing
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optimizer import add, wide
 from ssppo_jax.types import Array, Batch, Mean, Metrics, Min, Policy, PyTree, TrainState
@@ -34,16 +35,96 @@ class Scored(NamedTuple):
     entropy: Float[Array, "B K T"]  # of the full next-token distribution
 
 
-def make_score_step(apply: Apply) -> Callable[..., Scored]:
-    """Make score(params, prompt, prompt_length, completion, mask) -> Scored, one forward pass."""
+class Laid(NamedTuple):
+    """Hold a micro-batch on the devices and the shape that the model computes it in."""
 
-    def score(params: PyTree, prompt, prompt_length, completion, mask) -> Scored:
-        policy, entropy = apply(params, prompt, prompt_length, completion, mask, entropy=True)
+    batch: Batch  # [B,...]
+    place: Int[Array, ""]  # among the micro-batches of its step
+    slots: int | None = None  # completion slots that hold tokens; None: all
+    packing: Packing | None = None  # of the rows so cut; None: they are computed padded
+
+    @property
+    def shape(self) -> dict[str, Any]:
+        """Return what `apply` is told beside the arrays; nothing where rows are whole."""
+        return {} if self.slots is None else {"slots": self.slots, "packing": self.packing}
+
+
+class Sums(NamedTuple):
+    """Hold what the micro-batches of a step have left so far."""
+
+    grads: PyTree[Array]  # of the loss total, float32 at least
+    metrics: Metrics
+
+
+def make_score_step(apply: Apply) -> Callable[..., Scored]:
+    """Make score(params, prompt, prompt_length, completion, mask) -> Scored, one forward pass.
+
+    `slots` and `packing` go to `apply`."""
+
+    def score(params: PyTree, prompt, prompt_length, completion, mask, **shape) -> Scored:
+        fields = (prompt, prompt_length, completion, mask)
+        policy, entropy = apply(params, *fields, entropy=True, **shape)
         if entropy is None:
             raise ValueError("apply(entropy=True) returned no entropy")
         return Scored(jnp.where(mask > 0, policy.logp, 0.0), jnp.where(mask > 0, entropy, 0.0))
 
     return score
+
+
+def make_gradient(
+    apply: Apply, loss: Loss, stats: Stats, *, dropout_key: Key[jax.Array, ""] | None = None
+) -> Callable[..., tuple[PyTree, Metrics]]:
+    """Make gradient(params, batch [B,...], at, frozen, on_policy) of the loss *total*, with
+    metrics.
+
+    `at` is the micro-batch's place in the run, which the dropout depends on."""
+
+    def objective(params, batch: Batch, at: Array, frozen, on_policy, **shape):
+        fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+        dropout = {}
+        if dropout_key is not None:
+            dropout["dropout_key"] = jax.random.fold_in(dropout_key, at)
+        policy, _ = apply(join(frozen, params), *fields, **dropout, **shape)
+        mean, metrics = loss(policy, own_old_logp(policy, batch, on_policy))
+        return mean.total, {"loss": mean} | metrics | stats(policy, batch)
+
+    return jax.grad(objective, has_aux=True)
+
+
+def make_update(optimizer: optax.GradientTransformation) -> Callable[..., Any]:
+    """Make update(state, grads, metrics, learning_rate=None) -> (state, metrics), the end of a
+    step.
+
+    The summed gradient of the loss total is divided once by the summed weight."""
+    transform = optax.with_extra_args_support(optimizer).update
+
+    def update(
+        state: TrainState,
+        grads: PyTree,
+        metrics: Metrics,
+        learning_rate: Array | None = None,  # float32; None: the optimizer's own
+        squares: Mean | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        mean = cast(Mean, metrics["loss"])
+        weight = jnp.maximum(mean.weight, 1e-20)
+        grads = jax.tree.map(lambda g: (wide(g) / weight).astype(g.dtype), grads)
+        rate = {} if learning_rate is None else {"learning_rate": learning_rate}
+        updates, opt_state = transform(grads, state.opt_state, state.params, **rate)
+        params = jax.tree.map(add, state.params, updates)
+        moves = jax.tree.map(lambda new, old: wide(new) - wide(old), params, state.params)
+        norm, moved = _norm(grads), _norm(moves)
+        if squares is not None:
+            metrics["grad_variance"] = _variance(squares, norm)
+        finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(mean.total)
+        metrics |= {
+            "grad_norm": _once(norm),
+            "update_norm": _once(moved),
+            "update_share": _once(_nonzero(moves)),
+            "finite": Min(jnp.float32(finite)),
+        }
+        return TrainState(params, opt_state, state.step + 1), metrics
+
+    return update
 
 
 def make_train_step(
@@ -70,18 +151,8 @@ def make_train_step(
     With `on_policy`, the loss gets the policy's own log-probs for `old_logp`, their gradient
     stopped (`own_old_logp`). `stats` gets the batch as it is.
     """
-
-    def objective(params, batch: Batch, at: Array, frozen, on_policy):
-        fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
-        dropout = {}
-        if dropout_key is not None:
-            dropout["dropout_key"] = jax.random.fold_in(dropout_key, at)
-        policy, _ = apply(join(frozen, params), *fields, **dropout)
-        mean, metrics = loss(policy, own_old_logp(policy, batch, on_policy))
-        return mean.total, {"loss": mean} | metrics | stats(policy, batch)
-
-    gradient = jax.grad(objective, has_aux=True)
-    update = optax.with_extra_args_support(optimizer).update
+    gradient = make_gradient(apply, loss, stats, dropout_key=dropout_key)
+    update = make_update(optimizer)
 
     def train_step(
         state: TrainState,
@@ -94,37 +165,21 @@ def make_train_step(
         at = state.step * micro_batches + jnp.arange(micro_batches)  # places in the run
         of_batch = partial(gradient, frozen=frozen, on_policy=on_policy)
         grads, metrics, squares = _accumulate(of_batch, state.params, batch, at)
-        mean = cast(Mean, metrics["loss"])
-        weight = jnp.maximum(mean.weight, 1e-20)
-        grads = jax.tree.map(lambda g: (wide(g) / weight).astype(g.dtype), grads)
-        rate = {} if learning_rate is None else {"learning_rate": learning_rate}
-        updates, opt_state = update(grads, state.opt_state, state.params, **rate)
-        params = jax.tree.map(add, state.params, updates)
-        moves = jax.tree.map(lambda new, old: wide(new) - wide(old), params, state.params)
-        norm, moved = _norm(grads), _norm(moves)
-        if squares is not None:
-            metrics["grad_variance"] = _variance(squares, norm)
-        finite = jnp.isfinite(norm) & jnp.isfinite(moved) & jnp.isfinite(mean.total)
-        metrics |= {
-            "grad_norm": _once(norm),
-            "update_norm": _once(moved),
-            "update_share": _once(_nonzero(moves)),
-            "finite": Min(jnp.float32(finite)),
-        }
-        return TrainState(params, opt_state, state.step + 1), metrics
+        return update(state, grads, metrics, learning_rate, squares)
 
     return train_step
 
 
 def make_row_step(apply: Apply, loss: Loss) -> Callable[[PyTree, Batch], dict[str, Array]]:
-    """Make measure(params, batch [B,...]) -> the loss and every metric of each row alone, [B].
+    """Make measure(params, batch [B,...], **shape) -> the loss and every metric of each row alone,
+    [B]; `shape` is `Laid.shape`.
 
     For held-out rows: a mean over rows has an interval only if the rows are known.
     """
 
-    def measure(params: PyTree, batch: Batch) -> dict[str, Array]:
+    def measure(params: PyTree, batch: Batch, **shape) -> dict[str, Array]:
         fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
-        policy, _ = apply(params, *fields)
+        policy, _ = apply(params, *fields, **shape)
 
         def row(policy: Policy, batch: Batch) -> dict[str, Any]:
             mean, metrics = loss(*jax.tree.map(lambda x: x[None], (policy, batch)))
@@ -133,6 +188,69 @@ def make_row_step(apply: Apply, loss: Loss) -> Callable[[PyTree, Batch], dict[st
         return jax.vmap(row)(policy, batch)
 
     return measure
+
+
+class LaidStep:
+    """Take an optimizer step on micro-batches of different shapes: one program for each shape.
+
+    Call it as step(state, micro_batches, frozen, learning_rate, on_policy). Gradients are summed
+    and divided as `make_train_step` does it, so the step is the same but for the order of sums.
+    The state is donated. The gradient's variance is not estimated: micro-batches of
+    like length are no random parts of a batch.
+
+    Args:
+      gradient: from `make_gradient`.
+      update: from `make_update`.
+      most: micro-batches of a step at most, by which their places in the run are told apart.
+      params: abstract parameters, whose shardings the sums have.
+    """
+
+    def __init__(self, gradient: Callable, update: Callable, *, most: int, params: PyTree):
+        self.gradient, self.most = gradient, most
+        self.layout: Any = Sums(jax.tree.map(lambda x: x.sharding, params), None)  # type: ignore[arg-type]
+        self.empty: Callable[[], Sums] | None = None
+        self.add = jax.jit(
+            self._add, donate_argnums=0, static_argnames="slots", out_shardings=self.layout
+        )
+        self.update = jax.jit(
+            lambda state, sums, rate: update(state, *sums, rate), donate_argnums=0
+        )
+
+    def __call__(
+        self,
+        state: TrainState,
+        micro_batches: Sequence[Laid],
+        frozen: PyTree | None = None,
+        learning_rate: Array | None = None,  # float32; None: the optimizer's own
+        on_policy: Bool[Array, ""] | bool = False,
+    ) -> tuple[TrainState, Metrics]:
+        more = (state.step, frozen, on_policy)
+        if self.empty is None:
+            self.empty = self._make_empty(state.params, micro_batches[0], *more)
+        sums = self.empty()
+        for laid in micro_batches:
+            sums = self.add(sums, state.params, laid.batch, *more, laid.place, **laid.shape)
+        return self.update(state, sums, learning_rate)
+
+    def _add(self, sums: Sums, params, batch, step, frozen, on_policy, place, **shape) -> Sums:
+        at = step * self.most + place
+        grads, seen = self.gradient(
+            params, batch, at=at, frozen=frozen, on_policy=on_policy, **shape
+        )
+        merged = {name: sums.metrics[name].merge(seen[name]) for name in seen}
+        return Sums(jax.tree.map(jnp.add, sums.grads, grads), merged)
+
+    def _make_empty(
+        self, params: PyTree, laid: Laid, step, frozen, on_policy
+    ) -> Callable[[], Sums]:
+        """Make the program that gives sums of nothing, cut as the parameters are."""
+        of_batch = partial(self.gradient, at=step, frozen=frozen, on_policy=on_policy, **laid.shape)
+        grads, metrics = jax.eval_shape(of_batch, params, laid.batch)
+
+        def empty() -> Sums:
+            return Sums(_zeros(grads), {name: _neutral(kind) for name, kind in metrics.items()})
+
+        return jax.jit(empty, out_shardings=self.layout)
 
 
 def own_old_logp(policy: Policy, batch: Batch, on_policy: Bool[Array, ""] | bool) -> Batch:
@@ -177,9 +295,7 @@ def _accumulate(
         grads, metrics = gradient(params, first, at[0])
         return grads, metrics, None
     shapes = jax.eval_shape(gradient, params, first, at[0])
-    grads = jax.tree.map(
-        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes[0]
-    )
+    grads = _zeros(shapes[0])
     metrics = {name: _neutral(kind) for name, kind in shapes[1].items()}
 
     def body(carry, xs):
@@ -206,6 +322,13 @@ def _variance(squares: Mean, norm: Array) -> Mean:
     return Mean(variance, jnp.float32(squares.weight > 1))
 
 
+def _zeros(shapes: PyTree) -> PyTree:
+    """Return zeros to sum into, in float32 at least."""
+    return jax.tree.map(
+        lambda s: jnp.zeros(s.shape, jnp.promote_types(s.dtype, jnp.float32)), shapes
+    )
+
+
 def _neutral(kind):
     """Return the element that changes nothing when merged."""
     zero = {"Mean": 0.0, "Max": -jnp.inf, "Min": jnp.inf}[type(kind).__name__]
@@ -220,10 +343,9 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
     repulsion's.
     """
 
-    def forward(params, batch: Batch, frozen, on_policy):
-        policy, _ = apply(
-            join(frozen, params), batch.prompt, batch.prompt_length, batch.completion, batch.mask
-        )
+    def forward(params, batch: Batch, frozen, on_policy, **shape):
+        fields = (batch.prompt, batch.prompt_length, batch.completion, batch.mask)
+        policy, _ = apply(join(frozen, params), *fields, **shape)
         _, metrics = loss(policy, own_old_logp(policy, batch, on_policy))
         return {name: m.result() for name, m in metrics.items() if name.startswith("term/")}
 
@@ -232,8 +354,9 @@ def make_term_norms(apply: Apply, loss: Loss) -> Callable[..., dict[str, Mean]]:
         batch: Batch,
         frozen: PyTree | None = None,
         on_policy: Bool[Array, ""] | bool = False,
+        **shape: Any,  # `Laid.shape`
     ) -> dict[str, Mean]:
-        terms, pullback = jax.vjp(lambda p: forward(p, batch, frozen, on_policy), params)
+        terms, pullback = jax.vjp(lambda p: forward(p, batch, frozen, on_policy, **shape), params)
         found = {}
         for name in terms:
             one_hot = {other: jnp.float32(other == name) for other in terms}

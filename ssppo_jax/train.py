@@ -17,15 +17,17 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
 from ssppo_jax.config import entry, flatten, user_files
+from ssppo_jax.data import Cut
 from ssppo_jax.data.chat import template_text
 from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
-from ssppo_jax.distributed.mesh import host_copy, put_rows, put_whole, replicated
+from ssppo_jax.distributed.mesh import host_copy, put_rows, put_whole, replicated, ways_of
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
@@ -40,18 +42,28 @@ from ssppo_jax.report.card import licence_of, model_card
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
 from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
-from ssppo_jax.rollout.store import Rollout, load_rollout, save_rollout, take_rows
+from ssppo_jax.rollout.store import (
+    Rollout,
+    load_rollout,
+    save_rollout,
+    take_micro_batch,
+    take_rows,
+)
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
 from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
 from ssppo_jax.steps import (
+    Laid,
+    LaidStep,
     abstract_state,
     fresh_optimizer,
     fresh_state,
+    make_gradient,
     make_score_step,
     make_term_norms,
     make_train_step,
+    make_update,
 )
 from ssppo_jax.types import Array, Batch, Max, Mean, Min, PyTree, TrainState
 from ssppo_jax.weights import hf
@@ -179,8 +191,11 @@ class Trainer:
         self.own_ratio = group and self.config.group.first_old_logp == "own"
         apply = runtime.make_apply()
         score = jax.jit(
-            make_score_step(apply), out_shardings=replicated(runtime.mesh)
-        )  # every process sees all
+            make_score_step(apply),
+            out_shardings=replicated(runtime.mesh),  # every process sees all
+            static_argnames="slots",
+        )
+        self.cut = data.cut_of(self.config, ways_of(runtime.mesh))
         journal = workdir / (
             "verdicts.jsonl" if hosts.is_first() else f"verdicts_{jax.process_index()}.jsonl"
         )
@@ -281,8 +296,17 @@ class Trainer:
         )
         # SFT on given responses is not scored, so there is no ratio
         scored = not (self.given and self.collect.rows == "response")
-        stats = ratio_stats if scored else length_stats
-        step = make_train_step(apply, loss, stats, self.optimizer, dropout_key=dropout)
+        parts = (apply, loss, ratio_stats if scored else length_stats)
+        if self.cut.by_length:
+            self.step: Callable = LaidStep(
+                make_gradient(*parts, dropout_key=dropout),
+                make_update(self.optimizer),
+                most=self.config.train.batch_size,
+                params=self.runtime.parted(self.runtime.abstract_params)[1],
+            )
+            self.term_norms = jax.jit(make_term_norms(apply, loss), static_argnames="slots")
+            return
+        step = make_train_step(*parts, self.optimizer, dropout_key=dropout)
         self.step = jax.jit(step, donate_argnums=0)
         norms = make_term_norms(apply, loss)
         self.term_norms = jax.jit(
@@ -476,8 +500,7 @@ class Trainer:
             self.runtime.arch,
             rollout.batch,
             steps,
-            size=c.train.batch_size,
-            buckets=c.data.prompt_buckets,
+            self.cut,
             adapters=self.frozen is not None,
         )
         moved_before = self.moving
@@ -557,9 +580,7 @@ class Trainer:
             jax.transfer_guard("disallow"),
         ):
             for i in range(first, len(batches)):
-                batch = self._place(
-                    take_rows(rollout.batch, batches[i], c.train.batch_size, c.data.prompt_buckets)
-                )
+                batch = self._placed(rollout.batch, batches[i])
                 on_policy = put_whole(self.runtime.mesh, i == 0 and self.own_ratio)
                 extra = self._term_norms(state.params, batch, on_policy, i)
                 extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
@@ -583,6 +604,13 @@ class Trainer:
         self._log_step(lagged.flush(), at)
         return state
 
+    def _placed(self, batch: Batch, rows: np.ndarray) -> Batch | list[Laid]:
+        """Put a step's rows onto the mesh, cut by length where that is configured."""
+        if self.cut.by_length:
+            return lay(self.runtime.mesh, batch, rows, self.cut)
+        c = self.config
+        return self._place(take_rows(batch, rows, c.train.batch_size, c.data.prompt_buckets))
+
     def _place(self, batch: Batch) -> Batch:
         """Put [B,...] onto the mesh as [M,B/M,...], rows split over the batch axes."""
         micro = self.config.train.micro_batches
@@ -590,11 +618,13 @@ class Trainer:
         return put_rows(self.runtime.mesh, cut, axis=1)
 
     def _term_norms(
-        self, params: PyTree, batch: Batch, on_policy: Array, index: int
+        self, params: PyTree, batch: Batch | list[Laid], on_policy: Array, index: int
     ) -> dict[str, Mean | Max | Min]:
         """Return the gradient norms of the loss terms on the iteration's first micro-batch."""
         if index or not self.config.train.term_norms:
             return {}
+        if isinstance(batch, list):
+            return self.term_norms(params, batch[0].batch, self.frozen, on_policy, **batch[0].shape)
         return self.term_norms(params, batch, self.frozen, on_policy)
 
     # ---- bookkeeping -----------------------------------------------------------------------------
@@ -724,6 +754,22 @@ def export_dtype(config: ConfigDict, folder: Path) -> np.dtype:
     """Return the dtype that a policy is exported in: that of its source, or `export.dtype`."""
     name, source = config.export.dtype, hf.stored_dtype(folder)
     return source if name == "source" else np.dtype(name)
+
+
+def lay(mesh: Mesh, batch: Batch, rows: np.ndarray, cut: Cut) -> list[Laid]:
+    """Put rows of a rollout onto the mesh as micro-batches of like length."""
+    own, laid = np.asarray(batch.mask).sum(2).astype(int), []
+    for place, micro in enumerate(cut(np.asarray(batch.prompt_length), own, rows)):
+        part, packing = take_micro_batch(batch, micro, cut)
+        laid.append(
+            Laid(
+                put_rows(mesh, part),
+                put_whole(mesh, np.int32(place)),
+                micro.completion,
+                None if packing is None else put_rows(mesh, packing),
+            )
+        )
+    return laid
 
 
 def _is_due(every: int, count: int) -> bool:

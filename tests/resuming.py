@@ -44,6 +44,7 @@ def prepare(where):
     build.build_report = lambda folder: folder  # no report: its figures take seconds
     if where == "asked":         # SIGTERM in the first iteration's training: saves, exits with 75
         deadly(train, "take_rows", 1, signal.SIGTERM)
+        deadly(train, "take_micro_batch", 1, signal.SIGTERM)
     elif where == "sampling":    # the second iteration's samples are being made
         deadly(collect, "sample_prompts", 1)
     elif where == "scoring":     # they are sampled and judged, the rollout is not yet written

@@ -1,5 +1,5 @@
 """A killed run that learns from groups, sampled otherwise than trained and weighed, ends exactly
-where the uninterrupted run does."""
+where the uninterrupted run does. Its rows are packed, so a step has several shapes."""
 
 from resuming import check_continues
 
@@ -9,6 +9,9 @@ SETTINGS = {
     "sampling.top_k": 20,
     "train.importance_sampling_correction": "true",
     "train.importance_sampling_mode": "token_truncate",
+    "train.micro_batches": 1,
+    "train.max_token_len": 300,
+    "train.padding_free": "true",
 }
 
 

@@ -353,7 +353,8 @@ def test_the_first_update_of_a_rollout_takes_its_own_log_probs_for_old_ones():
     params = {"w": -rng.uniform(0.5, 2.0, shape).astype(np.float32)}
     worth = np.tile(np.array([1.0, -2.0], np.float32), (2, 2, 1))
     off = np.float32(1e-3) * np.array([-1, 1], np.float32)[:, None]  # ratios with the sign of A
-    fields = {name: np.zeros((2, 2), np.float32) for name in Batch._fields}
+    own = Batch._fields[: -len(Batch._field_defaults)]  # no importance weights
+    fields = {name: np.zeros((2, 2), np.float32) for name in own}
     fields |= {"prompt": np.ones((2, 2, 1), np.int32), "completion": np.ones((2, *shape), np.int32)}
     fields |= {"prompt_length": np.ones((2, 2), np.int32), "advantage": worth}
     fields |= dict.fromkeys(("win_rate", "target"), worth)

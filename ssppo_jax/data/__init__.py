@@ -13,6 +13,7 @@ from ssppo_jax.data.batches import (
     length_groups,
     pad_batch,
 )
+from ssppo_jax.data.micro_batches import Cut, MicroBatch, cut_of
 from ssppo_jax.data.order import (
     History,
     Split,
@@ -30,15 +31,18 @@ GIVEN = constants(__path__, __name__, "SOURCES", "GIVEN", False)
 __all__ = [
     "GIVEN",
     "SOURCES",
+    "Cut",
     "Dropped",
     "EncodedPrompt",
     "History",
     "LengthGroup",
+    "MicroBatch",
     "PromptBatch",
     "Split",
     "address",
     "addresses",
     "bucket_of",
+    "cut_of",
     "encode_prompts",
     "fingerprint",
     "length_groups",

@@ -212,6 +212,11 @@ def _names(entry) -> tuple[str, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
+def ways_of(mesh: Mesh) -> int:
+    """Return how many ways a batch's rows are split."""
+    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, P())
 

@@ -2,7 +2,8 @@
 
 A prompt is computed once. Its K completions are a second stream of tokens that attends to the
 prompt's keys and to their own. The two streams lie side by side, [B, P + K*T], in every dense layer
-(one matrix product, one gather of sharded weights) and part only inside attention."""
+(one matrix product, one gather of sharded weights) and part only inside attention. There they can
+also lie without padding, as a stream of tokens (`packing`)."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from ssppo_jax.models.attention import KeyBlock, attend
 from ssppo_jax.models.layers import Heads, Merge, Mlp, RMSNorm, rotary_table, rotate
 from ssppo_jax.models.lora import Lora
 from ssppo_jax.models.masks import Kind, Masks, Scope, Table, layer_kinds
+from ssppo_jax.models.packing import Packing
 from ssppo_jax.models.splash import attend_stream
 from ssppo_jax.types import Array, PyTree
 
@@ -60,8 +62,10 @@ class Forward(NamedTuple):
 
     prompt: Float[Array, "B P D"] | None  # after the final norm
     completion: Float[Array, "B K T D"] | None  # after the final norm
-    tap: Float[Array, "B K T D"] | None  # output of block `tap_layer`, before any further norm
+    # Output of block `tap_layer`, before any further norm.
+    tap: Float[Array, "B K T D"] | Float[Array, "W S D"] | None
     kv: KV | None  # of the prompt if it was given, else of the completion tokens
+    stream: Float[Array, "W S D"] | None = None  # with a packing, in place of both streams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,6 +183,9 @@ class Attention(nn.Module):
         q = rotate(self._heads(x, a.num_heads, "q"), table)
         k = rotate(self._heads(x, a.num_kv_heads, "k"), table)
         v = self._heads(x, a.num_kv_heads, "v")
+        packing = scope.packing
+        if packing is not None:
+            q, k, v = (self._unpacked(packing, x, scope) for x in (q, k, v))
         prompt, own = (_kv(*parts) for parts in zip(layout.split(k), layout.split(v), strict=True))
         if self.implementation == "splash" and past is None:
             look = functools.partial(
@@ -188,9 +195,15 @@ class Attention(nn.Module):
         else:
             masks = Masks(scope, None if kind is None else kind.window)
             out = self._products(masks, q, prompt, own, past)
+        if packing is not None:
+            out = packing.pack(self.constrain(out, "heads"))
         y = self.constrain(out, "heads")
         y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, name="o")(y)
         return y, own if prompt is None else prompt
+
+    def _unpacked(self, packing: Packing, x: Array, scope: Scope) -> Array:  # [B,P+K*T,heads,E]
+        rows = packing.unpack(x, scope.prompt_length.shape[0])
+        return self.constrain(rows, "heads")
 
     def _heads(self, x: Array, heads: int, name: str) -> Array:  # [B,S,heads,E]
         a, kinds = self.arch, (self.dtype, self.param_dtype)
@@ -270,11 +283,14 @@ class Decoder(nn.Module):
         *,
         tap_layer: int | None = None,
         return_kv: bool = False,
+        packing: Packing | None = None,
     ) -> Forward:
         """Return hidden states of prompts, of completions, or of both.
 
         Training gives both streams; prefill only the prompt; decoding only the next tokens and a
-        cache. Completion token t of a row sits at position prompt_length + (filled so far) + t."""
+        cache. Completion token t of a row sits at position prompt_length + (filled so far) + t.
+        With a `packing` (training only) dense layers see its streams, and `Forward.stream` holds
+        the result."""
         p = 0 if prompt is None else prompt.shape[1]
         k, t = (0, 0) if completion is None else completion.shape[1:]
         layout = Layout(p, k, t)
@@ -289,6 +305,8 @@ class Decoder(nn.Module):
             name="embed",
         )
         tokens = layout.join(prompt, completion)
+        if packing is not None:
+            tokens, positions = packing.pack(tokens), packing.pack(positions)
         x: Array = jnp.take(embed.embedding.astype(self.dtype), tokens, axis=0)
         x = self.constrain(x, "columns")
         if self.arch.family.gemma:  # the factor is rounded to the dtype, as transformers does
@@ -308,10 +326,12 @@ class Decoder(nn.Module):
             past, head = _Past(cache.prompt, cache.own), cache.head
             slots = sum(kv.k.shape[-2] for kv in past) + layout.t
         tap = x if tap_layer is not None else None
-        scope = Scope(*_tables(positions, self.arch), prompt_length, filled, head)
+        scope = Scope(*_tables(positions, self.arch), prompt_length, filled, head, packing)
         (x, tap, _), kv = blocks((x, tap, jnp.int32(0)), past, layer_kinds(self.arch, slots), scope)
         norm = RMSNorm(self.arch.norm_eps, *kinds[2:4], self.arch.family.gemma, name="norm")
         x = norm(x)
+        if packing is not None:
+            return Forward(None, None, tap, None, x)
         tapped = None if tap is None else layout.split(tap)[1]
         return Forward(*layout.split(x), tapped, kv)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ssppo_jax.models.arch import Arch
+from ssppo_jax.models.packing import Packing
 from ssppo_jax.types import Array
 
 UNBOUNDED = 2**30  # a window that never binds
@@ -24,6 +25,7 @@ class Scope(NamedTuple):
     prompt_length: Int[Array, "B"]
     filled: Int[Array, "B"]  # tokens of each row's completions in the cache
     head: Int[Array, ""] | None  # the slot of the cache that is written next; None without one
+    packing: Packing | None  # where the tokens lie outside attention; None: as in attention
 
 
 class Kind(NamedTuple):

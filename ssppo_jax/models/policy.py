@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import cast
 
@@ -10,8 +11,9 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int, Key
 
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.models.decoder import Decoder, Forward, output_kernel
+from ssppo_jax.models.decoder import Decoder, Forward, Layout, output_kernel
 from ssppo_jax.models.logprobs import token_logprobs
+from ssppo_jax.models.packing import Packing
 from ssppo_jax.types import Array, Policy, PyTree
 
 POOLINGS = ("last_token", "mean_response")
@@ -46,6 +48,34 @@ def pool(
     return jnp.take_along_axis(states, last[:, :, None, None], axis=2)[:, :, 0].astype(jnp.float32)
 
 
+def unpacked(packing: Packing, layout: Layout, stream: Array, rows: int) -> Array:
+    """Return what a stream [W,S,...] holds of completions as [B,K,T,...], 0 in padding."""
+    return cast(Array, layout.split(packing.unpack(stream, rows))[1])
+
+
+def pool_stream(
+    packing: Packing,
+    layout: Layout,
+    states: Float[Array, "W S D"],
+    mask: Float[Array, "B K T"],
+    pooling: str,
+) -> Float[Array, "B K D"]:
+    """Do what `pool` does for states in streams; the last token's are read where they lie."""
+    if pooling == "mean_response":
+        return pool(unpacked(packing, layout, states, mask.shape[0]), mask, pooling)
+    slots = packing.slot.reshape(mask.shape[0], -1)
+    own = cast(Array, layout.split(slots)[1])
+    last = jnp.maximum(mask.sum(2).astype(jnp.int32) - 1, 0)
+    at = jnp.take_along_axis(own, last[:, :, None], axis=2).reshape(states.shape[0], -1)
+    return packing.at(states, at).reshape(*mask.shape[:2], -1).astype(jnp.float32)
+
+
+def _with_slots(x: Float[Array, "B K t"], slots: int) -> Float[Array, "B K T"]:
+    """Append zeros up to T slots."""
+    lacking = slots - x.shape[2]
+    return jnp.pad(x, ((0, 0), (0, 0), (0, lacking))) if lacking else x
+
+
 def make_apply(
     decoder: Decoder,
     *,
@@ -57,7 +87,8 @@ def make_apply(
     """Return apply(params, prompt, prompt_length, completion, mask) -> (Policy, entropy).
 
     The entropy is None unless `entropy=True` asks for it. A `dropout_key` turns the adapters'
-    dropout on.
+    dropout on. No more than `slots` of the T completion slots are computed; the others must be
+    padding and give 0. With a `packing` of the rows so cut, dense layers see no padding.
 
     Args:
       decoder: the model.
@@ -81,16 +112,24 @@ def make_apply(
         *,
         entropy: bool = False,
         dropout_key: Key[jax.Array, ""] | None = None,
+        slots: int | None = None,
+        packing: Packing | None = None,
     ) -> tuple[Policy, Entropy | None]:
         rngs = None if dropout_key is None else {"dropout": dropout_key}
+        whole, own = completion.shape[2], completion[:, :, :slots]
         out = decoder.apply(
-            {"params": params}, prompt, prompt_length, completion, tap_layer=tap, rngs=rngs
+            {"params": params},
+            prompt,
+            prompt_length,
+            own,
+            tap_layer=tap,
+            rngs=rngs,
+            packing=packing,
         )
         forward = cast(Forward, out)
-        scored = token_logprobs(
-            predictors(forward, prompt_length),
-            output_kernel(params, decoder.arch),
-            completion,
+        score = functools.partial(
+            token_logprobs,
+            kernel=output_kernel(params, decoder.arch),
             chunk=logprob_chunk,
             softcap=decoder.arch.final_softcap,
             temperature=temperature,
@@ -98,8 +137,21 @@ def make_apply(
             parts=decoder.constrain.vocab_parts,
             constrain=decoder.constrain,
         )
-        states = cast(Array, forward.completion if tap is None else forward.tap)
-        return Policy(scored.logp, pool(states, mask, repulsion_pooling)), scored.entropy
+        kept = mask[:, :, :slots]
+        if packing is None:
+            scored = score(predictors(forward, prompt_length), targets=own)
+            states = cast(Array, forward.completion if tap is None else forward.tap)
+            pooled = pool(states, kept, repulsion_pooling)
+        else:
+            layout = Layout(prompt.shape[1], *own.shape[1:])
+            stream = cast(Array, forward.stream)
+            targets = packing.pack(layout.join(prompt, own))
+            found = score(packing.predictors(stream)[:, None], targets=targets[:, None])
+            scored = jax.tree.map(lambda x: unpacked(packing, layout, x[:, 0], len(prompt)), found)
+            states = cast(Array, stream if tap is None else forward.tap)
+            pooled = pool_stream(packing, layout, states, kept, repulsion_pooling)
+        logp, seen = jax.tree.map(lambda x: _with_slots(x, whole), scored)
+        return Policy(logp, pooled), seen
 
     return apply
 

@@ -15,8 +15,8 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.rollout.collect import ASSEMBLE, Collector
 from ssppo_jax.rollout.rows import Judged, Rows
-from ssppo_jax.rollout.score import by_length, score_batch, score_rows
-from ssppo_jax.rollout.store import Rollout, take_rows
+from ssppo_jax.rollout.score import micro_batches, score_batch, score_rows
+from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.steps import make_row_step
 from ssppo_jax.types import FINISH_EOS, PyTree, Samples, Verdict
 
@@ -73,6 +73,7 @@ class HeldOutRows:
         self.step = jax.jit(
             make_row_step(apply, self.runtime.loss),
             out_shardings=replicated(self.runtime.mesh),
+            static_argnames="slots",
         )
 
     def set_reference(self, initial: PyTree) -> None:
@@ -87,18 +88,16 @@ class HeldOutRows:
 
     def __call__(self, params: PyTree) -> dict[str, np.ndarray]:
         """Return the loss and the loss's `rewards/...` of every row, [M] each."""
-        config = self.runtime.config
-        size = config.train.batch_size // config.train.micro_batches
         found: dict[str, np.ndarray] = {}
         with bar(len(self.batch.weight), what="evaluate", unit="rows") as progress:
-            for rows in by_length(np.asarray(self.batch.prompt_length), size):
-                part = take_rows(self.batch, rows, size, config.data.prompt_buckets)
-                values = jax.device_get(self.step(params, put_rows(self.runtime.mesh, part)))
+            for rows, part, shape in micro_batches(self.runtime, self.batch):
+                placed = put_rows(self.runtime.mesh, part)
+                values, real = jax.device_get(self.step(params, placed, **shape)), rows >= 0
                 for name, value in values.items():
                     if name == "loss" or name.startswith("rewards/"):
                         whole = found.setdefault(name, np.zeros(len(self.batch.weight)))
-                        whole[rows] = value[: len(rows)]
-                progress.update(len(rows))
+                        whole[rows[real]] = value[real]
+                progress.update(int(real.sum()))
         return found
 
 

@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssppo_jax.distributed.mesh import put_rows
+from ssppo_jax.data import cut_of
+from ssppo_jax.distributed.mesh import put_rows, ways_of
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import GateError
 from ssppo_jax.losses import ROWS
 from ssppo_jax.rollout.importance import weighed
 from ssppo_jax.rollout.mismatch import bounds_of, check, mismatch_of, noise
-from ssppo_jax.rollout.store import take_rows
+from ssppo_jax.rollout.store import take_micro_batch, take_rows
 from ssppo_jax.runtime import Runtime, logprob_temperature
 from ssppo_jax.types import Batch, PyTree, Samples
 
@@ -117,22 +118,23 @@ def reference_of(config: ConfigDict) -> str:
 def score_rows(
     runtime: Runtime, score: Callable, params: PyTree, batch: Batch, whose: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return token log-probs and entropies of every row, [M,K,T] each, in micro-batches of
-    training.
+    """Return token log-probs and entropies of every row, [M,K,T] each, in micro-batches.
+
+    They are cut as in training, but of the whole rollout. With no lengths to cut by, rows of like
+    prompts go together.
 
     Raises:
       GateError: a log-prob is not finite.
     """
     config = runtime.config
-    size = config.train.batch_size // config.train.micro_batches
     logp, entropy = np.zeros_like(batch.mask), np.zeros_like(batch.mask)
     with bar(len(batch.weight), what="score", unit="prompts") as progress:
-        for rows in by_length(np.asarray(batch.prompt_length), size):
-            part = take_rows(batch, rows, size, config.data.prompt_buckets)
+        for rows, part, shape in micro_batches(runtime, batch):
             fields = (part.prompt, part.prompt_length, part.completion, part.mask)
-            scored = jax.device_get(score(params, *put_rows(runtime.mesh, fields)))
-            logp[rows], entropy[rows] = scored.logp[: len(rows)], scored.entropy[: len(rows)]
-            progress.update(len(rows))
+            scored = jax.device_get(score(params, *put_rows(runtime.mesh, fields), **shape))
+            real = rows >= 0
+            logp[rows[real]], entropy[rows[real]] = scored.logp[real], scored.entropy[real]
+            progress.update(int(real.sum()))
     bad = (~np.isfinite(logp) & (np.asarray(batch.mask) > 0)).any((1, 2))
     if bad.any():
         raise GateError(
@@ -143,7 +145,23 @@ def score_rows(
     return logp, entropy
 
 
-def by_length(length: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def micro_batches(runtime: Runtime, batch: Batch) -> Iterator[tuple[np.ndarray, Batch, dict]]:
+    """Yield (rows, -1 for fillers; their batch; what `apply` is told of its shape)."""
+    cut = cut_of(runtime.config, ways_of(runtime.mesh))
+    if not cut.by_length:
+        for rows in _by_length(np.asarray(batch.prompt_length), cut.size):
+            fillers = np.full(cut.size - len(rows), -1, rows.dtype)
+            part = take_rows(batch, rows, cut.size, cut.prompt_buckets)
+            yield np.concatenate([rows, fillers]), part, {}
+        return
+    own = np.asarray(batch.mask).sum(2).astype(int)
+    for micro in cut(np.asarray(batch.prompt_length), own, np.arange(len(own))):
+        part, packing = take_micro_batch(batch, micro, cut)
+        packing = None if packing is None else put_rows(runtime.mesh, packing)
+        yield micro.rows, part, {"slots": micro.completion, "packing": packing}
+
+
+def _by_length(length: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Yield the rows in parts of `size`, the shortest prompts first."""
     order = np.argsort(length, kind="stable")
     for start in range(0, len(order), size):

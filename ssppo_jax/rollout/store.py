@@ -14,9 +14,10 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from ssppo_jax.data import bucket_of
+from ssppo_jax.data import Cut, MicroBatch, bucket_of
 from ssppo_jax.errors import DataError
 from ssppo_jax.files import write_atomically
+from ssppo_jax.models.packing import Packing, make_packing
 from ssppo_jax.types import Batch
 
 
@@ -50,6 +51,28 @@ def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int])
         mask=part.mask * real[:, None, None].astype(np.float32),
         weight=part.weight * real.astype(np.float32),
     )
+
+
+def take_micro_batch(batch: Batch, micro: MicroBatch, cut: Cut) -> tuple[Batch, Packing | None]:
+    """Return the rows of a micro-batch, and their packing if it has streams.
+
+    Fillers have weight 0, an empty mask and no place in a stream."""
+    real = micro.rows >= 0
+    index = np.where(real, micro.rows, micro.rows[real][0])
+    part = take_rows(batch, index, len(index), cut.prompt_buckets)
+    counted = real.astype(np.float32)
+    part = part._replace(mask=part.mask * counted[:, None, None], weight=part.weight * counted)
+    if not micro.stream:
+        return part, None
+    packing = make_packing(
+        np.asarray(part.prompt_length) * real,
+        np.asarray(part.mask).sum(2).astype(int),
+        p=micro.prompt,
+        t=micro.completion,
+        ways=cut.ways,
+        stream=micro.stream,
+    )
+    return part, packing
 
 
 def save_rollout(path: Path, rollout: Rollout, identity: dict) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from ssppo_jax.data import bucket_of
+from ssppo_jax.data import Cut, bucket_of
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import Arch
@@ -35,20 +35,30 @@ def work_of(
     arch: Arch,
     batch: Batch,  # NumPy, the rollout
     steps: Sequence[np.ndarray],  # rows of each optimizer step
+    cut: Cut,
     *,
-    size: int,  # rows a step is filled up to
-    buckets: Sequence[int],
     adapters: bool,
 ) -> Work:
-    """Count the work of an iteration, summed over its optimizer steps."""
+    """Count the work of an iteration, summed over its optimizer steps.
+
+    In streams without padding (`Cut.padding_free`) the slots are those of the dense layers;
+    attention pads within its own products."""
     length, own = np.asarray(batch.prompt_length), np.asarray(batch.mask).sum(-1)
     tokens = slots = 0
     count = 0.0
     for rows in steps:
         tokens += int(length[rows].sum() + own[rows].sum())
-        slots += size * (bucket_of(length[rows], buckets) + int(np.prod(batch.mask.shape[1:])))
+        slots += slots_of(cut, length, own, rows)
         count += flops.train_step(arch, length[rows], own[rows], adapters=adapters)
     return Work(tokens, slots, count)
+
+
+def slots_of(cut: Cut, prompt: np.ndarray, own: np.ndarray, rows: np.ndarray) -> int:
+    """Count the tokens that a step on some rows computes, padding included, over all devices."""
+    if cut.by_length:
+        return sum(micro.slots(own.shape[1], cut.ways) for micro in cut(prompt, own, rows))
+    width = bucket_of(prompt[rows], cut.prompt_buckets)
+    return cut.size * cut.parts * (width + own.shape[1] * cut.completion_buckets[-1])
 
 
 def pace_of(work: Work, seconds: float) -> dict[str, float]:

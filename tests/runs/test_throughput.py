@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from ssppo_jax.data import Cut
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.runs import throughput as pace
@@ -30,7 +31,8 @@ def rollout(prompt_length, own):
 def test_padding_is_what_is_computed_and_is_no_token():
     batch = rollout([3, 10, 4], [[8, 2], [8, 8], [1, 0]])
     steps = [np.array([0, 2]), np.array([1])]  # the second is filled up to two rows
-    work = pace.work_of(ARCH, batch, steps, size=2, buckets=(4, 12), adapters=False)
+    cut = Cut(size=2, ways=1, prompt_buckets=(4, 12), completion_buckets=(8,))
+    work = pace.work_of(ARCH, batch, steps, cut, adapters=False)
     assert work.tokens == 3 + 10 + 4 + 8 + 2 + 8 + 8 + 1
     assert work.slots == 2 * (4 + 16) + 2 * (12 + 16)
     assert work.padding_share == pytest.approx(1 - 44 / 96)
