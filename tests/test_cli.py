@@ -141,7 +141,8 @@ def test_an_unknown_option_is_refused_with_those_there_are(capsys, command):
         ),
         (
             ["convert", "--input=a", "--output=b", "--dtype=int8"],
-            "--dtype: invalid choice: 'int8' (choose from 'source', 'float32', 'bfloat16', 'float16')",
+            "--dtype: invalid choice: 'int8' (choose from 'source', 'float32', 'bfloat16',"
+            " 'float16')",
         ),
         (["report", "--workdir=a", "--config.seed=1"], "report takes no --config keys"),
         (["report", "--workdir=/no/such"], "no such folder; give the folder of a run"),
