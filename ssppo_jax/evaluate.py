@@ -51,10 +51,16 @@ class Comparison(NamedTuple):
     rewards: dict[
         str, Change
     ]  # "reward" and its named parts; empty when the oracle gives preferences
+    parts: dict[str, Estimate] = {}  # noqa: RUF012  the win rate on each part of a mixture
 
     def values(self) -> dict[str, float]:
         """Return the win rates and the candidate's rewards with intervals, for the log."""
-        return logged(self._rates() | {name: c.candidate for name, c in self.rewards.items()})
+        found = logged(self._rates() | {name: c.candidate for name, c in self.rewards.items()})
+        for name, e in self.parts.items():
+            at = f"mixture/{name}/win_rate"
+            found |= {f"mixture/{name}/prompts": float(e.n), at: e.mean}
+            found |= {f"{at}_low": e.low, f"{at}_high": e.high}
+        return found
 
     def result(self) -> dict[str, float]:
         """Return the same for result.json, with the rewards at the start and their gains."""
@@ -134,7 +140,13 @@ def compare(
         name: _change(x[:, :k].mean(1), x[:, k:].mean(1), rng)
         for name, x in _scores(verdict).items()
     }
-    return Comparison(rate, controlled, changes)
+    names = np.array([encoded[b].prompt.meta.get("mixture", "") for b in rows])
+    cross = cross_win_probability(preference, k)
+    parts = {
+        name: win_rate(cross[names == name], rng=rng, resamples=RESAMPLES)
+        for name in sorted(set(names.tolist()) - {""})
+    }
+    return Comparison(rate, controlled, changes, parts)
 
 
 def rewards(

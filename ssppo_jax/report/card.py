@@ -121,7 +121,7 @@ def _evaluation(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[st
     if "win_rate" in result:
         lines.append(
             f"Win rate against the starting model: **{result['win_rate']:.3f}** (95% interval"
-            f" {result['low']:.3f} to {result['high']:.3f}, over {result['prompts']} held-out"
+            f" {result['low']:.3f} to {result['high']:.3f}, over {int(result['prompts'])} held-out"
             f" prompts with {result.get('samples', '?')} responses each)."
         )
     for key, value in result.items():

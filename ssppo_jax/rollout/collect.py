@@ -19,7 +19,14 @@ from ssppo_jax.losses import ROWS
 from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.oracles.protocol import Oracle, drop_failed, open_journal
 from ssppo_jax.rollout.groups import group_rows, reward_of, teaches
-from ssppo_jax.rollout.judge import PrefetchJudge, concatenated, identity_of, judge, part_stats
+from ssppo_jax.rollout.judge import (
+    PrefetchJudge,
+    concatenated,
+    identity_of,
+    judge,
+    mixture_stats,
+    part_stats,
+)
 from ssppo_jax.rollout.opponents import opponent_rows
 from ssppo_jax.rollout.pairs import pair_rows
 from ssppo_jax.rollout.responses import response_rows
@@ -178,6 +185,7 @@ class Collector:
         rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
         seconds = time.perf_counter() - start - counts.sampling_seconds
         verdicts |= rows.stats | part_stats(judged.verdict, judged.texts)
+        verdicts |= mixture_stats(judged.encoded, judged.verdict)
         if self.rows == "group":
             verdicts |= counts.left_out()
         batch, scored, scoring = score_batch(

@@ -179,6 +179,23 @@ def part_stats(verdict: Verdict, texts: list[list[str]]) -> dict[str, float]:
     return {f"oracle/asymmetry/{name}": value for name, value in stats.items()}
 
 
+def mixture_stats(encoded: Sequence[EncodedPrompt], verdict: Verdict) -> dict[str, float]:
+    """Return the prompts of each part of a mixture and their mean reward, or how far the oracle's
+    preferences are from a tie.
+    """
+    found: dict[str, float] = {}
+    names = np.array([e.prompt.meta.get("mixture", "") for e in encoded])
+    for name in sorted(set(names) - {""}):
+        values = values_of(verdict)[names == name]
+        found[f"mixture/{name}/prompts"] = float(len(values))
+        if verdict.preference is None:
+            found[f"mixture/{name}/reward"] = float(values.mean())
+        else:
+            i, j = np.triu_indices(values.shape[1], 1)
+            found[f"mixture/{name}/decided"] = float(np.abs(values[:, i, j] - 0.5).mean() * 2)
+    return found
+
+
 def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
     """Return verdicts on several batches of prompts as one. A batch that failed whole has no parts;
     its rows hold NaN."""
