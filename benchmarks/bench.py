@@ -49,7 +49,7 @@ LENGTHS = {  # what stands beside each other on long-tailed lengths: (side, task
     "ssppo_jax, cut by length and packed": ("ours", "lengths"),
     "TRL `DPOTrainer`, one pair at a time": ("torch", "lengths"),
 }
-LAYERS = int(os.environ.get("BENCH_LENGTHS_LAYERS", "8"))  # of the model, there
+LAYERS = int(os.environ.get("BENCH_LENGTHS_LAYERS", "4"))  # of the model, there
 WORK = {
     "sample": f"sample {work.PROMPTS} prompts x {work.SAMPLES}, {work.PROMPT} + {work.NEW} tokens",
     "queue": f"sample {work.QUEUE} prompts x {work.QUEUE_SAMPLES} that wait in line",

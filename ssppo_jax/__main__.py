@@ -252,6 +252,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     )
     one.add_argument("--search", action="store_true", help="search layouts by an iteration's time")
     one.add_argument("--prompts", action=_Once, type=_count, default=0, help="of an iteration")
+    one.add_argument("--lengths", action="store_true", help="padding of long-tailed responses")
     one.add_argument("--price", action=_Once, type=_price, default=0.0, help="of a chip-hour")
     one.add_argument("--output", action=_Once, type=_path, help="folder for plan.json")
     return parser, commands
@@ -552,6 +553,7 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         searched=args.search,
         prompts=args.prompts,
         price=args.price,
+        lengths=args.lengths,
         output=_folder(args.output) if args.output else None,
     )
 

@@ -11,6 +11,7 @@ from ssppo_jax.files import write_json
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.plan.compile import described, known_chip, plan, read_model
 from ssppo_jax.plan.iteration import Iteration, iteration_of
+from ssppo_jax.plan.lengths import uneven_of
 from ssppo_jax.plan.search import Tried, search
 from ssppo_jax.plan.steps import PHASES
 from ssppo_jax.plan.table import (
@@ -33,6 +34,7 @@ def plan_command(
     searched: bool,
     prompts: int,
     price: float,
+    lengths: bool,
     output: Path | None,
 ) -> int:
     """Print the plan of a config on described devices and the iteration it makes.
@@ -46,6 +48,7 @@ def plan_command(
       searched: search layouts in place of compiling the config's own alone.
       prompts: of one iteration; 0: the config's.
       price: of one chip-hour; 0: no cost is said.
+      lengths: say what padding is computed on responses of unequal length.
       output: folder for plan.json and iteration.json.
 
     Return 0 if every step fits (of a search: if any layout does), else 1.
@@ -61,6 +64,8 @@ def plan_command(
         print(describe(one, chip))
     hosts = len({device.process_index for device in devices})
     runtime = described(config, arch, devices)
+    if lengths:
+        print(uneven_of(runtime, found))
     iteration = iteration_of(runtime, found, chip, hosts=hosts, prompts=prompts)
     records, fits = [record(one) for one in found], all(one.fits for one in found)
     best: Tried | None = None

@@ -18,7 +18,7 @@ from ssppo_jax.distributed.mesh import shard_bytes
 from ssppo_jax.losses import ROWS
 from ssppo_jax.models import flops
 from ssppo_jax.plan.compile import Plan
-from ssppo_jax.plan.steps import rows_per_prompt
+from ssppo_jax.plan.steps import micro_batches, rows_per_prompt
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER
 from ssppo_jax.runs.throughput import Chip
 from ssppo_jax.runtime import Runtime
@@ -108,7 +108,7 @@ def iteration_of(
     if ROWS.get(c.loss.name) == "opponent":
         sampled *= 3
         notes.append("the opponent's mixture samples at half the policy's pace")
-    rows = c.train.batch_size // c.train.micro_batches
+    rows = micro_batches(runtime)[1]
     scored = math.ceil(count / rows) * found["score"].slowest
     steps = c.train.epochs * math.ceil(count / c.train.batch_size)
     seconds = {

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.distributed.mesh import replicated, row_sharding, shard_bytes
+from ssppo_jax.distributed.mesh import replicated, row_sharding, shard_bytes, ways_of
 from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import ratio_stats
 from ssppo_jax.models import flops
@@ -52,6 +52,19 @@ def rows_per_prompt(runtime: Runtime) -> int:
     return {"group": runtime.config.sampling.num_samples, "response": 1}.get(kind or "", 2)
 
 
+def micro_batches(runtime: Runtime) -> tuple[int, int]:
+    """Return how many micro-batches a step of full rows has, and the rows of one.
+
+    By train.max_token_len a micro-batch has as many rows of full length as fit."""
+    c, ways = runtime.config, ways_of(runtime.mesh)
+    rows = c.train.batch_size // c.train.micro_batches
+    if c.train.max_token_len:
+        width = c.data.prompt_buckets[-1]
+        width += rows_per_prompt(runtime) * c.sampling.max_new_tokens
+        rows = min(rows, ways * max(1, c.train.max_token_len // width))
+    return -(-c.train.batch_size // rows), rows
+
+
 def _relay(runtime: Runtime) -> Planned | None:
     if runtime.relay is None:
         return None
@@ -81,7 +94,7 @@ def _generate(runtime: Runtime) -> Planned:
 
 def _score(runtime: Runtime) -> Planned:
     c = runtime.config
-    b, k = c.train.batch_size // c.train.micro_batches, rows_per_prompt(runtime)
+    b, k = micro_batches(runtime)[1], rows_per_prompt(runtime)
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, runtime.mesh)
     fields = (
@@ -99,8 +112,8 @@ def _score(runtime: Runtime) -> Planned:
 
 def _train(runtime: Runtime) -> Planned:
     c = runtime.config
-    m, k = c.train.micro_batches, rows_per_prompt(runtime)
-    b, p, t = c.train.batch_size // m, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
+    (m, b), k = micro_batches(runtime), rows_per_prompt(runtime)
+    p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     optimizer = make_run_optimizer(c, runtime.key(ROUNDING))
     step = jax.jit(
         make_train_step(runtime.make_apply(), runtime.loss, ratio_stats, optimizer),
