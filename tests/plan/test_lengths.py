@@ -45,7 +45,7 @@ def test_padding_is_that_of_the_configs_own_cut():
     assert whole.scored == whole.trained == pytest.approx(1 - tokens / whole.slots)
     assert whole.trained > 0.7
     assert 0 < packed.scored < 0.06 and 0 < packed.trained < 0.06
-    assert "padding 72% of the tokens scored, 72% of those trained on" in str(whole)
+    assert "padding 73% of the tokens scored, 73% of those trained on" in str(whole)
 
 
 def test_a_micro_batch_of_tokens_has_the_rows_of_full_length_that_fit():
