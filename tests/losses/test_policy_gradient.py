@@ -170,11 +170,14 @@ def slope_of(chosen, theta, worth, rows, old, weight):
     win = (1 / (1 + np.exp(worth[other] - worth))).astype(np.float32)
     batch = batch._replace(**fields, p_win=win, importance_weight=pair(weight))
 
-    def value(theta):
-        logp = pair(logp_of(theta, 1.0))
+    def value(logp):
+        logp = pair(logp)
         return loss(Policy(logp, jnp.zeros((*logp.shape[:2], 2))), batch)[0].result()
 
-    return np.asarray(jit(jax.grad(value))(theta))
+    of_logp = np.asarray(jit(jax.grad(value))(logp_of(theta, 1.0)))[:, 0]
+    gradient, own = np.zeros(theta.shape), row(theta.astype(np.float64))
+    np.add.at(gradient, AT, of_logp[..., None] * (np.eye(V)[TOKENS[:, 0]] - own[AT]))
+    return gradient
 
 
 @pytest.mark.parametrize("name", GROUP)
