@@ -32,10 +32,10 @@ def test_the_noise_by_hand():
     half = {"compute": "bfloat16", "cache": "bfloat16"}
     bfloat16 = 3 * 2.0**-8 * np.sqrt(2 * (2 + 64 / 3))
     assert explained(32, **half) == pytest.approx(bfloat16 + exact)
-    eight = 3 * np.sqrt((bfloat16 / 3) ** 2 + (15 / 254) ** 2)
+    eight = 3 * np.sqrt((bfloat16 / 3) ** 2 + 3 * (9 / 254) ** 2)
     assert explained(32, **half, sampled="int8") == pytest.approx(eight + exact)
-    assert explained(sampled="bfloat16") == pytest.approx(3 / 256, rel=1e-3)
-    assert explained(cache="bfloat16") == pytest.approx(3 / 256 * np.sqrt(2 / 3), rel=1e-3)
+    assert explained(sampled="bfloat16") == pytest.approx(3 / 256 * np.sqrt(3), rel=1e-3)
+    assert explained(cache="bfloat16") == pytest.approx(3 / 256 * np.sqrt(2), rel=1e-3)
 
 
 def test_weights_that_are_rounded_before_use_anyway_explain_nothing_more():
