@@ -71,7 +71,10 @@ class Model:
                 f" {config.model.source}; lower it"
             )
         config.data.max_prompt_length = min(room, config.data.max_prompt_length)
-        return build_runtime(config)
+        runtime = build_runtime(config)
+        shape = runtime.sampling_mesh.shape
+        config.sampling.batch_size += -config.sampling.batch_size % (shape["data"] * shape["fsdp"])
+        return runtime
 
     @functools.cached_property
     def params(self) -> PyTree:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from ssppo_jax.benchmark import run, settings
 from ssppo_jax.benchmark.contract import Benchmark
+from ssppo_jax.distributed.stop import RunLock
+
+INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 
 
 def benchmark_command(
@@ -26,8 +30,12 @@ def benchmark_command(
     if dry:
         print(run.dry_run(config, benchmark, folder))
         return 0
-    folder.mkdir(parents=True, exist_ok=True)
-    result = run.run_benchmark(config, benchmark, folder)
+    try:
+        with RunLock(folder):
+            result = run.run_benchmark(config, benchmark, folder)
+    except KeyboardInterrupt:
+        print(f"stopped; the same command goes on with what {folder} holds", file=sys.stderr)
+        return INTERRUPTED
     print(run.table(result))
     print(f"written to {folder}")
     return 0

@@ -4,6 +4,7 @@ command."""
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -284,10 +285,13 @@ def table(result: Mapping[str, Any]) -> str:
     protocol = result["protocol"]
     lines = [f"{protocol['benchmark']}: {result['model']['source']}"]
     for name, e in result["metrics"].items():
-        if e["low"] is None:
-            lines.append(f"  {name:24s} {e['mean']:.4f}" if e["mean"] is not None else f"  {name}")
-            continue
-        lines.append(f"  {name:24s} {e['mean']:.4f} [{e['low']:.4f}, {e['high']:.4f}]  n={e['n']}")
+        if e["mean"] is None or e["mean"] != e["mean"]:
+            lines.append(f"  {name:24s} none")
+        elif math.isfinite(e["low"]) and math.isfinite(e["high"]):
+            interval = f"[{e['low']:.4f}, {e['high']:.4f}]"
+            lines.append(f"  {name:24s} {e['mean']:.4f} {interval}  n={e['n']}")
+        else:
+            lines.append(f"  {name:24s} {e['mean']:.4f}  n={e['n']}")
     lines.append(f"  failures {result['failures']} of {result['questions']}")
     lines += [f"  note: {note}" for note in result["notes"]]
     return "\n".join(lines)

@@ -1,13 +1,18 @@
 """A benchmark from questions to result.json: resumed, refused, judged by a real HTTP server."""
 
 import json
+import os
+import sys
 
 import pytest
 from http_judge import reply, serving
 from small_benchmarks import arena_files, canned, jsonl, load
 
+from ssppo_jax.__main__ import main
 from ssppo_jax.benchmark import answers
+from ssppo_jax.benchmark.harness import make_lm
 from ssppo_jax.benchmark.run import dry_run, run_benchmark
+from ssppo_jax.distributed.stop import RunLock
 from ssppo_jax.errors import ConfigError, DataError, GateError
 
 FIRST = "A thought. [[A>>B]]"
@@ -158,3 +163,19 @@ def test_what_is_missing_is_said_before_anything_is_sampled(tmp_path):
     config, benchmark = load("arena_hard", arena_files(tmp_path))
     with pytest.raises(ConfigError, match=r"none is named; give --judge=MODEL"):
         run_benchmark(config, benchmark, tmp_path)
+
+
+def test_a_second_process_in_a_folder_is_refused(tmp_path, capsys):
+    given = [f"--config.{key}={value}" for key, value in arena_files(tmp_path).items()]
+    command = ["benchmark", "--name=arena_hard", "--model=random:tiny", f"--output={tmp_path}"]
+    with RunLock(tmp_path):
+        assert main([*command, *given, "--judge=j", "--config.sampling.max_new_tokens=8"]) == 1
+    assert f"pid {os.getpid()}" in capsys.readouterr().err
+
+
+def test_the_harness_is_an_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", None)
+    with pytest.raises(ConfigError, match=r"pip install 'ssppo_jax\[lm-eval\]'"):
+        make_lm(None)
+    with pytest.raises(ConfigError, match=r"benchmark\.tasks=arc_easy"):
+        load("lm_eval", {})

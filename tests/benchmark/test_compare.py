@@ -115,3 +115,52 @@ def test_the_p_value_is_that_of_all_flips_of_signs():
 def test_agreement_leaves_ties_out():
     found = agreement({"a": 1, "b": 2, "c": 2}, {"a": 5, "b": 6, "c": 9})
     assert found["same_order"] == 1.0 and found["questions"] == 3
+
+
+# ---- runs ----------------------------------------------------------------------------------------
+
+
+def run_folder(folder, name, rate, *, seed=0, loss="sppo", oracle="sentiment"):
+    """Write the files of a finished run that are compared."""
+    place = folder / name
+    place.mkdir()
+    config = {"seed": seed, "loss.name": loss, "oracle.name": oracle, "model.source": "m"}
+    (place / "config.json").write_text(json.dumps({"config": config}))
+    ends = {"win_rate_low": rate - 0.05, "win_rate_high": rate + 0.05}
+    rows = [
+        {
+            "phase": "evaluate",
+            "iteration": i,
+            "values": {"win_rate": 0.5 + i * (rate - 0.5), **ends},
+        }
+        for i in range(2)
+    ]
+    (place / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    samples = [
+        {"stage": "final", "prompt": "p|1", "sample": 0, "response": f"same {name}"},
+        {"stage": "final", "prompt": "p2", "sample": 0, "response": "same"},
+        {"stage": "start", "prompt": "p2", "sample": 0, "response": "old"},
+    ]
+    (place / "samples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in samples))
+    result = {"win_rate": rate, "low": rate - 0.05, "high": rate + 0.05, "prompts": 8}
+    (place / "result.json").write_text(json.dumps(result))
+    return place
+
+
+def test_runs_have_a_table_curves_and_what_they_answer_differently(tmp_path, capsys):
+    a = run_folder(tmp_path, "a", 0.7)
+    b = run_folder(tmp_path, "b", 0.6, loss="dpo")
+    told = compared(capsys, a, b, more=[f"--output={tmp_path / 'page'}"])
+    assert "| a | sppo | sentiment | 0 | 0.700 [0.650, 0.750] | 5 |" in told
+    assert "**p|1**" in told and told.index("**p|1**") < told.index("**p2**")
+    assert (tmp_path / "page" / "curves.png").read_bytes()[1:4] == b"PNG"
+    assert "curves.png" in (tmp_path / "page" / "compare.md").read_text()
+
+
+def test_runs_with_other_oracles_are_refused_and_seeds_are_pooled(tmp_path, capsys):
+    a = run_folder(tmp_path, "a", 0.7)
+    b = run_folder(tmp_path, "b", 0.6, oracle="length")
+    assert main(["compare", f"--workdir={a}", f"--workdir={b}"]) == 78
+    assert 'oracle.name: "sentiment" and "length"' in capsys.readouterr().err
+    c = run_folder(tmp_path, "c", 0.8, seed=1)
+    assert "| a, c | 0.750 [" in compared(capsys, a, c)

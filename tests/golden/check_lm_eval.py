@@ -1,4 +1,4 @@
-"""Check our model in lm-evaluation-harness against its Hugging Face backend, on the same tiny model.
+"""Check our model in lm-evaluation-harness against its Hugging Face backend, on one tiny model.
 
     pip install lm_eval==0.4.13 torch==2.13.0    # beside the project's own packages
     python tests/golden/check_lm_eval.py

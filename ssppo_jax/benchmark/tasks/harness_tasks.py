@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.benchmark.answers import Model
 from ssppo_jax.benchmark.contract import Benchmark, Whole
-from ssppo_jax.benchmark.harness import finite, make_lm
+from ssppo_jax.benchmark.harness import MAX_GEN_TOKS, finite, make_lm
 from ssppo_jax.config import non_negative
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.evaluate import Estimate
@@ -81,7 +81,8 @@ def lm_eval(
         return Failed("the harness grades")
 
     version = f"lm-evaluation-harness tasks {', '.join(names)}"
-    return Benchmark(version, [], grade, headline="", whole=whole, chat=apply_chat_template)
+    return Benchmark(version, [], grade, headline="", whole=whole, chat=apply_chat_template,
+        sampling={"sampling.max_new_tokens": MAX_GEN_TOKS})  # fmt: skip
 
 
 def _metrics(found: dict[str, Any]) -> dict[str, Estimate]:

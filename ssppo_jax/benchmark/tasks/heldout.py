@@ -8,8 +8,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssppo_jax.benchmark.contract import Benchmark, Whole
+from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.evaluate import Estimate, evaluate
-from ssppo_jax.files import read_records
+from ssppo_jax.files import read_records, to_json
+from ssppo_jax.oracles import ORACLES
 from ssppo_jax.types import Failed
 
 
@@ -40,7 +42,11 @@ def heldout(config: ConfigDict, *, baseline: str = "embedded:smollm2") -> Benchm
     def grade(*_: Any) -> Failed:
         return Failed("the oracle grades")
 
-    version = f"held-out win rate against {baseline} by oracle {config.oracle.name}"
+    settings = call_kwargs(ORACLES, config.oracle)
+    version = (
+        f"held-out win rate against {baseline} by oracle {config.oracle.name} {to_json(settings)},"
+        f" data {to_json(flatten(config.data))}, evaluation {to_json(flatten(config.eval))}"
+    )
     return Benchmark(version, [], grade, headline="win_rate", whole=whole)
 
 
