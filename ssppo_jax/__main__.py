@@ -175,6 +175,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     group.add_argument("--num_processes", action=_Once, default="", help="how many there are")
     group.add_argument("--process_id", action=_Once, default="", help="this one, from 0")
 
+    command("fit", _fit, "fit a reward model or a PairRM on preference pairs (fit.head)",
+            config=config, workdir="folder of the fit")  # fmt: skip
+
     one = command("evaluate", _evaluate, "estimate the held-out win rate of two models",
                   config=config, candidate="a model", baseline="a model")  # fmt: skip
     one.add_argument(
@@ -383,6 +386,21 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _nothing() -> None:
     """Do nothing: a folder on a disk is brought nowhere."""
+
+
+def _fit(args: argparse.Namespace, overrides: dict[str, str]) -> int:
+    config = _load(args, overrides)
+    from ssppo_jax.fit.loop import fit
+    from ssppo_jax.runs.folder import no_trace_of_failure
+
+    try:
+        with no_trace_of_failure(Path(args.workdir)):
+            result = fit(config, _folder(args.workdir))
+    except Interrupted:
+        print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
+        return INTERRUPTED
+    print(to_json(result))
+    return 0
 
 
 def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:

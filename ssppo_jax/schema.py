@@ -505,6 +505,14 @@ KEYS: tuple[Key, ...] = (
         "regular expression: which projections have adapters (layers/attn/q, layers/mlp/up, ...)",
         _pattern,
     ),
+    # fitting a reward
+    Key(
+        "fit.head",
+        "reward",
+        "what the command fit makes of preference pairs: reward (a decoder with a score) or"
+        " pairwise (a PairRM, from DeBERTa)",
+        cfg.one_of("reward", "pairwise"),
+    ),
     # evaluation
     Key(
         "eval.every",

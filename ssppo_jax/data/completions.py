@@ -31,6 +31,7 @@ def encode_given(
     max_new_tokens: int,
     template: str = "model",
     date: str = DATE,
+    whole: bool = False,
 ) -> Completed:
     """Encode the responses of every prompt; leave out and list those that have too many tokens.
 
@@ -41,6 +42,7 @@ def encode_given(
         max_new_tokens: tokens that a response may have, the end token included; none is cut.
         template: as for the prompts.
         date: as for the prompts.
+        whole: as `encode_response` has it.
 
     Raises:
         DataError: the chat template cannot write a response behind its prompt (all are listed), or
@@ -51,7 +53,7 @@ def encode_given(
         assert e.prompt.given is not None
         try:
             ids = tuple(
-                encode_response(tokenizer, e, text, eos, template=template, date=date)
+                encode_response(tokenizer, e, text, eos, template=template, date=date, whole=whole)
                 for text in e.prompt.given.texts
             )
         except DataError as exc:
@@ -92,25 +94,29 @@ def encode_response(
     *,
     template: str = "model",
     date: str = DATE,
+    whole: bool = False,
 ) -> np.ndarray:  # [T] int32
     """Return the ids that follow the prompt's where the template writes the answered conversation.
 
     They end with the end token. What a template writes behind it, such as a line break, is no part
-    of a response, because sampling stops there.
+    of a response, because sampling stops there. With `whole` it is kept, as a reader of the
+    conversation sees it.
 
     Raises:
         DataError: the template does not begin an answered conversation with the prompt's ids.
     """
     turns = [*e.prompt.messages, {"role": "assistant", "content": text}]
-    whole = encode_chat(tokenizer, turns, template=template, answered=True, date=date)
+    answered = encode_chat(tokenizer, turns, template=template, answered=True, date=date)
     start = len(e.tokens)
-    if not np.array_equal(whole[:start], e.tokens):
+    if not np.array_equal(answered[:start], e.tokens):
         raise DataError(
             "the chat template writes an answered conversation otherwise than a prompt that waits"
             " for its answer, so the response has no ids of its own; give a template that only"
             " adds the answer"
         )
-    ids = whole[start:]
+    ids = answered[start:]
+    if whole:
+        return ids
     ends = np.flatnonzero(np.isin(ids, np.asarray(eos)))
     if len(ends):
         return ids[: ends[0] + 1]

@@ -20,10 +20,9 @@ from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.oracles.scorer import Scorer
 from ssppo_jax.types import Failed, Prompt, Verdict
 from ssppo_jax.weights.encoder import locate_encoder
-from ssppo_jax.weights.ranker import load_ranker
+from ssppo_jax.weights.ranker import MARKERS, load_ranker
 from ssppo_jax.weights.table import DTYPES, read_tokenizer
 
-MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
 LONGEST = 2048  # tokens of prompt and both responses together, as PairRM was trained
 
 
@@ -61,7 +60,7 @@ def pairrm(
     loaded = load_ranker(folder, dtype=dtype)
     arch = loaded.ranker.arch
     tokenizer = read_tokenizer(folder, arch.vocab_size)
-    reader = _Reader(
+    reader = PairReader(
         folder, tokenizer, (arch.source_id, arch.first_id, arch.second_id), max_source_length
     )
     scorer = Scorer(
@@ -99,7 +98,7 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * x))
 
 
-class _Reader:
+class PairReader:
     """Encodes texts for the ranker: each of the three begins with its marker and has special tokens
     of its own."""
 

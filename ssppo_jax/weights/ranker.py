@@ -1,15 +1,20 @@
-"""Read a PairRM folder (`llm-blender/PairRM-hf`) into `models.deberta`, without torch or pickle."""
+"""Read and write PairRM folders (`llm-blender/PairRM-hf`), without torch or pickle."""
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer
 
 from ssppo_jax.models.deberta import Ranker, RankerArch
+from ssppo_jax.weights.hf import flatten, insert, new_folder
 from ssppo_jax.weights.table import (
     EncoderError,
     Row,
@@ -19,8 +24,13 @@ from ssppo_jax.weights.table import (
     number_problems,
     read_json,
     read_tensors,
+    read_tokenizer,
     weights_file,
 )
+
+# begin the prompt and the two responses
+MARKERS = ("<|source|>", "<|candidate1|>", "<|candidate2|>")
+_MARKER_IDS = ("source_prefix_id", "cand1_prefix_id", "cand2_prefix_id")
 
 IGNORABLE = re.compile(r"pretrained_model\.embeddings\.position_ids")
 _BODY = "pretrained_model"
@@ -64,21 +74,104 @@ def load_ranker(folder: Path, *, dtype: str = "float32") -> LoadedRanker:
     Raises EncoderError for pickled weights, settings that are not implemented, and tensors that do
     not fit."""
     ranker = Ranker(read_arch(folder), dtype)
-    tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    wanted = jax.eval_shape(ranker.init, jax.random.key(0), tokens, length)["params"]
-    rows = ROWS
-    if not ranker.arch.norm_positions:
-        rows = tuple(row for row in ROWS if not row.path.startswith("positions_norm"))
     tensors = read_tensors(weights_file(folder))
+    rows, wanted = _rows(ranker.arch), _shapes(ranker)
     params, _ = assemble(rows, ranker.arch.layers, tensors, wanted, folder, IGNORABLE)
     return LoadedRanker(ranker, params)
 
 
+def _shapes(ranker: Ranker) -> dict:
+    tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(ranker.init, jax.random.key(0), tokens, length)["params"]
+
+
+def _rows(arch: RankerArch) -> tuple[Row, ...]:
+    """Return the rows of the table that a model of this shape has."""
+    skipped = () if arch.norm_positions else ("positions_norm",)
+    return tuple(row for row in ROWS if not row.path.startswith(skipped))
+
+
+class RankerFolder(NamedTuple):
+    """Hold a ranker with what its folder needs beside the weights."""
+
+    loaded: LoadedRanker
+    tokenizer: Tokenizer
+    config: dict[str, Any]  # config.json
+
+
+def open_ranker(folder: Path, *, dtype: str = "float32", seed: int = 0) -> RankerFolder:
+    """Read a PairRM folder, or give a plain DeBERTa-v2 or -v3 a new head and marker tokens.
+
+    A new head is random (`seed`), and so are the embeddings of markers beyond the model's table.
+
+    Raises EncoderError as `load_ranker`, and ConfigError for a tokenizer that does not fit."""
+    config = read_json(folder / "config.json", dict)
+    if config.get("source_prefix_id") is not None:
+        loaded = load_ranker(folder, dtype=dtype)
+        return RankerFolder(loaded, read_tokenizer(folder, loaded.ranker.arch.vocab_size), config)
+    tokenizer = read_tokenizer(folder, config.get("vocab_size") or 0)
+    tokenizer.add_special_tokens([AddedToken(marker, special=True) for marker in MARKERS])
+    ids = [int(tokenizer.token_to_id(marker) or 0) for marker in MARKERS]  # all were just added
+    config |= dict(zip(_MARKER_IDS, ids, strict=True))
+    config |= {"n_tasks": 1, "architectures": ["DebertaV2PairRM"]}
+    config["vocab_size"] = max(config["vocab_size"], *(i + 1 for i in ids))
+    ranker = Ranker(arch_of(config, folder), dtype)
+    return RankerFolder(LoadedRanker(ranker, _with_head(folder, ranker, seed)), tokenizer, config)
+
+
+def _with_head(folder: Path, ranker: Ranker, seed: int) -> dict:
+    """Return the parameters of a plain encoder with a new head."""
+    rng, prefix = np.random.default_rng(seed), re.compile(r"(deberta\.)?(?=embeddings\.|encoder\.)")
+    tensors = {
+        prefix.sub(f"{_BODY}.", name, count=1): tensor
+        for name, tensor in read_tensors(weights_file(folder)).items()
+        if prefix.match(name)
+    }
+    wanted, word = _shapes(ranker), f"{_BODY}.embeddings.word_embeddings.weight"
+    if word in tensors:
+        more = ranker.arch.vocab_size - len(tensors[word])
+        fresh = rng.normal(0, 0.02, (more, ranker.arch.width)).astype(np.float32)
+        tensors[word] = np.concatenate([tensors[word], fresh])
+    rows = [row for row in _rows(ranker.arch) if not row.path.startswith("head")]
+    params, _ = assemble(rows, ranker.arch.layers, tensors, wanted, folder, IGNORABLE)
+    for path, shape in flatten(wanted["head"]):
+        kernel = path.endswith("kernel")
+        value = rng.normal(0, 0.02, shape.shape) if kernel else np.zeros(shape.shape)
+        insert(params, f"head/{path}", value.astype(np.float32))
+    return params
+
+
+def save_ranker(params: dict, made: RankerFolder, folder: Path) -> Path:
+    """Write parameters as a PairRM folder, which `load_ranker` reads bit for bit.
+
+    Args:
+      params: of `made`'s ranker, on the host or on devices.
+      made: the ranker they belong to.
+      folder: where to; what is there is replaced.
+    """
+    arch, flat, tensors = made.loaded.ranker.arch, dict(flatten(params)), {}
+    for row in _rows(arch):
+        whole = np.asarray(jax.device_get(flat[row.path]), np.float32)
+        parts = whole if "{}" in row.name else whole[None]
+        for n, part in enumerate(parts):
+            tensors[row.name.format(n)] = np.ascontiguousarray(part.T if row.transpose else part)
+    with new_folder(folder, replace=True) as tmp:
+        save_file(tensors, tmp / "model.safetensors")
+        made.tokenizer.save(str(tmp / "tokenizer.json"))
+        text = json.dumps(made.config | {"torch_dtype": "float32"}, indent=2)
+        (tmp / "config.json").write_text(text, encoding="utf-8")
+    return folder
+
+
 def read_arch(folder: Path) -> RankerArch:
-    """Return the architecture of a folder.
+    """Return the architecture of a folder, as `arch_of`."""
+    return arch_of(read_json(folder / "config.json", dict), folder)
+
+
+def arch_of(config: dict[str, Any], folder: Path) -> RankerArch:
+    """Return the architecture that a config.json describes; `folder` is for errors.
 
     Raises EncoderError naming each setting that is missing or not implemented."""
-    config = read_json(folder / "config.json", dict)
     problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
     given = {key: config[key] for key in _NEEDED if config.get(key) is not None}
     wrong = list(number_problems(given))

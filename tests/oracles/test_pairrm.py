@@ -12,10 +12,10 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from ssppo_jax.distributed.mesh import make_mesh
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles import pairrm as module
-from ssppo_jax.oracles.pairrm import MARKERS, pairrm
+from ssppo_jax.oracles.pairrm import pairrm
 from ssppo_jax.oracles.protocol import checked
 from ssppo_jax.types import Prompt
-from ssppo_jax.weights.ranker import load_ranker
+from ssppo_jax.weights.ranker import MARKERS, load_ranker
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden/pairrm.npz"
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", *"abcdefghij"]

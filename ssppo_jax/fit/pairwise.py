@@ -1,0 +1,128 @@
+"""Fit a PairRM: a DeBERTa that reads the prompt and both responses at once."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, cast
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssppo_jax.data import EncodedPrompt, addresses
+from ssppo_jax.distributed.mesh import replicated
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.fit.head import Head, both_orders, no_logp, pairs_of
+from ssppo_jax.models.deberta import Ranker
+from ssppo_jax.oracles.judge_prompts import conversation
+from ssppo_jax.oracles.pairrm import PairReader
+from ssppo_jax.rollout.rows import batch_of
+from ssppo_jax.types import FINISH_EOS, Array, Batch, Failed, Policy, Prompt, PyTree, Samples
+from ssppo_jax.weights.encoder import locate_encoder
+from ssppo_jax.weights.ranker import open_ranker, save_ranker
+
+ROUND = 16  # tokens that the longest row is rounded up to
+
+
+def pairwise(config: ConfigDict, mesh: Mesh) -> Head:
+    """Make a head on DeBERTa: the logit that the response shown first is better.
+
+    `model.source` is a PairRM folder, which is fitted further, or a plain DeBERTa-v2 or -v3 folder
+    with safetensors and tokenizer.json, which gets a new head and PairRM's markers. Parameters are
+    whole on every device; rows are split over the batch axes.
+
+    Raises:
+      ConfigError: adapters, or parameters that are not float32.
+    """
+    if config.lora.rank:
+        raise ConfigError("lora.rank: fit trains the whole model; set 0")
+    if config.model.param_dtype != "float32":
+        raise ConfigError(
+            f"model.param_dtype={config.model.param_dtype}: a PairRM's parameters are float32; set"
+            " that (model.dtype=bfloat16 computes in bfloat16)"
+        )
+    folder = locate_encoder(config.model.source)
+    made = open_ranker(folder, dtype=config.model.dtype, seed=config.seed)
+    arch = made.loaded.ranker.arch
+    markers = (arch.source_id, arch.first_id, arch.second_id)
+    reader = PairReader(folder, made.tokenizer, markers, config.data.max_prompt_length)
+    whole = replicated(mesh)
+
+    def encode(prompts: list[Prompt]) -> tuple[list[EncodedPrompt], list[tuple[str, int | str]]]:
+        return _encode(prompts, reader)
+
+    def place(shapes: PyTree) -> PyTree:
+        return jax.tree.map(
+            lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes
+        )
+
+    return Head(
+        encode=encode,
+        rows=lambda encoded: _rows(encoded, config.oracle.reward_temperature),
+        abstract=place(made.loaded.params),
+        place=place,
+        load=lambda: jax.device_put(made.loaded.params, whole),
+        apply=make_logits(made.loaded.ranker),
+        loss=both_orders,
+        export=lambda params, to: save_ranker(params, made, to),
+        oracle="pairrm",
+    )
+
+
+def make_logits(ranker: Ranker) -> Any:
+    """Return apply(params, prompt, prompt_length, completion, mask) -> (Policy, None).
+
+    A completion is a whole input of the ranker, markers included; the prompt is not read. The two
+    are the two orders of a pair."""
+
+    def apply(params: PyTree, prompt: Array, length: Array, completion: Array, mask: Array, **_):
+        del prompt, length
+        b, k, t = completion.shape
+        tokens, own = completion.reshape(b * k, t), mask.sum(-1).astype(np.int32).reshape(b * k)
+        logits = cast(Array, ranker.apply({"params": params}, tokens, own))
+        return Policy(no_logp(mask), logits.reshape(b, k, 1)), None
+
+    return apply
+
+
+def _encode(
+    prompts: list[Prompt], reader: PairReader
+) -> tuple[list[EncodedPrompt], list[tuple[str, int | str]]]:
+    """Encode every order of two responses; name the prompts that are too long for the ranker."""
+    kept: list[EncodedPrompt] = []
+    long: list[tuple[str, int | str]] = []
+    spots = addresses(p.id for p in prompts)
+    for prompt in prompts:
+        assert prompt.given is not None
+        orders = list(itertools.permutations(range(len(prompt.given.texts)), 2))
+        ids = reader.pairs(conversation(prompt), prompt.given.texts, orders)
+        if isinstance(ids, Failed):
+            long.append((prompt.id, ids.reason))
+            continue
+        rows = tuple(np.array(row, np.int32) for row in ids)
+        kept.append(EncodedPrompt(prompt, np.zeros(1, np.int32), spots[prompt.id], rows))
+    return kept, long
+
+
+def _rows(encoded: Sequence[EncodedPrompt], temperature: float) -> Batch:
+    """Return a row for every pair that is no tie: the order with the winner first at 0."""
+    chosen, inputs, p = [], [], []
+    for e in encoded:
+        assert e.prompt.given is not None
+        orders = list(itertools.permutations(range(len(e.prompt.given.texts)), 2))
+        for winner, loser, chance in pairs_of(e.prompt.given, temperature):
+            two = (orders.index((winner, loser)), orders.index((loser, winner)))
+            chosen.append(e)
+            inputs.append([e.completions[order] for order in two])
+            p.append(chance)
+    longest = max((len(ids) for two in inputs for ids in two), default=1)
+    tokens = np.zeros((len(chosen), 2, -(-longest // ROUND) * ROUND), np.int32)
+    length = np.zeros((len(chosen), 2), np.int32)
+    for row, both in enumerate(inputs):
+        for k, ids in enumerate(both):
+            tokens[row, k, : len(ids)], length[row, k] = ids, len(ids)
+    logp = np.zeros(tokens.shape, np.float32)
+    samples = Samples(tokens, length, logp, logp, np.full(length.shape, FINISH_EOS, np.int8))
+    return batch_of(chosen, samples, p_win=np.array(p, np.float32))
