@@ -27,9 +27,11 @@ SETTINGS = {
     "the same, initial policy not scored": {"train.reference_storage": "off"},
 }
 COMMON = {
-    "mesh.fsdp": "2",
-    "mesh.tensor": "4",
     "mesh.data": "1",
+    "mesh.fsdp": "8",
+    "sampling.mesh.data": "8",
+    "sampling.mesh.tensor": "1",
+    "sampling.param_dtype": "bfloat16",
     "train.iterations": "4",
     "train.prompts_per_iteration": "16",
     "eval.every": "0",
