@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 CLUSTERS = ("slurm", "local")  # submitit's executors
 POLL_SECONDS = 2.0
+LATE = 10.0  # seconds that the result of a job which is over may take to be seen
 MINUTES = 240  # a job's time limit; a run that reaches it is submitted again
 TIMEOUTS = 1000  # how often
 RESUBMISSIONS = 20  # of a run that was stopped by someone else, and saved
@@ -48,9 +49,14 @@ class Submitted(NamedTuple):
     @property
     def code(self) -> int | None:
         """Return the exit code of process 0; None if it left none."""
+        job, until = self.job.task(0), time.monotonic() + LATE
+        while not job.paths.result_pickle.exists():  # a shared disk may show it late
+            if time.monotonic() > until:
+                return None
+            time.sleep(0.1)
         try:
-            return self.job.task(0).result()
-        except Exception:  # submitit's own, of a job that was killed or could not start
+            return job.result()
+        except Exception:  # submitit's own: the job could not start the command
             return None
 
 
@@ -172,14 +178,15 @@ def _refuse(error: Exception) -> NoReturn:
 
 
 def _ended(at_work: list[Submitted], slurm: bool) -> list[Submitted]:
-    """Return the jobs that left a result, or are gone without one."""
-    left = [one for one in at_work if one.job.task(0).paths.result_pickle.exists()]
+    """Return the jobs that are over.
+
+    A job that left a result may still be in SLURM's queue: SLURM stopped it and will start it
+    again. So the queue alone says what is over.
+    """
     if not slurm:
-        return [one for one in at_work if one in left or one.job.done()]
+        return [one for one in at_work if one.job.done()]
     known = _queue(at_work)
-    if known is None:
-        return left
-    return [one for one in at_work if one in left or one.job.job_id not in known]
+    return [] if known is None else [one for one in at_work if one.job.job_id not in known]
 
 
 def _queue(at_work: list[Submitted]) -> set[str] | None:
