@@ -1,5 +1,5 @@
-"""Where an iteration's time goes, on eight virtual CPU devices: python benchmarks/iteration.py
-[MODEL] [--config.KEY=VALUE ...]
+"""Where an iteration's time goes, on eight virtual CPU devices (BENCH_DEVICES): python
+benchmarks/iteration.py [MODEL] [--config.KEY=VALUE ...]
 
 Trains four iterations of the quickstart's config with a checkpoint after each, under several
 settings. Prints the mean seconds of each phase over the iterations whose programs are compiled (the
@@ -18,6 +18,7 @@ import numpy as np
 
 from ssppo_jax.runs.metrics import read_metrics
 
+DEVICES = os.environ.get("BENCH_DEVICES", "8")
 SETTINGS = {
     "checkpoints in the foreground, initial policy from disk": {
         "checkpoint.async_save": "false",
@@ -28,10 +29,9 @@ SETTINGS = {
 }
 COMMON = {
     "mesh.data": "1",
-    "mesh.fsdp": "8",
-    "sampling.mesh.data": "8",
+    "mesh.fsdp": DEVICES,
+    "sampling.mesh.data": DEVICES,
     "sampling.mesh.tensor": "1",
-    "sampling.param_dtype": "bfloat16",
     "train.iterations": "4",
     "train.prompts_per_iteration": "16",
     "eval.every": "0",
@@ -65,7 +65,7 @@ def run(folder: Path, model: str, settings: dict[str, str], more: list[str]) -> 
     keys = [f"--config.{key}={value}" for key, value in given.items()]
     changed = {arg.partition("=")[0] for arg in more}
     keys = [key for key in keys if key.partition("=")[0] not in changed]
-    flags = "--xla_force_host_platform_device_count=8"
+    flags = f"--xla_force_host_platform_device_count={DEVICES}" if DEVICES != "1" else ""
     environment = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
     command = [sys.executable, "-m", "ssppo_jax", "train", "--config=quickstart"]
     subprocess.run(
