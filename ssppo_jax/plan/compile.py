@@ -217,7 +217,9 @@ KNOBS = {
     "kept activations": "model.remat=full, then a larger train.micro_batches",
     "attention scores": "model.attention_chunk=128",
     "logits": "a smaller model.logprob_chunk",
-    "sampling's copy": "more chips in sampling.mesh.tensor, or sampling.param_dtype=bfloat16",
+    "sampling's copy": (
+        "more chips in sampling.mesh.tensor, or sampling.param_dtype=bfloat16 or int8"
+    ),
     "keys and values": "a smaller sampling.batch_size, or more chips in mesh.tensor",
     "one layer, gathered": "more chips in mesh.tensor instead of mesh.fsdp",
 }

@@ -75,7 +75,7 @@ def slots_that_fit(slot: Slot, *, room: float, held: float, ways: int, policies:
         raise ConfigError(
             f"sampling.batch_size=0: a prompt and its completions need {each / 2**30:.2f} GiB of a"
             f" device, and {max(free, 0.0) / 2**30:.2f} GiB are free; set"
-            " sampling.mesh.tensor higher, sampling.param_dtype=bfloat16 or"
+            " sampling.mesh.tensor higher, sampling.param_dtype=bfloat16 or int8, or"
             " sampling.cache_dtype=bfloat16"
         )
     return rows * ways

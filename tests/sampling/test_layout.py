@@ -67,8 +67,9 @@ def test_a_layout_of_its_own_gives_the_same_tokens():
     assert trained.length.min() < trained.length.max()
 
 
-def gathered(*settings):
-    """Return the bytes of what the decoding program, compiled for eight devices, gathers."""
+@functools.cache
+def program(*settings):
+    """Return the text of the decoding program, compiled for eight devices."""
     made = runtime(*settings)
     sampler, mesh = sampler_of(made), made.sampling_mesh
     params = made.for_sampling(made.load_params())
@@ -76,7 +77,12 @@ def gathered(*settings):
     slots = sampler.start(
         params, put_rows(mesh, batch), jax.random.key(0), put_rows(mesh, np.ones(16, bool))
     )
-    text = sampler.run.lower(params, slots, jnp.int32(16)).compile().as_text()
+    return sampler.run.lower(params, slots, jnp.int32(16)).compile().as_text()
+
+
+def gathered(*settings):
+    """Return the bytes of what the decoding program gathers."""
+    text = program(*settings)
     return {int(one.size) for one in collectives(text) if one.kind == "all-gather"}
 
 
@@ -101,6 +107,15 @@ def test_parameters_are_cast_and_cut_as_sampling_reads_them():
     assert up.sharding.shard_shape(up.shape)[2] == up.shape[2] // 2
     both = made.for_sampling((params, params))
     assert jax.tree.structure(both) == jax.tree.structure((relaid, relaid))
+
+
+def test_weights_in_8_bits_are_widened_a_layer_at_a_time():
+    text = program(*OWN, EIGHT_BITS)
+    layers = jax.tree.leaves(runtime(*OWN, EIGHT_BITS).abstract_sampling_params["layers"])
+    for leaf in (leaf for leaf in layers if leaf.dtype == jnp.int8):
+        shape = str(leaf.sharding.shard_shape(leaf.shape)).replace(" ", "")[1:-1]
+        assert f"s8[{shape}]" in text
+        assert f"f32[{shape}]" not in text and f"bf16[{shape}]" not in text
 
 
 def test_weights_in_8_bits_are_a_quarter_for_the_count_of_slots_and_for_the_plan():
