@@ -37,10 +37,22 @@ _RANGE = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))
 _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\((.*?)\))? \{([^}]*)\}")
 _TURNED = re.compile(r"\[([\d,]+)\](?:T\(([\d,]+)\))?")
 _PAIRS = re.compile(r"source_target_pairs=\{((?:\{\d+,\d+\},?)+)\}")
+_SLICES = re.compile(
+    r"= \((.*?), u32\[\].* recv\(.*_xla_megascale_target=\"\{([\d,:]+)\}"
+    r".*_xla_megascale_transfer_type=\"(\w+)\""
+)
 _NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _ELEMENT = re.compile(r"= [su]32\[\]\S* get-tuple-element\(.*\), index=(\d+)")
 _ADD = re.compile(r" add\(%?([\w.\-]+), %?([\w.\-]+)\)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
+
+
+# What the TPU compiler calls the computations around a collective, and what they are for.
+TPU_NAMES = {
+    "windowed_dot_general_body_ag": "all-gather",
+    "windowed_dot_general_body_rs": "reduce-scatter",
+    "all-reduce-scatter": "reduce-scatter",
+}
 
 
 class Collective(NamedTuple):
@@ -51,14 +63,18 @@ class Collective(NamedTuple):
     passes: int
     groups: np.ndarray | None  # [groups, devices of one]; None where none are named
     pairs: np.ndarray | None = None  # of a permutation, [n, (from, to)]
+    slices: int = 0  # that exchange, of what passes between TPU slices
 
     def between_nodes(self, per_node: int) -> float:
         """Return the bytes of all passes that enter a node of `per_node` devices, for each of them.
 
         A group's devices on one node fetch what the other nodes hold once, each an equal share. An
         exchange of blocks between pairs fetches the blocks of the other nodes. A permutation's
-        array crosses where its two devices are on two nodes.
+        array crosses where its two devices are on two nodes. What passes between slices always
+        does.
         """
+        if self.slices:
+            return self.passes * self.size * (self.slices - 1) / self.slices
         if self.pairs is not None:
             source, target = (self.pairs // per_node).T
             entering = np.bincount(target[source != target], minlength=1)
@@ -87,7 +103,8 @@ def collectives(text: str) -> list[Collective]:
     largest constant of its condition. That is exact for scans and for the compiler's own loops over
     the parts of a product, and an upper bound for a bounded while loop. An all-reduce passes its
     array twice, and a reduce-scatter all its parts. Copies that the compiler makes of one
-    collective to overlap it share a channel and count once, where they run least often.
+    collective to overlap it share a channel and count once, where they run least often. Of a
+    fusion that reduces and scatters, the copy behind a loop is the loop's last pass.
     """
     computations = _computations(text)
     entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
@@ -98,11 +115,20 @@ def collectives(text: str) -> list[Collective]:
             if found := _KIND.search(line):
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = channel[1] if channel else f"{name}: {line}"
-                groups, pairs = _groups(line), _pairs(line)
+                groups, pairs, kind = _groups(line), _pairs(line), _purpose(found[2], name)
                 ways = 1 if groups is None else groups.shape[1]
                 size = _received(found[1], found[2], ways, started=bool(found[3]))
-                fewest = min(passes, once[key].passes) if key in once else passes
-                once[key] = Collective(_purpose(found[2], name), size, fewest, groups, pairs)
+                if (found[2], kind) == ("all-reduce", "reduce-scatter"):
+                    size /= 2  # its text holds the whole array, which passes once
+                chosen = max if "all-reduce-scatter" in name else min
+                number = chosen(passes, once[key].passes) if key in once else passes
+                once[key] = Collective(kind, size, number, groups, pairs)
+            elif found := _SLICES.search(line):
+                kind = found[3].lower().replace("_", "-")
+                size = _received(found[1], kind, 1, started=False)
+                once[f"{name}: {line}"] = Collective(
+                    kind, size, passes, None, None, _many(found[2])
+                )
             if bounds := _LOOP.search(line):
                 known = _KNOWN.search(line)
                 trips = int(known[1]) if known else _trips(computations, bounds[1], bounds[2])
@@ -193,15 +219,18 @@ def _pairs(line: str) -> np.ndarray | None:
 
 
 def _purpose(kind: str, computation: str) -> str:
-    """Return what a collective is for: TPU programs gather a weight, or reduce and scatter a
-    gradient, by permutations in a loop beside the product."""
-    for mark, whole in (
-        ("windowed_dot_general_body_ag", "all-gather"),
-        ("windowed_dot_general_body_rs", "reduce-scatter"),
-    ):
-        if mark in computation:
-            return whole
-    return kind
+    """Return what a collective is for.
+
+    TPU programs gather a weight, or reduce and scatter a gradient, by permutations in a loop beside
+    the product. Elsewhere they reduce and scatter in one fusion, whose text is an all-reduce and a
+    cut."""
+    return next((whole for mark, whole in TPU_NAMES.items() if mark in computation), kind)
+
+
+def _many(numbers: str) -> int:
+    """Count the numbers of a list with ranges, such as 1,2 or 1:4."""
+    ends = [[int(n) for n in part.split(":")] for part in numbers.split(",")]
+    return sum(end[-1] - end[0] + 1 for end in ends)
 
 
 def _along(mesh: str, order: str | None, axes: str) -> np.ndarray | None:

@@ -118,15 +118,18 @@ def iteration_of(
         "embed": _embedding(c, count) / (hosts * chip.flops * ENCODER_SHARE),
         "score": scored * (1 if c.train.reference_storage == "off" else 2),
         "train": steps * found["train"].slowest,
-        "checkpoint": _saved(runtime, steps) / (hosts * DISK),
     }
+    saved = _saved(runtime, steps) / (hosts * DISK)
+    beside = c.checkpoint.async_save
+    seconds["checkpoint"] = max(0.0, saved - sum(seconds.values())) if beside else saved
     if seconds["embed"]:
         notes.append(f"the encoder as MiniLM at {ENCODER_SHARE:.0%} of one chip's peak a host")
     disk = f"{DISK / 1e9:g} GB/s a host for checkpoints"
+    disk += f" ({saved / 60:.2f} min, in the background)" if beside else ""
     if c.train.reference_storage == "disk":
         each = 2.0 * runtime.arch.num_layers * flops.layer_parameters(runtime.arch)
         seconds["initial policy"] = each / (hosts * DISK)
-        disk += " and for reading the initial policy"
+        disk += ", and for reading the initial policy"
     notes.append(disk)
     each = seconds["generate"] / (count * _samples(c))
     evaluations = each * c.data.heldout * _evaluated(c)

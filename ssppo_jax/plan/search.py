@@ -66,8 +66,9 @@ def training_settings(config: ConfigDict, arch: Arch, machine: Machine) -> list[
 
 
 def sampling_settings(config: ConfigDict, arch: Arch, machine: Machine) -> list[Setting]:
-    """List ways to cut the sampling mesh; the weights are in the dtype of the products."""
-    dtype = "bfloat16" if jnp.dtype(config.model.dtype) == jnp.bfloat16 else "model"
+    """List ways to cut the sampling mesh; weights that are no int8 have the products' dtype."""
+    half = jnp.dtype(config.model.dtype) == jnp.bfloat16
+    dtype = "int8" if config.sampling.param_dtype == "int8" else "bfloat16" if half else "model"
     return [
         {
             "sampling.mesh.data": len(machine.devices) // tensor,

@@ -25,6 +25,7 @@ from ssppo_jax.distributed.mesh import (
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.models.decoder import Decoder, init_params
+from ssppo_jax.models.int8 import quantized
 from ssppo_jax.models.lora import Lora
 from ssppo_jax.optimizer import OPTIMIZERS, make_optimizer
 from ssppo_jax.sampling.choose import SamplingParams
@@ -53,7 +54,8 @@ def test_rules_without_a_leaf_are_not_kept():
     adapted = jax.eval_shape(
         lambda: init_params(Decoder(ARCHES["tied"], lora=Lora(2, 2.0)), jax.random.key(0))
     )
-    trees = [*PARAMS.values(), random_params(tiny_arch(num_labels=1)), adapted]
+    eight_bits = jax.eval_shape(lambda: quantized(PARAMS["tied"], np.float32))
+    trees = [*PARAMS.values(), random_params(tiny_arch(num_labels=1)), adapted, eight_bits]
     paths = {path for tree in trees for path, _ in hf.flatten(tree)}
     for pattern, _ in DECODER_RULES:
         assert any(re.search(pattern, path) for path in paths), pattern

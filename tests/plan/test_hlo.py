@@ -117,6 +117,28 @@ def test_a_product_in_parts_is_counted_by_the_stride_of_its_loop():
         assert collectives(named)[0][:3] == (kind, *permuted[1:3])
 
 
+SLICES = """
+%all-reduce-scatter.9 (input.9: f32[16,8]) -> f32[16,1] {
+  %a = f32[16,8]{1,0} all-reduce(%input.9), channel_id=45, replica_groups={{0,1,2,3,4,5,6,7}}
+  ROOT %s = f32[16,1]{1,0} dynamic-slice(%a, %zero, %at), dynamic_slice_sizes={16,1}
+}
+
+ENTRY %main (a: bf16[4,8]) -> f32[2] {
+  %f = f32[16,1]{1,0} fusion(%g), kind=kCustom, calls=%all-reduce-scatter.9
+  %r = (f32[16,1]{1,0:T(8,128)}, u32[], token[]) recv(%after), channel_id=2, frontend_attributes=\
+{_xla_megascale_target="{1:3}x{0:7}",_xla_megascale_transfer_type="ALL_REDUCE"}
+}
+"""
+
+
+def test_a_tpu_program_reduces_and_scatters_in_a_fusion_and_passes_parts_between_slices():
+    scattered, across = collectives(SLICES)
+    assert (scattered.kind, scattered.size) == ("reduce-scatter", 16 * 8 * 4)
+    assert scattered.between_nodes(8) == 0
+    assert (across.kind, across.size, across.slices) == ("all-reduce", 2 * 16 * 4, 3)
+    assert across.between_nodes(8) == 2 * 16 * 4 * 2 / 3
+
+
 def test_devices_named_by_the_axes_of_a_mesh():
     reduced, *summed = collectives(TPU)[1:]
     assert reduced.size == 8 * 2 * 4 + 4 * 4 * 2  # all parts, of both arrays

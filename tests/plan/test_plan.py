@@ -271,7 +271,8 @@ def test_the_command_prints_and_writes_what_it_found(more, plans, monkeypatch, t
 
 def test_an_iteration_by_hand(plans):
     """64 prompts in batches of 16, 3 answers each, scored 8 rows at a time and for two policies."""
-    config = load(oracle__name="pairrm", checkpoint__every_steps="2", train__iterations="2")
+    many = {"oracle__name": "pairrm", "checkpoint__every_steps": "2", "train__iterations": "2"}
+    config = load(**many, checkpoint__async_save="False")
     runtime = plan.described(config, ARCH, jax.devices())
     found = iteration.iteration_of(runtime, list(plans.values()), CHIP, hosts=2, prompts=64)
     slowest = {phase: max(p.seconds.values()) for phase, p in plans.items()}
@@ -290,6 +291,11 @@ def test_an_iteration_by_hand(plans):
     evaluations = held / 3 * found.seconds["generate"] / 64
     assert found.hours * 3600 == pytest.approx(2 * found.total + evaluations)
     assert found.chip_hours == 8 * found.hours
+    behind = plan.described(load(**many), ARCH, jax.devices())
+    hidden = iteration.iteration_of(behind, list(plans.values()), CHIP, hosts=2, prompts=64)
+    waits = found.seconds["checkpoint"] - (found.total - found.seconds["checkpoint"])
+    assert hidden.seconds["checkpoint"] == pytest.approx(max(waits, 0.0))
+    assert "in the background" in str(hidden.notes)
     assert any("30% of the peak" in note for note in found.notes)
     assert "20,000" not in str(found.notes)
 
