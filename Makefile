@@ -7,7 +7,7 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults slurm s3 bench slices clean
+.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults slurm s3 bench slices described compilers clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -91,11 +91,17 @@ bench: setup  ## ours, transformers, TRL and Tunix on the same work: half an hou
 	$(VENV)-tunix/bin/pip install --quiet google-tunix==0.1.7
 	$(PY) benchmarks/bench.py
 
-slices: setup  ## Llama 3 8B and 70B compiled for described TPU slices, and Tunix on two of them: half an hour
+slices: setup compilers  ## Llama 3 8B and 70B compiled for described slices and GPUs, Tunix on two slices: an hour
 	test -x $(VENV)-tunix/bin/python || $(PYTHON) -m venv $(VENV)-tunix
 	$(VENV)-tunix/bin/pip install --quiet google-tunix==0.1.7
+	PYTHONPATH=$(VENV)-libtpu:$(VENV)-cuda $(PY) benchmarks/slices.py
+
+described: setup compilers  ## check what the 8B config's programs send on a described v5e:4x4 and h100:8
+	PYTHONPATH=$(VENV)-libtpu:$(VENV)-cuda $(PY) benchmarks/described.py
+
+compilers: setup
 	test -d $(VENV)-libtpu || $(PY) -m pip install --quiet --no-deps --target $(VENV)-libtpu libtpu==0.0.52
-	PYTHONPATH=$(VENV)-libtpu $(PY) benchmarks/slices.py
+	test -d $(VENV)-cuda || $(PY) -m pip install --quiet --no-deps --target $(VENV)-cuda jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
 
 clean:  ## remove every environment and build folder
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-s3 build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-cuda $(VENV)-s3 build dist site *.egg-info
