@@ -1,5 +1,5 @@
-"""Llama 3 on machines that are only described: what a chip must hold as the mesh grows, Tunix on two
-TPU slices, and an iteration of the shipped 8B config on slices and GPUs.
+"""Llama 3 on machines that are only described: what a chip must hold as the mesh grows, Tunix on
+two TPU slices, and an iteration of the shipped 8B config on slices and GPUs.
 
     make slices
 
