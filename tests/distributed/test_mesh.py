@@ -2,6 +2,7 @@
 one device."""
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -131,6 +132,12 @@ def test_one_mesh_size_is_filled_in(sizes, want):
 def test_mesh_sizes_that_do_not_fit_the_devices_are_refused(sizes):
     with pytest.raises(ConfigError, match="mesh"):
         mesh_shape(dict(zip(parallel.AXES, sizes, strict=True)), 8)
+
+
+def test_only_replicas_span_slices():
+    slices = [SimpleNamespace(slice_index=i // 4) for i in range(8)]
+    with pytest.raises(ConfigError, match=r"mesh\.replica=1: .* 2 slices, .* set mesh\.replica=2"):
+        make_mesh((1, 8, 1), slices)
 
 
 # ---- placement -----------------------------------------------------------------------------------
