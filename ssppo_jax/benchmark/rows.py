@@ -18,7 +18,13 @@ SHOWN = 5  # bad rows in one error
 
 
 def read_rows(
-    source: str, *, fields: Sequence[str], what: str, split: str = "test", subset: str = ""
+    source: str,
+    *,
+    fields: Sequence[str],
+    what: str,
+    split: str = "test",
+    subset: str = "",
+    key: str = "path",
 ) -> list[dict[str, Any]]:
     """Read rows that have some fields.
 
@@ -29,6 +35,7 @@ def read_rows(
         what: of the rows, for errors ("GSM8K questions").
         split: of a TFDS or hub data set.
         subset: of a hub data set; empty takes its default.
+        key: of the config that names the source, for errors.
 
     Raises:
         ConfigError: no source, or a package is missing.
@@ -37,7 +44,7 @@ def read_rows(
     if not source:
         raise ConfigError(
             f"no {what}; give a file, the folder of a TFDS data set, or hf:OWNER/NAME:"
-            " --config.benchmark.path=FILE"
+            f" --config.benchmark.{key}=FILE"
         )
     if source.startswith("hf:"):
         rows = list(_hub(source.removeprefix("hf:"), split, subset))
@@ -57,6 +64,20 @@ def read_rows(
     if not rows:
         raise DataError(f"{source}: holds no {what}")
     return [row for _, row in rows]
+
+
+def turns_of(row: dict[str, Any], place: str) -> list[str]:
+    """Return the user turns of a question in FastChat's or Arena-Hard's format.
+
+    Raises:
+        DataError: they are no list of texts.
+    """
+    listed = row["turns"]
+    turns = listed if isinstance(listed, list) else []
+    texts = [turn.get("content") if isinstance(turn, dict) else turn for turn in turns]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise DataError(f"{place}: question {row['question_id']}: its turns are no list of texts")
+    return [str(text) for text in texts]
 
 
 def file_digest(path: Path) -> str:

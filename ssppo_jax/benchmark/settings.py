@@ -3,19 +3,21 @@ its own, `benchmark` and `judge`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ssppo_jax import config as cfg
 from ssppo_jax import schema
-from ssppo_jax.benchmark.contract import Benchmark
+from ssppo_jax.benchmark.contract import Benchmark, Question
 from ssppo_jax.benchmark.judges import JUDGES
+from ssppo_jax.benchmark.rows import SHOWN
 from ssppo_jax.benchmark.tasks import BENCHMARKS
 from ssppo_jax.config import Component, Key
-from ssppo_jax.errors import ConfigError
-from ssppo_jax.oracles.protocol import Oracle
+from ssppo_jax.data.sources import check_prompt
+from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.types import Prompt
 
 KEYS = (
     Key("benchmark.limit", 0, "ask the first so many questions only; 0: all", cfg.non_negative),
@@ -111,15 +113,34 @@ def build(config: ConfigDict, overrides: Mapping[str, str]) -> Benchmark:
     """Return the configured benchmark; set the sampling keys that it asks for and no override
     does."""
     made = cfg.bind(BENCHMARKS, config.benchmark)(config)
-    if isinstance(made, Oracle) or not isinstance(made, Benchmark):
+    if not isinstance(made, Benchmark):
         raise ConfigError(
             f"benchmark {config.benchmark.name}: its factory returned a {type(made).__name__};"
             " return Benchmark(...) of ssppo_jax.benchmark.contract"
         )
+    _check_questions(made.questions)
     for path, value in made.sampling.items():
         if path not in overrides:
             cfg.assign(config, (), path, value)
     return made
+
+
+def _check_questions(questions: Sequence[Question]) -> None:
+    """Check that questions can be asked and told apart, whatever file they came from."""
+    bad, names = [], set[str]()
+    for question in questions:
+        if question.id in names:
+            bad.append(f"question {question.id!r} occurs twice")
+        names.add(question.id)
+        for turn in question.turns:
+            asked = Prompt(question.id, (*question.before, {"role": "user", "content": turn}))
+            try:
+                check_prompt(asked)
+            except ValueError as error:
+                bad.append(f"question {question.id!r}: {error}")
+    if bad:
+        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
+        raise DataError("\n".join([f"{len(bad)} bad questions:", *bad[:SHOWN], *more]))
 
 
 def help_text(config: ConfigDict) -> str:

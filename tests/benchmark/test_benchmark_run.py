@@ -15,6 +15,7 @@ from ssppo_jax.benchmark.run import dry_run, run_benchmark
 from ssppo_jax.distributed.stop import RunLock
 from ssppo_jax.errors import ConfigError, DataError, GateError
 
+ANNOTATED = ("instruction", "output_1", "output_2", "generator_2", "preference")
 FIRST = "A thought. [[A>>B]]"
 
 
@@ -160,6 +161,16 @@ def test_what_is_missing_is_said_before_anything_is_sampled(tmp_path):
     jsonl(tmp_path / "reference.jsonl", [{"question_id": "q0", "choices": []}])
     with pytest.raises(DataError, match="record 1 has no choices"):
         load("arena_hard", given)
+    given = arena_files(tmp_path)
+    jsonl(tmp_path / "question.jsonl", [{"question_id": "q0", "turns": ["a"]}] * 2)
+    with pytest.raises(DataError, match="'q0' occurs twice"):
+        load("arena_hard", given)
+    jsonl(tmp_path / "question.jsonl", [{"question_id": "q0", "turns": "a"}])
+    with pytest.raises(DataError, match="question q0: its turns are no list of texts"):
+        load("arena_hard", given)
+    jsonl(tmp_path / "null.jsonl", [dict.fromkeys(ANNOTATED, "x")])
+    with pytest.raises(DataError, match="not one preference from 1 to 2"):
+        load("alpaca_eval", {"benchmark.annotations": tmp_path / "null.jsonl"})
     config, benchmark = load("arena_hard", arena_files(tmp_path))
     with pytest.raises(ConfigError, match=r"none is named; give --judge=MODEL"):
         run_benchmark(config, benchmark, tmp_path)

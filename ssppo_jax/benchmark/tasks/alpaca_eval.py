@@ -178,8 +178,7 @@ def aggregate(frame: pd.DataFrame, difficulties: str = "") -> tuple[dict[str, Es
     A preference of 0 is a draw in older files (1.5). What is not in [1, 2] is left out, as the
     package does, and counted. The length-controlled interval is from the package's standard error.
     """
-    preference = pd.to_numeric(frame["preference"], errors="coerce").replace({0.0: 1.5})
-    valid = preference.between(1, 2)
+    preference, valid = _numbers(frame["preference"]), _readable(frame["preference"])
     kept = preference[valid].to_numpy(np.float64) - 1
     metrics = {
         "win_rate": mean_of(100 * kept),
@@ -194,6 +193,14 @@ def aggregate(frame: pd.DataFrame, difficulties: str = "") -> tuple[dict[str, Es
         low, high = rate - Z * error, rate + Z * error
         metrics["length_controlled_winrate"] = Estimate(rate, low, high, count)
     return metrics, notes
+
+
+def _numbers(preference: pd.Series) -> pd.Series:
+    return pd.to_numeric(preference, errors="coerce").replace({0.0: 1.5})
+
+
+def _readable(preference: pd.Series) -> pd.Series:
+    return _numbers(preference).between(1, 2)
 
 
 def length_controlled(
@@ -235,6 +242,9 @@ def _published(annotations: str, difficulties: str) -> Benchmark:
     names = sorted({str(name) for name in frame.generator_2})
     if len(names) != 1:
         raise DataError(f"{annotations}: outputs of several models: {', '.join(names[:5])}")
+
+    if not _readable(frame["preference"]).any():
+        raise DataError(f"{annotations}: not one preference from 1 to 2 (0: a draw)")
 
     def whole(folder: Path) -> Whole:
         metrics, notes = aggregate(frame, difficulties)

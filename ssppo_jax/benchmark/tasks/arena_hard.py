@@ -31,7 +31,7 @@ from ssppo_jax.benchmark.contract import (
     mean_of,
     ratio_of,
 )
-from ssppo_jax.benchmark.rows import read_rows
+from ssppo_jax.benchmark.rows import read_rows, turns_of
 from ssppo_jax.benchmark.templates import fill
 from ssppo_jax.config import positive
 from ssppo_jax.errors import DataError
@@ -70,8 +70,7 @@ def arena_hard(
         if name not in answers:
             lacking.append(name)
             continue
-        turn = row["turns"][0]
-        text = turn["content"] if isinstance(turn, dict) else str(turn)
+        text = turns_of(row, path)[0]
         meta = {"reference": answers[name], "cluster": row.get("cluster", "")}
         questions.append(Question(name, (text,), meta=meta))
     if lacking:
@@ -99,12 +98,12 @@ def arena_hard(
 def _references(path: str) -> tuple[dict[str, str], str]:
     """Return the reference answers by question, and the reference model's name."""
     fields, what = ("question_id", "choices"), "Arena-Hard reference answers"
-    rows = read_rows(path, fields=fields, what=f"{what} (--config.benchmark.references)")
+    rows = read_rows(path, fields=fields, what=what, key="references")
     found = {}
     for number, row in enumerate(rows, 1):
         try:
-            turn = row["choices"][0]["turns"][0]
-            found[str(row["question_id"])] = turn["content"] if isinstance(turn, dict) else turn
+            turns = turns_of(row | {"turns": row["choices"][0]["turns"]}, path)
+            found[str(row["question_id"])] = turns[0]
         except (LookupError, TypeError):
             raise DataError(f"{path}: record {number} has no choices[0].turns[0]") from None
     return found, str(rows[0].get("model_id", "reference"))

@@ -124,7 +124,8 @@ def _examples(
     pool = read_rows(
         given,
         fields=("question", "answer"),
-        what="worked examples (--config.benchmark.fewshot_path)",
+        what="worked examples",
+        key="fewshot_path",
         split="train",
         subset=subset,
     )

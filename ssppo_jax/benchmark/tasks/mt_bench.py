@@ -25,7 +25,7 @@ from ssppo_jax.benchmark.contract import (
     mean_of,
     ratio_of,
 )
-from ssppo_jax.benchmark.rows import read_rows
+from ssppo_jax.benchmark.rows import read_rows, turns_of
 from ssppo_jax.benchmark.tasks.arena_hard import answer_record
 from ssppo_jax.benchmark.templates import fill, installed
 from ssppo_jax.errors import DataError
@@ -78,7 +78,7 @@ def mt_bench(config: ConfigDict, *, folder: str = "") -> Benchmark:
             raise DataError(f"{references}: no reference answer to question {name} ({category})")
         meta = {"category": category, "worked": worked.get(name)}
         heat = TEMPERATURES.get(category, 0.0)
-        questions.append(Question(name, tuple(row["turns"]), meta=meta, temperature=heat))
+        questions.append(Question(name, tuple(turns_of(row, asked)), meta=meta, temperature=heat))
     content = Path(prompts).read_bytes()
     return Benchmark(
         f"MT-Bench single grading, judge prompts {hashlib.sha256(content).hexdigest()[:16]}",
