@@ -71,6 +71,10 @@ parity: setup  ## our exports, opened by transformers and PEFT on torch, in .ven
 	$(VENV)-torch/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(VENV)-torch/bin/python tests/golden/check_export.py
 
+.PHONY: pictures
+pictures: setup  ## a run's report in a real browser, on a phone and a desk, in light and dark (RUN=)
+	$(PY) tests/report/pictures.py $(RUN) runs/pictures
+
 mutate: setup  ## break losses, gates, advantages and pairs line by line; list the breaks no test sees
 	$(PY) tests/mutate.py
 

@@ -409,7 +409,7 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     output = _folder(args.output) if args.output else None
     result = evaluate(config, candidate=args.candidate, baseline=args.baseline, output=output)
-    shown = ("candidate", "baseline", "win_rate", "rewards", "oracle")
+    shown = ("candidate", "baseline", "win_rate", "rewards", "oracle", "oracles", "reference")
     print(to_json({key: result[key] for key in shown}))
     print(f"{result['summary']} (95% intervals over {result['win_rate']['n']} prompts)")
     return 0

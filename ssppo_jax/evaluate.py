@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -18,15 +18,22 @@ from scipy.stats import bootstrap
 from ssppo_jax.config import call_kwargs, flatten
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_heldout
-from ssppo_jax.errors import UserError
-from ssppo_jax.files import write_json, write_records
+from ssppo_jax.errors import DataError, UserError
+from ssppo_jax.files import expanded, read_json, read_records, write_json, write_records
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import preference_of
+from ssppo_jax.oracles.named import build_named, read_named
 from ssppo_jax.oracles.protocol import Oracle, drop_failed
 from ssppo_jax.rollout.judge import build_oracle, judge, place_oracle
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.runs.folder import history_of
-from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params, with_source
+from ssppo_jax.runtime import (
+    EVALUATION,
+    Runtime,
+    build_runtime,
+    evaluation_params,
+    with_source,
+)
 from ssppo_jax.sampling.sampler import CompiledSampler
 from ssppo_jax.types import PyTree, Verdict
 
@@ -55,7 +62,7 @@ class Comparison(NamedTuple):
 
     def values(self) -> dict[str, float]:
         """Return the win rates and the candidate's rewards with intervals, for the log."""
-        found = logged(self._rates() | {name: c.candidate for name, c in self.rewards.items()})
+        found = logged(self.rates() | {name: c.candidate for name, c in self.rewards.items()})
         for name, e in self.parts.items():
             at = f"mixture/{name}/win_rate"
             found |= {f"mixture/{name}/prompts": float(e.n), at: e.mean}
@@ -66,7 +73,12 @@ class Comparison(NamedTuple):
         """Return the same for result.json, with the rewards at the start and their gains."""
         rate = self.win_rate
         found = {"win_rate": rate.mean, "low": rate.low, "high": rate.high, "prompts": rate.n}
-        found |= logged({"length_controlled_win_rate": self.length_controlled})
+        own = self.length_controlled
+        found |= {
+            "length_controlled_win_rate": own.mean,
+            "length_controlled_win_rate_low": own.low,
+            "length_controlled_win_rate_high": own.high,
+        }
         for name, (candidate, baseline, gain) in self.rewards.items():
             found |= {
                 name: candidate.mean,
@@ -76,7 +88,8 @@ class Comparison(NamedTuple):
             found |= {f"{name}_gain_low": gain.low, f"{name}_gain_high": gain.high}
         return found
 
-    def _rates(self) -> dict[str, Estimate]:
+    def rates(self) -> dict[str, Estimate]:
+        """Return the win rate, and that at equal lengths, by the names of the log."""
         return {
             "win_rate": self.win_rate,
             "length_controlled_win_rate": self.length_controlled,
@@ -89,6 +102,40 @@ class Comparison(NamedTuple):
             for name, c in self.rewards.items()
         ]
         return "; ".join(lines)
+
+
+class Views(NamedTuple):
+    """Hold a policy compared with opponents, in the eyes of the training oracle and of others."""
+
+    # [oracle][opponent]: the training oracle is "", and the policy's start is ""
+    found: dict[str, dict[str, Comparison]]
+
+    def values(self) -> dict[str, float]:
+        """Return all numbers for the log: [ORACLE/][OPPONENT/]NAME."""
+        values: dict[str, float] = {}
+        for oracle, views in self.found.items():
+            for opponent, view in views.items():
+                # Rewards are the policy's own, whoever the opponent is.
+                own = view.values() if not opponent else logged(view.rates())
+                start = prefix(oracle) + prefix(opponent)
+                values |= {f"{start}{name}": value for name, value in own.items()}
+        return values
+
+    def result(self) -> dict[str, Any]:
+        """Return the comparisons with the start for result.json, other oracles by their labels."""
+        others = {label: views[""].result() for label, views in self.found.items() if label}
+        return self.found[""][""].result() | ({"oracles": others} if others else {})
+
+    def __str__(self) -> str:
+        return "; ".join(
+            f"by {oracle}: {views['']}" if oracle else str(views[""])
+            for oracle, views in self.found.items()
+        )
+
+
+def prefix(label: str) -> str:
+    """Return what stands before the names of an oracle or an opponent in the log."""
+    return f"{label}/" if label else ""
 
 
 def logged(estimates: dict[str, Estimate]) -> dict[str, float]:
@@ -149,6 +196,82 @@ def compare(
     return Comparison(rate, controlled, changes, parts)
 
 
+def compare_all(
+    config: ConfigDict,
+    oracles: dict[str, Oracle],  # the training oracle is ""
+    encoded: Sequence[EncodedPrompt],
+    candidate: list[list[str]],  # B x K
+    opponents: dict[str, list[list[str]]],  # B x M each; the start is ""
+) -> Views:
+    """Compare a policy with every opponent in the eyes of every oracle, on the same responses."""
+    return Views(
+        {
+            label: {
+                opponent: compare(config, oracle, encoded, candidate, texts)
+                for opponent, texts in opponents.items()
+            }
+            for label, oracle in oracles.items()
+        }
+    )
+
+
+def build_second_opinions(config: ConfigDict) -> dict[str, Oracle]:
+    """Return the oracles of `eval.oracles` by their labels.
+
+    Raises:
+        ConfigError: see `oracles.named`.
+    """
+    return build_named(config.eval.oracles, ORACLES)
+
+
+def evaluation_data(config: ConfigDict) -> dict[str, Any]:
+    """Return the `data` node of held-out prompts: with `eval.system_prompt`, if there is one."""
+    own = config.eval.system_prompt
+    return dict(config.data) | ({"system_prompt": own} if own else {})
+
+
+def read_references(path: str, encoded: Sequence[EncodedPrompt]) -> list[list[str]]:  # B x 1
+    """Read fixed outputs that the policy is compared with, one for each held-out prompt.
+
+    The file is JSONL, or a JSON list as AlpacaEval publishes outputs. A row has the prompt's text
+    or id (`prompt`, `instruction`, `prompt_id`) and the text (`output`, `response`). The first row
+    of a prompt counts.
+
+    Raises:
+        DataError: the file cannot be read, or held-out prompts have no output.
+    """
+    file = expanded(path)
+    if not file.is_file():
+        raise DataError(f"eval.reference_outputs={path!r}: there is no such file")
+    whole = file.read_bytes().lstrip()[:1] == b"["
+    rows = read_json(file) if whole else list(read_records(file))
+    found: dict[str, str] = {}
+    for number, row in enumerate(rows, 1):
+        asked = (
+            [row[key] for key in REFERENCE_PROMPT if key in row] if isinstance(row, dict) else []
+        )
+        said = [row[key] for key in REFERENCE_OUTPUT if key in row] if asked else []
+        if not said or not isinstance(said[0], str):
+            raise DataError(
+                f"{file}: row {number} must have one of {', '.join(REFERENCE_PROMPT)} and a text"
+                f" as {' or '.join(REFERENCE_OUTPUT)}"
+            )
+        for name in map(str, asked):
+            found.setdefault(name, said[0])
+    texts = [found.get(e.prompt.id, found.get(e.prompt.text)) for e in encoded]
+    missing = [e.prompt.text for e, text in zip(encoded, texts, strict=True) if text is None]
+    if missing:
+        raise DataError(
+            f"{file} has no output for {len(missing)} of {len(encoded)} held-out prompts, such as"
+            f" {missing[0][:80]!r}; add them"
+        )
+    return [[text] for text in texts if text is not None]
+
+
+REFERENCE_PROMPT = ("prompt_id", "prompt", "instruction")
+REFERENCE_OUTPUT = ("output", "response")
+
+
 def rewards(
     config: ConfigDict,
     oracle: Oracle,
@@ -207,11 +330,8 @@ class HeldOut:
         stopped: Callable[[], bool] = lambda: False,
     ) -> Responses:
         if num_samples not in self._samplers:
-            sampling = sampling_params(
-                self.runtime.config, temperature=self.runtime.config.eval.temperature
-            )
             self._samplers[num_samples] = self.runtime.make_sampler(
-                num_samples=num_samples, sampling=sampling
+                num_samples=num_samples, sampling=evaluation_params(self.runtime.config)
             )
         key = self.runtime.key(EVALUATION, int(baseline))
         sampler = self._samplers[num_samples]
@@ -247,14 +367,17 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     sides = {"baseline": baseline, "candidate": candidate}
     runtimes = [build_runtime(with_source(config, source)) for source in sides.values()]
     encoded, account = prepare_heldout(
-        config.data,
+        evaluation_data(config),
         [runtime.tokenizer for runtime in runtimes],
         seed=config.seed,
         history=history_of(candidate, baseline),
     )
-    oracle = build_oracle(config)
-    place_oracle(oracle, runtimes[0].mesh)
-    oracle.check([e.prompt for e in encoded[0]])
+    oracles = {"": build_oracle(config)} | build_second_opinions(config)
+    for oracle in oracles.values():
+        place_oracle(oracle, runtimes[0].mesh)
+        oracle.check([e.prompt for e in encoded[0]])
+    reference = config.eval.reference_outputs
+    opponents = {"reference": read_references(reference, encoded[0])} if reference else {}
     texts, start = {}, time.perf_counter()
     for name, runtime, prompts in zip(sides, runtimes, encoded, strict=True):
         params = runtime.load_params()
@@ -266,17 +389,21 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
             what=f"sample {name}",
         )
         del params
-    found = compare(config, oracle, encoded[0], texts["candidate"].texts, texts["baseline"].texts)
+    sides_of = {"": texts["baseline"].texts} | opponents
+    views = compare_all(config, oracles, encoded[0], texts["candidate"].texts, sides_of)
     result = {
         "candidate": candidate,
         "baseline": baseline,
-        "win_rate": found.win_rate._asdict(),
-        "rewards": {
-            name: {part: e._asdict() for part, e in change._asdict().items()}
-            for name, change in found.rewards.items()
+        **_record(views.found[""][""]),
+        "oracles": {label: _record(by[""]) for label, by in views.found.items() if label},
+        "reference": {
+            label or config.oracle.name: _record(by["reference"])
+            for label, by in views.found.items()
+            if reference
         },
-        "summary": str(found),
+        "summary": str(views),
         "oracle": {"name": config.oracle.name, **call_kwargs(ORACLES, config.oracle)},
+        "second_opinions": [one._asdict() for one in read_named(config.eval.oracles, ORACLES)],
         "samples_per_prompt": config.eval.final_num_samples,
         "prompts": account,
         "seconds": time.perf_counter() - start,
@@ -289,6 +416,17 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
         )
         write_records(output / "samples.jsonl", rows)
     return result
+
+
+def _record(view: Comparison) -> dict[str, Any]:
+    """Return a comparison as it stands in evaluation.json."""
+    rates = {name: estimate._asdict() for name, estimate in view.rates().items()}
+    return rates | {
+        "rewards": {
+            name: {part: e._asdict() for part, e in change._asdict().items()}
+            for name, change in view.rewards.items()
+        }
+    }
 
 
 class Estimate(NamedTuple):

@@ -122,19 +122,22 @@ class Runtime:
         name = self.config.sampling.cache_dtype
         return jnp.dtype(self.decoder.dtype if name == "model" else name)
 
-    def slot(self, num_samples: int) -> Slot:
-        """Count the bytes of a prompt at its widest and its K completions on one device."""
+    def slot(self, num_samples: int, new: int = 0) -> Slot:
+        """Count the bytes of a prompt at its widest and its K completions on one device.
+
+        A completion has `new` tokens; 0: sampling.max_new_tokens.
+        """
         return slot_of(
             self.arch,
             prompt=self.config.data.prompt_buckets[-1],
-            new=self.config.sampling.max_new_tokens,
+            new=new or self.config.sampling.max_new_tokens,
             samples=num_samples,
             tensor=self.sampling_mesh.shape["tensor"],
             itemsize=self.cache_dtype.itemsize,
             chunk=self.config.model.attention_chunk,
         )
 
-    def slots(self, num_samples: int, policies: int = 1) -> int:
+    def slots(self, num_samples: int, policies: int = 1, new: int = 0) -> int:
         """Return the prompts sampled at one time: sampling.batch_size, or 0 for what fits.
 
         Process 0 counts, so that all processes agree.
@@ -147,7 +150,7 @@ class Runtime:
         room = hosts.on_first(lambda: device_memory(self.mesh.devices.flat[0]))
         held = self.beside_sampling + policies * shard_bytes(self.abstract_sampling_params)
         ways = batch_ways(self.sampling_mesh.axis_sizes)
-        slot = self.slot(num_samples)
+        slot = self.slot(num_samples, new)
         return slots_that_fit(slot, room=room, held=held, ways=ways, policies=policies)
 
     def for_sampling(self, params: PyTree) -> PyTree:
@@ -223,7 +226,7 @@ class Runtime:
             first_sample=first_sample,
         )
         return CompiledSampler(
-            slots or self.slots(num_samples, len(weights)),
+            slots or self.slots(num_samples, len(weights), sampling.max_new_tokens),
             jax.jit(sampler.start),
             jax.jit(sampler.run, donate_argnums=1),
             jax.jit(sampler.refill, donate_argnums=1),
@@ -278,11 +281,13 @@ def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:
     problem = attention_problem(config, arch, platform)
     if problem:
         raise ConfigError(f"model.attention={config.model.attention}: {problem}")
-    longest = config.data.max_prompt_length + config.sampling.max_new_tokens
+    longest = config.data.max_prompt_length + longest_response(config)
     if longest > arch.reach:
+        own = config.eval.max_new_tokens > config.sampling.max_new_tokens
         raise ConfigError(
-            f"data.max_prompt_length={config.data.max_prompt_length} and sampling.max_new_tokens="
-            f"{config.sampling.max_new_tokens} make {longest} positions, and the model reads"
+            f"data.max_prompt_length={config.data.max_prompt_length} and"
+            f" {'eval' if own else 'sampling'}.max_new_tokens={longest_response(config)}"
+            f" make {longest} positions, and the model reads"
             f" {arch.reach} (max_position_embeddings in its config.json); lower one of them, or"
             " take a model with a longer context"
         )
@@ -323,7 +328,7 @@ def attention_problem(config: ConfigDict, arch: Arch, platform: str) -> str | No
         )
     if how in ("xla", "cudnn") and arch.attn_softcap is not None:
         return f"has no soft cap, which {arch.model_type} needs; set einsum"
-    longest = config.data.prompt_buckets[-1] + config.sampling.max_new_tokens
+    longest = config.data.prompt_buckets[-1] + longest_response(config)
     if how == "splash" and layer_kinds(arch, longest) is not None:
         return (
             f"has no sliding windows, and {arch.model_type}'s could bind within {longest} tokens;"
@@ -370,8 +375,24 @@ def rollout_params(config: ConfigDict) -> SamplingParams:
     )
 
 
+def evaluation_params(config: ConfigDict) -> SamplingParams:
+    """Return the settings of evaluations: the config's sampling settings where `eval` has none."""
+    own = config.eval
+    return dataclasses.replace(
+        sampling_params(config),
+        temperature=own.temperature,
+        top_p=own.top_p or config.sampling.top_p,
+        max_new_tokens=own.max_new_tokens or config.sampling.max_new_tokens,
+    )
+
+
+def longest_response(config: ConfigDict) -> int:
+    """Return the most tokens of a response, in training or in an evaluation."""
+    return max(config.sampling.max_new_tokens, config.eval.max_new_tokens)
+
+
 def sampling_params(config: ConfigDict, *, temperature: float | None = None) -> SamplingParams:
-    """Return the config's sampling settings; evaluations change only the temperature."""
+    """Return the config's sampling settings, at another temperature if one is given."""
     s = config.sampling
     return SamplingParams(
         temperature=s.temperature if temperature is None else temperature,

@@ -34,6 +34,7 @@ from ssppo_jax.optimizer import (
     rounding_of,
 )
 from ssppo_jax.oracles import ORACLES
+from ssppo_jax.oracles.named import TAKEN, read_named
 from ssppo_jax.rollout.importance import MODES
 from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
@@ -55,6 +56,14 @@ def _pattern(value: str) -> str | None:
         re.compile(value)
     except re.error as error:
         return f"a regular expression ({error})"
+    return None
+
+
+def _oracles(value: str) -> str | None:
+    try:
+        read_named(value, ORACLES)
+    except ConfigError as error:
+        return f"oracles ({error})"
     return None
 
 
@@ -485,6 +494,25 @@ KEYS: tuple[Key, ...] = (
         cfg.non_negative,
     ),
     Key("train.term_norms", True, "log the gradient norm of each loss term, once per iteration"),
+    Key(
+        "train.select_by",
+        "",
+        "logged number of evaluations whose highest value names the best policy, which is kept and"
+        " exported as policy_best/: eval/win_rate, eval/keywords/win_rate; empty: none",
+    ),
+    Key(
+        "train.carry",
+        "last",
+        "which policy the next iteration starts from: the last one trained, or the best evaluated"
+        " so far (train.select_by)",
+        cfg.one_of("last", "best"),
+    ),
+    Key(
+        "train.patience",
+        0,
+        "end the run after so many evaluations without a new best (train.select_by); 0: never",
+        cfg.non_negative,
+    ),
     # low-rank adapters
     Key(
         "lora.rank",
@@ -525,6 +553,35 @@ KEYS: tuple[Key, ...] = (
         "eval.final_num_samples", 4, "the same, for the first and the last evaluation", cfg.positive
     ),
     Key("eval.temperature", 1.0, "sampling temperature of evaluations", cfg.non_negative),
+    Key("eval.top_p", 0.0, "the same of top-p; 0: as sampling.top_p", cfg.unit),
+    Key(
+        "eval.max_new_tokens",
+        0,
+        "completion slots of evaluations; 0: as sampling.max_new_tokens",
+        cfg.non_negative,
+    ),
+    Key(
+        "eval.system_prompt",
+        "",
+        "system turn before every held-out prompt; empty: as data.system_prompt",
+    ),
+    Key(
+        "eval.oracles",
+        "",
+        "oracles beside the one that trains, asked about the same held-out responses:"
+        " keywords,relevance, or a JSON list with their settings",
+        _oracles,
+    ),
+    Key(
+        "eval.previous",
+        False,
+        "also compare the policy with that of the evaluation before (previous/win_rate)",
+    ),
+    Key(
+        "eval.reference_outputs",
+        "",
+        "file of fixed outputs that the policy is also compared with (reference/win_rate)",
+    ),
     # checkpoints
     Key(
         "checkpoint.every",
@@ -603,6 +660,9 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "init_from": "model.source = the folder of the run whose policy this one begins with",
     "sampler_tolerance": "train.sampler_bound, a factor on bounds that follow from the dtypes; 1 is"
     " usual, whatever the tolerance was",
+    "metric_for_best_model": "train.select_by",
+    "load_best_model_at_end": "train.select_by (the best policy is exported as policy_best/)",
+    "early_stopping_patience": "train.patience",
     # verl's
     "train_batch_size": "train.prompts_per_iteration (verl counts the prompts of a rollout)",
     "ppo_mini_batch_size": "train.batch_size (prompts of an optimizer step)",
@@ -837,7 +897,8 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
             f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
             f"{config.eval.num_samples}; the baseline is sampled final_num_samples times"
         )
-    return problems + _rows_problems(config) + _schedule_problems(config)
+    problems += _rows_problems(config) + _schedule_problems(config)
+    return problems + _selection_problems(config)
 
 
 def _keyword_problems(config: ConfigDict, known: list[str]) -> list[str]:
@@ -980,6 +1041,42 @@ def _reference_problems(config: ConfigDict) -> list[str]:
         problems.append(
             f"train.reference={config.train.reference}: inpo weighs a fixed reference against pi_t"
             f" by loss.tau={config.loss.tau:g}; set initial, or loss.tau=0"
+        )
+    return problems
+
+
+def _selection_problems(config: ConfigDict) -> list[str]:
+    """List what choosing the best evaluated policy asks of other keys."""
+    train, problems = config.train, []
+    for key, off in (("carry", "last"), ("patience", 0)):
+        if train[key] != off and not train.select_by:
+            problems.append(
+                f"train.{key}={train[key]} needs to know the best policy; set train.select_by,"
+                " such as eval/win_rate"
+            )
+    if not train.select_by or _oracles(config.eval.oracles):
+        return problems
+    labels = [one.label for one in read_named(config.eval.oracles, ORACLES)]
+    opponents = ["previous"] * config.eval.previous
+    opponents += ["reference"] * bool(config.eval.reference_outputs)
+    names = [
+        "/".join(filter(None, ("eval", oracle, opponent, rate)))
+        for rate in ("win_rate", "length_controlled_win_rate")
+        for oracle in ("", *labels)
+        for opponent in ("", *opponents)
+    ]
+    label, _, rest = train.select_by.removeprefix("eval/").partition("/")
+    # What rewards an oracle gives is known when it has been asked, so their names are let through.
+    reward = not train.select_by.endswith("win_rate") and (not rest or label not in TAKEN)
+    if train.select_by not in names and not (train.select_by.startswith("eval/") and reward):
+        problems.append(
+            f"train.select_by={train.select_by!r}: no evaluation logs that; it may be"
+            f" {', '.join(names)}, or a reward, such as eval/reward"
+        )
+    if not config.eval.every:
+        problems.append(
+            "train.select_by chooses among evaluations, and with eval.every=0 there is one; set"
+            " eval.every=1"
         )
     return problems
 

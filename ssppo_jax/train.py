@@ -31,8 +31,19 @@ from ssppo_jax.distributed.mesh import host_copy, put_rows, put_whole, replicate
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
-from ssppo_jax.evaluate import HeldOut, compare, intervals, logged, rewards, shown
-from ssppo_jax.files import read_json
+from ssppo_jax.evaluate import (
+    HeldOut,
+    build_second_opinions,
+    compare_all,
+    evaluation_data,
+    intervals,
+    logged,
+    prefix,
+    read_references,
+    rewards,
+    shown,
+)
+from ssppo_jax.files import read_json, read_records
 from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.losses.core import length_stats, ratio_stats
 from ssppo_jax.models.lora import join, merged, split
@@ -88,6 +99,25 @@ class Position:
 
     iteration: int = 0
     step_in_iteration: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Hold the best evaluated policy so far (`train.select_by`); its checkpoint is kept."""
+
+    iteration: int
+    step: int  # of its checkpoint
+    value: float
+    result: dict  # of its evaluation
+    waited: int = 0  # evaluations since
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluated:
+    """Hold the numbers that an evaluation logged, and what of them goes into result.json."""
+
+    values: dict[str, float]
+    result: dict
 
 
 def train(
@@ -163,7 +193,11 @@ class Trainer:
         self._say_what_is_longer()
         history = hosts.on_first(lambda: run_folder.history_of(self.config.model.source))
         self.prompts, heldout, account = prepare_prompts(
-            self.config.data, runtime.tokenizer, seed=self.config.seed, history=history
+            self.config.data,
+            runtime.tokenizer,
+            seed=self.config.seed,
+            history=history,
+            heldout_settings=evaluation_data(self.config),
         )
         self.given = data.GIVEN.get(self.config.data.source.name, False)
         if self.given:
@@ -180,9 +214,15 @@ class Trainer:
         self.oracle = no_oracle() if self.given else build_oracle(self.config)
         place_oracle(self.oracle, runtime.mesh)
         self.oracle.check([e.prompt for e in self.prompts + heldout])
+        self.others = build_second_opinions(self.config)
+        for other in self.others.values():
+            place_oracle(other, runtime.mesh)
+            other.check([e.prompt for e in heldout])
+        self.reference = self._reference(heldout)
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
         self.since, self.saving = 0.0, 0.0  # when this iteration began, and seconds of its saves
+        self.best: Best | None = None
         self.losses: list[float] = []  # of this iteration's steps so far
         self.moving = 0  # steps of the run so far whose gradient was not 0
         self.moved: list[float] = []  # of the same steps, the share of the parameters that moved
@@ -221,15 +261,22 @@ class Trainer:
         self.since = time.perf_counter()
         while True:
             self._check_something_was_trained(at)
-            boundary, policy = self.metrics.offset(), self._policy(state)
+            boundary, best = self.metrics.offset(), self.best
+            last = at.iteration == self.config.train.iterations
             try:
-                result = self._evaluate(policy, baseline, at)
-                if result is not None and at.iteration == self.config.train.iterations:
-                    return self._finish(policy, result)
+                found = self._evaluate(self._policy(state), baseline, at, last)
+                if found is not None and self._select(state, found, at, boundary):
+                    last = True  # out of patience; sampled as often as any other end
+                    found = self._evaluate(self._policy(state), baseline, at, last)
+                if found is not None and last:
+                    return self._finish(state, found.result, at)
+                state = self._carry(state, at)
+                policy = self._policy(state)
                 if at.iteration == traced and hosts.is_first():
                     jax.profiler.start_trace(self.workdir / "profile")
                 rollout = self._rollout(policy, initial, at)
             except Interrupted:
+                self.best = best  # this boundary is evaluated again
                 self._save(state, at, boundary)
                 raise
             state = self._timed_train(state, rollout, at)
@@ -325,10 +372,7 @@ class Trainer:
             return fresh_state(runtime.mesh, trained, self.optimizer), Position()
         if self.config.lora.rank:
             self.frozen, _ = runtime.parted(runtime.load_params())
-        like = abstract_state(
-            runtime.mesh, runtime.parted(runtime.abstract_params)[1], self.optimizer
-        )
-        state, meta = self.checkpoints.restore(step, like)
+        state, meta = self._restore(step)
         if meta["fingerprint"] != self.fingerprint:
             raise ConfigError(
                 f"{self.workdir}: the prompts or their token ids changed since the checkpoint; put"
@@ -336,9 +380,16 @@ class Trainer:
             )
         at = self.saved = Position(**meta["position"])
         self.moving = meta.get("moving_steps", int(state.step))  # not in older checkpoints
+        self.best = Best(**meta["best"]) if meta.get("best") else None
         self.metrics.truncate(meta["metrics_offset"])
         log.info("resuming at iteration %d, step %d of it", at.iteration, at.step_in_iteration)
         return state, at
+
+    def _restore(self, step: int) -> tuple[TrainState, dict]:
+        """Return the state of one checkpoint, and its meta."""
+        trained = self.runtime.parted(self.runtime.abstract_params)[1]
+        like = abstract_state(self.runtime.mesh, trained, self.optimizer)
+        return self.checkpoints.restore(step, like)
 
     def _policy(self, state: TrainState) -> PyTree:
         """Return all parameters of pi_theta, frozen ones included."""
@@ -361,6 +412,26 @@ class Trainer:
         )
         run_folder.write_json(path, sampled.texts)
         return sampled.texts
+
+    def _reference(self, heldout: list[data.EncodedPrompt]) -> list[list[str]] | None:
+        """Return the fixed outputs that the run compares with; they stay those it began with.
+
+        Raises:
+          ConfigError: the file has other outputs than when the run began.
+        """
+        path = self.config.eval.reference_outputs
+        if not path:
+            return None
+        read = hosts.on_first(lambda: read_references(path, heldout))
+        kept = self.workdir / "reference.json"
+        old = hosts.on_first(lambda: read_json(kept) if kept.is_file() else read)
+        if old != read:
+            raise ConfigError(
+                f"eval.reference_outputs={path}: the outputs changed since the run began; put them"
+                " back, or give --workdir a new folder"
+            )
+        run_folder.write_json(kept, read)
+        return read
 
     def _initial_policy(self, state: TrainState, at: Position) -> Callable[[], PyTree] | None:
         """Return a loader of the initial policy, for KL and `reference: initial`; None when it is
@@ -386,11 +457,13 @@ class Trainer:
 
     # ---- phases ----------------------------------------------------------------------------------
 
-    def _evaluate(self, params: PyTree, baseline: list[list[str]], at: Position) -> dict | None:
-        """Compare the policy with the initial one on held-out prompts, at boundaries where that is
-        due.
+    def _evaluate(
+        self, params: PyTree, baseline: list[list[str]], at: Position, last: bool
+    ) -> Evaluated | None:
+        """Compare the policy with the initial one, and with others that are configured, on held-out
+        prompts, at boundaries where that is due.
         """
-        c, last = self.config, at.iteration == self.config.train.iterations
+        c = self.config
         if self.given:
             return self._evaluate_given(params, at, last)
         if at == Position():
@@ -400,16 +473,41 @@ class Trainer:
             return None
         k = c.eval.final_num_samples if last else c.eval.num_samples
         sampled = self._sample_heldout(params, k, baseline=False, what="evaluate")
-        found = compare(c, self.oracle, self.heldout.encoded, sampled.texts, baseline)
-        self._log("evaluate", found.values() | sampled.metrics, sampled.wall, at)
+        oracles, opponents = {"": self.oracle} | self.others, self._opponents(baseline, at)
+        found = compare_all(c, oracles, self.heldout.encoded, sampled.texts, opponents)
+        values = found.values()
+        self._log("evaluate", values | sampled.metrics, sampled.wall, at)
         records = self.heldout.records(
             sampled, "final" if last else f"iter_{at.iteration}", at.iteration
         )
         run_folder.append_records(self.workdir / "samples.jsonl", records, at.iteration)
         log.info("iteration %d: held-out %s", at.iteration, found)
-        return found.result() | {"samples": k}
+        return Evaluated(values, found.result() | {"samples": k})
 
-    def _evaluate_given(self, params: PyTree, at: Position, last: bool) -> dict | None:
+    def _opponents(self, baseline: list[list[str]], at: Position) -> dict[str, list[list[str]]]:
+        """Return the responses that the policy's are compared with; the start's name is empty."""
+        opponents = {"": baseline}
+        if self.config.eval.previous:
+            opponents["previous"] = hosts.on_first(lambda: self._previous(at))
+        if self.reference is not None:
+            opponents["reference"] = self.reference
+        return opponents
+
+    def _previous(self, at: Position) -> list[list[str]]:
+        """Return the held-out responses of the evaluation before, as samples.jsonl has them."""
+        rows = [
+            row
+            for row in read_records(self.workdir / "samples.jsonl")
+            if row["iteration"] < at.iteration
+        ]
+        newest = max(row["iteration"] for row in rows)
+        texts: dict[str, list[str]] = {}
+        for row in rows:
+            if row["iteration"] == newest:
+                texts.setdefault(row["prompt_id"], []).append(row["response"])
+        return [texts[e.prompt.id] for e in self.heldout.encoded]
+
+    def _evaluate_given(self, params: PyTree, at: Position, last: bool) -> Evaluated | None:
         """Measure the loss and its rewards on held-out rows, at the start and where that is due."""
         due = at == Position() or last or _is_due(self.config.eval.every, at.iteration)
         if at.step_in_iteration or not due:
@@ -419,14 +517,70 @@ class Trainer:
         self._log("evaluate", values, {}, at)
         said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
         log.info("iteration %d: held-out %s", at.iteration, said)
-        return None if at == Position() else values
+        return None if at == Position() else Evaluated(values, values)
 
     def _evaluate_start(self, baseline: list[list[str]], at: Position) -> None:
-        """Log the initial policy's rewards, for group losses."""
-        if self.collect.rows == "group":
-            found = rewards(self.config, self.oracle, self.heldout.encoded, baseline)
-            if found:
-                self._log("evaluate", logged(found), {}, at)
+        """Log the initial policy's rewards, for group losses and where other oracles are asked."""
+        if self.collect.rows != "group" and not self.others:
+            return
+        found: dict[str, float] = {}
+        for label, oracle in ({"": self.oracle} | self.others).items():
+            own = logged(rewards(self.config, oracle, self.heldout.encoded, baseline))
+            found |= {prefix(label) + name: value for name, value in own.items()}
+        if found:
+            self._log("evaluate", found, {}, at)
+
+    def _select(self, state: TrainState, found: Evaluated, at: Position, boundary: int) -> bool:
+        """Note the best evaluated policy (`train.select_by`); say if the run should end.
+
+        It ends after `train.patience` evaluations without a new best. A state that a later
+        iteration may start from, or that another one will replace, is saved here with the best
+        before it, because a resume evaluates this boundary again.
+
+        Raises:
+          ConfigError: the evaluation gave no number of that name.
+        """
+        c, name = self.config.train, self.config.train.select_by.removeprefix("eval/")
+        if not name:
+            return False
+        if name not in found.values:
+            names = [key for key in found.values if f"{key}_low" in found.values]
+            raise ConfigError(
+                f"train.select_by=eval/{name}: evaluations of this run give "
+                + ", ".join(f"eval/{key}" for key in names)
+            )
+        better = self.best is None or found.values[name] > self.best.value
+        if (better or c.carry == "best") and at.iteration < c.iterations:
+            self._save(state, at, boundary)
+        if self.best is None or better:
+            self.best = Best(at.iteration, int(state.step), found.values[name], found.result)
+            return False
+        self.best = dataclasses.replace(self.best, waited=self.best.waited + 1)
+        if not c.patience or self.best.waited < c.patience or at.iteration == c.iterations:
+            return False
+        log.info(
+            "%d evaluations without a better %s than %.4f, of iteration %d: the run ends",
+            self.best.waited,
+            c.select_by,
+            self.best.value,
+            self.best.iteration,
+        )
+        return True
+
+    def _carry(self, state: TrainState, at: Position) -> TrainState:
+        """Return the state that the iteration starts from (`train.carry`).
+
+        The best policy comes with its own optimizer state; the count of steps goes on. The state
+        that it replaces is on disk (`_select`) and leaves the devices first.
+        """
+        best, chosen = self.best, self.config.train.carry == "best"
+        if not chosen or best is None or at.step_in_iteration or best.iteration == at.iteration:
+            return state
+        log.info("iteration %d starts from that of iteration %d", at.iteration + 1, best.iteration)
+        self.checkpoints.wait()  # the best may be the one that is being written
+        for leaf in jax.tree.leaves((state.params, state.opt_state)):
+            leaf.delete()
+        return self._restore(best.step)[0]._replace(step=state.step)
 
     def _sample_heldout(self, params: PyTree, k: int, *, baseline: bool, what: str):
         return self.heldout.sample(
@@ -680,7 +834,12 @@ class Trainer:
             "fingerprint": self.fingerprint,
             "version": __version__,
             "moving_steps": self.moving,
+            "best": dataclasses.asdict(self.best) if self.best else None,
         }
+        if self.config.train.select_by:
+            self.checkpoints.wait()  # one that is under way may name another best
+        if hosts.is_first():
+            self.checkpoints.protected = self._steps_of_best()
         start, background = time.perf_counter(), self.config.checkpoint.async_save
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
             self.checkpoints.save(
@@ -691,45 +850,62 @@ class Trainer:
         if hosts.is_first():
             self._drop_rollouts(at)
 
-    def _finish(self, params: PyTree, result: dict) -> dict:
-        """Export the policy and write the result.
+    def _steps_of_best(self) -> set[int]:
+        """Return the steps that this run, or one resumed from its newest checkpoints, may need."""
+        newest = self.checkpoints.metas()[: self.config.checkpoint.keep]
+        steps = {best["step"] for meta in newest if (best := meta.get("best"))}
+        return steps | ({self.best.step} if self.best else set())
+
+    def _finish(self, state: TrainState, result: dict, at: Position) -> dict:
+        """Export the policy, and the best one if one was selected, and write the result.
 
         The result comes last: a start without one repeats the whole export.
         """
         self.checkpoints.wait()
         if self.saved and hosts.is_first():
             self._drop_rollouts(self.saved)
-        if self.config.checkpoint.export:
-            dtype = export_dtype(self.config, self.runtime.folder)
-            if dtype.itemsize < self.runtime.param_dtype.itemsize:
-                log.info(
-                    "policy/ is rounded to %s; export.dtype=%s would keep every digit",
-                    dtype,
-                    self.runtime.param_dtype,
-                )
-            lora, arch = self.runtime.decoder.lora, self.runtime.arch
-            if lora is not None:
-                save_adapters(
-                    split(params)[1],
-                    arch,
-                    lora,
-                    self.workdir / "adapters",
-                    base=base_of(self.config.model.source, self.runtime.folder),
-                    replace=True,
-                    texts={"README.md": self._card(result, adapter=True)},
-                )
-                params = merged(params, lora.scale)
-            hf.save_params(
-                params,
-                arch,
-                self.workdir / "policy",
-                tokenizer_from=self.runtime.folder,
-                dtype=dtype,
-                replace=True,
-                texts=self._own_template() | {"README.md": self._card(result)},
-            )
+        best, export = self.best, self.config.checkpoint.export
+        if export:
+            self._export(self._policy(state), result)
+        if best is not None:
+            result |= {"best_iteration": best.iteration, "best_value": best.value}
+            if export:
+                own = state if best.iteration == at.iteration else self._restore(best.step)[0]
+                self._export(self._policy(own), best.result, "_best")
         run_folder.write_json(self.workdir / "result.json", result)
         return result
+
+    def _export(self, params: PyTree, result: dict, which: str = "") -> None:
+        """Write a policy as a Hugging Face folder, and its adapters if it has them."""
+        dtype = export_dtype(self.config, self.runtime.folder)
+        if dtype.itemsize < self.runtime.param_dtype.itemsize:
+            log.info(
+                "policy%s/ is rounded to %s; export.dtype=%s would keep every digit",
+                which,
+                dtype,
+                self.runtime.param_dtype,
+            )
+        lora, arch = self.runtime.decoder.lora, self.runtime.arch
+        if lora is not None:
+            save_adapters(
+                split(params)[1],
+                arch,
+                lora,
+                self.workdir / f"adapters{which}",
+                base=base_of(self.config.model.source, self.runtime.folder),
+                replace=True,
+                texts={"README.md": self._card(result, adapter=True)},
+            )
+            params = merged(params, lora.scale)
+        hf.save_params(
+            params,
+            arch,
+            self.workdir / f"policy{which}",
+            tokenizer_from=self.runtime.folder,
+            dtype=dtype,
+            replace=True,
+            texts=self._own_template() | {"README.md": self._card(result)},
+        )
 
     def _own_template(self) -> dict[str, str]:
         """Return the chat template that the policy was trained with, if it is not the model's."""

@@ -23,6 +23,7 @@ SMALL = {  # one bucket and few tokens: a run is mostly tracing and compiling
 # started before a fork.
 SERVER = """
 import json, os, signal, sys, time, traceback
+import jax, numpy as np
 from ssppo_jax import evaluate, runtime, train
 from ssppo_jax.report import build
 from ssppo_jax.rollout import collect
@@ -47,6 +48,14 @@ def prepare(where):
         deadly(train, "take_micro_batch", 1, signal.SIGTERM)
     elif where == "sampling":    # the second iteration's samples are being made
         deadly(collect, "sample_prompts", 1)
+    elif where == "telling policies":  # not a kill: says what each iteration starts from
+        rollout = train.Trainer._rollout
+        def told(self, params, *rest):
+            print("policy", sum(float(np.abs(x).sum()) for x in jax.tree.leaves(params)))
+            return rollout(self, params, *rest)
+        train.Trainer._rollout = told
+    elif where == "stopped while sampling":  # SIGTERM behind an evaluation: 75, evaluated again
+        deadly(collect, "sample_prompts", 2, signal.SIGTERM)
     elif where == "scoring":     # they are sampled and judged, the rollout is not yet written
         deadly(score_phase, "score_rows", 1)
     elif where == "saving":      # a checkpoint in the second iteration: arrays, no manifest yet

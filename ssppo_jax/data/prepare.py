@@ -28,7 +28,12 @@ class Prepared(NamedTuple):
 
 
 def prepare_prompts(
-    settings: Mapping[str, Any], tokenizer: Any, *, seed: int, history: History | None = None
+    settings: Mapping[str, Any],
+    tokenizer: Any,
+    *,
+    seed: int,
+    history: History | None = None,
+    heldout_settings: Mapping[str, Any] | None = None,
 ) -> Prepared:
     """Return the training and the held-out prompts of a configured source as token ids.
 
@@ -37,6 +42,7 @@ def prepare_prompts(
         tokenizer: a transformers tokenizer.
         seed: decides which prompts are held out.
         history: what the runs behind the initial model were trained on; that is held out last.
+        heldout_settings: how held-out prompts are framed, where that differs.
 
     Raises:
         ConfigError, DataError: see the source, `split_prompts` and `encode_prompts`.
@@ -49,7 +55,7 @@ def prepare_prompts(
             len(split.heldout),
         )
     train, dropped = encode(split.train, tokenizer, settings)
-    heldout, dropped_heldout = encode(split.heldout, tokenizer, settings)
+    heldout, dropped_heldout = encode(split.heldout, tokenizer, heldout_settings or settings)
     copies = list(split.duplicates)
     if copies:
         log.warning("left out %d training prompts that ask what a held-out one asks", len(copies))

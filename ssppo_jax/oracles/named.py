@@ -18,7 +18,7 @@ from ssppo_jax.config import Component, component, keyword_defaults, rule_proble
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.protocol import Oracle, require_oracle
 
-TAKEN = ("previous", "reference", "start")  # labels that name an opponent in a log
+TAKEN = ("mixture", "previous", "reference", "start")  # labels that name other things in a log
 EXAMPLE = 'as in keywords,relevance or \'[{"oracle": "length", "target": 30}]\''
 
 

@@ -18,6 +18,7 @@ from ssppo_jax.errors import UserError
 from ssppo_jax.files import write_atomically
 from ssppo_jax.report import sections
 from ssppo_jax.report.record import TRAINED_ON, Run, finite, read_run
+from ssppo_jax.report.story import tell
 
 PACKAGES = [
     "jax",
@@ -68,6 +69,8 @@ def _contents(run: Run) -> dict[str, Any]:
     versions = recorded or _versions_here()
     config = json.dumps(run.config, indent=2, ensure_ascii=False)
     return {
+        "story": tell(run),
+        "first": sections.first_cards(run),
         "tiles": _results(run) + _extent(run),
         "held_out": held_out,
         "held_out_caption": held_out_caption,

@@ -111,7 +111,7 @@ def plot_interval(name: str, rows: pd.DataFrame, *, wide: bool) -> Plot:
     A dashed line tells where nothing has changed. That is 0.5 for a win rate, and the value at
     iteration 0 for everything else.
     """
-    is_rate = name == "win_rate"
+    is_rate = name.endswith("win_rate")
     words = shorten(name.replace("_", " "))
     with drawing(WIDE if wide else (4.2, 2.9)) as figure:
         ax = figure.subplots()
@@ -129,6 +129,23 @@ def plot_interval(name: str, rows: pd.DataFrame, *, wide: bool) -> Plot:
             ax.set_ylim(min(0.35, bottom - 0.03), max(0.75, top + 0.03))
         ax.set_ylabel("win rate over the starting policy" if is_rate and wide else words)
         return _plot(figure, f"{words} over iterations with its 95% interval")
+
+
+def plot_rates(title: str, lines: dict[str, pd.DataFrame]) -> Plot:
+    """Draw the win rates of several oracles together, each with its interval."""
+    with drawing((4.2, 2.9)) as figure:
+        ax = figure.subplots()
+        whole_numbers(ax, "iteration")
+        for place, (name, rows) in enumerate(lines.items()):
+            x, value, low, high = (rows[key] for key in ("iteration", "value", "low", "high"))
+            colour = COLOURS[place % len(COLOURS)]
+            ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+            ax.vlines(x, low, high, color=colour, linewidth=1)
+            ax.plot(x, value, "o-", color=colour, markersize=4, label=shorten(name, 24))
+        ax.axhline(0.5, color="black", linestyle="--", linewidth=0.8, alpha=0.6)
+        ax.set_title(title)
+        figure.legend(loc="outside lower center", ncols=3)
+        return _plot(figure, f"{title} over iterations, by {', '.join(lines)}")
 
 
 def plot_group_rewards(groups: pd.DataFrame) -> Plot:

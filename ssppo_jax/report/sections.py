@@ -15,8 +15,10 @@ import pandas as pd
 from ssppo_jax.report import plots
 from ssppo_jax.report.plots import Plot
 from ssppo_jax.report.record import Run, finite, finite_list, held_out, phase_seconds
+from ssppo_jax.report.story import OPPONENTS
 
-SAMPLES_OPEN, SAMPLES_MOST = 8, 200  # prompts shown at once, and shown at all
+FIRST = 3  # prompts on the first screen
+SAMPLES_OPEN, SAMPLES_MOST = 5, 200  # prompts shown at once further down, and shown at all
 EXAMPLES = 3  # groups, and opponents, shown of the first and of the last iteration
 ENDS = 2  # of a group, its best and its worst responses, shown at once
 
@@ -73,14 +75,44 @@ class Card(NamedTuple):
 def held_out_results(run: Run) -> tuple[list[Plot], str]:
     """Return a plot of every held-out quantity that has an interval, and a caption."""
     found = held_out(run.metrics)
+    rates = [name for name in found if name.endswith("win_rate")]
     caption = "Held-out prompts. "
-    if "win_rate" in found:
-        caption += "Win rate: trained against starting policy, by the configured oracle. "
-    if set(found) - {"win_rate"}:
+    if rates:
+        caption += "Win rate: trained against starting policy, by the configured oracle"
+        caption += " and by others. " if len(rates) > 1 else ". "
+    if set(found) - set(rates):
         caption += "Rewards: mean of the trained policy; dashed: of the starting one. "
     caption += "Band: 95% interval over prompts."
+    own = str(run.config.get("oracle.name", "")) if isinstance(run.config, dict) else ""
     wide = len(found) == 1
-    return [plots.plot_interval(name, rows, wide=wide) for name, rows in found.items()], caption
+    drawn = [
+        plots.plot_interval(name, found[name], wide=wide) for name in found if name not in rates
+    ]
+    # The training oracle first, and raw rates before those at equal length.
+    rates.sort(key=lambda name: (name.count("/"), "length" in name))
+    for title, names in _rate_groups(rates).items():
+        if len(names) == 1:
+            drawn.append(plots.plot_interval(names[0], found[names[0]], wide=wide))
+        else:
+            lines = {_judge_of(name) or own or "trained on": found[name] for name in names}
+            drawn.append(plots.plot_rates(title, lines))
+    return drawn, caption
+
+
+def _rate_groups(names: list[str]) -> dict[str, list[str]]:
+    """Return the win rates that are drawn together, by a title."""
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        *labels, kind = name.split("/")
+        opponent = labels[-1] if labels and labels[-1] in OPPONENTS else "start"
+        words = "win rate at equal length" if kind.startswith("length") else "win rate"
+        groups[f"{words} over the {opponent}"].append(name)
+    return groups
+
+
+def _judge_of(name: str) -> str:
+    """Return the oracle that a logged win rate names; the training oracle has no name there."""
+    return "/".join(label for label in name.split("/")[:-1] if label not in OPPONENTS)
 
 
 def metric_topics(run: Run) -> tuple[dict[str, list[Plot]], list[Plot]]:
@@ -266,16 +298,25 @@ def _opponent_card(record: dict) -> Card:
 # ---- held-out samples ----------------------------------------------------------------------------
 
 
+def first_cards(run: Run) -> list[Card]:
+    """Return the first prompts that have texts, with one response before and one after."""
+    return [card._replace(fold="", folded=()) for card in _cards(run)[:FIRST]]
+
+
 def sample_cards(run: Run) -> tuple[list[Card], list[Card], int]:
     """Return held-out samples before and after: cards shown, cards folded, and how many are not."""
+    cards = _cards(run)
+    shown, folded = cards[:SAMPLES_OPEN], cards[SAMPLES_OPEN:SAMPLES_MOST]
+    return shown, folded, max(len(cards) - SAMPLES_MOST, 0)
+
+
+def _cards(run: Run) -> list[Card]:
     last = max((str(sample.get("stage")) for sample in run.samples), key=stage_order, default="")
     after = last if last != "start" else "after"
     texts: dict[str, dict[str, list[dict]]] = defaultdict(lambda: defaultdict(list))
     for sample in run.samples:
         texts[str(sample.get("prompt_id"))][str(sample.get("stage"))].append(sample)
-    cards = [_sample_card(mine["start"], mine[after], after) for mine in texts.values()]
-    shown, folded = cards[:SAMPLES_OPEN], cards[SAMPLES_OPEN:SAMPLES_MOST]
-    return shown, folded, max(len(cards) - SAMPLES_MOST, 0)
+    return [_sample_card(mine["start"], mine[after], after) for mine in texts.values()]
 
 
 def stage_order(stage: str) -> tuple[int, int]:

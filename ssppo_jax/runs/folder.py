@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 # What a run leaves as soon as it has computed something.
 COMPUTED = (
     "baseline.json", "samples.jsonl", "metrics.jsonl", "verdicts*.jsonl", "rollouts/*.npz",
-    "checkpoints/step_*", "policy", "adapters", "result.json",
+    "checkpoints/step_*", "policy", "adapters", "policy_best", "adapters_best", "result.json",
 )  # fmt: skip
 # Keys that may differ when a run is continued: they change nothing that is trained.
 FREE_TO_CHANGE = (
@@ -35,7 +35,8 @@ FREE_TO_CHANGE = (
 )  # fmt: skip
 LENGTH = "train.iterations"  # may be raised when a run is continued
 
-EXPORTS = ("policy", "adapters")  # folders that a run replaces at its end
+# Folders that a run replaces at its end.
+EXPORTS = ("policy", "adapters", "policy_best", "adapters_best")
 
 
 def claim(workdir: Path, config: ConfigDict, version: str) -> None:
@@ -192,10 +193,16 @@ def _differing(path: Path, config: ConfigDict) -> list[str]:
     return [
         f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}{_hint(key, old)}"
         for key in sorted(old.keys() | new.keys())
-        if not key.startswith(FREE_TO_CHANGE)
+        if not key.startswith(_free(new))
         and old.get(key) != new.get(key)
         and not (key == LENGTH and new[key] > old.get(key, new[key]))
     ]
+
+
+def _free(flat: dict) -> tuple[str, ...]:
+    """Return what may change: no evaluations where they choose what is trained."""
+    selects = bool(flat.get("train.select_by"))
+    return tuple(key for key in FREE_TO_CHANGE if not (selects and key.startswith("eval.")))
 
 
 def _hint(key: str, old: dict) -> str:
@@ -204,8 +211,8 @@ def _hint(key: str, old: dict) -> str:
 
 def digest(config: ConfigDict) -> str:
     """Return the SHA-256 of the config without the keys that may change."""
-    free = (*FREE_TO_CHANGE, LENGTH)
-    flat = {k: v for k, v in flatten(config).items() if not k.startswith(free)}
+    whole = flatten(config)
+    flat = {k: v for k, v in whole.items() if not k.startswith((*_free(whole), LENGTH))}
     return hashlib.sha256(json.dumps(flat, sort_keys=True).encode()).hexdigest()
 
 

@@ -75,6 +75,7 @@ class Checkpoints:
         self.folder = Path(folder).absolute()  # Orbax refuses relative paths
         self.keep = keep
         self.on_saved: Callable[[], object] = lambda: None  # process 0 calls it after each save
+        self.protected: set[int] = set()  # steps that are kept beside the newest `keep`
         self.damaged: dict[str, str] = {}  # folder name -> reason, as the last look found them
         self._trusted: Path | None = None  # verified by `latest`: `restore` need not read it again
         handler = ocp.PyTreeCheckpointHandler(use_compression=False)  # floats do not compress
@@ -295,7 +296,7 @@ class Checkpoints:
             )
         valid, extra = 1, []
         for other in self._saved():
-            if other.path == fresh:
+            if other.path == fresh or other.step in self.protected:
                 continue
             if valid < self.keep and self._is_valid(other.path):
                 valid += 1
