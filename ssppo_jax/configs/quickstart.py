@@ -1,5 +1,9 @@
-"""SmolLM2-135M-Instruct aligns itself by self-play against a known oracle (VADER sentiment), on two
-CPU cores.
+"""SmolLM2-135M-Instruct aligns itself by self-play against a known oracle, on two CPU cores.
+
+The oracle is half VADER sentiment and half relevance, the cosine of prompt and response in
+MiniLM's space: for sentiment alone the answers are given up (experiments/overoptimised). A second
+oracle that training does not see, `keywords`, counts the prompt's words that come back. All three
+are functions of the text and stand for no human preference.
 
 S-SPPO as in the paper, scaled to a laptop: small portions, few updates each, AdamW instead of
 RMSProp, and beta = 0.05 so that the regression target is within reach of a few updates. Training
@@ -18,7 +22,8 @@ def get_config():
     config.sampling.num_samples = 4
     config.sampling.max_new_tokens = 40
     config.sampling.batch_size = 24
-    select(config, "oracle", "sentiment", temperature=0.25)
+    members = '[{"oracle": "sentiment"}, {"oracle": "relevance"}]'
+    select(config, "oracle", "combine", members=members, temperature=0.1)
     select(config, "loss", "s_sppo", beta=0.05, repulsion_weight=1.0)
     select(config, "optimizer", "adamw")
     config.optimizer.learning_rate = 5e-5
@@ -32,5 +37,6 @@ def get_config():
     config.eval.num_samples = 1
     config.eval.final_num_samples = 4
     config.eval.temperature = 0.7
+    config.eval.oracles = "keywords"
     config.checkpoint.every = 3
     return config
