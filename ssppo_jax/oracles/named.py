@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import Component, component, keyword_defaults, rule_problems
+from ssppo_jax.config import Component, component, entry, keyword_defaults, rule_problems
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.protocol import Oracle, require_oracle
 
@@ -60,7 +60,7 @@ def build_named(text: str, table: Mapping[str, Callable]) -> dict[str, Oracle]:
         ConfigError: as `read_named`, or an oracle cannot be made.
     """
     return {
-        label: require_oracle(table[name](**settings), name)
+        label: require_oracle(entry(table, name)(**settings), name)
         for label, name, settings in read_named(text, table)
     }
 
@@ -85,4 +85,4 @@ def _named(given: dict[str, Any], table: Mapping[str, Callable]) -> Named:
             f'"as": {label!r} of {name}: a label is made of letters, digits, _ - and ., and is'
             f" none of {', '.join(TAKEN)}"
         )
-    return Named(label, name, keyword_defaults(table[name]) | given)
+    return Named(label, name, keyword_defaults(entry(table, name)) | given)
