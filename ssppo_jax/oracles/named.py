@@ -76,7 +76,7 @@ def setting_problems(table: Mapping[str, Callable], name: Any, given: dict) -> l
 
 def _named(given: dict[str, Any], table: Mapping[str, Callable]) -> Named:
     name = given.pop("oracle", None)
-    label = given.pop("as", name)
+    label = given.pop("as", str(name).rpartition(":")[2])  # of a function in a file, its own name
     problems = setting_problems(table, name, given)
     if problems:
         raise ConfigError("; ".join(problems))
