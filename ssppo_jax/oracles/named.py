@@ -71,12 +71,13 @@ def setting_problems(table: Mapping[str, Callable], name: Any, given: dict) -> l
         node = component(table, name, **given)
     except ConfigError as error:
         return [str(error)]
-    return rule_problems(ConfigDict({name: node}), (), (Component(name, table, name, ""),))
+    path = name.rpartition(":")[2]  # of a function in a file, its own name
+    return rule_problems(ConfigDict({path: node}), (), (Component(path, table, name, ""),))
 
 
 def _named(given: dict[str, Any], table: Mapping[str, Callable]) -> Named:
     name = given.pop("oracle", None)
-    label = given.pop("as", str(name).rpartition(":")[2])  # of a function in a file, its own name
+    label = given.pop("as", str(name).rpartition(":")[2])
     problems = setting_problems(table, name, given)
     if problems:
         raise ConfigError("; ".join(problems))
