@@ -23,7 +23,9 @@ def get_config():
     config.mesh.data = 1
     config.mesh.fsdp = -1
 
-    select(config, "data.source", "hf", repo_id="openai/gsm8k", subset="main", field="question")
+    select(
+        config, "data.source", "hf", repo_id="openai/gsm8k", subset="main", prompt_field="question"
+    )
     config.data.heldout = 256
     config.data.max_prompt_length = 512
     config.data.prompt_buckets = (128, 256, 512)
