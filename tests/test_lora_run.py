@@ -105,7 +105,15 @@ def test_an_export_that_was_killed_halfway_is_repeated_whole(tmp_path, monkeypat
     """SIGKILL between adapters/ and policy/ once left a run that no start could finish."""
     config = configure(**LORA)
     runtime = build_runtime(config)
-    ending = SimpleNamespace(config=config, runtime=runtime, workdir=tmp_path)
+    ending = SimpleNamespace(
+        config=config,
+        runtime=runtime,
+        workdir=tmp_path,
+        checkpoints=SimpleNamespace(wait=lambda: None),
+        saved=None,
+        _own_template=dict,
+        _card=lambda *_, **__: "a card",
+    )
     params, result = runtime.load_params(), {"win_rate": 0.5}
 
     def killed(*_, **__):
