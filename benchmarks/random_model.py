@@ -16,10 +16,10 @@ from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
 
 
-def main(folder: str) -> None:
+def main(folder: str, layers: int = 16) -> None:
     sizes = {
         "hidden_size": 2048,
-        "num_layers": 16,
+        "num_layers": layers,
         "num_heads": 32,
         "num_kv_heads": 8,
         "head_dim": 64,
