@@ -188,6 +188,36 @@ def test_a_batch_the_mesh_does_not_divide_names_one_that_it_does(base, batch, mi
     schema.check(base, 8)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        ({"train.padding_free": "true"}, "needs train.max_token_len, the tokens of a micro-batch"),
+        # The default prompt bucket and two responses of 512 tokens.
+        ({"train.max_token_len": "1535"}, "holds no row of full length, a prompt and 2 responses"),
+        ({"train.max_token_len": "1535"}, "1536 tokens; raise it to that"),
+        ({"loss": "grpo", "train.max_token_len": "3071"}, "a prompt and 5 responses"),
+        ({"train.max_token_len": "4096", "train.micro_batches": "2"}, "both cut a batch"),
+        ({"data.completion_buckets": "(0,64)"}, "must be increasing positive integers"),
+    ],
+)
+def test_a_cut_by_tokens_that_cannot_be_made_says_why(base, overrides, problem):
+    assert cfg.override(base, overrides, schema.COMPONENTS) == []
+    assert problem in problems_of(base)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"train.max_token_len": "1536", "train.padding_free": "true"},
+        {"loss": "grpo", "train.max_token_len": "3072"},
+        {"data.completion_buckets": "(64,128)"},
+    ],
+)
+def test_a_cut_by_tokens_that_holds_the_longest_row_is_taken(base, overrides):
+    assert cfg.override(base, overrides, schema.COMPONENTS) == []
+    schema.check(base, 1)
+
+
 def test_sampling_is_split_over_the_same_devices_but_not_over_tensor(base):
     base.sampling.batch_size = 12
     wanted = "must be a multiple of replica x data x fsdp = 8 of the sampling mesh; try 16"
