@@ -37,6 +37,8 @@ def test_every_row_is_in_one_micro_batch_that_holds_it(kind, count):
     found = mine(prompt, own, rows)
     real = np.concatenate([micro.rows[micro.rows >= 0] for micro in found])
     assert sorted(real) == sorted(rows)
+    longest = [own[micro.rows[micro.rows >= 0]].max() for micro in found]
+    assert longest == sorted(longest, reverse=True)  # rows of like length are together
     for micro in found:
         inside = micro.rows[micro.rows >= 0]
         assert len(micro.rows) % WAYS == 0 and len(micro.rows) <= 64
@@ -51,6 +53,21 @@ def test_every_row_is_in_one_micro_batch_that_holds_it(kind, count):
                 assert len(mine_alone) * (micro.prompt + 2 * micro.completion) <= 4096
             else:
                 assert len(micro.rows) == 16
+
+
+def test_no_stream_holds_more_than_its_slots():
+    """Short rows and streams, so that many are filled to the last slot."""
+    full = 0
+    for seed in range(50):
+        rng = np.random.default_rng(seed)
+        prompt, own = rng.integers(1, 4, 30), rng.integers(1, 5, (30, 2))
+        settings = {"prompt_buckets": (3,), "completion_buckets": (4,), "padding_free": True}
+        for micro in cut(**settings, ways=2, size=30, max_token_len=11)(prompt, own, np.arange(30)):
+            for mine in micro.rows.reshape(2, -1):
+                tokens = (prompt + own.sum(1))[mine[mine >= 0]].sum()
+                assert tokens <= micro.stream
+                full += tokens == micro.stream
+    assert full > 100
 
 
 def test_the_cut_is_a_function_of_the_rows_and_not_of_their_order():
