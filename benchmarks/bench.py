@@ -289,11 +289,12 @@ portion of prompts).
 UNEQUAL = """
 ## Responses of unequal length
 
-{pairs} pairs of {prompt} + at most {longest} tokens, {tokens} real ones in all. Lengths are
-log-normal with mean 250 and 99th percentile 900, seed {seed} (`ssppo_jax.data.lengths`). The model
-is the first {layers} layers of the same one. One optimizer step, reference included.
-Measured on {date}: {machine}; rounds: {rounds}. Other work ran beside it (load
-{load:.0f}), so processor seconds are compared.
+{pairs} pairs of {prompt} + at most {longest} tokens, {tokens} real ones in all
+(`TASKS=lengths make bench`).
+Lengths are drawn log-normal with mean 250 and 99th percentile 900, seed {seed}; these have mean {mean:.0f}
+and are at most {most}. The model is the first {layers} layers of the same one. One optimizer step,
+reference included. Measured on {date}: {machine};
+rounds: {rounds}. Other work ran beside it (load {load:.0f}), so processor seconds are compared.
 
 | who | seconds | processor seconds | real tokens a processor second | padding |
 |---|---|---|---|---|
@@ -327,6 +328,7 @@ def _unequal(made: dict) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     before, after = (rates.get(who, float("nan")) for who in list(LENGTHS)[:2])
     values = {"pairs": work.LONG_TAILED, "prompt": work.PROMPT, "longest": work.LONGEST}
+    values |= {"mean": own.mean(), "most": own.max()}
     values |= {"seed": work.SEED, "tokens": tokens, "layers": LAYERS, "gain": after / before}
     values |= {name: made[name] for name in ("date", "machine", "load")}
     values |= {"rounds": max(map(len, made["records"].values())), "rows": "\n".join(lines)}
