@@ -292,8 +292,8 @@ UNEQUAL = """
 {pairs} pairs of {prompt} + at most {longest} tokens, {tokens} real ones in all
 (`TASKS=lengths make bench`).
 Lengths are drawn log-normal with mean 250 and 99th percentile 900, seed {seed}; these have mean
-{mean:.0f} and are at most {most}. The model is the first {layers} layers of the same one. One optimizer step,
-reference included. Measured on {date}: {machine};
+{mean:.0f} and are at most {most}. The model is the first {layers} layers of the same one.
+One optimizer step, reference included. Measured on {date}: {machine};
 rounds: {rounds}. Other work ran beside it (load {load:.0f}), so processor seconds are compared.
 
 | who | seconds | processor seconds | real tokens a processor second | padding |
