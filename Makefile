@@ -7,7 +7,7 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults slurm s3 bench slices described compilers clean
+.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults slurm s3 bench slices described compilers pictures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -71,7 +71,6 @@ parity: setup  ## our exports, opened by transformers and PEFT on torch, in .ven
 	$(VENV)-torch/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(VENV)-torch/bin/python tests/golden/check_export.py
 
-.PHONY: pictures
 pictures: setup  ## a run's report in a real browser, on a phone and a desk, in light and dark (RUN=)
 	$(PY) tests/report/pictures.py $(RUN) runs/pictures
 

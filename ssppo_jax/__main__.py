@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NoReturn
 
 from ssppo_jax import __version__
+from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, Interrupted, LostProcess, UserError, WriteError
-from ssppo_jax.files import default_cache, expanded, to_json, writing
+from ssppo_jax.files import default_cache, to_json, writing
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left

@@ -33,7 +33,6 @@ from typing import Annotated, Any, NamedTuple, get_type_hints
 from ml_collections import ConfigDict
 
 from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.files import expanded
 
 Rule = Callable[[Any], str | None]  # value -> what is allowed, or None when the value is fine
 
@@ -106,6 +105,20 @@ def _plugin(point: importlib.metadata.EntryPoint) -> Callable:
             f"{point.name!r} is a plug-in of {package} ({point.value}), which does not load:"
             f" {type(error).__name__}: {error}"
         ) from error
+
+
+def expanded(path: str) -> Path:
+    """Return a path with ~ and ~user replaced by the home folder.
+
+    Raises:
+      ConfigError: there is no such user, or no home folder.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise ConfigError(
+            f"{path!r} begins with the home folder of a user who has none here; give a whole path"
+        ) from None
 
 
 def load_function(spec: str) -> Callable:

@@ -15,11 +15,11 @@ from scipy.optimize import minimize
 from scipy.special import expit
 from scipy.stats import bootstrap
 
-from ssppo_jax.config import call_kwargs, flatten
+from ssppo_jax.config import call_kwargs, expanded, flatten
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_heldout
 from ssppo_jax.errors import DataError, UserError
-from ssppo_jax.files import expanded, read_json, read_records, write_json, write_records
+from ssppo_jax.files import read_json, read_records, write_json, write_records
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.named import build_named, read_named

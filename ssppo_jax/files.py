@@ -37,20 +37,6 @@ def default_cache() -> Path:
         ) from None
 
 
-def expanded(path: str) -> Path:
-    """Return a path with ~ and ~user replaced by the home folder.
-
-    Raises:
-      ConfigError: there is no such user, or no home folder.
-    """
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:
-        raise ConfigError(
-            f"{path!r} begins with the home folder of a user who has none here; give a whole path"
-        ) from None
-
-
 @contextlib.contextmanager
 def writing(what: Path | str) -> Iterator[None]:
     """Name the file or folder that the block writes in the error that a full disk raises.

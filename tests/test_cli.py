@@ -93,7 +93,7 @@ def test_the_version_is_printed(capsys):
 
 def test_an_unknown_command_is_refused_with_the_nearest_and_the_list(capsys):
     message = refused(capsys, "trian")
-    assert "no command 'trian'; did you mean train? there is: train, evaluate" in message
+    assert "no command 'trian'; did you mean train? there is: train, fit, evaluate" in message
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_train_gets_the_overridden_config_and_prints_the_result(capsys, trained,
     ]
     assert main(["train", SMOKE, f"--workdir={tmp_path / 'run'}", "--profile", *overrides]) == 0
     ((config, workdir, how),) = trained
-    assert how == {"profile": True}
+    assert how["profile"] and set(how) == {"profile", "on_saved"}
     assert (
         workdir == tmp_path / "run"
         and config.loss.beta == 0.25
@@ -245,7 +245,7 @@ def test_a_config_that_cannot_run_exits_78_with_every_problem_and_nothing_starts
     ],
 )
 def test_each_way_to_end_has_its_exit_code(capsys, monkeypatch, tmp_path, error, code, words):
-    def fail(config, workdir, profile):
+    def fail(config, workdir, profile, on_saved):
         raise error
 
     monkeypatch.setattr(ssppo_jax.train, "train", fail)
@@ -487,5 +487,5 @@ def test_sweep_lists_its_runs_and_passes_on_its_exit_code(capsys, monkeypatch, t
     )
     monkeypatch.setattr("ssppo_jax.sweep.grid.TRAIN", ("false",))
     assert main(argv) == 1
-    monkeypatch.setattr("ssppo_jax.sweep.run.sweep", lambda *args, jobs, dry_run: 10 * jobs)
+    monkeypatch.setattr("ssppo_jax.sweep.run.sweep", lambda *args, jobs, **how: 10 * jobs)
     assert main([*argv, "--jobs=3"]) == 30

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from ssppo_jax import files
+from ssppo_jax import config, files
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.plan.compile import read_model
 from ssppo_jax.weights.encoder import locate_encoder
@@ -88,7 +88,7 @@ def test_another_line_that_is_not_json_is_named(tmp_path):
         list(files.read_records(path))
 
 
-@pytest.mark.parametrize("read", [files.expanded, read_model, locate_encoder, resolve])
+@pytest.mark.parametrize("read", [config.expanded, read_model, locate_encoder, resolve])
 def test_the_home_of_a_user_that_is_not_there_is_named_wherever_a_path_is_read(read):
     with pytest.raises(ConfigError, match="'~nosuchuser/x' begins with the home folder of a user"):
         read("~nosuchuser/x")

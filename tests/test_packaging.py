@@ -123,6 +123,6 @@ def test_pre_commit_and_the_lock_have_the_same_ruff():
 def test_make_help_has_a_line_for_every_target():
     makefile = (ROOT / "Makefile").read_text()
     targets = set(re.search(r"^\.PHONY: (.*)$", makefile, re.M)[1].split())
-    rules = set(re.findall(r"^([a-z]+):", makefile, re.M))
-    told = set(re.findall(r"^([a-z]+):.*## \S", makefile, re.M))
+    rules = set(re.findall(r"^([a-z0-9]+):", makefile, re.M))
+    told = set(re.findall(r"^([a-z0-9]+):.*## \S", makefile, re.M))
     assert targets == rules == told

@@ -11,8 +11,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import expanded, read_lines
+from ssppo_jax.files import read_lines
 
 SHOWN = 5  # bad rows in one error
 

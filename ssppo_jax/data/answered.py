@@ -16,11 +16,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Annotated, Any, NamedTuple
 
-from ssppo_jax.config import one_of
+from ssppo_jax.config import expanded, one_of
 from ssppo_jax.data import sources
 from ssppo_jax.data.sources import SHOWN, Row
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import expanded
 from ssppo_jax.types import Given, Prompt
 
 GIVEN = True  # responses come with the prompts of this module's sources

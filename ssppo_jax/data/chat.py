@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError, GateError
-from ssppo_jax.files import expanded
 from ssppo_jax.types import FINISH_EOS, Samples
 
 _TAIL = 16  # tokens of a prompt's end in which such a mark is looked for

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from ssppo_jax.config import expanded
 from ssppo_jax.data.environment import load_environment, rows_of
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import expanded, read_lines
+from ssppo_jax.files import read_lines
 from ssppo_jax.types import Prompt
 
 ROLES = ("system", "user", "assistant")

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 from jax.errors import JaxRuntimeError
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import CONFIGS
+from ssppo_jax.config import CONFIGS, expanded
 from ssppo_jax.distributed.mesh import AXES, batch_ways, make_mesh, mesh_shape, shard_bytes
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.files import expanded
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf
 from ssppo_jax.plan.hlo import Collective, by_kind, collectives

@@ -16,7 +16,7 @@ import jax
 from ml_collections import ConfigDict
 
 from ssppo_jax import files
-from ssppo_jax.config import flatten, user_files
+from ssppo_jax.config import expanded, flatten, user_files
 from ssppo_jax.data import EncodedPrompt, History, question
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
@@ -275,7 +275,7 @@ def history_of(*sources: str) -> History:
 
 def _run_of(source: str) -> Path | None:
     """Return the run folder that a model's folder stands in."""
-    folder = files.expanded(source).resolve()
+    folder = expanded(source).resolve()
     if not folder.is_dir():
         return None
     for place in (folder, *folder.parents[:2]):

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssppo_jax.files import expanded
+from ssppo_jax.config import expanded
 from ssppo_jax.models.encoder import POOLINGS, Encoder, EncoderArch
 from ssppo_jax.weights.table import (
     DTYPES,

@@ -15,8 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
+from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import default_cache, expanded
+from ssppo_jax.files import default_cache
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays

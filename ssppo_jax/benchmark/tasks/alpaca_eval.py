@@ -32,9 +32,10 @@ from ssppo_jax.benchmark.contract import (
 )
 from ssppo_jax.benchmark.rows import file_digest, read_rows
 from ssppo_jax.benchmark.templates import fill, installed, read_text
+from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import expanded, write_json
+from ssppo_jax.files import write_json
 from ssppo_jax.oracles.judge_prompts import STYLES, NoVerdict, probability
 from ssppo_jax.types import Failed
 

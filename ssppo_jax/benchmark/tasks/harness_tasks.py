@@ -11,10 +11,10 @@ from ml_collections import ConfigDict
 from ssppo_jax.benchmark.answers import Model
 from ssppo_jax.benchmark.contract import Benchmark, Whole
 from ssppo_jax.benchmark.harness import MAX_GEN_TOKS, finite, make_lm
-from ssppo_jax.config import non_negative
+from ssppo_jax.config import expanded, non_negative
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import expanded, write_json
+from ssppo_jax.files import write_json
 from ssppo_jax.types import Failed
 
 Z = 1.959964  # of a 95% interval
