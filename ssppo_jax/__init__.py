@@ -2,3 +2,14 @@
 models in JAX."""
 
 __version__ = "0.3.0"
+
+
+def __getattr__(name: str) -> object:
+    """Import what notebooks use when it is first asked for: it takes seconds."""
+    import importlib  # by name: this file stands left of all rooms
+
+    if name in ("configure", "load_policy", "sample", "score"):
+        return getattr(importlib.import_module("ssppo_jax.api"), name)
+    if name == "train":
+        return importlib.import_module("ssppo_jax.train")
+    raise AttributeError(f"module 'ssppo_jax' has no attribute {name!r}")

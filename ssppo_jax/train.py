@@ -10,7 +10,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import sys
 import time
+import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -959,3 +961,20 @@ def _epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.nda
         order = np.random.default_rng([config.seed, iteration, epoch]).permutation(rows)
         steps += [order[i : i + size] for i in range(0, rows, size)]
     return steps
+
+
+class _Train(types.ModuleType):
+    """This module as a function: `ssppo_jax.train(config, workdir)`, for notebooks."""
+
+    def __call__(
+        self, config: ConfigDict | str, workdir: str | Path, *, profile: bool = False
+    ) -> dict:
+        """Train a config, or one by its name, in a folder (`train`)."""
+        made = schema.load(config, {}, jax.device_count()) if isinstance(config, str) else config
+        folder = Path(workdir)
+        with run_folder.no_trace_of_failure(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            return train(made, folder, profile=profile)
+
+
+sys.modules[__name__].__class__ = _Train

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "ssppo_jax"
 RULE = (
     "__init__ types errors | files | config | optimizer data models distributed report"
     " | losses sampling weights steps runs | oracles runtime | rollout"
-    " | schema evaluate generate chat | train fit sweep configs benchmark | plan | __main__"
+    " | schema evaluate generate chat | train fit sweep configs benchmark api | plan | __main__"
 )
 FLOOR = {room: n for n, rooms in enumerate(RULE.split("|")) for room in rooms.split()}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -50,8 +50,8 @@ def test_a_resume_that_loses_its_random_keys_is_told_apart(launch, uninterrupted
 
 def test_a_run_that_was_made_longer_ends_like_one_that_began_so(launch, tmp_path):
     """Where neither prompts nor rates depend on the number of iterations."""
-    kind = ["--config.train.prompts_per_iteration=8", "--config.optimizer.scope=iteration"]
-    longer = launch(tmp_path / "longer", kind=[*kind, "--config.train.iterations=1"])
+    kind = {"train.prompts_per_iteration": 8, "optimizer.scope": "iteration"}
+    longer = launch(tmp_path / "longer", kind=kind | {"train.iterations": 1})
     launch(longer, kind=kind)
     whole = launch(tmp_path / "whole", kind=kind)
     assert files_of(longer) == files_of(whole)
