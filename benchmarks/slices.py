@@ -47,7 +47,7 @@ SLICES = {
     "70b": ("v5e:16x16", "v5p:4x4x4", "v5p:4x8x8", "v6e:8x8", "v6e:16x16"),
 }
 BESIDE = ("v5e:4x4", "v5e:8x8")  # where Tunix is compiled too
-# An iteration of the shipped 8B config: what differs from the file. A GPU alone holds no float32
+# An iteration of the shipped 8B config: what differs from the file. An H100 alone holds no float32
 # state of 8B parameters, and four nodes pass each other only gradients.
 ALONE = {
     "sampling.mesh.tensor": "1",
@@ -300,8 +300,8 @@ embedding and the disk are assumed, as `plan` says on its last line. Minutes.
 
 - The paper's row is S-SPPO's (arXiv 2606.01561). It generates and judges in 49 minutes, builds
   pairs in 1.5 and trains in 16. A bound is no measurement: the gap is not a speed-up.
-- One GPU holds no float32 state of 8B parameters. Its rows have `model.param_dtype=bfloat16`,
-  `optimizer.rounding=stochastic` and `sampling.mesh.tensor=1`.
+- One H100 holds no float32 state of 8B parameters. Rows of one GPU have
+  `model.param_dtype=bfloat16`, `optimizer.rounding=stochastic` and `sampling.mesh.tensor=1`.
 - Four nodes (`4x8`) have `mesh.replica=4` and `mesh.fsdp=8`: only gradients pass between them.
 """
 
