@@ -88,14 +88,14 @@ def _compared(what: str, found: float, wanted: float) -> tuple[str, bool]:
 
 
 def decoding(runtime: Runtime, machine: Machine, sent: list[Collective]) -> list[tuple[str, bool]]:
-    """Look for a weight among what is gathered at each token."""
+    """Look for a weight among what the loops over layers gather, of the prompt and of tokens."""
     del machine
-    tokens = runtime.config.sampling.max_new_tokens
-    inside = [one for one in sent if one.passes >= tokens - 1 and one.kind != "all-reduce"]
-    largest = max((one.size for one in inside), default=0.0)
+    inside = [one for one in sent if one.passes >= runtime.arch.num_layers]
+    largest = max((one.size for one in inside if one.kind != "all-reduce"), default=0.0)
     least = _smallest(runtime, runtime.sampling_mesh.shape["tensor"])
     text = f"largest array gathered in the loop {largest / 2**20:.2f} MiB, smallest weight"
-    return [(f"{text} {least / 2**20:.2f}", largest < least)]
+    lines = [(f"{text} {least / 2**20:.2f}", largest < least)]
+    return [*lines, (f"collectives seen in the loop: {len(inside)}", bool(inside))]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ SLICES = {
     "70b": ("v5e:16x16", "v5p:4x4x4", "v5p:4x8x8", "v6e:8x8", "v6e:16x16"),
 }
 BESIDE = ("v5e:4x4", "v5e:8x8")  # where Tunix is compiled too
-# An iteration of the shipped 8B config: what differs from the file. A GPU alone holds no float32
+# An iteration of the shipped 8B config: what differs from the file. An H100 alone holds no float32
 # state of 8B parameters, and four nodes pass each other only gradients.
 ALONE = {
     "sampling.mesh.tensor": "1",
@@ -217,13 +217,14 @@ def iterations(found: dict, *, gpus: bool) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
     for topology in ITERATIONS:
         one = found.get(f"iteration 8b {topology}")
-        if not one or topology.startswith("v") == gpus:
+        if topology.startswith("v") == gpus:
             continue
-        cells = [topology, str(one["chips"])]
-        if "refused" in one:
-            cells += ["no room to sample", *[""] * (len(heads) - 3)]
+        if not one or "refused" in one:
+            why = "no room to sample" if one else "not compiled here yet"
+            cells = [topology, "", why, *[""] * (len(heads) - 3)]
             lines.append("| " + " | ".join(cells) + " |")
             continue
+        cells = [topology, str(one["chips"])]
         cells += [_room(one["peaks"].get(phase), one["of"]) for phase in ("train", "generate")]
         cells.append(f"{one['rates'].get('generate', 0.0):,.0f}")
         if one["iteration"] is None:
@@ -266,7 +267,13 @@ the same optimizer. Compiled in one run, one after the other on the same machine
 
 ## As the mesh grows
 
-What binds is the slowest of the roofline's times (operations, memory, network).
+What binds is the slowest of the roofline's times (operations, memory, network). Tokens/s are those
+of completions, of all chips, at that time. Sampling here has training's layout, so each token
+gathers the weights.
+
+Most of these rows were compiled before traffic was counted as it is now. Where the network binds,
+or nearly, the rates can change when slices.json is deleted and the page is made anew. The peak of
+training on v5e:4x4 was compiled again: 3.64 GiB.
 
 {rows}
 
@@ -293,8 +300,8 @@ embedding and the disk are assumed, as `plan` says on its last line. Minutes.
 
 - The paper's row is S-SPPO's (arXiv 2606.01561). It generates and judges in 49 minutes, builds
   pairs in 1.5 and trains in 16. A bound is no measurement: the gap is not a speed-up.
-- One GPU holds no float32 state of 8B parameters. Its rows have `model.param_dtype=bfloat16`,
-  `optimizer.rounding=stochastic` and `sampling.mesh.tensor=1`.
+- One H100 holds no float32 state of 8B parameters. Rows of one GPU have
+  `model.param_dtype=bfloat16`, `optimizer.rounding=stochastic` and `sampling.mesh.tensor=1`.
 - Four nodes (`4x8`) have `mesh.replica=4` and `mesh.fsdp=8`: only gradients pass between them.
 """
 
