@@ -23,7 +23,7 @@ def get_config(step="play"):
         config.eval.final_num_samples = 2
         config.checkpoint.every = 0
         return config
-    select(config, "data.source", "answered")
+    select(config, "data.source", "answered", bad_rows="drop")  # a sample may be empty
     config.data.heldout = 32
     config.sampling.max_new_tokens = 48
     config.train.iterations = 1
