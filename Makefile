@@ -4,10 +4,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
 SEED ?= 0
-RUN ?= runs/$(or $(filter sspo lora,$(MAKECMDGOALS)),quickstart)
+RUN ?= runs/$(or $(filter sspo lora pipeline,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora smoke test lint format docs newest parity mutate faults slurm s3 bench slices described compilers pictures clean
+.PHONY: help setup quickstart sspo lora pipeline smoke test lint format docs newest parity mutate faults slurm s3 bench slices described compilers pictures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -34,6 +34,13 @@ sspo: setup  ## SSPO on sums with an exact check, the same model (SEED=, RUN=)
 
 lora: setup  ## the quickstart with adapters of rank 16 (SEED=, RUN=)
 	$(PY) -m ssppo_jax train --config=lora_quickstart --config.seed=$(SEED) --workdir=$(RUN)
+
+pipeline: setup  ## SFT, a reward model fitted on pairs, self-play against it, judged by the hidden rule (RUN=)
+	$(PY) experiments/pipeline/label.py $(RUN)
+	$(PY) -m ssppo_jax train --config=experiments/pipeline/config.py:sft --config.data.source.path=$(RUN)/demonstrations.jsonl --workdir=$(RUN)/sft
+	$(PY) -m ssppo_jax fit --config=experiments/pipeline/config.py:fit --config.data.source.path=$(RUN)/pairs.jsonl --workdir=$(RUN)/fit
+	$(PY) -m ssppo_jax train --config=experiments/pipeline/config.py:play --config.model.source=$(RUN)/sft --config.oracle.source=$(RUN)/fit/reward_model --workdir=$(RUN)/play
+	$(PY) experiments/pipeline/judge.py $(RUN)
 
 smoke: setup  ## every part of a run on a tiny random model, in about a minute
 	$(PY) -m ssppo_jax train --config=smoke --workdir=runs/smoke
@@ -102,7 +109,7 @@ slices: setup compilers  ## Llama 3 8B and 70B compiled for described slices and
 described: setup compilers  ## check what the 8B config's programs send on a described v5e:4x4 and h100:8
 	PYTHONPATH=$(VENV)-libtpu:$(VENV)-cuda $(PY) benchmarks/described.py
 
-compilers: setup
+compilers: setup  ## the compilers of TPUs and GPUs, for plan without either
 	test -d $(VENV)-libtpu || $(PY) -m pip install --quiet --no-deps --target $(VENV)-libtpu libtpu==0.0.52
 	test -d $(VENV)-cuda || $(PY) -m pip install --quiet --no-deps --target $(VENV)-cuda jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
 

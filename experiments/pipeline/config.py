@@ -1,0 +1,39 @@
+"""The settings of each step of `make pipeline`: config.py:sft, config.py:fit, config.py:play.
+
+All of it is offline, on two CPU cores. The hidden rule is VADER sentiment; only `label.py` and
+`judge.py` know it, training does not."""
+
+from ssppo_jax.config import load_config
+from ssppo_jax.schema import select
+
+RULE = {"temperature": 0.25}  # of the oracle `sentiment`
+
+
+def get_config(step="play"):
+    config = load_config("quickstart")
+    config.data.max_prompt_length = 48
+    config.train.reference_storage = "disk"
+    if step == "play":
+        select(config, "oracle", "reward_model", batch_size=32, max_length=160)
+        config.oracle.reward_temperature = 1.0  # the scale that Bradley-Terry fitted
+        config.train.iterations = 6
+        config.train.prompts_per_iteration = 24
+        config.eval.every = 2
+        config.eval.num_samples = 1
+        config.eval.final_num_samples = 2
+        config.checkpoint.every = 0
+        return config
+    select(config, "data.source", "answered", bad_rows="drop")  # a sample may be empty
+    config.data.heldout = 32
+    config.sampling.max_new_tokens = 48
+    config.train.iterations = 1
+    config.train.prompts_per_iteration = 0
+    if step == "sft":
+        select(config, "loss", "sft")
+        config.optimizer.learning_rate = 2e-5
+    else:  # fit
+        config.train.batch_size = 16
+        config.optimizer.learning_rate = 2e-5
+        config.optimizer.schedule = "linear"
+        config.optimizer.warmup_ratio = 0.1
+    return config
