@@ -981,6 +981,12 @@ def _rows_problems(config: ConfigDict) -> list[str]:
             " samples, and these responses are given; choose a pair loss or sft, or a source of"
             " prompts"
         )
+    if config.eval.oracles and GIVEN.get(config.data.source.name, False):
+        problems.append(
+            f"eval.oracles={config.eval.oracles}: nothing is sampled from data.source.name="
+            f"{config.data.source.name}, so there is nothing to judge; leave it empty, and compare"
+            " the policies with `evaluate`"
+        )
     if config.train.importance_sampling_correction and GIVEN.get(config.data.source.name, False):
         problems.append(
             "train.importance_sampling_correction weighs samples by the sampler's log-probs, and"

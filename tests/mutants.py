@@ -716,8 +716,8 @@ OPPONENT = [
     ("nash_md", "beta * sequence_sum", "sequence_sum", "beta is ignored"),
     (
         "nash_md",
-        "sequence_sum(policy.logp, batch.mask)[:, 0]",
-        "jnp.sum(policy.logp, (1, 2))",
+        "sequence_sum(logp, batch.mask)[:, 0]",
+        "jnp.sum(logp, (1, 2))",
         "both samples move",
     ),
     ("xpo", "alpha * sequence_sum", "-alpha * sequence_sum", "exploration: sign"),

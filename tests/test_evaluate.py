@@ -13,6 +13,7 @@ from small_runs import MESH, SMALL, SMOKE, configure
 from tiny import random_params
 from transformers.utils import chat_template_utils
 
+from ssppo_jax import generate as generate_module
 from ssppo_jax.__main__ import main
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_heldout

@@ -1,5 +1,6 @@
 """Whole runs with adapters: what is trained, saved, resumed and left behind."""
 
+import functools
 import json
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from ssppo_jax import train as train_module
 from ssppo_jax.errors import ConfigError, Interrupted
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runtime import build_runtime
-from ssppo_jax.train import Trainer, train
+from ssppo_jax.train import Position, Trainer, train
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
 
@@ -111,23 +112,26 @@ def test_an_export_that_was_killed_halfway_is_repeated_whole(tmp_path, monkeypat
         workdir=tmp_path,
         checkpoints=SimpleNamespace(wait=lambda: None),
         saved=None,
+        best=None,
+        _policy=lambda params: params,
         _own_template=dict,
         _card=lambda *_, **__: "a card",
     )
-    params, result = runtime.load_params(), {"win_rate": 0.5}
+    ending._export = functools.partial(Trainer._export, ending)
+    params, result, at = runtime.load_params(), {"win_rate": 0.5}, Position(1)
 
     def killed(*_, **__):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(hf, "save_params", killed)
-        Trainer._finish(ending, params, result)
+        Trainer._finish(ending, params, result, at)
     assert [path.name for path in tmp_path.iterdir()] == ["adapters"]
     weights = tmp_path / "adapters" / "adapter_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(b"of another attempt")
     (tmp_path / ".policy.tmp-0123456789ab").mkdir()  # what SIGKILL leaves inside the export
-    assert Trainer._finish(ending, params, result) == result
+    assert Trainer._finish(ending, params, result, at) == result
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters", "policy", "result.json"]
     assert weights.read_bytes() == whole
 

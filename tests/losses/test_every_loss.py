@@ -24,7 +24,7 @@ def at_random(name, seed=0):
 
 
 def part(tree, index):
-    return type(tree)(*(x[index] for x in tree))
+    return jax.tree.map(lambda x: x[index], tree)
 
 
 # ---- padding and order ---------------------------------------------------------------------------

@@ -206,7 +206,7 @@ def sorted_pairs():
     """The rows of `labelled` that somebody won: as they are, and with the winner at 0 for a pair
     loss."""
     policy, batch = labelled()
-    part = lambda tree: type(tree)(*(x[:2] for x in tree))  # noqa: E731
+    part = lambda tree: jax.tree.map(lambda x: x[:2], tree)  # noqa: E731
     policy, batch = part(policy), part(batch)
     turn = lambda x: np.stack([x[0], x[1, ::-1]])  # noqa: E731
     fields = ("mask", "old_logp", "ref_logp", "init_logp", "completion")

@@ -159,7 +159,7 @@ def test_a_model_reads_the_same_by_jaxs_attention(name):
 def test_the_mask_of_a_stream_is_that_of_its_parts(p, k, t):
     size, full = p + k * t + 3, np.array([p])
     mask = splash.SharedPrompt(p, k, t, size)[slice(0, size), slice(0, size)]
-    masks = Masks(Scope(None, None, full, np.array([0]), None), None)
+    masks = Masks(Scope(None, None, full, np.array([0]), None, None), None)
     want = np.zeros((size, size), bool)
     want[:p, :p] = masks.prompt(p)[0, 0]
     for i in range(k):
@@ -188,7 +188,7 @@ def test_the_tpu_kernel_gives_the_reference_and_its_gradient(softcap, normal):
     real[:, layout.p :] = True
 
     def reference(q, k, v):
-        masks = Masks(Scope(None, None, length, np.zeros(2, np.int32), None), None)
+        masks = Masks(Scope(None, None, length, np.zeros(2, np.int32), None, None), None)
         look = functools.partial(attention.attend, scale=0.3, softcap=softcap)
         (kp, ko), (vp, vo) = (
             (x[:, : layout.p], x[:, layout.p :].reshape(2, layout.k, layout.t, G, E))

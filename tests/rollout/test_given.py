@@ -88,6 +88,7 @@ def test_a_pair_loss_needs_two_responses():
     [
         ({"loss.name": "grpo"}, "grpo learns from the policy's own samples"),
         ({"loss.name": "xpo"}, "xpo learns from the policy's own samples"),
+        ({"eval.oracles": "keywords"}, "there is nothing to judge"),
         ({"loss.name": "sft", "loss.sft_weight": "0.1"}, "sft has no chosen response"),
     ],
 )

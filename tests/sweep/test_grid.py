@@ -141,7 +141,7 @@ def test_what_a_sweep_runs_is_what_train_understands(tmp_path, swept, monkeypatc
     )
     given = []
 
-    def train(config, workdir, profile):
+    def train(config, workdir, **how):
         given.append((config, workdir))
         raise Interrupted
 
