@@ -138,6 +138,14 @@ def files_of(workdir, rows="pairs"):
     return {name: (workdir / name).read_bytes() for name in names}
 
 
+def difference(workdir, whole):
+    """Return what differs between two runs; None if nothing but times does."""
+    one, other = files_of(workdir), files_of(whole)
+    wrong = [name for name in one if one[name] != other[name]]
+    wrong += ["metrics.jsonl"] if log_of(workdir) != log_of(whole) else []
+    return ", ".join(wrong) or None
+
+
 def check_continues(shared, rows, settings):
     """Fail unless a run that was stopped and killed ends like the uninterrupted one."""
     with launcher(shared) as launch:

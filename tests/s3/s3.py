@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 
-from resuming import files_of, log_of  # noqa: E402
+from resuming import difference  # noqa: E402
 
 CONFIG = ROOT / "tests" / "slurm" / "grid.py"
 TRAIN = (sys.executable, "-m", "ssppo_jax", "train", f"--config={CONFIG}")
@@ -96,13 +96,6 @@ def begin(folder: Path, cache: str, workdir: str) -> subprocess.Popen:
 def end(process: subprocess.Popen) -> None:
     if code := process.wait(1800):
         raise SystemExit(f"error: exit code {code} of {' '.join(map(str, process.args))}")
-
-
-def difference(workdir: Path, whole: Path) -> str | None:
-    one, other = files_of(workdir), files_of(whole)
-    wrong = [name for name in one if one[name] != other[name]]
-    wrong += ["metrics.jsonl"] if log_of(workdir) != log_of(whole) else []
-    return ", ".join(wrong) or None
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ from cluster import free_port, missing, one_node
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 
-from resuming import files_of, log_of  # noqa: E402
+from resuming import difference  # noqa: E402
 
 GRID = ROOT / "tests" / "slurm" / "grid.py"
 PYTHON = (sys.executable, "-m", "ssppo_jax")
@@ -41,8 +41,8 @@ def main() -> int:
     with one_node(folder / "slurm"):
         rows = [*two_processes(folder), *four_runs(folder)]
     print("| through SLURM | against | same numbers | seconds |\n|---|---|---|---|")
-    for what, against, difference, seconds in rows:
-        print(f"| {what} | {against} | {difference or 'yes'} | {seconds:.0f} |")
+    for what, against, wrong, seconds in rows:
+        print(f"| {what} | {against} | {wrong or 'yes'} | {seconds:.0f} |")
     print(f"the runs: {folder}")
     return int(any(row[2] for row in rows))
 
@@ -173,14 +173,6 @@ def until(ready: Callable[[], object], process: subprocess.Popen) -> None:
 
 def saved(workdir: Path) -> bool:
     return any((workdir / "checkpoints").glob("step_*"))
-
-
-def difference(workdir: Path, whole: Path) -> str | None:
-    """Return what differs between two runs; None if nothing but times does."""
-    one, other = files_of(workdir), files_of(whole)
-    wrong = [name for name in one if one[name] != other[name]]
-    wrong += ["metrics.jsonl"] if log_of(workdir) != log_of(whole) else []
-    return ", ".join(wrong) or None
 
 
 if __name__ == "__main__":
