@@ -1,5 +1,7 @@
 """Errors meant for the person at the keyboard: no traceback is needed to act on one."""
 
+from collections.abc import Sequence
+
 
 class UserError(Exception):
     """Something the user can fix. The command line prints the message alone and exits with
@@ -42,3 +44,9 @@ class GateError(UserError):
 class Interrupted(Exception):
     """A stop was requested; the phase ended at a batch boundary, and the same command continues the
     run."""
+
+
+def listed(problems: Sequence[str], most: int = 20) -> list[str]:
+    """Return the lines of an error: the first problems, and how many more there are."""
+    more = [f"... and {len(problems) - most} more"] if len(problems) > most else []
+    return [*problems[:most], *more]

@@ -179,7 +179,8 @@ def compare(
     rows, verdict = _judged(config, oracle, encoded, groups)
     rng = np.random.default_rng(config.seed)
     preference = preference_of(verdict, temperature=config.oracle.reward_temperature)
-    rate = win_rate(cross_win_probability(preference, k), rng=rng, resamples=RESAMPLES)
+    cross = cross_win_probability(preference, k)
+    rate = win_rate(cross, rng=rng, resamples=RESAMPLES)
     length = np.array([[len(text) for text in groups[b]] for b in rows])
     longer = length[:, :k, None] - length[:, None, k:]  # [B,K,M] characters
     controlled = length_controlled_win_rate(preference[:, :k, k:], longer)
@@ -188,7 +189,6 @@ def compare(
         for name, x in _scores(verdict).items()
     }
     names = np.array([encoded[b].prompt.meta.get("mixture", "") for b in rows])
-    cross = cross_win_probability(preference, k)
     parts = {
         name: win_rate(cross[names == name], rng=rng, resamples=RESAMPLES)
         for name in sorted(set(names.tolist()) - {""})

@@ -29,9 +29,16 @@ from ssppo_jax.data.chat import template_text
 from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
-from ssppo_jax.distributed.mesh import host_copy, put_rows, put_whole, replicated, ways_of
+from ssppo_jax.distributed.mesh import (
+    host_copy,
+    put_micro_batches,
+    put_rows,
+    put_whole,
+    replicated,
+    ways_of,
+)
 from ssppo_jax.distributed.progress import bar
-from ssppo_jax.distributed.stop import RunLock, StopSignal
+from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import (
     HeldOut,
@@ -159,7 +166,7 @@ def train(
     )
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
-        result = hosts.on_first(lambda: _open(workdir, config, stack))
+        result = hosts.on_first(lambda: run_folder.opened(workdir, config, __version__, stack))
         if result is not None:
             log.info("%s: this run is finished; its result:", workdir)
             return result
@@ -169,18 +176,6 @@ def train(
         trainer.checkpoints.on_saved = on_saved
         stack.enter_context(trainer.checkpoints)  # the end waits for a save in the background
         return trainer.run(profile=profile)
-
-
-def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
-    """Lock the run's folder and claim it; return the result if the run is finished.
-
-    A finished run asks nothing of the disk, which may be full or read-only by now.
-    """
-    finished = workdir / "result.json"
-    if not finished.is_file() or run_folder.is_longer(workdir, config):
-        stack.enter_context(RunLock(workdir))
-    run_folder.claim(workdir, config, __version__)
-    return read_json(finished) if finished.is_file() else None
 
 
 class Trainer:
@@ -651,7 +646,7 @@ class Trainer:
         """Run `_train` and log its pace and the peak memory so far."""
         c, start = self.config, time.perf_counter()
         rows = np.flatnonzero(rollout.batch.weight > 0)  # a row of weight 0 takes no place
-        steps = [rows[i] for i in _epoch_batches(c, at.iteration, len(rows))]
+        steps = [rows[i] for i in data.epoch_batches(c, at.iteration, len(rows))]
         work = work_of(
             self.runtime.arch,
             rollout.batch,
@@ -769,9 +764,7 @@ class Trainer:
 
     def _place(self, batch: Batch) -> Batch:
         """Put [B,...] onto the mesh as [M,B/M,...], rows split over the batch axes."""
-        micro = self.config.train.micro_batches
-        cut = jax.tree.map(lambda x: x.reshape(micro, x.shape[0] // micro, *x.shape[1:]), batch)
-        return put_rows(self.runtime.mesh, cut, axis=1)
+        return put_micro_batches(self.runtime.mesh, batch, self.config.train.micro_batches)
 
     def _term_norms(
         self, params: PyTree, batch: Batch | list[Laid], on_policy: Array, index: int
@@ -952,15 +945,6 @@ def lay(mesh: Mesh, batch: Batch, rows: np.ndarray, cut: Cut) -> list[Laid]:
 
 def _is_due(every: int, count: int) -> bool:
     return bool(every) and count % every == 0
-
-
-def _epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.ndarray]:
-    """Return the row indices of every optimizer step, shuffled by (seed, iteration, epoch)."""
-    size, steps = config.train.batch_size, []
-    for epoch in range(config.train.epochs):
-        order = np.random.default_rng([config.seed, iteration, epoch]).permutation(rows)
-        steps += [order[i : i + size] for i in range(0, rows, size)]
-    return steps
 
 
 class _Train(types.ModuleType):

@@ -90,19 +90,27 @@ for line in sys.stdin:
 """
 
 
+def surroundings(folder):
+    """Return the environment of runs on one CPU device that share models and programs."""
+    return {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "",
+        "SSPPO_CACHE": str(folder / "models"),
+        "SSPPO_PROGRESS": "off",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+        "HF_HUB_OFFLINE": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
+
+
 @contextlib.contextmanager
 def launcher(shared):
     """Give run(workdir, kill, expect, kind), whose processes share caches in a folder."""
-    environment = os.environ | {
-        # One device, and no last passes of the compiler. `make faults` kills runs that have them.
-        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
-        "SSPPO_CACHE": str(shared / "models"),
-        "SSPPO_PROGRESS": "off",
-        "JAX_COMPILATION_CACHE_DIR": str(shared / "compiled"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
+    # One device, and no last passes of the compiler. `make faults` kills runs that have them.
+    flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    environment = os.environ | surroundings(shared) | {"XLA_FLAGS": flags}
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER],
         cwd=ROOT,

@@ -79,8 +79,8 @@ def train_in_order(config, folder):
         patch.setattr(train_module, "prepare_prompts", parted)
         patch.setattr(train_module.GivenCollector, "portion", lambda self, iteration: self.prompts)
         patch.setattr(
-            train_module,
-            "_epoch_batches",
+            train_module.data,
+            "epoch_batches",
             lambda config, iteration, rows: list(np.arange(rows).reshape(-1, 4)),
         )
         return train_module.train(config, folder)

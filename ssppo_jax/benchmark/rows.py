@@ -12,10 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ssppo_jax.config import expanded
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.files import read_lines
-
-SHOWN = 5  # bad rows in one error
 
 
 def read_rows(
@@ -60,8 +58,7 @@ def read_rows(
             has = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
             bad.append(f"{place}: no {', '.join(lacking)}; the row has: {has or 'nothing'}")
     if bad:
-        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        raise DataError("\n".join([f"{what}:", *bad[:SHOWN], *more]))
+        raise DataError("\n".join([f"{what}:", *listed(bad)]))
     if not rows:
         raise DataError(f"{source}: holds no {what}")
     return [row for _, row in rows]

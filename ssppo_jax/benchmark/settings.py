@@ -12,11 +12,10 @@ from ssppo_jax import config as cfg
 from ssppo_jax import schema
 from ssppo_jax.benchmark.contract import Benchmark, Question
 from ssppo_jax.benchmark.judges import JUDGES
-from ssppo_jax.benchmark.rows import SHOWN
 from ssppo_jax.benchmark.tasks import BENCHMARKS
 from ssppo_jax.config import Component, Key
 from ssppo_jax.data.sources import check_prompt
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.types import Prompt
 
 KEYS = (
@@ -139,8 +138,7 @@ def _check_questions(questions: Sequence[Question]) -> None:
             except ValueError as error:
                 bad.append(f"question {question.id!r}: {error}")
     if bad:
-        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        raise DataError("\n".join([f"{len(bad)} bad questions:", *bad[:SHOWN], *more]))
+        raise DataError("\n".join([f"{len(bad)} bad questions:", *listed(bad)]))
 
 
 def help_text(config: ConfigDict) -> str:

@@ -17,6 +17,7 @@ from ssppo_jax.data.micro_batches import Cut, MicroBatch, cut_of
 from ssppo_jax.data.order import (
     History,
     Split,
+    epoch_batches,
     fingerprint,
     portion,
     portion_sizes,
@@ -44,6 +45,7 @@ __all__ = [
     "bucket_of",
     "cut_of",
     "encode_prompts",
+    "epoch_batches",
     "fingerprint",
     "length_groups",
     "pad_batch",

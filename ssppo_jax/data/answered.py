@@ -18,8 +18,8 @@ from typing import Annotated, Any, NamedTuple
 
 from ssppo_jax.config import expanded, one_of
 from ssppo_jax.data import sources
-from ssppo_jax.data.sources import SHOWN, Row
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.data.sources import Row
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.types import Given, Prompt
 
 GIVEN = True  # responses come with the prompts of this module's sources
@@ -140,9 +140,9 @@ def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) 
         unused.update(key for key, value in row.items() if key not in USED and value is not None)
     if bad and bad_rows == "error":
         remedy = "to leave such rows out, counted: --config.data.source.bad_rows=drop"
-        raise DataError("\n".join([_counted(len(bad), "bad row"), *_some(bad), remedy]))
+        raise DataError("\n".join([_counted(len(bad), "bad row"), *listed(bad), remedy]))
     if not prompts:
-        raise DataError("\n".join(["the data source holds no usable rows", *_some(bad)]))
+        raise DataError("\n".join(["the data source holds no usable rows", *listed(bad)]))
     if len(kinds) > 1:
         found = "; ".join(f"{place}: {kind}" for kind, place in kinds.items())
         raise DataError(
@@ -150,12 +150,12 @@ def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) 
             " and the same columns that judge them, or part the file"
         )
     if bad:
-        _log.warning("left out %s:\n%s", _counted(len(bad), "bad row"), "\n".join(_some(bad)))
+        _log.warning("left out %s:\n%s", _counted(len(bad), "bad row"), "\n".join(listed(bad)))
     if repeats:
         _log.warning(
             "left out %s (of the row in brackets):\n%s",
             _counted(len(repeats), "repeated row"),
-            "\n".join(_some(repeats)),
+            "\n".join(listed(repeats)),
         )
     _log.info("%d rows, each %s", len(prompts), next(iter(kinds)))
     if unused:
@@ -165,11 +165,6 @@ def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) 
 
 def _counted(n: int, what: str) -> str:
     return f"{n} {what}{'s' if n > 1 else ''}"
-
-
-def _some(lines: list[str]) -> list[str]:
-    more = [f"... and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-    return [*lines[:SHOWN], *more]
 
 
 def _prompt(row: Row, judged_by: str) -> tuple[Prompt, str]:

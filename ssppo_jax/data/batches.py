@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssppo_jax.data.chat import DATE, encode_chat, opens_thinking
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.types import Prompt, Prompts
 
 SHOWN = 20  # prompts listed in a report; the rest are counted
@@ -119,8 +119,7 @@ def encode_prompts(
         except DataError as exc:
             bad.append(f"prompt {prompt.id!r}: {exc}")
     if bad:
-        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        raise DataError("\n".join([*bad[:SHOWN], *more]))
+        raise DataError("\n".join([*listed(bad)]))
     short = [e for e in encoded if len(e.tokens) <= max_prompt_length]
     long = tuple((e.prompt.id, len(e.tokens)) for e in encoded if len(e.tokens) > max_prompt_length)
     dropped = Dropped(max_prompt_length, len(prompts), long)

@@ -11,7 +11,7 @@ import numpy as np
 
 from ssppo_jax.data.batches import SHOWN, EncodedPrompt
 from ssppo_jax.data.chat import DATE, encode_chat
-from ssppo_jax.errors import DataError
+from ssppo_jax.errors import DataError, listed
 
 log = logging.getLogger(__name__)
 
@@ -65,8 +65,7 @@ def encode_given(
         else:
             kept.append(dataclasses.replace(e, completions=ids))
     if bad:
-        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        raise DataError("\n".join([*bad[:SHOWN], *more]))
+        raise DataError("\n".join([*listed(bad)]))
     if long:
         shown = ", ".join(f"{name} ({n})" for name, n in long[:SHOWN])
         more_of = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""

@@ -14,6 +14,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from ssppo_jax.data.batches import EncodedPrompt
 from ssppo_jax.errors import ConfigError
@@ -192,3 +193,12 @@ def _normal(text: str) -> str:
     text = unicodedata.normalize("NFKC", text).translate(_STYLE).casefold()
     text = " ".join(_OPERATOR.sub(r"\1", _SENTENCE_END.sub("", text)).split())
     return _CHAIN.sub(lambda found: found[1].join(sorted(found[0].split(found[1]))), text)
+
+
+def epoch_batches(config: ConfigDict, iteration: int, rows: int) -> list[np.ndarray]:
+    """Return the row indices of every optimizer step, shuffled by (seed, iteration, epoch)."""
+    size, steps = config.train.batch_size, []
+    for epoch in range(config.train.epochs):
+        order = np.random.default_rng([config.seed, iteration, epoch]).permutation(rows)
+        steps += [order[i : i + size] for i in range(0, rows, size)]
+    return steps

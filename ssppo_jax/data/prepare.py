@@ -12,8 +12,8 @@ from ssppo_jax.config import bind
 from ssppo_jax.data.batches import Dropped, EncodedPrompt, encode_prompts
 from ssppo_jax.data.framing import framed
 from ssppo_jax.data.order import History, Split, split_prompts
-from ssppo_jax.data.sources import SHOWN, check_prompt
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.data.sources import check_prompt
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -152,5 +152,4 @@ def _check(prompts: list[Prompt], source: str) -> None:
         except ValueError as error:
             bad.append(f"prompt {prompt.id!r}: {error}")
     if bad:
-        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
-        raise DataError("\n".join([f"data source {source!r}:", *bad[:SHOWN], *more]))
+        raise DataError("\n".join([f"data source {source!r}:", *listed(bad)]))

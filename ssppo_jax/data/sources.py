@@ -15,12 +15,11 @@ import numpy as np
 
 from ssppo_jax.config import expanded
 from ssppo_jax.data.environment import load_environment, rows_of
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.files import read_lines
 from ssppo_jax.types import Prompt
 
 ROLES = ("system", "user", "assistant")
-SHOWN = 20  # bad rows printed in full; the rest are counted
 DEEPEST = 50  # lists and objects inside one another, in a row's metadata
 # Columns of which a chat template would make a part of the prompt.
 PARTS = ("tools", "chat_template_kwargs")
@@ -327,11 +326,8 @@ def _prompts(
                 f"{place}: duplicate id {prompt.id!r}, first used at {first_seen[prompt.id]}"
             )
     if bad:
-        more = [f"... and {len(bad) - SHOWN} more"] if len(bad) > SHOWN else []
         raise DataError(
-            "\n".join(
-                [f"{len(bad)} bad rows:" if len(bad) > 1 else "1 bad row:", *bad[:SHOWN], *more]
-            )
+            "\n".join([f"{len(bad)} bad rows:" if len(bad) > 1 else "1 bad row:", *listed(bad)])
         )
     if not prompts:
         raise DataError("the data source holds no prompts")
@@ -415,7 +411,7 @@ def answered_turns(path: str) -> tuple[dict, ...]:
         except ValueError as exc:
             bad.append(f"{place}: {exc}")
     if bad or not turns:
-        raise DataError("\n".join(bad[:SHOWN]) or f"{path}: holds no examples")
+        raise DataError("\n".join(listed(bad)) or f"{path}: holds no examples")
     return tuple(turns)
 
 

@@ -231,6 +231,12 @@ def put_rows(mesh: Mesh, tree: PyTree, axis: int = 0) -> PyTree:
     return _put(row_sharding(mesh, axis), tree)
 
 
+def put_micro_batches(mesh: Mesh, tree: PyTree, parts: int) -> PyTree:
+    """Put [B,...] on the mesh as [parts, B/parts, ...], each part's rows split as in `put_rows`."""
+    cut = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), tree)
+    return put_rows(mesh, cut, axis=1)
+
+
 def put_whole(mesh: Mesh, tree: PyTree) -> PyTree:
     """Put host arrays, the same in every process, whole on every device."""
     return _put(replicated(mesh), tree)

@@ -17,12 +17,19 @@ from ssppo_jax import __version__, data, schema
 from ssppo_jax.config import bind
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.distributed import hosts
-from ssppo_jax.distributed.mesh import AXES, make_mesh, mesh_shape, put_rows, put_whole, replicated
+from ssppo_jax.distributed.mesh import (
+    AXES,
+    make_mesh,
+    mesh_shape,
+    put_micro_batches,
+    put_rows,
+    put_whole,
+    replicated,
+)
 from ssppo_jax.distributed.progress import bar
-from ssppo_jax.distributed.stop import RunLock, StopSignal
+from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import intervals, logged, shown
-from ssppo_jax.files import read_json
 from ssppo_jax.fit.head import Head
 from ssppo_jax.fit.pairwise import pairwise
 from ssppo_jax.fit.reward import reward
@@ -69,7 +76,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict:
     hosts.set_patience(config.distributed.timeout)
     with ExitStack() as stack:
         stop = stack.enter_context(StopSignal())
-        result = hosts.on_first(lambda: _open(workdir, config, stack))
+        result = hosts.on_first(lambda: run_folder.opened(workdir, config, __version__, stack))
         if result is not None:
             log.info("%s: this fit is finished; its result:", workdir)
             return result
@@ -78,15 +85,6 @@ def fit(config: ConfigDict, workdir: Path) -> dict:
         mesh = make_mesh(mesh_shape({axis: config.mesh[axis] for axis in AXES}, jax.device_count()))
         head = HEADS[config.fit.head](config, mesh)
         return Fit(config, head, mesh, workdir, metrics, stop).run()
-
-
-def _open(workdir: Path, config: ConfigDict, stack: ExitStack) -> dict | None:
-    """Lock and claim the folder; return the result if the fit is finished."""
-    finished = workdir / "result.json"
-    if not finished.is_file():
-        stack.enter_context(RunLock(workdir))
-    run_folder.claim(workdir, config, __version__)
-    return read_json(finished) if finished.is_file() else None
 
 
 class Fit:
@@ -105,7 +103,7 @@ class Fit:
         self.metrics, self.stop = metrics, stop
         train, heldout = self._load_pairs()
         self.train, self.heldout = train, heldout
-        self.steps = epoch_batches(config, len(train.weight))
+        self.steps = data.epoch_batches(config, 0, len(train.weight))
         self.rates = make_rates(config, [len(self.steps)])(0, len(self.steps))
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
         self.optimizer = make_run_optimizer(
@@ -217,9 +215,7 @@ class Fit:
         """Put a step's rows onto the mesh as [M,B/M,...]."""
         c = self.config
         batch = take_rows(self.train, rows, c.train.batch_size, c.data.prompt_buckets)
-        micro = c.train.micro_batches
-        cut = jax.tree.map(lambda x: x.reshape(micro, x.shape[0] // micro, *x.shape[1:]), batch)
-        return put_rows(self.mesh, cut, axis=1)
+        return put_micro_batches(self.mesh, batch, c.train.micro_batches)
 
     def _evaluate(self, state: TrainState, step: int) -> dict:
         """Measure the held-out pairs and log the means with their intervals."""
@@ -264,12 +260,3 @@ class Fit:
             "version": __version__,
         }
         self.checkpoints.save(step, state, meta, finite=True)
-
-
-def epoch_batches(config: ConfigDict, rows: int) -> list[np.ndarray]:
-    """Return the rows of every optimizer step, shuffled by (seed, epoch)."""
-    size, steps = config.train.batch_size, []
-    for epoch in range(config.train.epochs):
-        order = np.random.default_rng([config.seed, epoch]).permutation(rows)
-        steps += [order[i : i + size] for i in range(0, rows, size)]
-    return steps

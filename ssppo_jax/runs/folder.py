@@ -19,6 +19,7 @@ from ssppo_jax import files
 from ssppo_jax.config import expanded, flatten, user_files
 from ssppo_jax.data import EncodedPrompt, History, question
 from ssppo_jax.distributed import hosts
+from ssppo_jax.distributed.stop import RunLock
 from ssppo_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -125,6 +126,20 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
         "files": now,
     }
     files.write_json(path, record | {"changes": record.get("changes", []) + changes})
+
+
+def opened(
+    workdir: Path, config: ConfigDict, version: str, stack: contextlib.ExitStack
+) -> dict | None:
+    """Lock the run's folder and claim it; return the result if the run is finished.
+
+    A finished run asks nothing of the disk, which may be full or read-only by now.
+    """
+    finished = workdir / "result.json"
+    if not finished.is_file() or is_longer(workdir, config):
+        stack.enter_context(RunLock(workdir))
+    claim(workdir, config, version)
+    return files.read_json(finished) if finished.is_file() else None
 
 
 def is_longer(workdir: Path, config: ConfigDict) -> bool:

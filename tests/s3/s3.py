@@ -19,7 +19,7 @@ from moto.server import ThreadedMotoServer
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 
-from resuming import difference  # noqa: E402
+from resuming import difference, surroundings  # noqa: E402
 
 CONFIG = ROOT / "tests" / "slurm" / "grid.py"
 TRAIN = (sys.executable, "-m", "ssppo_jax", "train", f"--config={CONFIG}")
@@ -41,15 +41,8 @@ def main() -> int:
     server.start()
     host, port = server.get_host_and_port()
     os.environ.update(
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS="",
+        surroundings(folder),
         PYTHONPATH=f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-        SSPPO_PROGRESS="off",
-        JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
-        HF_HUB_OFFLINE="1",
-        TF_CPP_MIN_LOG_LEVEL="3",
         AWS_ENDPOINT_URL_S3=f"http://{host}:{port}",
         AWS_ACCESS_KEY_ID="nobody",
         AWS_SECRET_ACCESS_KEY="nothing",

@@ -20,7 +20,7 @@ from cluster import free_port, missing, one_node
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests"))
 
-from resuming import difference  # noqa: E402
+from resuming import difference, surroundings  # noqa: E402
 
 GRID = ROOT / "tests" / "slurm" / "grid.py"
 PYTHON = (sys.executable, "-m", "ssppo_jax")
@@ -36,7 +36,7 @@ def main() -> int:
         sys.argv[1] if len(sys.argv) > 1 else tempfile.mkdtemp(prefix="slurm_")
     ).absolute()
     folder.mkdir(parents=True, exist_ok=True)
-    set_environment(folder)
+    os.environ.update(surroundings(folder), PYTHONPATH=f"{ROOT}:{os.environ.get('PYTHONPATH', '')}")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # what was started ends too
     with one_node(folder / "slurm"):
         rows = [*two_processes(folder), *four_runs(folder)]
@@ -45,21 +45,6 @@ def main() -> int:
         print(f"| {what} | {against} | {wrong or 'yes'} | {seconds:.0f} |")
     print(f"the runs: {folder}")
     return int(any(row[2] for row in rows))
-
-
-def set_environment(folder: Path) -> None:
-    os.environ.update(
-        JAX_PLATFORMS="cpu",
-        XLA_FLAGS="",
-        PYTHONPATH=f"{ROOT}:{os.environ.get('PYTHONPATH', '')}",
-        SSPPO_CACHE=str(folder / "models"),
-        SSPPO_PROGRESS="off",
-        JAX_COMPILATION_CACHE_DIR=str(folder / "compiled"),
-        JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
-        JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES="0",
-        HF_HUB_OFFLINE="1",
-        TF_CPP_MIN_LOG_LEVEL="3",
-    )
 
 
 # ---- a run of two processes ----------------------------------------------------------------------
