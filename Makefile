@@ -79,7 +79,7 @@ parity: setup  ## our exports, opened by transformers and PEFT on torch, in .ven
 	$(VENV)-torch/bin/python tests/golden/check_export.py
 
 pictures: setup  ## a run's report in a real browser, on a phone and a desk, in light and dark (RUN=)
-	$(PY) tests/report/pictures.py $(RUN) runs/pictures
+	$(PY) tests/runs/report/pictures.py $(RUN) runs/pictures
 
 mutate: setup  ## break losses, gates, advantages and pairs line by line; list the breaks no test sees
 	$(PY) tests/mutate.py

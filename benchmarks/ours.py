@@ -32,7 +32,7 @@ from ssppo_jax.steps import (
     make_train_step,
     make_update,
 )
-from ssppo_jax.train import lay, train
+from ssppo_jax.training.train import lay, train
 from ssppo_jax.types import Batch, Prompt
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ def __getattr__(name: str) -> object:
     import importlib  # by name: this file stands left of all rooms
 
     if name in ("configure", "load_policy", "sample", "score"):
-        return getattr(importlib.import_module("ssppo_jax.api"), name)
+        return getattr(importlib.import_module("ssppo_jax.inference.policy"), name)
     if name == "train":
-        return importlib.import_module("ssppo_jax.train")
+        return importlib.import_module("ssppo_jax.training.train").run
     raise AttributeError(f"module 'ssppo_jax' has no attribute {name!r}")

@@ -354,10 +354,10 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
     from jax.errors import JaxRuntimeError
 
-    from ssppo_jax.report.build import build_report
     from ssppo_jax.runs.folder import no_trace_of_failure
     from ssppo_jax.runs.mirror import Mirror, is_address
-    from ssppo_jax.train import train
+    from ssppo_jax.runs.report.build import build_report
+    from ssppo_jax.training.train import train
 
     try:
         with contextlib.ExitStack() as stack:
@@ -391,8 +391,8 @@ def _nothing() -> None:
 
 def _fit(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
-    from ssppo_jax.fit.loop import fit
     from ssppo_jax.runs.folder import no_trace_of_failure
+    from ssppo_jax.training.fit.loop import fit
 
     try:
         with no_trace_of_failure(Path(args.workdir)):
@@ -445,7 +445,7 @@ def _benchmark_help(rest: list[str], overrides: dict[str, str]) -> str:
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
     from ssppo_jax.distributed.stop import StopSignal
-    from ssppo_jax.generate import respond, respond_into
+    from ssppo_jax.inference.generate import respond, respond_into
 
     if args.output:
         _folder(Path(args.output).parent)
@@ -475,7 +475,7 @@ def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _chat(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
-    from ssppo_jax.chat import chat
+    from ssppo_jax.inference.chat import chat
 
     if args.model:
         config.model.source = args.model
@@ -500,7 +500,7 @@ def _convert(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
-    from ssppo_jax.report.build import build_report
+    from ssppo_jax.runs.report.build import build_report
 
     if not Path(args.workdir).is_dir():
         raise ConfigError(f"--workdir={args.workdir}: no such folder; give the folder of a run")

@@ -24,8 +24,9 @@ SMALL = {  # one bucket and few tokens: a run is mostly tracing and compiling
 SERVER = """
 import json, os, signal, sys, time, traceback
 import jax, numpy as np
-from ssppo_jax import evaluate, runtime, train
-from ssppo_jax.report import build
+from ssppo_jax import evaluate, runtime
+from ssppo_jax.training import train
+from ssppo_jax.runs.report import build
 from ssppo_jax.rollout import collect
 from ssppo_jax.rollout import score as score_phase
 from ssppo_jax.weights import checkpoint

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from ssppo_jax import schema
-from ssppo_jax import train as train_module
 from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runs.metrics import read_metrics
+from ssppo_jax.training import train as train_module
 from ssppo_jax.types import Failed, Verdict
 
 SMOKE = str(Path(__file__).parents[1] / "configs" / "smoke.py")

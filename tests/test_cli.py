@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-import ssppo_jax.train
+import ssppo_jax.training.train
 from ssppo_jax import schema
 from ssppo_jax.__main__ import main
 from ssppo_jax.config import flatten, keyword_defaults
@@ -59,10 +59,12 @@ def trained(monkeypatch):
     """Calls of train() land here instead of training."""
     calls = []
     monkeypatch.setattr(
-        ssppo_jax.train, "train", lambda *args, **how: calls.append((*args, how)) or {"n": 1}
+        ssppo_jax.training.train,
+        "train",
+        lambda *args, **how: calls.append((*args, how)) or {"n": 1},
     )
     monkeypatch.setattr(
-        "ssppo_jax.report.build.build_report", lambda workdir: workdir / "report.html"
+        "ssppo_jax.runs.report.build.build_report", lambda workdir: workdir / "report.html"
     )
     return calls
 
@@ -248,7 +250,7 @@ def test_each_way_to_end_has_its_exit_code(capsys, monkeypatch, tmp_path, error,
     def fail(config, workdir, profile, on_saved):
         raise error
 
-    monkeypatch.setattr(ssppo_jax.train, "train", fail)
+    monkeypatch.setattr(ssppo_jax.training.train, "train", fail)
     assert main(["train", SMOKE, "--config.train.micro_batches=1", f"--workdir={tmp_path}"]) == code
     assert words in capsys.readouterr().err
 
@@ -303,7 +305,7 @@ def test_an_argument_in_utf_8_is_read_as_such_where_the_locale_says_ascii(monkey
         calls.append(texts)
         return 0
 
-    monkeypatch.setattr("ssppo_jax.generate.respond_into", respond_into)
+    monkeypatch.setattr("ssppo_jax.inference.generate.respond_into", respond_into)
     argument = "é".encode().decode("ascii", "surrogateescape")
     assert main(["generate", *SMALL, f"--prompt={argument}", f"--output={tmp_path}/x"]) == 0
     assert calls == [["é"]]
@@ -311,7 +313,7 @@ def test_an_argument_in_utf_8_is_read_as_such_where_the_locale_says_ascii(monkey
 
 def test_responses_are_utf_8_on_standard_output_whatever_the_locale_says(monkeypatch):
     rows = [{"response": "é\u2028☕\ud83d"}]
-    monkeypatch.setattr("ssppo_jax.generate.respond", lambda config, texts, path: rows)
+    monkeypatch.setattr("ssppo_jax.inference.generate.respond", lambda config, texts, path: rows)
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
     assert main(["generate", *SMALL]) == 0
@@ -372,7 +374,7 @@ def test_a_start_that_failed_leaves_no_folder_and_the_corrected_command_runs(
         begun.append(json.loads((tmp_path / "run/config.json").read_text()))
         raise GateError("the corrected command came this far")
 
-    monkeypatch.setattr("ssppo_jax.train.HeldOut", reached)
+    monkeypatch.setattr("ssppo_jax.training.evaluation.HeldOut", reached)
     assert main(argv) == 70
     assert begun[0]["config"]["data.source.name"] == "quickstart"
     assert not (tmp_path / "run").exists()

@@ -13,20 +13,20 @@ from small_runs import MESH, SMALL, SMOKE, configure
 from tiny import random_params
 from transformers.utils import chat_template_utils
 
-from ssppo_jax import generate as generate_module
 from ssppo_jax.__main__ import main
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_heldout
 from ssppo_jax.errors import ConfigError, GateError
 from ssppo_jax.evaluate import HeldOut, compare, evaluate
 from ssppo_jax.files import to_json
-from ssppo_jax.generate import respond
+from ssppo_jax.inference import generate as generate_module
+from ssppo_jax.inference.generate import respond
 from ssppo_jax.models.arch import LinearScaling, tiny_arch
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.rollout.sample import Responses, check_finite
 from ssppo_jax.runtime import build_runtime
 from ssppo_jax.sampling.choose import SamplingParams, choose
-from ssppo_jax.train import train
+from ssppo_jax.training.train import train
 from ssppo_jax.types import Prompt, Samples, Verdict
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import Checkpoints

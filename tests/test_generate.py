@@ -6,9 +6,10 @@ import json
 
 import pytest
 
-from ssppo_jax import chat, generate, schema
+from ssppo_jax import schema
 from ssppo_jax.data.prepare import encode
 from ssppo_jax.errors import ConfigError, Interrupted
+from ssppo_jax.inference import chat, generate
 from ssppo_jax.runtime import build_runtime, sampling_params
 from ssppo_jax.types import FINISH_LENGTH, Prompt
 

@@ -20,7 +20,7 @@ from ssppo_jax.losses.preference import LOSSES
 from ssppo_jax.models.decoder import Decoder
 from ssppo_jax.models.policy import make_apply
 from ssppo_jax.rollout.store import take_micro_batch
-from ssppo_jax.train import lay
+from ssppo_jax.training.train import lay
 from ssppo_jax.types import Batch, TrainState
 
 B, PROMPT, T, CHUNK = 10, 6, 12, 6

@@ -6,8 +6,8 @@ import pytest
 from safetensors.numpy import load_file
 from small_runs import configure, length_oracle
 
-from ssppo_jax import train as train_module
-from ssppo_jax.train import Trainer, train
+from ssppo_jax.training import train as train_module
+from ssppo_jax.training.train import Trainer, train
 from ssppo_jax.weights import hf
 
 pytestmark = pytest.mark.usefixtures("own_cache")

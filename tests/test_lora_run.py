@@ -1,6 +1,5 @@
 """Whole runs with adapters: what is trained, saved, resumed and left behind."""
 
-import functools
 import json
 from types import SimpleNamespace
 
@@ -10,15 +9,16 @@ import pytest
 from safetensors.numpy import load_file
 from small_runs import configure, length_oracle, values
 
-from ssppo_jax import train as train_module
 from ssppo_jax.errors import ConfigError, Interrupted
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runtime import build_runtime
-from ssppo_jax.train import Position, Trainer, train
+from ssppo_jax.training import train as train_module
+from ssppo_jax.training.train import Position, Trainer, train
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
 
 pytestmark = pytest.mark.usefixtures("own_cache")
+RESULT = {"win_rate": 0.5, "low": 0.4, "high": 0.6, "prompts": 4}
 LORA = {
     "lora__rank": 4,
     "lora__alpha": 8.0,
@@ -114,11 +114,9 @@ def test_an_export_that_was_killed_halfway_is_repeated_whole(tmp_path, monkeypat
         saved=None,
         best=None,
         _policy=lambda params: params,
-        _own_template=dict,
-        _card=lambda *_, **__: "a card",
+        account={},
     )
-    ending._export = functools.partial(Trainer._export, ending)
-    params, result, at = runtime.load_params(), {"win_rate": 0.5}, Position(1)
+    params, result, at = runtime.load_params(), dict(RESULT), Position(1)
 
     def killed(*_, **__):
         raise KeyboardInterrupt

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from small_runs import byte_oracle, configure, values
 
-from ssppo_jax import train as train_module
 from ssppo_jax.errors import GateError
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runs.metrics import read_metrics
-from ssppo_jax.train import train
+from ssppo_jax.training import train as train_module
+from ssppo_jax.training.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from small_runs import configure, length_oracle, values
 
-from ssppo_jax import train as train_module
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.evaluate import compare
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runs.metrics import read_metrics
-from ssppo_jax.train import train
+from ssppo_jax.training import train as train_module
+from ssppo_jax.training.train import train
 from ssppo_jax.types import Prompt, Verdict
 from ssppo_jax.weights.source import resolve
 

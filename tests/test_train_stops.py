@@ -5,10 +5,10 @@ import json
 import pytest
 from small_runs import configure, length_oracle, values
 
-from ssppo_jax import train as train_module
 from ssppo_jax.errors import GateError
 from ssppo_jax.runs.metrics import read_metrics
-from ssppo_jax.train import train
+from ssppo_jax.training import train as train_module
+from ssppo_jax.training.train import train
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from ssppo_jax import schema
-from ssppo_jax import train as train_module
 from ssppo_jax.errors import Interrupted
 from ssppo_jax.runs.metrics import read_metrics
+from ssppo_jax.training import train as train_module
 from ssppo_jax.weights.source import resolve
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "trl_offline.npz")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from game import averaged
 
-from ssppo_jax.report.plots import COLOURS, drawing
+from ssppo_jax.runs.report.plots import COLOURS, drawing
 
 STYLE = {"text.parse_math": True, "svg.hashsalt": "ssppo_jax"}  # for the ticks of logarithmic axes
 CORNERS = np.array([[0.0, 0.0], [1.0, 0.0], [0.5, np.sqrt(0.75)]])  # rock, paper, scissors

@@ -17,8 +17,8 @@ from ssppo_jax.benchmark.result import RESULT, Result, different, read_result
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import Estimate
 from ssppo_jax.files import read_json, read_records, write_atomically
-from ssppo_jax.report.plots import COLOURS, drawing, whole_numbers
 from ssppo_jax.rollout.similarity import token_jaccard
+from ssppo_jax.runs.report.plots import COLOURS, drawing, whole_numbers
 
 SHOWN = 5  # answers that changed most
 CUT = 300  # characters shown of an answer

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ssppo_jax.errors import DataError
-from ssppo_jax.report.plots import COLOURS, drawing, shorten, whole_numbers
+from ssppo_jax.runs.report.plots import COLOURS, drawing, shorten, whole_numbers
 from ssppo_jax.sweep.grid import Grid
 from ssppo_jax.sweep.measure import Measure, read_courses
 from ssppo_jax.sweep.table import by_point, done, summary

@@ -19,7 +19,7 @@ from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.rendezvous import meet
 from ssppo_jax.errors import ConfigError, LostProcess
 from ssppo_jax.runs.metrics import read_metrics
-from ssppo_jax.train import train
+from ssppo_jax.training.train import train
 from ssppo_jax.weights import hf
 
 ROOT = Path(__file__).parents[2]

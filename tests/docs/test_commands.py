@@ -84,7 +84,7 @@ def test_keys_that_a_page_names_exist(page):
     named |= {
         key
         for key in re.findall(r"`([a-z_]+(?:\.[a-z_]+)+)(?:=[^`]*)?`", text)
-        if key.split(".")[0] in nodes and not key.endswith((".py", ".md", ".json", ".jsonl"))
+        if key.split(".")[0] in nodes and not key.endswith((".py", ".sh", ".md", ".json", ".jsonl"))
     }
     examples = {"loss.margin", "pairs.gate.start", "data.source.largest", "oracle.shortest"}
     modules = {path for path in named if is_module(path)}

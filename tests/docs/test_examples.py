@@ -18,7 +18,7 @@ from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.protocol import Oracle, checked
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.sweep.run import sweep
-from ssppo_jax.train import train
+from ssppo_jax.training.train import train
 from ssppo_jax.types import Batch, Failed, Policy, Prompt
 from ssppo_jax.weights import hf
 

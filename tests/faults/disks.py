@@ -25,17 +25,17 @@ PHASES = {
     "judging": ("ssppo_jax.oracles.protocol", "consult", 2),
     "keeping a verdict": ("ssppo_jax.oracles.store", "KeyedStore.add", 4),
     "scoring": ("ssppo_jax.rollout.score", "score_rows", 2),
-    "writing a rollout": ("ssppo_jax.train", "save_rollout", 2),
+    "writing a rollout": ("ssppo_jax.training.train", "save_rollout", 2),
     "writing records": ("ssppo_jax.runs.folder", "append_records", 4),
     "logging": ("ssppo_jax.runs.metrics", "MetricLog.write", 12),
-    "training": ("ssppo_jax.train", "take_rows", 4),
+    "training": ("ssppo_jax.training.train", "take_rows", 4),
     "saving a checkpoint": ("ssppo_jax.weights.checkpoint", "Checkpoints.save", 4),
     "publishing a checkpoint": ("ssppo_jax.weights.checkpoint", "Checkpoints._publish", 4),
     "deleting a checkpoint": ("ssppo_jax.weights.checkpoint", "Checkpoints._prune", 4),
-    "exporting": ("ssppo_jax.train", "Trainer._finish", 1),
+    "exporting": ("ssppo_jax.training.train", "Trainer._finish", 1),
     "writing weights": ("ssppo_jax.weights.hf", "save_tensors", 2),
     "copying the tokenizer": ("ssppo_jax.weights.hf", "_copy_tokenizer", 1),
-    "writing the report": ("ssppo_jax.report.build", "build_report", 1),
+    "writing the report": ("ssppo_jax.runs.report.build", "build_report", 1),
 }
 SIZE = 48 * 2**20  # bytes of the disk
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from children import Child, Ended
 
-from ssppo_jax.report import build
+from ssppo_jax.runs.report import build
 
 ROOT = Path(__file__).parents[2]
 sys.path += [str(ROOT / "tests"), str(ROOT / "tests" / "oracles")]

@@ -10,12 +10,12 @@ from itertools import count
 import fsspec
 import pytest
 
-from ssppo_jax import train as train_module
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError, Interrupted, UserError, WriteError
-from ssppo_jax.report import build
 from ssppo_jax.runs import mirror as mirrors
 from ssppo_jax.runs.mirror import Mirror
+from ssppo_jax.runs.report import build
+from ssppo_jax.training import train as train_module
 from ssppo_jax.weights.checkpoint import find_damage, write_manifest
 
 STORE = fsspec.filesystem("memory")

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 from swept import BASE, log, write_swept
 
-import ssppo_jax.train
+import ssppo_jax.training.train
 from ssppo_jax import schema
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError, Interrupted
@@ -145,7 +145,7 @@ def test_what_a_sweep_runs_is_what_train_understands(tmp_path, swept, monkeypatc
         given.append((config, workdir))
         raise Interrupted
 
-    monkeypatch.setattr(ssppo_jax.train, "train", train)
+    monkeypatch.setattr(ssppo_jax.training.train, "train", train)
     runs = grid.plan(spec, tmp_path / "out", {"eval.num_samples": "1"}).runs
     for run in runs:
         assert run.command[:4] == [sys.executable, "-m", "ssppo_jax", "train"]

@@ -14,11 +14,11 @@ from ml_collections import ConfigDict
 from ssppo_jax.data import EncodedPrompt, addresses
 from ssppo_jax.distributed.mesh import replicated
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.fit.head import Head, both_orders, no_logp, pairs_of
 from ssppo_jax.models.deberta import Ranker
 from ssppo_jax.oracles.judge_prompts import conversation
 from ssppo_jax.oracles.pairrm import PairReader
 from ssppo_jax.rollout.rows import batch_of
+from ssppo_jax.training.fit.head import Head, both_orders, no_logp, pairs_of
 from ssppo_jax.types import FINISH_EOS, Array, Batch, Failed, Policy, Prompt, PyTree, Samples
 from ssppo_jax.weights.encoder import locate_encoder
 from ssppo_jax.weights.ranker import open_ranker, save_ranker

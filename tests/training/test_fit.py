@@ -14,13 +14,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from ssppo_jax import schema
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, Interrupted
-from ssppo_jax.fit import loop
-from ssppo_jax.fit.head import both_orders, bradley_terry, pairs_of
-from ssppo_jax.fit.loop import fit
 from ssppo_jax.oracles.pairrm import pairrm
 from ssppo_jax.oracles.reward_model import reward_model
 from ssppo_jax.rollout.rows import batch_of as rows_as_batch
 from ssppo_jax.runs.metrics import read_metrics
+from ssppo_jax.training.fit import loop
+from ssppo_jax.training.fit.head import both_orders, bradley_terry, pairs_of
+from ssppo_jax.training.fit.loop import fit
 from ssppo_jax.types import Given, Policy, Prompt, Samples
 from ssppo_jax.weights.ranker import MARKERS, load_ranker, open_ranker, save_ranker
 

@@ -19,13 +19,13 @@ from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import encode
 from ssppo_jax.distributed.mesh import abstract
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.fit.head import Head, bradley_terry, no_logp, pairs_of
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, Forward, init_params
 from ssppo_jax.models.policy import pool
 from ssppo_jax.rollout.given import judged_of
 from ssppo_jax.rollout.rows import batch_of
 from ssppo_jax.runtime import make_decoder
+from ssppo_jax.training.fit.head import Head, bradley_terry, no_logp, pairs_of
 from ssppo_jax.types import Array, Batch, Policy, Prompt, PyTree, Samples
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve

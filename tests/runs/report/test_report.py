@@ -13,9 +13,9 @@ import pandas as pd
 import pytest
 
 from ssppo_jax.errors import UserError
-from ssppo_jax.report import build as report
-from ssppo_jax.report import plots, sections
-from ssppo_jax.report import record as run_record
+from ssppo_jax.runs.report import build as report
+from ssppo_jax.runs.report import plots, sections
+from ssppo_jax.runs.report import record as run_record
 
 HOSTILE = "<script>alert('x')</script><img src=x onerror=alert(1)>&amp; \"q\""
 
@@ -439,7 +439,7 @@ def test_the_first_figure_on_a_machine_prints_nothing(tmp_path):
     """matplotlib tells of the font cache that it makes then."""
     code = (
         "import logging; logging.basicConfig(level=logging.INFO)\n"
-        "from ssppo_jax.report.plots import drawing\n"
+        "from ssppo_jax.runs.report.plots import drawing\n"
         "with drawing((2, 2)) as figure:\n    figure.savefig('figure.png')\n"
     )
     environment = os.environ | {"MPLCONFIGDIR": str(tmp_path / "cache")}

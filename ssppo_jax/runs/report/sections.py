@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from ssppo_jax.report import plots
-from ssppo_jax.report.plots import Plot
-from ssppo_jax.report.record import Run, finite, finite_list, held_out, phase_seconds
-from ssppo_jax.report.story import OPPONENTS
+from ssppo_jax.runs.report import plots
+from ssppo_jax.runs.report.plots import Plot
+from ssppo_jax.runs.report.record import Run, finite, finite_list, held_out, phase_seconds
+from ssppo_jax.runs.report.story import OPPONENTS
 
 FIRST = 3  # prompts on the first screen
 SAMPLES_OPEN, SAMPLES_MOST = 5, 200  # prompts shown at once further down, and shown at all

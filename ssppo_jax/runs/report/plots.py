@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from ssppo_jax.report.record import LARGEST
+from ssppo_jax.runs.report.record import LARGEST
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

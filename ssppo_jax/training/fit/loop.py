@@ -30,9 +30,6 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
 from ssppo_jax.evaluate import intervals, logged, shown
-from ssppo_jax.fit.head import Head
-from ssppo_jax.fit.pairwise import pairwise
-from ssppo_jax.fit.reward import reward
 from ssppo_jax.losses.core import length_stats
 from ssppo_jax.optimizer import make_rates, make_run_optimizer
 from ssppo_jax.rollout.store import take_rows
@@ -40,6 +37,9 @@ from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
 from ssppo_jax.runtime import ROUNDING
 from ssppo_jax.steps import make_row_step, make_train_step
+from ssppo_jax.training.fit.head import Head
+from ssppo_jax.training.fit.pairwise import pairwise
+from ssppo_jax.training.fit.reward import reward
 from ssppo_jax.types import Batch, PyTree, TrainState
 from ssppo_jax.weights.checkpoint import Checkpoints
 

@@ -16,9 +16,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ssppo_jax.errors import UserError
 from ssppo_jax.files import write_atomically
-from ssppo_jax.report import sections
-from ssppo_jax.report.record import TRAINED_ON, Run, finite, read_run
-from ssppo_jax.report.story import tell
+from ssppo_jax.runs.report import sections
+from ssppo_jax.runs.report.record import TRAINED_ON, Run, finite, read_run
+from ssppo_jax.runs.report.story import tell
 
 PACKAGES = [
     "jax",

@@ -1,6 +1,6 @@
 """Look at the report in a real browser: pictures on a phone and a desk, in light and dark.
 
-    python tests/report/pictures.py RUN OUTPUT
+    python tests/runs/report/pictures.py RUN OUTPUT
 
 It needs Chromium. On a phone nothing may reach beyond the screen, both win rates must stand on the
 first screen, and no text may be smaller than 12 pixels. In the dark the page must be dark."""
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.image import imread
 
-from ssppo_jax.report.build import build_report
+from ssppo_jax.runs.report.build import build_report
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SIZES = {"phone": (390, 844), "desk": (1280, 900)}

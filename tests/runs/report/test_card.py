@@ -6,7 +6,7 @@ import yaml
 from ssppo_jax import schema
 from ssppo_jax.config import flatten
 from ssppo_jax.losses import LOSSES
-from ssppo_jax.report.card import licence_of, model_card
+from ssppo_jax.runs.report.card import licence_of, model_card
 
 RESULT = {"win_rate": 0.7123, "low": 0.68, "high": 0.741, "prompts": 64, "samples": 4}
 GAIN = {"reward": 0.5, "reward_start": 0.2, "reward_gain": 0.3}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-from ssppo_jax.report.record import Run, finite, held_out
+from ssppo_jax.runs.report.record import Run, finite, held_out
 
 # Oracles that are functions of the text. They stand for no human preference.
 KNOWN = {"sentiment", "sentiment_overconfident", "length", "relevance", "keywords"}

@@ -10,9 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import sys
 import time
-import types
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,9 +21,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
-from ssppo_jax.config import entry, flatten, user_files
+from ssppo_jax.config import user_files
 from ssppo_jax.data import Cut
-from ssppo_jax.data.chat import template_text
 from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import prepare_prompts
 from ssppo_jax.distributed import hosts
@@ -40,25 +37,12 @@ from ssppo_jax.distributed.mesh import (
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError, GateError, Interrupted
-from ssppo_jax.evaluate import (
-    HeldOut,
-    build_second_opinions,
-    compare_all,
-    evaluation_data,
-    intervals,
-    logged,
-    prefix,
-    read_references,
-    rewards,
-    shown,
-)
-from ssppo_jax.files import read_json, read_records
-from ssppo_jax.losses import LOSSES, ROWS
+from ssppo_jax.evaluate import evaluation_data
+from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import length_stats, ratio_stats
-from ssppo_jax.models.lora import join, merged, split
+from ssppo_jax.models.lora import join
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optimizer import make_rates, make_run_optimizer, restarted
-from ssppo_jax.report.card import licence_of, model_card
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
 from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
@@ -85,9 +69,9 @@ from ssppo_jax.steps import (
     make_train_step,
     make_update,
 )
+from ssppo_jax.training.evaluation import Evaluated, Evaluation, GivenEvaluation, is_due
+from ssppo_jax.training.export import export_policy
 from ssppo_jax.types import Array, Batch, Max, Mean, Min, PyTree, TrainState
-from ssppo_jax.weights import hf
-from ssppo_jax.weights.adapters import base_of, save_adapters
 from ssppo_jax.weights.checkpoint import Checkpoints
 
 log = logging.getLogger(__name__)
@@ -119,14 +103,6 @@ class Best:
     value: float
     result: dict  # of its evaluation
     waited: int = 0  # evaluations since
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluated:
-    """Hold the numbers that an evaluation logged, and what of them goes into result.json."""
-
-    values: dict[str, float]
-    result: dict
 
 
 def train(
@@ -207,15 +183,13 @@ class Trainer:
         )
         self.account = account
         run_folder.write_json(workdir / "prompts.json", account)
-        self.heldout = HeldOut(runtime, heldout)
         self.oracle = no_oracle() if self.given else build_oracle(self.config)
         place_oracle(self.oracle, runtime.mesh)
         self.oracle.check([e.prompt for e in self.prompts + heldout])
-        self.others = build_second_opinions(self.config)
-        for other in self.others.values():
-            place_oracle(other, runtime.mesh)
-            other.check([e.prompt for e in heldout])
-        self.reference = self._reference(heldout)
+        if not self.given:  # their evaluation reads the collector's rows
+            self.evaluation: Evaluation | GivenEvaluation = Evaluation(
+                runtime, workdir, heldout, self.oracle, stop.agreed
+            )
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
         self.saved: Position | None = None
         self.since, self.saving = 0.0, 0.0  # when this iteration began, and seconds of its saves
@@ -242,7 +216,9 @@ class Trainer:
         )
         if isinstance(self.collect, GivenCollector):
             check_given(self.prompts, self.config.loss.name, self.collect.rows)
-            self.heldout_rows = HeldOutRows(self.collect, heldout, apply)
+            self.evaluation = GivenEvaluation(
+                self.config, HeldOutRows(self.collect, heldout, apply)
+            )
         epochs, size = self.config.train.epochs, self.config.train.batch_size
         # steps of each iteration if no prompt is left out
         self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
@@ -253,7 +229,9 @@ class Trainer:
     def run(self, *, profile: bool = False) -> dict:
         state, at = self._start()
         traced = min(at.iteration + 1, self.config.train.iterations - 1) if profile else None
-        baseline = self._baseline(state, at)
+        self.evaluation.begin(
+            lambda: self._policy(state) if at == Position() else self._load_initial()
+        )
         initial = self._initial_policy(state, at)
         self.since = time.perf_counter()
         while True:
@@ -261,10 +239,10 @@ class Trainer:
             boundary, best = self.metrics.offset(), self.best
             last = at.iteration == self.config.train.iterations
             try:
-                found = self._evaluate(self._policy(state), baseline, at, last)
+                found = self._evaluate(self._policy(state), at, last)
                 if found is not None and self._select(state, found, at, boundary):
                     last = True  # out of patience; sampled as often as any other end
-                    found = self._evaluate(self._policy(state), baseline, at, last)
+                    found = self._evaluate(self._policy(state), at, last)
                 if found is not None and last:
                     return self._finish(state, found.result, at)
                 state = self._carry(state, at)
@@ -392,44 +370,6 @@ class Trainer:
         """Return all parameters of pi_theta, frozen ones included."""
         return join(self.frozen, state.params)
 
-    def _baseline(self, state: TrainState, at: Position) -> list[list[str]]:
-        """Return the initial policy's held-out responses, sampled once per run and kept on disk."""
-        path = self.workdir / "baseline.json"
-        kept = hosts.on_first(lambda: read_json(path) if path.is_file() else None)
-        if kept is not None:
-            return kept
-        params = self._policy(state) if at == Position() else self._load_initial()
-        if self.given:
-            self.heldout_rows.set_reference(params)
-            return []
-        k = self.config.eval.final_num_samples
-        sampled = self._sample_heldout(params, k, baseline=True, what="sample baseline")
-        run_folder.append_records(
-            self.workdir / "samples.jsonl", self.heldout.records(sampled, "start", 0), 0
-        )
-        run_folder.write_json(path, sampled.texts)
-        return sampled.texts
-
-    def _reference(self, heldout: list[data.EncodedPrompt]) -> list[list[str]] | None:
-        """Return the fixed outputs that the run compares with; they stay those it began with.
-
-        Raises:
-          ConfigError: the file has other outputs than when the run began.
-        """
-        path = self.config.eval.reference_outputs
-        if not path:
-            return None
-        read = hosts.on_first(lambda: read_references(path, heldout))
-        kept = self.workdir / "reference.json"
-        old = hosts.on_first(lambda: read_json(kept) if kept.is_file() else read)
-        if old != read:
-            raise ConfigError(
-                f"eval.reference_outputs={path}: the outputs changed since the run began; put them"
-                " back, or give --workdir a new folder"
-            )
-        run_folder.write_json(kept, read)
-        return read
-
     def _initial_policy(self, state: TrainState, at: Position) -> Callable[[], PyTree] | None:
         """Return a loader of the initial policy, for KL and `reference: initial`; None when it is
         off.
@@ -454,78 +394,18 @@ class Trainer:
 
     # ---- phases ----------------------------------------------------------------------------------
 
-    def _evaluate(
-        self, params: PyTree, baseline: list[list[str]], at: Position, last: bool
-    ) -> Evaluated | None:
-        """Compare the policy with the initial one, and with others that are configured, on held-out
-        prompts, at boundaries where that is due.
+    def _evaluate(self, params: PyTree, at: Position, last: bool) -> Evaluated | None:
+        """Evaluate the policy at a boundary where that is due, and log it.
+
+        The start is logged only: there is nothing to compare it with.
         """
-        c = self.config
-        if self.given:
-            return self._evaluate_given(params, at, last)
-        if at == Position():
-            self._evaluate_start(baseline, at)
+        if at.step_in_iteration:
             return None
-        if at.step_in_iteration or not (last or _is_due(c.eval.every, at.iteration)):
+        found = self.evaluation(params, at.iteration, last)
+        if found is None:
             return None
-        k = c.eval.final_num_samples if last else c.eval.num_samples
-        sampled = self._sample_heldout(params, k, baseline=False, what="evaluate")
-        oracles, opponents = {"": self.oracle} | self.others, self._opponents(baseline, at)
-        found = compare_all(c, oracles, self.heldout.encoded, sampled.texts, opponents)
-        values = found.values()
-        self._log("evaluate", values | sampled.metrics, sampled.wall, at)
-        records = self.heldout.records(
-            sampled, "final" if last else f"iter_{at.iteration}", at.iteration
-        )
-        run_folder.append_records(self.workdir / "samples.jsonl", records, at.iteration)
-        log.info("iteration %d: held-out %s", at.iteration, found)
-        return Evaluated(values, found.result() | {"samples": k})
-
-    def _opponents(self, baseline: list[list[str]], at: Position) -> dict[str, list[list[str]]]:
-        """Return the responses that the policy's are compared with; the start's name is empty."""
-        opponents = {"": baseline}
-        if self.config.eval.previous:
-            opponents["previous"] = hosts.on_first(lambda: self._previous(at))
-        if self.reference is not None:
-            opponents["reference"] = self.reference
-        return opponents
-
-    def _previous(self, at: Position) -> list[list[str]]:
-        """Return the held-out responses of the evaluation before, as samples.jsonl has them."""
-        rows = [
-            row
-            for row in read_records(self.workdir / "samples.jsonl")
-            if row["iteration"] < at.iteration
-        ]
-        newest = max(row["iteration"] for row in rows)
-        texts: dict[str, list[str]] = {}
-        for row in rows:
-            if row["iteration"] == newest:
-                texts.setdefault(row["prompt_id"], []).append(row["response"])
-        return [texts[e.prompt.id] for e in self.heldout.encoded]
-
-    def _evaluate_given(self, params: PyTree, at: Position, last: bool) -> Evaluated | None:
-        """Measure the loss and its rewards on held-out rows, at the start and where that is due."""
-        due = at == Position() or last or _is_due(self.config.eval.every, at.iteration)
-        if at.step_in_iteration or not due:
-            return None
-        found = intervals(self.heldout_rows(params), seed=self.config.seed)
-        values = logged(found)
-        self._log("evaluate", values, {}, at)
-        said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
-        log.info("iteration %d: held-out %s", at.iteration, said)
-        return None if at == Position() else Evaluated(values, values)
-
-    def _evaluate_start(self, baseline: list[list[str]], at: Position) -> None:
-        """Log the initial policy's rewards, for group losses and where other oracles are asked."""
-        if self.collect.rows != "group" and not self.others:
-            return
-        found: dict[str, float] = {}
-        for label, oracle in ({"": self.oracle} | self.others).items():
-            own = logged(rewards(self.config, oracle, self.heldout.encoded, baseline))
-            found |= {prefix(label) + name: value for name, value in own.items()}
-        if found:
-            self._log("evaluate", found, {}, at)
+        self._log("evaluate", found.values | found.of_sampling, found.wall, at)
+        return found if at.iteration else None
 
     def _select(self, state: TrainState, found: Evaluated, at: Position, boundary: int) -> bool:
         """Note the best evaluated policy (`train.select_by`); say if the run should end.
@@ -578,11 +458,6 @@ class Trainer:
         for leaf in jax.tree.leaves((state.params, state.opt_state)):
             leaf.delete()
         return self._restore(best.step)[0]._replace(step=state.step)
-
-    def _sample_heldout(self, params: PyTree, k: int, *, baseline: bool, what: str):
-        return self.heldout.sample(
-            params, num_samples=k, baseline=baseline, what=what, stopped=self.stop.agreed
-        )
 
     def _rollout(
         self, params: PyTree, initial: Callable[[], PyTree] | None, at: Position
@@ -747,7 +622,7 @@ class Trainer:
                 progress.update()
                 inside = i + 1 < len(batches)
                 stop = self.stop.voted()
-                if inside and (stop or _is_due(c.checkpoint.every_steps, i + 1)):
+                if inside and (stop or is_due(c.checkpoint.every_steps, i + 1)):
                     self._log_step(lagged.flush(), at)
                     self._save(state, Position(at.iteration, i + 1), self.metrics.offset())
                     if stop:
@@ -815,7 +690,7 @@ class Trainer:
         c, stop = self.config.checkpoint, self.stop.agreed()
         if at.iteration == self.config.train.iterations:
             return c.final or stop
-        return stop or _is_due(c.every, at.iteration)
+        return stop or is_due(c.every, at.iteration)
 
     def _save(self, state: TrainState, at: Position, metrics_offset: int) -> None:
         """Save a checkpoint at `at`, unless the newest one is there already or nothing has been
@@ -861,70 +736,21 @@ class Trainer:
             self._drop_rollouts(self.saved)
         best, export = self.best, self.config.checkpoint.export
         if export:
-            self._export(self._policy(state), result)
+            export_policy(self.runtime, self._policy(state), self.workdir, result, self.account)
         if best is not None:
             result |= {"best_iteration": best.iteration, "best_value": best.value}
             if export:
                 own = state if best.iteration == at.iteration else self._restore(best.step)[0]
-                self._export(self._policy(own), best.result, "_best")
+                export_policy(
+                    self.runtime,
+                    self._policy(own),
+                    self.workdir,
+                    best.result,
+                    self.account,
+                    which="_best",
+                )
         run_folder.write_json(self.workdir / "result.json", result)
         return result
-
-    def _export(self, params: PyTree, result: dict, which: str = "") -> None:
-        """Write a policy as a Hugging Face folder, and its adapters if it has them."""
-        dtype = export_dtype(self.config, self.runtime.folder)
-        if dtype.itemsize < self.runtime.param_dtype.itemsize:
-            log.info(
-                "policy%s/ is rounded to %s; export.dtype=%s would keep every digit",
-                which,
-                dtype,
-                self.runtime.param_dtype,
-            )
-        lora, arch = self.runtime.decoder.lora, self.runtime.arch
-        if lora is not None:
-            save_adapters(
-                split(params)[1],
-                arch,
-                lora,
-                self.workdir / f"adapters{which}",
-                base=base_of(self.config.model.source, self.runtime.folder),
-                replace=True,
-                texts={"README.md": self._card(result, adapter=True)},
-            )
-            params = merged(params, lora.scale)
-        hf.save_params(
-            params,
-            arch,
-            self.workdir / f"policy{which}",
-            tokenizer_from=self.runtime.folder,
-            dtype=dtype,
-            replace=True,
-            texts=self._own_template() | {"README.md": self._card(result)},
-        )
-
-    def _own_template(self) -> dict[str, str]:
-        """Return the chat template that the policy was trained with, if it is not the model's."""
-        text = template_text(self.config.data.template)
-        return {} if text is None else {"chat_template.jinja": text}
-
-    def _card(self, result: dict, *, adapter: bool = False) -> str:
-        """Return the model card of this run."""
-        source = self.config.model.source
-        return model_card(
-            flatten(self.config),
-            result,
-            method=entry(LOSSES, self.config.loss.name).__doc__ or "",
-            licence=licence_of(source, self.runtime.folder),
-            prompts=self.account,
-            version=__version__,
-            adapter=adapter,
-        )
-
-
-def export_dtype(config: ConfigDict, folder: Path) -> np.dtype:
-    """Return the dtype that a policy is exported in: that of its source, or `export.dtype`."""
-    name, source = config.export.dtype, hf.stored_dtype(folder)
-    return source if name == "source" else np.dtype(name)
 
 
 def lay(mesh: Mesh, batch: Batch, rows: np.ndarray, cut: Cut) -> list[Laid]:
@@ -943,22 +769,15 @@ def lay(mesh: Mesh, batch: Batch, rows: np.ndarray, cut: Cut) -> list[Laid]:
     return laid
 
 
-def _is_due(every: int, count: int) -> bool:
-    return bool(every) and count % every == 0
+def run(config: ConfigDict | str, workdir: str | Path, *, profile: bool = False) -> dict:
+    """Train a config, or one by its name, in a folder, which is made: `ssppo_jax.train`.
 
-
-class _Train(types.ModuleType):
-    """This module as a function: `ssppo_jax.train(config, workdir)`, for notebooks."""
-
-    def __call__(
-        self, config: ConfigDict | str, workdir: str | Path, *, profile: bool = False
-    ) -> dict:
-        """Train a config, or one by its name, in a folder (`train`)."""
-        made = schema.load(config, {}, jax.device_count()) if isinstance(config, str) else config
-        folder = Path(workdir)
-        with run_folder.no_trace_of_failure(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            return train(made, folder, profile=profile)
-
-
-sys.modules[__name__].__class__ = _Train
+    Raises:
+      ConfigError, DataError, GateError: what `train` raises; a folder in which nothing was computed
+        is removed again.
+    """
+    made = schema.load(config, {}, jax.device_count()) if isinstance(config, str) else config
+    folder = Path(workdir)
+    with run_folder.no_trace_of_failure(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        return train(made, folder, profile=profile)

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from ssppo_jax.report.record import read_run
-from ssppo_jax.report.story import tell
+from ssppo_jax.runs.report.record import read_run
+from ssppo_jax.runs.report.story import tell
 
 TRAINED = {"win_rate": 0.66, "low": 0.63, "high": 0.69, "prompts": 96}
 CONFIG = {
