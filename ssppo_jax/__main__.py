@@ -504,7 +504,13 @@ def _report(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
     if not Path(args.workdir).is_dir():
         raise ConfigError(f"--workdir={args.workdir}: no such folder; give the folder of a run")
-    print(f"report: {build_report(_folder(args.workdir))}")
+    folder = _folder(args.workdir)
+    if not any((folder / name).is_file() for name in ("config.json", "metrics.jsonl")):
+        raise ConfigError(
+            f"--workdir={args.workdir} is no run's folder; `runs --workdir={args.workdir}` lists"
+            " those in it"
+        )
+    print(f"report: {build_report(folder)}")
     return 0
 
 

@@ -125,7 +125,7 @@ def load_function(spec: str) -> Callable:
     """Return the function that path/to/file.py:name means (`load_object`)."""
     made = load_object(spec)
     if not callable(made):
-        raise ConfigError(f"{spec!r} is a {type(made).__name__}; it must be a function")
+        raise ConfigError(f"{spec!r} is of type {type(made).__name__}; it must be a function")
     return made
 
 
@@ -143,7 +143,7 @@ def load_object(spec: str) -> Any:
     if not path.is_file():
         near = _nearest(path.name, [p.name for p in path.parent.glob("*.py")])
         raise ConfigError(
-            f"{spec!r}: no file {file!r} in {Path.cwd()}{'; ' + near if near else ''}"
+            f"{spec!r}: no file {file!r} in {Path.cwd()}{'; ' + near.strip() if near else ''}"
         )
     module = _user_module(str(path.resolve()), file_digest(path))
     if not hasattr(module, name):

@@ -772,6 +772,12 @@ def cautions(config: ConfigDict) -> list[str]:
             f" {config.train.iterations} iterations. Set train.reference=initial for the offline"
             " method as published, whose reference is the initial policy throughout"
         )
+    if config.eval.oracles and GIVEN.get(config.data.source.name, False):
+        found.append(
+            f"eval.oracles={config.eval.oracles} is not asked: the responses of data.source.name="
+            f"{config.data.source.name} are given, and none is sampled; `evaluate` compares the"
+            " policies by an oracle"
+        )
     if group or ROWS.get(config.loss.name) == "opponent":
         found += _sampling_cautions(config, group)
     return found + _precision_cautions(config)
@@ -980,12 +986,6 @@ def _rows_problems(config: ConfigDict) -> list[str]:
             f"data.source.name={config.data.source.name}: {name} learns from the policy's own"
             " samples, and these responses are given; choose a pair loss or sft, or a source of"
             " prompts"
-        )
-    if config.eval.oracles and GIVEN.get(config.data.source.name, False):
-        problems.append(
-            f"eval.oracles={config.eval.oracles}: nothing is sampled from data.source.name="
-            f"{config.data.source.name}, so there is nothing to judge; leave it empty, and compare"
-            " the policies with `evaluate`"
         )
     if config.train.importance_sampling_correction and GIVEN.get(config.data.source.name, False):
         problems.append(

@@ -457,6 +457,11 @@ def test_evaluating_a_model_against_itself_gives_one_half_inside_the_interval(ca
     assert len(texts) == 64 * 2 * 2 and {t["stage"] for t in texts} == {"start", "final"}
 
 
+def test_a_report_of_a_folder_without_a_run_is_refused(capsys, tmp_path):
+    assert "is no run's folder" in refused(capsys, "report", f"--workdir={tmp_path}")
+    assert not any(tmp_path.iterdir())
+
+
 def test_report_of_a_run_folder_writes_one_page(capsys, tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps({"config": {"loss.beta": 0.1}, "command": "x", "version": "0"})

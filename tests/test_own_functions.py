@@ -67,7 +67,7 @@ def test_a_loss_of_a_file_is_chosen_with_its_keywords_and_its_rows(loss_file):
         ("mime.py:mine", "no file 'mime.py' in "),
         ("mime.py:mine", "did you mean 'mine.py'?"),
         ("mine.py", "'mine.py' is a file; name its function, as in mine.py:FUNCTION"),
-        ("mine.py:ROWS", "'mine.py:ROWS' is a str; it must be a function"),
+        ("mine.py:ROWS", "'mine.py:ROWS' is of type str; it must be a function"),
         ("mine.py:fails", "loss=mine.py:fails: mine.py:20: AttributeError"),
         (
             "mine.py:number",

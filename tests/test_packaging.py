@@ -85,7 +85,7 @@ def test_the_version_is_written_once_and_the_changelog_dates_it():
     assert PROJECT["project"]["dynamic"] == ["version"]
     assert PROJECT["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "ssppo_jax.__version__"}
     version = re.escape(ssppo_jax.__version__)
-    newest = re.search(r"^## .*$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
+    newest = re.search(r"^## (?!Unreleased$).*$", (ROOT / "CHANGELOG.md").read_text(), re.M)[0]
     assert re.fullmatch(rf"## {version} \(20\d\d-\d\d-\d\d\)", newest)
     citation = (ROOT / "CITATION.cff").read_text()
     date = newest[-11:-1]

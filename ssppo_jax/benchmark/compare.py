@@ -284,7 +284,7 @@ def _run_table(runs: Sequence[Run]) -> str:
                 str(run.config.get("loss.name", "")),
                 str(run.config.get("oracle.name", "")),
                 str(run.config.get("seed", "")),
-                shown(rate) if rate else "not finished",
+                shown(rate) if rate else "none" if run.result else "not finished",
                 _final_length(run),
             ]
         )

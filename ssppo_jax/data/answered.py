@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
 from typing import Annotated, Any, NamedTuple
 
-from ssppo_jax.config import expanded, one_of
+from ssppo_jax.config import one_of
 from ssppo_jax.data import sources
 from ssppo_jax.data.sources import Row
 from ssppo_jax.errors import ConfigError, DataError, listed
@@ -94,19 +94,11 @@ def answered(
             "data source 'answered' needs one of a file and a data set:"
             " --config.data.source.path=pairs.jsonl, or --config.data.source.repo_id=owner/name"
         )
-    rows = _file(path) if path else _hub(repo_id, split, subset, revision)
+    rows = sources.json_lines(path) if path else _hub(repo_id, split, subset, revision)
     return _prompts(rows, judged_by=judged_by, bad_rows=bad_rows)
 
 
 SOURCES = {"answered": answered}
-
-
-def _file(path: str) -> Iterator[tuple[str, Row]]:
-    try:
-        blob = expanded(path).read_bytes()
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
-    return sources._json_rows(blob, path)
 
 
 def _hub(repo_id: str, split: str, subset: str, revision: str) -> Iterator[tuple[str, Row]]:
@@ -214,7 +206,13 @@ def _pair(row: Mapping[str, Any], judged_by: str) -> tuple[_Split, Given, str]:
         turns = _turns(row["prompt"], '"prompt"')
         texts = [_response(side, turns, name) for side, name in zip(sides, SIDES, strict=True)]
     else:
-        turns, texts = _common(*sides)
+        try:
+            turns, texts = _common(*sides)
+        except ValueError as exc:
+            others = ", ".join(key for key in row if key not in USED)
+            raise ValueError(
+                f"{exc}" + (f"; the row also has: {others}" if others else "")
+            ) from None
     found = _Split(turns, tuple(texts))
     how = judged_by
     if how == "auto":

@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
+from jinja2 import TemplateSyntaxError
 
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError, GateError
@@ -166,16 +167,21 @@ def _render(
             " --config.data.template=plain, or a file with a Jinja template, or use an"
             " instruction-tuned model"
         )
+    written = tokenizer.get_chat_template() if chosen is None else chosen
     try:
         return tokenizer.apply_chat_template(
             list(messages),
-            chat_template=_dated(chosen or tokenizer.get_chat_template(), date),
+            chat_template=_dated(written, date),
             add_generation_prompt=not answered,
             tokenize=False,
             date_string=datetime.fromisoformat(date).strftime("%d %b %Y"),  # as Llama 3 writes it
         )
     except ImportError:
         raise  # jinja2 is missing: not the data's fault
+    except TemplateSyntaxError as exc:
+        named = "the tokenizer's chat template" if chosen is None else f"data.template={template!r}"
+        line = exc.lineno - ("strftime_now" in written)  # a macro stands before such a template
+        raise ConfigError(f"{named}, line {line}: {exc.message}") from exc
     except (
         Exception
     ) as exc:  # templates refuse turns (system role, order) by raising whatever they like
@@ -193,13 +199,16 @@ def template_text(name: str) -> str | None:
     if name in TEMPLATES:
         return TEMPLATES[name]
     try:
-        return expanded(name).read_text(encoding="utf-8")
+        text = expanded(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"data.template={name!r} is neither {' nor '.join(TEMPLATES)} nor a file of text"
             f" ({reason}); give one of these, or the path of a Jinja template"
         ) from None
+    if not text.strip():
+        raise ConfigError(f"data.template={name!r} is empty; it must write the turns of a chat")
+    return text
 
 
 @functools.cache

@@ -63,8 +63,10 @@ def split_prompts(
         ConfigError: `heldout` is negative or leaves nothing to train on.
     """
     if not 0 <= heldout < len(prompts):
+        few = "; give at least 2 prompts" if len(prompts) < 2 else ""
         raise ConfigError(
-            f"data.heldout={heldout} of {len(prompts)} prompts; allowed: 0 to {len(prompts) - 1}"
+            f"data.heldout={heldout} of {len(prompts)} prompts; allowed: 0 to"
+            f" {len(prompts) - 1}{few}"
         )
     trained, before = history or History()
     asked = {p.id: question(p) for p in prompts}

@@ -6,8 +6,9 @@ import hashlib
 import importlib
 import json
 import logging
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import resources
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from ssppo_jax.config import expanded
 from ssppo_jax.data.environment import load_environment, rows_of
 from ssppo_jax.errors import ConfigError, DataError, listed
-from ssppo_jax.files import read_lines
+from ssppo_jax.files import BYTE_ORDER_MARK, read_lines
 from ssppo_jax.types import Prompt
 
 ROLES = ("system", "user", "assistant")
@@ -69,12 +70,8 @@ def jsonl(
         raise ConfigError(
             "data source 'jsonl' needs a path: --config.data.source.path=prompts.jsonl"
         )
-    try:
-        blob = expanded(path).read_bytes()
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
     return _prompts(
-        _json_rows(blob, path),
+        json_lines(path),
         field=prompt_field,
         answer_field=answer_field,
         id_field=id_field,
@@ -234,6 +231,48 @@ def _require(module: str, *, install: str) -> Any:
         return importlib.import_module(module)
     except ImportError as exc:
         raise ConfigError(f"this data source needs {module}: pip install {install}") from exc
+
+
+def json_lines(path: str) -> Iterator[tuple[str, Row]]:
+    """Read a file of JSON lines as (`file:line`, row); a line that is none gives the reason.
+
+    Raises:
+        DataError: the file cannot be read, or is of another kind; with the call that converts it.
+    """
+    try:
+        blob = expanded(path).read_bytes()
+    except OSError as exc:
+        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
+    for what, is_it, call in OTHER_KINDS:
+        if is_it(path, blob):
+            raise DataError(
+                f"{path} is {what}, and rows are read from JSON lines, one object a line. In"
+                f" Python: pandas.{call.format(path=path)}.to_json('rows.jsonl',"
+                " orient='records', lines=True)"
+            )
+    return _json_rows(blob, path)
+
+
+def _is_table(path: str, blob: bytes) -> bool:
+    return path.lower().endswith((".csv", ".tsv")) and not blob.lstrip().startswith(b"{")
+
+
+def _is_array(path: str, blob: bytes) -> bool:
+    """Return whether a file is one list of objects, which a line of JSON lines never is."""
+    return re.match(rb"\s*\[\s*\{", blob.removeprefix(BYTE_ORDER_MARK)) is not None
+
+
+OTHER_KINDS: tuple[tuple[str, Callable[[str, bytes], bool], str], ...] = (
+    ("a Parquet file", lambda _, blob: blob.startswith(b"PAR1"), "read_parquet('{path}')"),
+    ("compressed", lambda _, blob: blob.startswith(b"\x1f\x8b"), "read_json('{path}', lines=True)"),
+    (
+        "text in UTF-16",
+        lambda _, blob: blob.startswith((b"\xff\xfe", b"\xfe\xff")),
+        "read_json('{path}', lines=True, encoding='utf-16')",
+    ),
+    ("one JSON list", _is_array, "read_json('{path}')"),
+    ("a table", _is_table, "read_csv('{path}', sep=None, engine='python')"),
+)
 
 
 def _json_rows(blob: bytes, name: str) -> Iterator[tuple[str, Row]]:
@@ -400,12 +439,8 @@ def answered_turns(path: str) -> tuple[dict, ...]:
     Raises:
         DataError: the file cannot be read, is empty, or has bad rows (`file:line: reason`).
     """
-    try:
-        blob = expanded(path).read_bytes()
-    except OSError as exc:
-        raise DataError(f"{path}: cannot be read: {exc.strerror}") from exc
     turns, bad = [], []
-    for place, row in _json_rows(blob, path):
+    for place, row in json_lines(path):
         try:
             turns += _answered(row)
         except ValueError as exc:

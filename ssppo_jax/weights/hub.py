@@ -28,7 +28,8 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
         raise ConfigError(f"--repo={repo}: write it as owner/name")
-    if not any((folder / mark).is_file() for mark in MARKS):
+    run = (folder / "metrics.jsonl").is_file()  # its config.json is no model's
+    if run or not any((folder / mark).is_file() for mark in MARKS):
         near = folder / "policy"
         hint = f"; give {near}" if near.is_dir() else "; give a run's policy or adapters folder"
         raise ConfigError(f"--folder={folder} holds no model{hint}")

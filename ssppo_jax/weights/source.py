@@ -125,7 +125,14 @@ def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
             str(folder), trust_remote_code=False, local_files_only=True
         )
     except Exception as error:  # a damaged file makes the library raise almost anything
-        raise ConfigError(f"{folder}: no tokenizer could be loaded: {error}") from None
+        if any((Path(folder) / name).is_file() for name in hf.TOKENIZER_FILES):
+            reason = str(error)
+        else:
+            reason = (
+                "it holds none; copy tokenizer.json and tokenizer_config.json into it from the"
+                " model that it was made from"
+            )
+        raise ConfigError(f"{folder}: no tokenizer could be loaded: {reason}") from None
     if vocab_size is not None:
         tokenizer.beyond_model = _beyond(tokenizer, vocab_size, folder)
     return tokenizer

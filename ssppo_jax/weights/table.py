@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
-from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import PyTree
 from ssppo_jax.weights.hf import flatten, insert
 
@@ -22,7 +22,7 @@ DTYPES = ("float32", "bfloat16")  # to compute in
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-class EncoderError(UserError):
+class EncoderError(ConfigError):
     """The encoder cannot be found or is not one that is read here."""
 
 

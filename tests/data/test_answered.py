@@ -118,6 +118,10 @@ MISTAKES = {
         {"chosen": "Yes, it is", "rejected": "No"},
         '"chosen" and "rejected" begin differently',
     ),
+    "other column": (
+        {"question": "a", "chosen": "Yes", "rejected": "No"},
+        'has no "prompt".*; the row also has: question',
+    ),
     "text and turns": ({"chosen": "b", "rejected": [said("c")]}, "both be text or both be turns"),
     "NaN": (GROUP | {"scores": [1.0, "nan"]}, "'nan', which is no number"),
     "ragged": (GROUP | {"scores": [1.0]}, "must be 2 numbers"),

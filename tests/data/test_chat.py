@@ -212,6 +212,21 @@ def test_an_unknown_template_names_the_known_ones(tokenizer):
         encode_chat(tokenizer, user("hi"), template="chatml")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{{ messages }}\n{% for", r"mine.jinja'?, line 2: "),
+        ("{{ strftime_now('%Y') }}\n{{ x }", r"mine.jinja'?, line 2: unexpected '}'"),
+        (" \n", "mine.jinja' is empty"),
+    ],
+)
+def test_a_file_that_is_no_template_is_told_once_with_its_line(tokenizer, tmp_path, text, told):
+    file = tmp_path / "mine.jinja"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=told):
+        encode_chat(tokenizer, user("hi"), template=str(file))
+
+
 def test_a_template_that_refuses_the_turns_is_a_data_error():
     tokenizer = byte_tokenizer(template="{{ raise_exception('no system role here') }}")
     with pytest.raises(DataError, match=r"refuses turns \(system, user\): no system role here"):

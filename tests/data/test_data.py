@@ -3,9 +3,11 @@
 import datetime
 import inspect
 import json
+import re
 import sys
 import types
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -26,6 +28,7 @@ from ssppo_jax.data import (
 )
 from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.data.prepare import prepare_prompts
+from ssppo_jax.data.sources import jsonl
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt
 
@@ -156,6 +159,39 @@ def test_a_bad_row_is_reported_by_file_line_and_reason(tmp_path, line, reason):
     header, *rows = reasons(tmp_path, b'{"prompt": "good"}\n' + line + b'\n{"prompt": "fine"}\n')
     assert header == "1 bad row:" and len(rows) == 1
     assert rows[0].startswith("in.jsonl:2: ") and reason in rows[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("rows.csv", b"prompt,answer\na,b\n", "rows.csv is a table.*read_csv"),
+        (
+            "rows.json",
+            b'\xef\xbb\xbf [\n {"prompt": "x"}]',
+            "is one JSON list.*read_json.*lines=True",
+        ),
+        ("rows", b"PAR1\0", "a Parquet file.*read_parquet"),
+        ("rows.jsonl.gz", b"\x1f\x8b\x08", "is compressed"),
+        ("rows.jsonl", '{"prompt": "x"}'.encode("utf-16"), "UTF-16.*encoding='utf-16'"),
+    ],
+)
+def test_a_file_of_another_kind_is_told_as_one_with_the_call_that_converts_it(
+    tmp_path, monkeypatch, name, content, told
+):
+    monkeypatch.chdir(tmp_path)
+    Path(name).write_bytes(content)
+    with pytest.raises(DataError, match=told) as caught:
+        jsonl(path=name)
+    assert "\n" not in str(caught.value)
+    call = re.search(r"pandas\.(.*)$", str(caught.value))[1]
+    if name.endswith((".csv", ".json")) or "utf-16" in call:
+        exec(f"import pandas; pandas.{call}")
+        assert jsonl(path="rows.jsonl")[0].text in ("a", "x")
+
+
+def test_a_table_by_name_that_holds_json_lines_is_read(tmp_path):
+    (tmp_path / "rows.csv").write_text('{"prompt": "x"}\n')
+    assert jsonl(path=str(tmp_path / "rows.csv"))[0].text == "x"
 
 
 def test_what_is_no_part_of_a_prompt_is_named(tmp_path, caplog):
@@ -539,6 +575,11 @@ def test_what_earlier_runs_held_out_comes_first_and_what_they_trained_on_comes_l
 def test_a_split_that_leaves_nothing_is_an_error(heldout):
     with pytest.raises(ConfigError, match=f"heldout={heldout} of 5 prompts; allowed: 0 to 4"):
         split_prompts(many(5), heldout=heldout, seed=0)
+
+
+def test_a_single_prompt_cannot_be_split():
+    with pytest.raises(ConfigError, match="give at least 2 prompts"):
+        split_prompts(many(1), heldout=1, seed=0)
 
 
 def test_a_train_set_of_copies_only_is_an_error():

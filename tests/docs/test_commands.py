@@ -73,7 +73,10 @@ def test_commands_name_what_exists(page, monkeypatch, capsys):
         )
         spec = [a.removeprefix("--config=") for a in arguments if a.startswith("--config=")]
         if spec:
-            schema.load(spec[0], given)
+            config = schema.load(spec[0], given)
+            meshes = (*config.mesh.values(), *config.sampling.mesh.values())
+            if command in ("train", "fit") and max(meshes) < 2:
+                schema.check(config, 1)
 
 
 @EVERY

@@ -88,7 +88,6 @@ def test_a_pair_loss_needs_two_responses():
     [
         ({"loss.name": "grpo"}, "grpo learns from the policy's own samples"),
         ({"loss.name": "xpo"}, "xpo learns from the policy's own samples"),
-        ({"eval.oracles": "keywords"}, "there is nothing to judge"),
         ({"loss.name": "sft", "loss.sft_weight": "0.1"}, "sft has no chosen response"),
     ],
 )
@@ -96,6 +95,12 @@ def test_what_given_responses_cannot_teach_is_refused(overrides, reason):
     source = {"data.source.name": "answered", "data.source.path": "x.jsonl"}
     with pytest.raises(ConfigError, match=reason):
         schema.load("smoke", source | overrides, 1)
+
+
+def test_oracles_of_evaluations_are_told_to_be_left_out():
+    source = {"data.source.name": "answered", "data.source.path": "x.jsonl"}
+    config = schema.load("quickstart", source, 1)
+    assert any("eval.oracles=keywords is not asked" in told for told in schema.cautions(config))
 
 
 def test_trl_names_lead_to_ours():

@@ -100,6 +100,8 @@ def test_a_refusal_says_what_to_do(hub, folder, capsys, status, told):
 
 
 def test_what_cannot_be_published_is_refused_before_anything_is_sent(hub, folder, capsys):
+    (folder.parent / "config.json").write_text("{}")  # a run's own, not a model's
+    (folder.parent / "metrics.jsonl").write_text("")
     for argv, told in (
         ([f"--folder={folder.parent}", "--repo=me/model"], f"holds no model; give {folder}"),
         ([f"--folder={folder / 'none'}", "--repo=me/model"], "give a run's policy or adapters"),
