@@ -38,6 +38,7 @@ from ssppo_jax.oracles.named import TAKEN, read_named
 from ssppo_jax.rollout.importance import MODES
 from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
+from ssppo_jax.runs.trackers import TRACKERS, names_of
 from ssppo_jax.types import Batch, Mean, Policy
 
 _DTYPES = cfg.one_of("float32", "bfloat16")
@@ -64,6 +65,14 @@ def _oracles(value: str) -> str | None:
         read_named(value, ORACLES)
     except ConfigError as error:
         return f"oracles ({error})"
+    return None
+
+
+def _trackers(value: str) -> str | None:
+    try:
+        names_of(value)
+    except ConfigError as error:
+        return f"trackers, separated by commas ({error})"
     return None
 
 
@@ -616,6 +625,22 @@ KEYS: tuple[Key, ...] = (
         " every digit that was trained; another dtype rounds it",
         cfg.one_of("source", "float32", "bfloat16", "float16"),
     ),
+    # trackers
+    Key(
+        "tracking.report_to",
+        "",
+        "trackers that show the run beside its own log, separated by commas: "
+        + ", ".join(sorted(TRACKERS))
+        + ", or path/to/file.py:CLASS; empty: none",
+        _trackers,
+    ),
+    Key(
+        "tracking.project",
+        "ssppo_jax",
+        "project of wandb and trackio, experiment of mlflow",
+        lambda x: None if x else "a name",
+    ),
+    Key("tracking.run_name", "", "the run's name there; empty: that of its folder"),
 )
 
 COMPONENTS: tuple[Component, ...] = (
@@ -663,6 +688,9 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "metric_for_best_model": "train.select_by",
     "load_best_model_at_end": "train.select_by (the best policy is exported as policy_best/)",
     "early_stopping_patience": "train.patience",
+    "report_to": "tracking.report_to",
+    "run_name": "tracking.run_name",
+    "project": "tracking.project",
     # verl's
     "train_batch_size": "train.prompts_per_iteration (verl counts the prompts of a rollout)",
     "ppo_mini_batch_size": "train.batch_size (prompts of an optimizer step)",
@@ -672,6 +700,9 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "log_prob_max_token_len_per_gpu": "train.max_token_len (scoring and training have one)",
     "use_dynamic_bsz": "train.max_token_len (above 0)",
     "use_remove_padding": "train.padding_free",
+    "logger": "tracking.report_to",
+    "project_name": "tracking.project",
+    "experiment_name": "tracking.run_name",
     "ppo_epochs": "train.epochs",
     "total_epochs": "train.iterations = total_epochs x prompts / train_batch_size (verl counts"
     " passes over the prompts)",

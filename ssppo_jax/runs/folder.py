@@ -32,7 +32,7 @@ COMPUTED = (
 # Keys that may differ when a run is continued: they change nothing that is trained.
 FREE_TO_CHANGE = (
     "checkpoint.", "distributed.", "eval.every", "eval.num_samples", "train.term_norms",
-    "export.",
+    "export.", "tracking.",
 )  # fmt: skip
 LENGTH = "train.iterations"  # may be raised when a run is continued
 

@@ -1,8 +1,8 @@
-"""Log what a run measures: one JSON line per record, mirrored to TensorBoard.
+"""Log what a run measures: one JSON line per record.
 
 `metrics.jsonl` is the truth. It is append-only and is cut back to the checkpoint's byte offset on
-resume, so a resumed log equals an uninterrupted one except for the `wall` field. TensorBoard and
-the report are made from it.
+resume, so a resumed log equals an uninterrupted one except for the `wall` field. Trackers
+(`runs/trackers`) and the report are made from it.
 """
 
 from __future__ import annotations
@@ -12,20 +12,27 @@ import json
 import logging
 import math
 import os
-import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
-from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.distributed import hosts
+from ssppo_jax.errors import Interrupted, UserError
 from ssppo_jax.files import read_records, writing
+from ssppo_jax.runs import trackers
+from ssppo_jax.runs.trackers.follow import Follower
+from ssppo_jax.runs.trackers.protocol import Tracker
 from ssppo_jax.types import FINISH_EOS, Array, Max, Mean, Metrics, Min, Samples
 
 log = logging.getLogger(__name__)
+
+# Seconds that an end waits for the trackers; who stops a run wants it to stop.
+PATIENCE = {"finished": 60.0, "interrupted": 10.0, "failed": 10.0}
 
 Values = dict[str, float]
 
@@ -49,24 +56,33 @@ class NoLog:
         pass
 
 
+def open_log(config: ConfigDict, workdir: Path) -> MetricLog | NoLog:
+    """Return the log of a run with its trackers, in process 0, and of the others one that writes
+    nothing.
+
+    Raises:
+        ConfigError: in every process, if a tracker's package or login is missing.
+    """
+    made: dict[str, Tracker] = {}
+    hosts.on_first(lambda: made.update(trackers.made(config)))
+    if not hosts.is_first():
+        return NoLog()
+    return MetricLog(workdir, trackers.followers(made, config, workdir))
+
+
 class MetricLog:
-    """Append records to `folder/metrics.jsonl` and mirror them to `folder/tensorboard`, on process
-    0 only.
+    """Append records to `folder/metrics.jsonl`, on process 0 only; trackers follow the file.
 
     A line is `{"step", "iteration", "phase", "values": {...}, "wall": {"time", ...}}`. Values that
     are NaN or infinite are null, because NaN is not JSON, and are listed in `"nonfinite": [names]`.
 
     Args:
         folder: the run's folder.
-        tensorboard: 'auto' (when installed), 'on' or 'off'.
-
-    Raises:
-        ConfigError: tensorboard='on' and it is not installed, or another word.
+        followers: of trackers.
     """
 
-    def __init__(self, folder: str | Path, *, tensorboard: str = "auto"):
-        self._board_class = _board_class(tensorboard)
-        self._board = None
+    def __init__(self, folder: str | Path, followers: Sequence[Follower] = ()):
+        self._followers = followers
         self.path = Path(folder) / "metrics.jsonl"
         with writing(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -88,14 +104,8 @@ class MetricLog:
         with writing(self.path):
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, "a line could not be written whole")
-        try:
-            if self._board_class is not None and self._board is None:
-                self._board = self._replay()
-            elif self._board is not None:
-                _mirror(self._board, record)
-        except OSError as error:
-            log.warning("the TensorBoard mirror ends here, %s goes on: %s", self.path.name, error)
-            self._board_class = self._board = None
+        for follower in self._followers:
+            follower.wake()
 
     def offset(self) -> int:
         """Return the bytes that are safely on disk: a checkpoint remembers them."""
@@ -117,32 +127,39 @@ class MetricLog:
                 f" expects a line to end at byte {offset}: put the run's own metrics.jsonl back, or"
                 " give the run another folder"
             )
+        whole = content.rfind(b"\n") + 1
+        for follower in self._followers:
+            follower.rewind(content[:offset].count(b"\n"), content[offset:whole])
         self._file.truncate(offset)
-        self._close_board()
 
-    def close(self) -> None:
+    def close(self, how: str = "finished") -> None:
+        """Close the file, and let the trackers end: `how` is finished, interrupted or failed."""
         self._file.close()
-        self._close_board()
+        if not self._followers:
+            return
+        files = [] if how != "finished" else self._report()
+        for follower in self._followers:
+            follower.close(how, files)
+        until = time.monotonic() + PATIENCE[how]
+        for follower in self._followers:
+            follower.join(until)
 
     def __enter__(self) -> MetricLog:
         return self
 
-    def __exit__(self, *_) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        failed = "interrupted" if kind in (Interrupted, KeyboardInterrupt) else "failed"
+        self.close("finished" if kind is None else failed)
 
-    def _close_board(self) -> None:
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+    def _report(self) -> list[Path]:
+        """Draw the run's report for the trackers."""
+        from ssppo_jax.report.build import build_report  # matplotlib, slow to import
 
-    def _replay(self):
-        """Make the mirror anew from the whole log, without what a resume cut off."""
-        folder = self.path.parent / "tensorboard"
-        shutil.rmtree(folder, ignore_errors=True)
-        board = self._board_class(str(folder))
-        for record in read_metrics(self.path):
-            _mirror(board, record)
-        return board
+        try:
+            return [build_report(self.path.parent)]
+        except (OSError, UserError, ValueError) as error:  # the run is done all the same
+            log.warning("the trackers get no report: %s", error)
+            return []
 
 
 def read_metrics(path: str | Path) -> Iterator[dict]:
@@ -272,31 +289,3 @@ def _result(name: str, metric: Mean | Max | Min) -> float:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-def _mirror(board, record: dict) -> None:
-    for name, value in (record["values"] | record["wall"]).items():
-        if value is not None and name != "time":
-            board.add_scalar(
-                f"{record['phase']}/{name}", value, record["step"], wall_time=record["wall"]["time"]
-            )
-
-
-def _board_class(tensorboard: str):
-    """Return TensorBoard's writer, which needs neither torch nor TensorFlow; None when off or
-    missing.
-    """
-    if tensorboard not in ("auto", "on", "off"):
-        raise ConfigError(f"tensorboard={tensorboard!r}: use 'auto', 'on' or 'off'")
-    if tensorboard == "off":
-        return None
-    try:
-        from tensorboard.summary import Writer
-    except ImportError as error:
-        if tensorboard == "on":
-            raise ConfigError(
-                "tensorboard='on', but it is not installed: pip install tensorboard"
-            ) from error
-        log.info("no TensorBoard mirror: pip install 'ssppo_jax[tensorboard]' adds one")
-        return None
-    return Writer

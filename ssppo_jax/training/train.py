@@ -54,7 +54,7 @@ from ssppo_jax.rollout.store import (
     take_rows,
 )
 from ssppo_jax.runs import folder as run_folder
-from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
+from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog, open_log
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
 from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
 from ssppo_jax.steps import (
@@ -146,7 +146,7 @@ def train(
         if result is not None:
             log.info("%s: this run is finished; its result:", workdir)
             return result
-        metrics: MetricLog | NoLog = MetricLog(workdir) if hosts.is_first() else NoLog()
+        metrics = open_log(config, workdir)
         stack.enter_context(metrics)
         trainer = Trainer(build_runtime(config), workdir, metrics, stop)
         trainer.checkpoints.on_saved = on_saved

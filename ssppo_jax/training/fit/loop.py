@@ -34,7 +34,7 @@ from ssppo_jax.losses.core import length_stats
 from ssppo_jax.optimizer import make_rates, make_run_optimizer
 from ssppo_jax.rollout.store import take_rows
 from ssppo_jax.runs import folder as run_folder
-from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog
+from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog, open_log
 from ssppo_jax.runtime import ROUNDING
 from ssppo_jax.steps import make_row_step, make_train_step
 from ssppo_jax.training.fit.head import Head
@@ -80,7 +80,7 @@ def fit(config: ConfigDict, workdir: Path) -> dict:
         if result is not None:
             log.info("%s: this fit is finished; its result:", workdir)
             return result
-        metrics: MetricLog | NoLog = MetricLog(workdir) if hosts.is_first() else NoLog()
+        metrics = open_log(config, workdir)
         stack.enter_context(metrics)
         mesh = make_mesh(mesh_shape({axis: config.mesh[axis] for axis in AXES}, jax.device_count()))
         head = HEADS[config.fit.head](config, mesh)
