@@ -23,6 +23,8 @@ from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import MetricLog, read_metrics
+from ssppo_jax.runs.trackers.follow import Follower
+from ssppo_jax.runs.trackers.protocol import Run, Tracker
 from ssppo_jax.weights import hf
 
 
@@ -68,7 +70,7 @@ def test_a_record_that_was_torn_is_cut_off_so_that_the_next_one_is_whole(tmp_pat
 @pytest.mark.parametrize("room", [0, 30])
 def test_a_line_of_the_log_that_does_not_fit_is_an_error_with_its_name(tmp_path, room):
     record = {"step": 1, "iteration": 0, "phase": "train", "values": {"loss": 1.0}}
-    with MetricLog(tmp_path, tensorboard="off") as log:
+    with MetricLog(tmp_path) as log:
         log.write(**record)
         log.offset()
         path = tmp_path / "metrics.jsonl"
@@ -78,20 +80,21 @@ def test_a_line_of_the_log_that_does_not_fit_is_an_error_with_its_name(tmp_path,
     assert len(list(read_metrics(path))) == 1
 
 
-def test_a_mirror_that_cannot_be_written_ends_and_the_log_goes_on(tmp_path, monkeypatch, caplog):
-    class Board:
-        def __init__(self, folder):
-            pass
+def test_a_tracker_that_cannot_be_written_for_is_told_and_the_log_goes_on(tmp_path, caplog):
+    class Board(Tracker):
+        def start(self, run):
+            return ""
 
-        def add_scalar(self, *_, **__):
+        def log(self, step, values, time):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("ssppo_jax.runs.metrics._board_class", lambda _: Board)
-    with MetricLog(tmp_path) as log:
-        for step in (1, 2):
-            log.write(step=step, iteration=0, phase="train", values={"loss": 1.0})
+    follower = Follower("board", Board(), Run(tmp_path, "project", "name", {}))
+    log = MetricLog(tmp_path, [follower])
+    for step in (1, 2):
+        log.write(step=step, iteration=0, phase="train", values={"loss": 1.0})
+    log.close("failed")
     assert len(list(read_metrics(tmp_path / "metrics.jsonl"))) == 2
-    assert caplog.text.count("the TensorBoard mirror ends here") == 1
+    assert caplog.text.count("No space left on device); the run goes on") == 1
 
 
 @pytest.mark.parametrize("room", [100, 3000])

@@ -1,14 +1,11 @@
 import json
-import logging
-import sys
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssppo_jax.errors import ConfigError, DataError, UserError
+from ssppo_jax.errors import DataError, UserError
 from ssppo_jax.runs import metrics
 from ssppo_jax.runs.metrics import (
     Lagged,
@@ -24,7 +21,7 @@ from ssppo_jax.types import FINISH_EOS, FINISH_LENGTH, Max, Mean, Min, Samples
 def write_steps(folder, steps, cut=None):
     """A run's log over `steps`; returns the offset after each."""
     offsets = {}
-    with MetricLog(folder, tensorboard="off") as log:
+    with MetricLog(folder) as log:
         if cut is not None:
             log.truncate(cut)
         for step in steps:
@@ -46,7 +43,7 @@ def without_wall(folder):
 
 
 def test_a_line_holds_everything_and_floats_survive_exactly(tmp_path):
-    with MetricLog(tmp_path, tensorboard="off") as log:
+    with MetricLog(tmp_path) as log:
         log.write(
             step=np.int64(7),
             iteration=2,
@@ -66,7 +63,7 @@ def test_a_line_holds_everything_and_floats_survive_exactly(tmp_path):
 
 
 def test_non_finite_values_become_null_and_are_named(tmp_path):
-    with MetricLog(tmp_path, tensorboard="off") as log:
+    with MetricLog(tmp_path) as log:
         log.write(
             step=1,
             iteration=0,
@@ -107,7 +104,7 @@ def test_truncating_to_zero_starts_over(tmp_path):
 def test_a_log_of_another_run_is_not_cut(tmp_path, wrong):
     offsets = write_steps(tmp_path, [1, 2])
     with (
-        MetricLog(tmp_path, tensorboard="off") as log,
+        MetricLog(tmp_path) as log,
         pytest.raises(UserError, match="does not belong"),
     ):
         log.truncate(offsets[2] + wrong)
@@ -123,82 +120,6 @@ def test_a_torn_last_line_is_left_out_but_another_bad_line_is_an_error(tmp_path,
     path.write_bytes(path.read_bytes() + b"\n")
     with pytest.raises(DataError, match=r"metrics\.jsonl:2"):
         list(read_metrics(path))
-
-
-class FakeWriter:
-    """Stands in for tensorboard.summary.Writer: what is in the folder is what was written since it
-    was opened."""
-
-    boards = []  # noqa: RUF012
-
-    def __init__(self, folder):
-        self.folder, self.scalars, self.closed = folder, [], False
-        self.boards.append(self)
-
-    def add_scalar(self, tag, data, step, *, wall_time):
-        self.scalars.append((tag, data, step))
-
-    def close(self):
-        self.closed = True
-
-
-@pytest.fixture
-def boards(monkeypatch):
-    monkeypatch.setitem(sys.modules, "tensorboard", types.ModuleType("tensorboard"))
-    monkeypatch.setitem(
-        sys.modules, "tensorboard.summary", types.SimpleNamespace(Writer=FakeWriter)
-    )
-    monkeypatch.setattr(FakeWriter, "boards", [])
-    return FakeWriter.boards
-
-
-def test_the_tensorboard_mirror_equals_the_log_after_a_resume(tmp_path, boards):
-    stale = tmp_path / "tensorboard" / "events.old"
-    with MetricLog(tmp_path) as log:
-        log.write(
-            step=1,
-            iteration=0,
-            phase="train",
-            values={"loss": 1.0, "bad": np.nan},
-            wall={"rate": 5.0},
-        )
-        offset = log.offset()
-        log.write(step=2, iteration=0, phase="train", values={"loss": 2.0})
-    stale.parent.mkdir()
-    stale.touch()
-    with MetricLog(tmp_path) as log:
-        log.truncate(offset)
-        log.write(step=2, iteration=0, phase="train", values={"loss": 4.0})
-        log.write(step=3, iteration=0, phase="held_out", values={"win_rate": 0.5})
-    first, second = boards
-    assert first.scalars == [("train/loss", 1.0, 1), ("train/rate", 5.0, 1), ("train/loss", 2.0, 2)]
-    assert second.scalars == [
-        *first.scalars[:2],
-        ("train/loss", 4.0, 2),
-        ("held_out/win_rate", 0.5, 3),
-    ]
-    assert second.folder == str(tmp_path / "tensorboard") and first.closed and second.closed
-    assert not stale.exists()
-
-
-def test_without_tensorboard_auto_says_so_once_and_on_refuses(tmp_path, monkeypatch, caplog):
-    monkeypatch.setitem(sys.modules, "tensorboard.summary", None)
-    caplog.set_level(logging.INFO)
-    with MetricLog(tmp_path) as log:
-        log.write(step=1, iteration=0, phase="train", values={"loss": 1.0})
-    assert [r.levelname for r in caplog.records] == ["INFO"]
-    with pytest.raises(ConfigError, match="pip install tensorboard"):
-        MetricLog(tmp_path, tensorboard="on")
-    with pytest.raises(ConfigError, match="'auto', 'on' or 'off'"):
-        MetricLog(tmp_path, tensorboard="yes")
-
-
-def test_the_real_tensorboard_writer_accepts_what_is_mirrored(tmp_path):
-    pytest.importorskip("tensorboard")
-    with MetricLog(tmp_path, tensorboard="on") as log:
-        log.write(step=1, iteration=0, phase="train", values={"loss": 1.0})
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"train/loss" in events.read_bytes()
 
 
 def tree(scale=1.0):

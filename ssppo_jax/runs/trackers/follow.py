@@ -108,6 +108,7 @@ class Follower:
                         self._try(self.tracker.attach, path)
                 if self._log is not None:
                     self._try(self.tracker.finish, how)
+                    self._log.close()
                 return
             if caught_up:
                 delay = FIRST_WAIT
