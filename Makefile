@@ -7,7 +7,7 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora pipeline,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora pipeline smoke test lint format docs newest parity mutate faults slurm s3 bench slices described compilers pictures clean
+.PHONY: help setup quickstart sspo lora pipeline smoke test lint format docs newest parity mutate faults slurm s3 trackers bench slices described compilers pictures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -94,6 +94,12 @@ s3: setup  ## a run in an S3 server of this machine, killed and continued from a
 	test -d $(VENV)-s3 || $(PY) -m pip install --quiet --target $(VENV)-s3 "moto[s3,server]==5.2.5" s3fs==2026.9.0
 	PYTHONPATH=$(VENV)-s3 $(PY) tests/s3/s3.py
 
+trackers: setup  ## a run shown by TensorBoard, wandb, MLflow and trackio offline, stopped and killed, read back
+	test -x $(VENV)-trackers/bin/python || $(PYTHON) -m venv $(VENV)-trackers
+	$(VENV)-trackers/bin/pip install --quiet --requirement requirements.lock
+	$(VENV)-trackers/bin/pip install --quiet tensorboard==2.21.0 tensorboardX==2.6.5 wandb==0.31.0 mlflow-skinny==3.17.2 alembic==1.20.1 sqlalchemy==2.1.9 trackio==0.43.0
+	PYTHONPATH=. $(VENV)-trackers/bin/python tests/trackers/check_trackers.py
+
 bench: setup  ## ours, transformers, TRL and Tunix on the same work: half an hour on an idle machine
 	test -x $(VENV)-trl/bin/python || $(PYTHON) -m venv $(VENV)-trl
 	$(VENV)-trl/bin/pip install --quiet torch==2.13.0 trl==1.16.0 transformers==5.23.0
@@ -114,4 +120,4 @@ compilers: setup  ## the compilers of TPUs and GPUs, for plan without either
 	test -d $(VENV)-cuda || $(PY) -m pip install --quiet --no-deps --target $(VENV)-cuda jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
 
 clean:  ## remove every environment and build folder
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-cuda $(VENV)-s3 build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-cuda $(VENV)-s3 $(VENV)-trackers build dist site *.egg-info

@@ -127,9 +127,8 @@ class MetricLog:
                 f" expects a line to end at byte {offset}: put the run's own metrics.jsonl back, or"
                 " give the run another folder"
             )
-        whole = content.rfind(b"\n") + 1
         for follower in self._followers:
-            follower.rewind(content[:offset].count(b"\n"), content[offset:whole])
+            follower.rewind(content[:offset].count(b"\n"), content[offset:])
         self._file.truncate(offset)
 
     def close(self, how: str = "finished") -> None:

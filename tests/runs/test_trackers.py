@@ -183,7 +183,10 @@ def test_a_tracker_that_hangs_is_not_waited_for(tmp_path, caplog, monkeypatch):
     followers = [follow.Follower("slow", Hanging(), run), follow.Follower("fast", fast, run)]
     with MetricLog(tmp_path, followers) as log:
         write(log, 1, 2)
+    (thread,) = [thread for thread in threading.enumerate() if thread.name == "slow"]
+    assert thread.daemon  # Python does not wait for it either
     release.set()
+    thread.join(30)
     assert [step for step, _ in fast.records] == [1, 2]
     assert "slow does not end in time, and the run does not wait for it" in caplog.text
 
@@ -362,8 +365,8 @@ def test_tensorboard_is_made_anew_from_the_whole_log_at_a_resume(tmp_path, tenso
 @pytest.fixture
 def wandb(monkeypatch):
     monkeypatch.delenv("WANDB_MODE", raising=False)
-    calls, settings = [], types.SimpleNamespace(mode="offline", api_key=None)
-    module = Calls(calls, settings=settings, logged_in=False, id="w1")
+    calls, settings = [], types.SimpleNamespace(mode="offline", api_key=None, sync_dir="d")
+    module = Calls(calls, settings=settings, logged_in=False, id="w1", url="")
     module.login = lambda **_: module.logged_in
     module.setup = lambda: types.SimpleNamespace(settings=settings)
     module.Table = lambda columns, data: (columns, data)

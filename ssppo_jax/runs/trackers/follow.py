@@ -62,7 +62,7 @@ class Follower:
     def rewind(self, kept: int, cut: bytes) -> None:
         """Note that a resume leaves `kept` records and cuts the lines `cut` off the log."""
         over = self.shown.records - kept
-        if over > 0 and not self.tracker.remade:
+        if over > 0:
             self.shown.ahead += [_key(json.loads(line)) for line in read_lines(cut)[:over]]
             self.shown.records = kept
             self._save()

@@ -41,7 +41,8 @@ class Trackio(Tracker):
 
     def attach(self, path: Path) -> None:
         with contextlib.redirect_stdout(sys.stderr):
-            self.run.log_artifact(str(path), type=path.stem)
+            # The name is the project's: with the file's alone, runs would replace each other's.
+            self.run.log_artifact(str(path), f"{self.run.name}-{path.name}", type=path.stem)
 
     def finish(self, how: str) -> None:
         with contextlib.redirect_stdout(sys.stderr):

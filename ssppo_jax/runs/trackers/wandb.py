@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.runs.trackers.protocol import Run, Tracker, package
+
+log = logging.getLogger(__name__)
 
 CODES = {"finished": 0, "interrupted": 1, "failed": 1}
 
@@ -46,6 +49,8 @@ class WandB(Tracker):
             raise
         self.run.define_metric("step", hidden=True)
         self.run.define_metric("*", step_metric="step")
+        folder = self.run.settings.sync_dir
+        log.info("wandb: %s", self.run.url or f"offline; to upload it: wandb sync {folder}")
         return self.run.id
 
     def log(self, step: int, values: dict[str, float], time: float) -> None:
