@@ -82,7 +82,14 @@ def test_numbers_that_are_not_finite_are_refused_by_name(base, path, text):
     assert f"{path}={text}: must be a finite number" in problems_of(base)
 
 
-FREE_TEXTS = ("lora.targets", "data.date", "data.prompt_template", "eval.oracles")
+FREE_TEXTS = (
+    "lora.targets",
+    "data.date",
+    "data.prompt_template",
+    "eval.oracles",
+    "tracking.report_to",
+    "tracking.project",
+)
 CHOICES = [
     k for k in schema.KEYS if k.rule and isinstance(k.default, str) and k.path not in FREE_TEXTS
 ]

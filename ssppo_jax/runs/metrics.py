@@ -152,7 +152,7 @@ class MetricLog:
 
     def _report(self) -> list[Path]:
         """Draw the run's report for the trackers."""
-        from ssppo_jax.report.build import build_report  # matplotlib, slow to import
+        from ssppo_jax.runs.report.build import build_report  # matplotlib, slow to import
 
         try:
             return [build_report(self.path.parent)]

@@ -15,9 +15,9 @@ from ssppo_jax import schema
 from ssppo_jax.config import flatten
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, Interrupted
-from ssppo_jax.report import build
 from ssppo_jax.runs import metrics, trackers
 from ssppo_jax.runs.metrics import MetricLog, open_log, read_metrics
+from ssppo_jax.runs.report import build
 from ssppo_jax.runs.trackers import follow
 from ssppo_jax.runs.trackers.protocol import Run, Tracker
 

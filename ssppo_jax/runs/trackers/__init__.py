@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config import discover, entry, flatten
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.report.card import SECRETS
+from ssppo_jax.runs.report.card import SECRETS
 from ssppo_jax.runs.trackers.follow import Follower
 from ssppo_jax.runs.trackers.protocol import Run, Tracker
 
