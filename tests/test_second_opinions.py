@@ -2,6 +2,7 @@
 model."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,6 +21,8 @@ from ssppo_jax.evaluate import (
 from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runtime import evaluation_params, longest_response
+from ssppo_jax.training.evaluation import Evaluated
+from ssppo_jax.training.train import Position, Trainer
 from ssppo_jax.types import Prompt, Verdict
 
 
@@ -57,6 +60,43 @@ def test_an_opponent_with_fewer_responses_is_compared_with_all_its_own():
     own = [["aaa", "a"]]
     assert compare(configure(), Oracle(longer), encoded("p"), own, [["aa"]]).win_rate.mean == 0.5
     assert compare(configure(), Oracle(longer), encoded("p"), own, [["", "", "aaaa"]])[0].mean == 1
+
+
+def test_who_always_wins_does_so_at_equal_length_too():
+    """Both sides have their longer and shorter responses; the verdict reads another mark."""
+
+    def marked(prompts, responses):
+        score = np.array([["!" in text for text in group] for group in responses], np.float64)
+        return Verdict(bradley_terry(score, temperature=0.25), None, (None,) * len(prompts))
+
+    own = [["!" + "a" * n, "!" + "a" * (n + 3)] for n in range(8)]
+    other = [["b" * (n + 2), "b" * n] for n in range(8)]
+    found = compare(configure(), Oracle(marked), encoded(*"abcdefgh"), own, other)
+    assert found.win_rate.mean > 0.9 and found.length_controlled.mean > 0.9
+
+
+# ---- which evaluated policy is the best ----------------------------------------------------------
+
+
+def selections(values, **settings):
+    """Return the iteration that is best after each evaluation, and whether the run ended there."""
+    config = configure(train__select_by="eval/win_rate", train__iterations=9, **settings)
+    saved = []
+    run = SimpleNamespace(config=config, best=None, _save=lambda state, at, _: saved.append(at))
+    for n, value in enumerate(values, 1):
+        evaluated = Evaluated({"win_rate": value}, {"win_rate": value})
+        end = Trainer._select(run, SimpleNamespace(step=10 * n), evaluated, Position(n), 0)
+        yield run.best.iteration, run.best.step, end
+
+
+def test_the_highest_value_is_the_best_and_the_first_of_equals():
+    assert [best for best, *_ in selections([0.5, 0.6, 0.4, 0.6, 0.7])] == [1, 2, 2, 2, 5]
+    assert [step for _, step, _ in selections([0.5, 0.4])] == [10, 10]
+
+
+def test_a_run_ends_after_so_many_evaluations_without_a_better_one():
+    ends = [end for *_, end in selections([0.5, 0.4, 0.6, 0.5, 0.6], train__patience=2)]
+    assert ends == [False, False, False, False, True]
 
 
 # ---- settings of their own

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from test_chat import CHATML, byte_tokenizer
 
 from ssppo_jax.data import (
@@ -20,6 +21,7 @@ from ssppo_jax.data import (
     address,
     addresses,
     encode_prompts,
+    epoch_batches,
     fingerprint,
     portion,
     portion_sizes,
@@ -757,3 +759,15 @@ def test_prompts_the_template_refuses_are_all_named():
     assert (
         lines[0].startswith("prompt 'p0': ") and len(lines) == 21 and lines[-1] == "... and 5 more"
     )
+
+
+def test_an_epoch_takes_every_row_once_and_none_is_shuffled_like_another():
+    config = ConfigDict({"seed": 3, "train": {"batch_size": 8, "epochs": 2}})
+    steps = [epoch_batches(config, iteration, 20) for iteration in (0, 1)]
+    assert [len(rows) for rows in steps[0]] == [8, 8, 4, 8, 8, 4]
+    epochs = [np.concatenate(part) for both in steps for part in (both[:3], both[3:])]
+    for rows in epochs:
+        np.testing.assert_array_equal(np.sort(rows), np.arange(20))
+    assert len({rows.tobytes() for rows in epochs}) == 4
+    for one, again in zip(steps[1], epoch_batches(config, 1, 20), strict=True):
+        np.testing.assert_array_equal(one, again)

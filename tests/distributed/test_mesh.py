@@ -170,6 +170,12 @@ def test_rows_are_split_over_data_and_fsdp_and_not_over_tensor(mesh):
     assert {shard.data.shape for shard in rows.addressable_shards} == {(3, 2)}
 
 
+def test_micro_batches_are_consecutive_rows(mesh):
+    cut = parallel.put_micro_batches(mesh, np.arange(16), 2)
+    np.testing.assert_array_equal(cut, [range(8), range(8, 16)])
+    assert cut.sharding.spec == P(None, ("replica", "data", "fsdp"))
+
+
 def test_a_mesh_of_one_device_constrains_nothing():
     x = np.zeros((2, 3))
     assert Constrain(make_mesh((1, 1, 1), jax.devices()[:1]))(x, "no such kind") is x

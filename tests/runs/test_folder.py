@@ -1,12 +1,13 @@
 import json
 import os
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
 
 from ssppo_jax import schema
 from ssppo_jax.data import EncodedPrompt, History, question
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, UserError
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.types import Prompt
 
@@ -34,6 +35,18 @@ def begin(folder, config):
     run_folder.claim(folder, config, "1")
     (folder / "metrics.jsonl").write_text("{}\n")
     return (folder / "config.json").read_bytes()
+
+
+def test_one_process_at_a_time_writes_in_a_folder_and_a_finished_run_asks_for_nothing(
+    tmp_path, config
+):
+    with ExitStack() as other:
+        assert run_folder.opened(tmp_path, config, "1.2.3", other) is None
+        with ExitStack() as stack, pytest.raises(UserError, match="another run"):
+            run_folder.opened(tmp_path, config, "1.2.3", stack)
+        run_folder.write_json(tmp_path / "result.json", {"win_rate": 0.5})
+        with ExitStack() as stack:  # while it is locked
+            assert run_folder.opened(tmp_path, config, "1.2.3", stack) == {"win_rate": 0.5}
 
 
 def test_the_same_config_may_continue_and_its_record_stays(tmp_path, config):
