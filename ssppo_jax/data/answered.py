@@ -184,7 +184,7 @@ def _prompt(row: Row, judged_by: str) -> tuple[Prompt, str]:
             raise ValueError(f"response {n} of {len(found.texts)} is empty")
     if len(set(found.texts)) == 1 < len(found.texts):
         raise ValueError("all responses are the same text, so nothing is preferred")
-    sources._messages(list(found.turns), "prompt")  # ends with the user's turn
+    sources.read_messages(list(found.turns), "prompt")  # ends with the user's turn
     named = sources._id(row["id"]) if "id" in row else _content_id(found)
     return Prompt(named, found.turns, given=given), kind
 
@@ -256,7 +256,7 @@ def _checked_turns(value: Any, what: str) -> tuple[dict, ...]:
 
 
 def _turn(turn: Any, what: str, n: int) -> dict:
-    return sources._turn(turn, f"{what} turn {n}")
+    return sources.read_turn(turn, f"{what} turn {n}")
 
 
 def _answer(text: str) -> dict:
@@ -266,8 +266,8 @@ def _answer(text: str) -> dict:
 def _turns(value: Any, what: str) -> tuple[dict, ...]:
     """Return a prompt's turns."""
     if isinstance(value, str):
-        return _transcript(value) or sources._messages(value, what.strip('"'))
-    return sources._messages(value, what.strip('"'))
+        return _transcript(value) or sources.read_messages(value, what.strip('"'))
+    return sources.read_messages(value, what.strip('"'))
 
 
 def _transcript(text: str) -> tuple[dict, ...]:

@@ -410,7 +410,7 @@ def _prompt(row: Row, field: str, answer_field: str, id_field: str) -> Prompt:
     for named in (answer_field, id_field):
         if named and named not in row:
             raise ValueError(f'missing field "{named}"; the row has: {", ".join(map(str, row))}')
-    messages = _messages(row[field], field)
+    messages = read_messages(row[field], field)
     id_field = id_field or "id"
     name = _id(row[id_field]) if id_field in row else _content_id(messages)
     meta = {key: value for key, value in row.items() if key not in (field, id_field)}
@@ -456,18 +456,23 @@ def _answered(row: Row) -> list[dict]:
     if set(row) != {"prompt", "completion"}:
         raise ValueError(f'an example has "prompt" and "completion"; this row: {", ".join(row)}')
     pairs = (("user", "prompt"), ("assistant", "completion"))
-    return [_turn({"role": role, "content": row[key]}, f'"{key}"') for role, key in pairs]
+    return [read_turn({"role": role, "content": row[key]}, f'"{key}"') for role, key in pairs]
 
 
 def check_prompt(prompt: Prompt) -> None:
     """Raise ValueError with the reason if no run could use a prompt, whatever source made it."""
-    _messages(list(prompt.messages), "messages")
+    read_messages(list(prompt.messages), "messages")
     _check_meta(prompt.meta)
 
 
-def _messages(value: Any, field: str) -> tuple[dict, ...]:
+def read_messages(value: Any, field: str) -> tuple[dict, ...]:
+    """Return the turns of a prompt: a text, a list of turns, or a record of their columns.
+
+    Raises:
+      ValueError: it is no conversation that ends with the user's turn; says which part is wrong.
+    """
     if isinstance(value, str) and field != "messages":
-        return (_turn({"role": "user", "content": value}, f'"{field}"'),)
+        return (read_turn({"role": "user", "content": value}, f'"{field}"'),)
     if (
         isinstance(value, dict)
         and set(value) == {"role", "content"}
@@ -483,13 +488,18 @@ def _messages(value: Any, field: str) -> tuple[dict, ...]:
         raise ValueError(f'"{field}" must be {allowed}, not {type(value).__name__}')
     if not value:
         raise ValueError(f'"{field}" is empty')
-    turns = tuple(_turn(turn, f'"{field}" turn {n}') for n, turn in enumerate(value, 1))
+    turns = tuple(read_turn(turn, f'"{field}" turn {n}') for n, turn in enumerate(value, 1))
     if turns[-1]["role"] != "user":
         raise ValueError(f'"{field}" must end with a user turn, not {turns[-1]["role"]}')
     return turns
 
 
-def _turn(turn: Any, what: str) -> dict:
+def read_turn(turn: Any, what: str) -> dict:
+    """Return a turn's role and text.
+
+    Raises:
+      ValueError: it has another role, no text, or more than a run would read.
+    """
     if not isinstance(turn, dict) or not {"role", "content"} <= set(turn):
         raise ValueError(f'{what} must be an object with "role" and "content"')
     extra = [
