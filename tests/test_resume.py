@@ -48,16 +48,6 @@ def test_a_resume_that_loses_its_random_keys_is_told_apart(launch, uninterrupted
     )
 
 
-def test_a_run_that_was_made_longer_ends_like_one_that_began_so(launch, tmp_path):
-    """Where neither prompts nor rates depend on the number of iterations."""
-    kind = {"train.prompts_per_iteration": 8, "optimizer.scope": "iteration"}
-    longer = launch(tmp_path / "longer", kind=kind | {"train.iterations": 1})
-    launch(longer, kind=kind)
-    whole = launch(tmp_path / "whole", kind=kind)
-    assert files_of(longer) == files_of(whole)
-    assert log_of(longer) == log_of(whole)
-
-
 def test_the_run_trained_something(uninterrupted):
     log = log_of(uninterrupted)
     train = [r["values"] for r in log if r["phase"] == "train"]
