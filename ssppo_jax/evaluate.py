@@ -58,7 +58,8 @@ class Comparison(NamedTuple):
     rewards: dict[
         str, Change
     ]  # "reward" and its named parts; empty when the oracle gives preferences
-    parts: dict[str, Estimate] = {}  # noqa: RUF012  the win rate on each part of a mixture
+    by_prompt: dict[str, float]  # id -> win rate; without the prompts that the oracle failed at
+    parts: dict[str, Estimate]  # the win rate on each part of a mixture
 
     def values(self) -> dict[str, float]:
         """Return the win rates and the candidate's rewards with intervals, for the log."""
@@ -193,7 +194,8 @@ def compare(
         name: win_rate(cross[names == name], rng=rng, resamples=RESAMPLES)
         for name in sorted(set(names.tolist()) - {""})
     }
-    return Comparison(rate, controlled, changes, parts)
+    by_prompt = {encoded[b].prompt.id: float(x) for b, x in zip(rows, cross, strict=True)}
+    return Comparison(rate, controlled, changes, by_prompt, parts)
 
 
 def compare_all(
@@ -395,6 +397,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
         "candidate": candidate,
         "baseline": baseline,
         **_record(views.found[""][""]),
+        "by_prompt": views.found[""][""].by_prompt,
         "oracles": {label: _record(by[""]) for label, by in views.found.items() if label},
         "reference": {
             label or config.oracle.name: _record(by["reference"])

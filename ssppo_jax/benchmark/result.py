@@ -84,6 +84,7 @@ def write_result(
 ) -> dict[str, Any]:
     """Write result.json and grades.jsonl; return the result."""
     failed = Counter(g.grade.reason for g in graded if isinstance(g.grade, Failed))
+    failed.update(row["failed"] for row in rows if "failed" in row)
     tokens = [n for g in graded for n in g.tokens]
     characters = [len(text) for g in graded for text in g.answers]
     result = dict(settings) | {

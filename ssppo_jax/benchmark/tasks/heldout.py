@@ -30,10 +30,18 @@ def heldout(config: ConfigDict, *, baseline: str = "embedded:smollm2") -> Benchm
         metrics |= {
             name: Estimate(**change["candidate"]) for name, change in found["rewards"].items()
         }
+        answers: dict[str, list[str]] = {}
+        for row in read_records(folder / "samples.jsonl"):
+            if row["stage"] == "final":
+                answers.setdefault(row["prompt_id"], []).append(row["response"])
         rows = [
-            {"id": f"{row['prompt_id']}/{row['sample']}", "answers": [row["response"]]}
-            for row in read_records(folder / "samples.jsonl")
-            if row["stage"] == "final"
+            {"id": name, "answers": texts}
+            | (
+                {"grade": {"win_rate": found["by_prompt"][name]}}
+                if name in found["by_prompt"]
+                else {"failed": "the oracle failed at this prompt"}
+            )
+            for name, texts in answers.items()
         ]
         dropped = len(found["prompts"].get("too_long", []))
         notes = [f"{dropped} held-out prompts are too long and left out"] if dropped else []
