@@ -42,6 +42,7 @@ NAMES = {
     ("sample", "tunix"): "Tunix `Sampler`",
     ("queue", "tunix"): "Tunix `Sampler`",
     ("train", "tunix"): "Tunix DPO step",
+    ("offline", "torch"): "TRL `DPOTrainer`",
 }
 TASKS = ("sample", "train", "queue")
 LENGTHS = {  # what stands beside each other on long-tailed lengths: (side, task)
@@ -151,6 +152,28 @@ def lengths(folder: Path, sides: list[str], rounds: int) -> dict:
     return {"records": found, "machine": machine(), "date": str(date.today()), "load": load}
 
 
+def offline(folder: Path, sides: list[str], rounds: int) -> dict:
+    """DPO on the same given pairs by each side: a record of each round.
+
+    Raises:
+      SystemExit: the losses differ, so the sides do not train the same.
+    """
+    sides = [side for side in sides if side != "tunix"]  # it has no data set of preferences
+    found: dict[str, list[dict]] = {side: [] for side in sides}
+    with bar(rounds * len(sides), what="offline", unit="tasks") as progress:
+        for side in sides * rounds:
+            if record := run(side, folder, "offline").get("offline"):
+                found[side].append(record)
+            progress.update()
+    losses = [record["losses"] for records in found.values() for record in records]
+    gap = float(np.ptp(losses, axis=0).max())
+    if work.DTYPE == "float32" and not gap < 1e-3:
+        raise SystemExit(f"offline DPO: the losses of the same steps differ by {gap}: {losses}")
+    load = os.getloadavg()[1]
+    made = {"records": found, "gap": gap, "machine": machine()}
+    return made | {"date": str(date.today()), "load": load}
+
+
 def useful(folder: Path) -> dict[str, float]:
     """Operations of each task that are no padding and no recomputation; of training the reference's
     pass too."""
@@ -208,13 +231,17 @@ def table(
     return "\n".join(lines)
 
 
+APART = {"lengths": lengths, "offline": offline}  # a section of the page each
+
+
 def main() -> None:
     rounds = int(os.environ.get("ROUNDS", "3"))
     sides = os.environ.get("SIDES", "ours torch tunix").split()
-    tasks = tuple(os.environ.get("TASKS", "sample train queue lengths").split())
+    tasks = tuple(os.environ.get("TASKS", "sample train queue lengths offline").split())
     folder = resolve(os.environ.get("BENCH_MODEL", "embedded:smollm2"))
-    if tasks == ("lengths",):  # into the page as it stands
-        made = read_json(HERE / "results.json") | {"lengths": lengths(folder, sides, rounds)}
+    if set(tasks) <= APART.keys():  # into the page as it stands
+        own = {task: APART[task](folder, sides, rounds) for task in tasks}
+        made = read_json(HERE / "results.json") | own
         found: dict[tuple[str, str], list[dict]] = {}
         for record in made["records"]:
             found.setdefault((record["task"], record["side"]), []).append(record)
@@ -235,7 +262,8 @@ def main() -> None:
         "iteration": iteration,
         "records": [{"side": side} | r for (_, side), rs in found.items() for r in rs],
     }
-    made["lengths"] = lengths(folder, sides, rounds) if "lengths" in tasks else None
+    for task, measured in APART.items():
+        made[task] = measured(folder, sides, rounds) if task in tasks else None
     write(made, found, folder)
 
 
@@ -335,6 +363,44 @@ def _unequal(made: dict) -> str:
     return UNEQUAL.format(**values, budget=2 * (work.PROMPT + 2 * work.LONGEST))
 
 
+OFFLINE = """
+## Offline DPO
+
+`train` on given pairs beside TRL's `DPOTrainer`, from the rows to the last step: the same {pairs}
+pairs of about 128 + 2 x 128 tokens, {epochs} epochs of one step each (`TASKS=offline make bench`).
+Seconds contain tokenising, compiling and the reference's log-probs, which both sides compute once.
+The losses of the steps differ by at most {gap:.0e}. Measured on {date}: {machine}; rounds:
+{rounds}; load {load:.0f}.
+
+| who | seconds, median (spread) | processor seconds | peak GiB | slower | our memory |
+|---|---|---|---|---|---|
+{rows}
+"""
+
+
+def _offline(made: dict) -> str:
+    """The section of offline DPO."""
+    ours = made["records"]["ours"]
+    lines = []
+    for side, records in made["records"].items():
+        times = [r["seconds"] for r in records]
+        peak, middle = max(r["peak_gib"] for r in records), statistics.median(times)
+        slower = middle / statistics.median(r["seconds"] for r in ours)
+        share = max(r["peak_gib"] for r in ours) / peak
+        cells = (
+            NAMES.get(("offline", side), "ssppo_jax"),
+            f"{middle:.0f} ({min(times):.0f} to {max(times):.0f})",
+            f"{statistics.median(r['cpu_seconds'] for r in records):.0f}",
+            f"{peak:.2f}",
+            "" if side == "ours" else f"{slower:.2f}x",
+            "" if side == "ours" else f"{share:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    values = {name: made[name] for name in ("gap", "date", "machine", "load")}
+    values |= {"pairs": work.PAIRS, "epochs": work.EPOCHS, "rows": "\n".join(lines)}
+    return OFFLINE.format(**values, rounds=max(map(len, made["records"].values())))
+
+
 def page(made: dict, rows: str) -> str:
     gaps = ", ".join(f"{side} {gap:.1e}" for side, gap in made["gaps"].items())
     rates = {
@@ -347,6 +413,7 @@ def page(made: dict, rows: str) -> str:
         text
         + _once(made["groups"])
         + (ITERATION.format(**made["iteration"]) if made.get("iteration") else "")
+        + (_offline(made["offline"]) if made.get("offline") else "")
         + (_unequal(made["lengths"]) if made.get("lengths") else "")
     )
 

@@ -4,6 +4,7 @@ iteration, ceiling, lengths, lengths_whole."""
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -185,6 +186,49 @@ def long_tailed(folder: str, *, cut: bool) -> dict[str, float]:
     return spent | {"padding": done.padding_share, "tokens": done.tokens, "flops": useful}
 
 
+def offline(folder: str) -> dict:
+    """Train DPO on given pairs as `train` does, from the file to the last step: seconds, with
+    reading, compiling and the reference, and the loss of every step."""
+    given = {
+        "model.source": folder,
+        "model.dtype": work.DTYPE,
+        "model.param_dtype": work.DTYPE,
+        "model.remat": os.environ.get("BENCH_REMAT", "dots"),
+        "data.source.name": "answered",
+        "data.heldout": 1,
+        "data.max_prompt_length": 160,
+        "data.prompt_buckets": "(160,)",
+        "sampling.max_new_tokens": 128,
+        "loss.name": "dpo",
+        "loss.beta": work.OFFLINE_BETA,
+        "optimizer.learning_rate": work.OFFLINE_RATE,
+        "train.iterations": 1,
+        "train.prompts_per_iteration": 0,
+        "train.epochs": work.EPOCHS,
+        "train.batch_size": work.PAIRS,
+        "train.micro_batches": work.PAIRS // 2 if work.DTYPE == "float32" else 1,
+        "train.term_norms": "false",
+        "eval.every": 0,
+        "eval.oracles": "",
+        "checkpoint.every": 0,
+        "checkpoint.final": "false",
+        "checkpoint.export": "false",
+    }
+    with tempfile.TemporaryDirectory() as place:
+        rows = Path(place) / "pairs.jsonl"
+        trained, held_out = work.preferences()
+        rows.write_text("".join(json.dumps(row) + "\n" for row in [*trained, held_out]))
+        given["data.source.path"] = rows
+        config = schema.load("quickstart", {k: str(v) for k, v in given.items()}, 1)
+        workdir = Path(place) / "run"
+        workdir.mkdir()
+        spent = work.clocked(lambda: train(config, workdir), warm=0)
+        steps = [
+            r["values"] for r in read_metrics(workdir / "metrics.jsonl") if r["phase"] == "train"
+        ]
+    return spent | {"losses": [step["loss"] for step in steps]}
+
+
 def peak() -> float:
     found = memory_peaks()
     return found.get("device_peak_gib", found["host_peak_gib"])
@@ -301,6 +345,7 @@ if __name__ == "__main__":
             "train": lambda folder: {
                 "seconds": training(folder, batch_of(work.PAIRS, 2), "sppo_hard")
             },
+            "offline": offline,
             "lengths": lambda folder: long_tailed(folder, cut=True),
             "lengths_whole": lambda folder: long_tailed(folder, cut=False),
             "groups": groups,

@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -60,6 +61,34 @@ def long_completions() -> np.ndarray:
     """Winners and losers of those lengths, [LONG_TAILED, 2, LONGEST]; the rest is padding."""
     shape = (LONG_TAILED, 2, LONGEST)
     return np.random.default_rng(1).integers(100, 40000, shape).astype(np.int32)
+
+
+WORDS = ("sea", "sun", "moon", "tree", "river", "stone", "cloud", "bird", "fish", "road", "wind")
+OFFLINE_BETA, OFFLINE_RATE, EPOCHS = 0.1, 1e-6, 4
+
+
+def preferences() -> tuple[list[dict], dict]:
+    """PAIRS rows of a preference data set, of about 128 + 2 x 128 tokens each, and one that a run
+    of ours holds out: that whose hash is the least."""
+    rng = np.random.default_rng(2)
+
+    def turn(role: str, words: int) -> list[dict]:
+        return [{"role": role, "content": " ".join(rng.choice(WORDS, words))}]
+
+    def place(row: dict) -> bytes:
+        return hashlib.sha256(f"{SEED}:{row['id']}".encode()).digest()
+
+    rows = [
+        {
+            "id": str(i),
+            "prompt": turn("user", 96),
+            "chosen": turn("assistant", int(rng.integers(96, 124))),
+            "rejected": turn("assistant", int(rng.integers(96, 124))),
+        }
+        for i in range(PAIRS + 1)
+    ]
+    out = min(rows, key=place)
+    return [row for row in rows if row is not out], out
 
 
 def clocked(run: Callable[[], object], *, warm: int = 1) -> dict[str, float]:
