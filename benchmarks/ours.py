@@ -217,7 +217,7 @@ def offline(folder: str) -> dict:
     with tempfile.TemporaryDirectory() as place:
         rows = Path(place) / "pairs.jsonl"
         trained, held_out = work.preferences()
-        rows.write_text("".join(json.dumps(row) + "\n" for row in [*trained, held_out]))
+        rows.write_text("".join(json.dumps(row) + "\n" for row in [*trained, held_out]), "utf-8")
         given["data.source.path"] = rows
         config = schema.load("quickstart", {k: str(v) for k, v in given.items()}, 1)
         workdir = Path(place) / "run"
