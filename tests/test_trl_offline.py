@@ -12,6 +12,7 @@ import pytest
 
 from ssppo_jax import schema
 from ssppo_jax.errors import Interrupted
+from ssppo_jax.rollout import given
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.training import train as train_module
 from ssppo_jax.weights.source import resolve
@@ -86,9 +87,28 @@ def train_in_order(config, folder):
         return train_module.train(config, folder)
 
 
+def share_programs(patch):
+    """Let starts of one config share their programs: JAX knows a function that it has compiled."""
+    kept = {}
+    for module, name in (
+        (train_module, "make_train_step"),
+        (train_module, "make_score_step"),
+        (given, "make_row_step"),
+    ):
+        make = getattr(module, name)
+        patch.setattr(
+            module,
+            name,
+            lambda *args, name=name, make=make, **how: kept.setdefault(name, make(*args, **how)),
+        )
+
+
+def logged(folder, phase):
+    return [r for r in read_metrics(folder / "metrics.jsonl") if r["phase"] == phase]
+
+
 def steps_of(folder, name):
-    log = list(read_metrics(folder / "metrics.jsonl"))
-    return [r["values"][name] for r in log if r["phase"] == "train"]
+    return [r["values"][name] for r in logged(folder, "train")]
 
 
 @pytest.fixture(scope="module")
@@ -105,12 +125,14 @@ def dpo(tiny, tmp_path_factory):
         return take(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_module, "take_rows", asked_to_stop)
-        with pytest.raises(Interrupted):
-            train_in_order(config, folder / "run")
-    (rollout,) = (folder / "run" / "rollouts").iterdir()
-    written = rollout.stat().st_mtime_ns
-    result = train_in_order(config, folder / "run")
+        share_programs(patch)
+        with pytest.MonkeyPatch.context() as stop:
+            stop.setattr(train_module, "take_rows", asked_to_stop)
+            with pytest.raises(Interrupted):
+                train_in_order(config, folder / "run")
+        (rollout,) = (folder / "run" / "rollouts").iterdir()
+        written = rollout.stat().st_mtime_ns
+        result = train_in_order(config, folder / "run")
     assert rollout.stat().st_mtime_ns == written, "the rows were scored again"
     return folder / "run", result
 
@@ -125,16 +147,55 @@ def test_ten_steps_of_offline_dpo_are_those_of_trl(dpo):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-3)
 
 
-def test_ten_steps_of_sft_are_those_of_trl(tiny, tmp_path):
+PACKED = {"train__padding_free": True, "train__max_token_len": 1024}  # a step's rows in one stream
+
+
+@pytest.mark.parametrize(
+    ("steps", "how"), [(10, {}), (2, PACKED)], ids=["ten padded", "two packed"]
+)
+def test_steps_of_sft_are_those_of_trl(tiny, tmp_path, steps, how):
     rows = [
-        {"id": r["id"], "prompt": r["prompt"], "completion": r["chosen"]} for r in golden_rows()
+        {"id": r["id"], "prompt": r["prompt"], "completion": r["chosen"]}
+        for r in golden_rows()[: 4 * steps]
     ]
     rows += [{"id": r["id"], "prompt": r["prompt"], "completion": r["chosen"]} for r in HELD_OUT]
-    config = config_of(tmp_path, rows, tiny, loss__name="sft")
+    config = config_of(tmp_path, rows, tiny, loss__name="sft", **how)
     result = train_in_order(config, tmp_path / "run")
     found = steps_of(tmp_path / "run", "loss")
-    np.testing.assert_allclose(found, GOLDEN["sft/loss"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(found, GOLDEN["sft/loss"][:steps], rtol=0, atol=1e-4)
     assert set(result) == {"prompts", "loss", "loss_low", "loss_high"}
+
+
+def test_s_sppo_learns_from_given_pairs_through_its_gate_and_its_repulsion(tiny, tmp_path):
+    """The first step is taken at pi_t, where the loss has a closed form (arXiv 2606.01561, eq. 3.1
+    and 3.2): a certain winner of two has win rate 0.75, which the pair's similarity draws to 0.5.
+    """
+    rows = golden_rows()[:8]
+    settings = {"loss__beta": 0.05, "loss__repulsion_weight": 0.5, "train__term_norms": True}
+    config = config_of(
+        tmp_path,
+        rows + HELD_OUT,
+        tiny,
+        loss__name="s_sppo",
+        similarity__name="token_jaccard",
+        **settings,
+    )
+    train_in_order(config, tmp_path / "run")
+    texts = [[r[side][0]["content"].split() for side in ("chosen", "rejected")] for r in rows]
+    similarity = np.array([len({*a} & {*b}) / len({*a} | {*b}) for a, b in texts])
+    assert 0 < similarity.mean() < 1
+    target = 0.25 * (1 - similarity)
+    records = (tmp_path / "run" / "pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    found = np.array([json.loads(line)["target"] for line in records])
+    np.testing.assert_allclose(found - 0.5, np.stack([target, -target], 1), atol=1e-6)
+    first, second = (r["values"] for r in logged(tmp_path / "run", "train"))
+    regression = np.mean((target[:4] / 0.05) ** 2)
+    assert first["term/regression"] == pytest.approx(regression, rel=1e-4)
+    assert first["similarity/semantic"] == pytest.approx(similarity[:4].mean(), rel=1e-5)
+    repulsion = 0.5 * first["similarity/hidden"]
+    assert first["loss"] == pytest.approx(regression + repulsion, rel=1e-4)
+    assert first["grad_norm/regression"] > 0 and first["grad_norm/repulsion"] > 0
+    assert second["rewards/margins"] > 0
 
 
 def test_held_out_rows_are_measured_against_the_initial_policy_with_intervals(dpo):

@@ -71,26 +71,51 @@ def heldout_of(folder):
     return prompts, [[r["chosen"], r["rejected"]] for r in rows]
 
 
-def test_a_fitted_reward_model_is_read_by_its_oracle_after_a_stop_on_the_way(
-    configure, tmp_path, monkeypatch
+@pytest.fixture
+def stopped(tmp_path, monkeypatch):
+    """Fit with SIGTERM during some steps, and continue to the end. Fits share their programs: JAX
+    knows a function that it has compiled."""
+    take, kept, steps = loop.take_rows, {}, []
+    for name in ("make_train_step", "make_row_step"):
+        make = getattr(loop, name)
+        monkeypatch.setattr(
+            loop, name, lambda *args, name=name, make=make: kept.setdefault(name, make(*args))
+        )
+
+    def fit_with_stops(config, folder, stops):
+        def asked_to_stop(data, rows, size, buckets):
+            if size == config.train.batch_size:  # held-out pairs are taken by the micro-batch
+                steps.append(1)
+                if len(steps) in stops:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return take(data, rows, size, buckets)
+
+        steps.clear()
+        monkeypatch.setattr(loop, "take_rows", asked_to_stop)
+        for _ in stops:
+            with pytest.raises(Interrupted):
+                fit(config, folder)
+        return fit(config, folder)
+
+    return fit_with_stops
+
+
+def test_a_fit_stopped_in_and_between_epochs_is_the_uninterrupted_one_and_read_by_its_oracle(
+    configure, stopped, tmp_path
 ):
     """The oracle reads a whole conversation, the fit a prompt once and two completions: the same
     margin."""
-    take, calls = loop.take_rows, []
-
-    def asked_to_stop(*args):
-        calls.append(1)
-        if len(calls) == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return take(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "take_rows", asked_to_stop)
-        with pytest.raises(Interrupted):
-            fit(configure(), tmp_path / "run")
-    result = fit(configure(), tmp_path / "run")
-    log = list(read_metrics(tmp_path / "run" / "metrics.jsonl"))
-    assert [r["step"] for r in log if r["phase"] == "train"] == [1, 2, 3, 4, 5, 6]
+    whole = stopped(configure(), tmp_path / "whole", ())
+    result = stopped(configure(), tmp_path / "run", (1, 3))
+    assert result == whole
+    logs, models = [], []
+    for folder in (tmp_path / "run", tmp_path / "whole"):
+        log = list(read_metrics(folder / "metrics.jsonl"))
+        logs.append([{key: r[key] for key in r if key != "wall"} for r in log])
+        models.append((folder / "reward_model" / "model.safetensors").read_bytes())
+    assert logs[0] == logs[1] and models[0] == models[1]
+    assert [r["step"] for r in logs[0] if r["phase"] == "train"] == [1, 2, 3, 4, 5, 6]
+    assert [r["step"] for r in logs[0] if r["phase"] == "evaluate"] == [0, 3, 6]
     assert result["rewards/accuracies"] == 1 and result["loss"] < np.log(2)
     oracle = reward_model(source=str(tmp_path / "run" / "reward_model"), max_length=128)
     reward = oracle.ask(*heldout_of(tmp_path / "run")).reward

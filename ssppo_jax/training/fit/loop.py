@@ -117,8 +117,8 @@ class Fit:
     def run(self) -> dict:
         state, first = self._start()
         per_epoch = len(self.steps) // self.config.train.epochs
-        if first == 0:
-            self._evaluate(state, 0)
+        if first % per_epoch == 0:  # a save at an epoch's end is older than its evaluation
+            self._evaluate(state, first)
         lagged = Lagged()
         with bar(len(self.steps) - first, what="fit", unit="steps") as progress:
             for i in range(first, len(self.steps)):
