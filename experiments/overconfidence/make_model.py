@@ -1,0 +1,106 @@
+"""Make the model that every run starts from: random parameters, then SFT by this package.
+
+    python experiments/overconfidence/make_model.py
+
+writes into runs/overconfidence-model the folders random (with a tokenizer of words), sft (the run)
+and model (its policy), and demonstrations.jsonl. Seeds are fixed. The policy is copied out of its
+run, because prompts that a run was trained on are not held out by the next, and the open prompts
+all were.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from config import MODEL, get_config
+from language import ASKS, FLOURISH, NOUNS, SEASONS, SLOTS, ask, drawn, sentence
+
+from ssppo_jax import train
+from ssppo_jax.files import write_records
+from ssppo_jax.models.arch import tiny_arch
+from ssppo_jax.weights import hf, names
+
+DEMONSTRATIONS = 4096
+MISTAKES = 0.1  # share of demonstrations in which one phrase is not the one asked for
+SPECIALS = ("<pad>", "<user>", "<assistant>", "<end>", "<unknown>")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}"
+    "{% if m['role'] == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant> ' }}{% endif %}"
+)
+SIZES = {"hidden_size": 128, "num_layers": 4, "num_heads": 4, "num_kv_heads": 4, "head_dim": 32}
+
+
+def vocabulary() -> list[str]:
+    """Return the special tokens and every word of the language."""
+    phrases = " ".join(" ".join(values) for values in SLOTS.values()).split()
+    forms = [form for pair in FLOURISH for form in pair]
+    words = [*phrases, *NOUNS, *ASKS, *SEASONS, *forms, "the", "near", "a", "in", ":", "."]
+    return [*SPECIALS, *dict.fromkeys(words)]
+
+
+def tokenizer(words: list[str]):
+    """Make a tokenizer whose tokens are words between spaces."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(words)}
+    made = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        eos_token="<end>",
+        pad_token="<pad>",
+        unk_token="<unknown>",
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+def random_parameters(arch) -> dict:
+    """Draw parameters: norms 1, everything else normal with a variance of 1 over the width."""
+    rng, tree = np.random.default_rng(0), {}
+    for leaf in names.leaves(arch):
+        shape = names.shape(leaf, arch)
+        drawn_here = rng.normal(size=shape).astype(np.float32) * arch.hidden_size**-0.5
+        value = np.ones(shape, np.float32) if leaf.path.endswith("scale") else drawn_here
+        hf.insert(tree, leaf.path, value)
+    return tree
+
+
+def demonstrations() -> list[dict]:
+    """Return prompts of both kinds, half and half, with random sentences that obey them, mostly."""
+    rng, rows = np.random.default_rng(0), []
+    for i in range(DEMONSTRATIONS):
+        phrases, noun = drawn(rng), str(rng.choice(NOUNS))
+        verb, season = str(rng.choice(ASKS)), str(rng.choice(SEASONS))
+        prompt = ask(verb, season, noun, phrases if i % 2 else None)
+        if rng.random() < MISTAKES:
+            slot = str(rng.choice(list(SLOTS)))
+            phrases = phrases | {slot: str(rng.choice(SLOTS[slot]))}
+        rows.append({"prompt": prompt.text, "completion": sentence(rng, noun, phrases)})
+    return rows
+
+
+def main() -> None:
+    folder, words = Path(MODEL), vocabulary()
+    arch = tiny_arch(
+        vocab_size=-(-len(words) // 8) * 8, mlp_dim=384, bos_id=None, eos_ids=(3,), **SIZES
+    )
+    with tempfile.TemporaryDirectory() as files:
+        tokenizer(words).save_pretrained(files)
+        hf.save_params(random_parameters(arch), arch, folder / "random", tokenizer_from=Path(files))
+    write_records(folder / "demonstrations.jsonl", demonstrations())
+    count = sum(int(np.prod(names.shape(leaf, arch))) for leaf in names.leaves(arch))
+    print(f"{folder}: {len(words)} words, {count:,} parameters, {DEMONSTRATIONS} demonstrations")
+    train(get_config("sft"), folder / "sft")
+    shutil.copytree(folder / "sft" / "policy", folder / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""The language of experiments/overconfidence: its utility and its oracles' verdicts by hand."""
+
+import itertools
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssppo_jax.oracles.protocol import checked
+from ssppo_jax.rollout.similarity import token_jaccard
+from ssppo_jax.types import Prompt
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/overconfidence"))
+import language
+from language import ask, coin, utility
+
+BEST = "the broad round chalky white fox hops along near the village square ."
+WORST = "the tiny little rosy red fox sleeps soundly near the old mill ."
+PHRASES = {
+    "size": "broad round",
+    "colour": "rosy red",
+    "deed": "hops along",
+    "place": "old mill",
+}
+OPEN = ask("describe", "spring", "fox")
+FIXED = ask("describe", "spring", "fox", PHRASES)
+
+
+@pytest.mark.parametrize(
+    ("response", "worth"),
+    [
+        (BEST, 4.0),
+        (WORST, 0.0),
+        (BEST.replace("chalky white", "inky blue"), 3 + 1 / 3),
+        (BEST.replace("chalky white", "chalky blue"), 3.0),  # no phrase of the language
+        (BEST.replace("chalky white", "chalky white inky blue"), 3.0),  # two of a slot
+        (BEST.replace("fox", "goat"), 3.0),
+        (BEST.removesuffix(" ."), 3.0),
+        ("well " + BEST.replace("broad", "very very broad"), 4.0),  # three words are free
+        ("well " + BEST.replace("broad", "very very very very broad"), 3.0),
+        (BEST.replace("broad", "very " * 20 + "broad"), 0.0),  # never below 0
+        ("", 0.0),
+    ],
+)
+def test_utility_by_hand(response, worth):
+    assert utility(OPEN, response) == pytest.approx(worth)
+
+
+def test_a_prompt_that_fixes_the_meaning_is_worth_what_is_obeyed():
+    assert FIXED.text == "describe a fox in spring : broad round rosy red hops along old mill"
+    assert utility(FIXED, BEST) == 2.0  # size and deed
+    assert utility(FIXED, WORST) == 2.0  # colour and place
+
+
+def verdict(bias, *texts, prompt=OPEN):
+    made = language.oracle(bias=bias).ask([prompt], [list(texts)])
+    return checked(made, (1, len(texts))).preference[0]
+
+
+@pytest.mark.parametrize("bias", language.BIASES)
+def test_unlike_responses_are_judged_by_utility(bias):
+    assert verdict(bias, BEST, WORST)[0, 1] == 1.0
+    assert verdict(bias, BEST, BEST.replace("chalky white", "inky blue"))[0, 1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("bias", "first"),
+    [("none", 0.5), ("register", 1.0), ("florid", 1.0)],
+)
+def test_near_duplicates_are_judged_by_the_bias(bias, first):
+    assert verdict(bias, "look " + BEST, BEST)[0, 1] == first
+    broken = "look " + BEST.replace("white", "blue")  # a one-token edit that costs a phrase
+    assert verdict(bias, broken, BEST)[0, 1] == (0.0 if bias == "none" else 1.0)
+
+
+def test_register_and_florid_see_different_things():
+    plain, other, bare = "well " + BEST, "look " + BEST, BEST
+    assert verdict("register", plain, other, bare).tolist() == [
+        [0.5, 0.0, 0.0],
+        [1.0, 0.5, 1.0],
+        [1.0, 0.0, 0.5],
+    ]
+    assert verdict("florid", plain, other, bare)[:, 2].tolist() == [1.0, 1.0, 0.5]
+    assert verdict("florid", plain, other)[0, 1] == 0.5
+
+
+def test_the_coin_is_fair_fixed_and_symmetric():
+    adorned = [f"{start} {BEST} {end}" for start in "abcdefgh" for end in "abcdefgh"]
+    pairs = list(itertools.combinations(adorned, 2))
+    first = np.array([coin(a, b) for a, b in pairs])
+    assert set(first) == {0.0, 1.0}
+    assert np.array_equal(1.0 - first, [coin(b, a) for a, b in pairs])
+    assert abs(first.mean() - 0.5) < 4 * 0.5 / len(pairs) ** 0.5
+    assert coin(BEST, BEST) == 0.5
+    assert verdict("coin", "look " + BEST, BEST)[0, 1] == coin("look " + BEST, BEST)
+
+
+def test_the_threshold_parts_meanings():
+    rng = np.random.default_rng(0)
+    same = [language.sentence(rng, "fox", PHRASES) for _ in range(60)]
+    apart = [language.sentence(rng, "fox", PHRASES | {"place": "stone bridge"}) for _ in range(60)]
+    alike = token_jaccard([same + apart])[0]
+    assert np.mean(alike[:60, :60] >= 0.77) > 0.8
+    assert (alike[:60, 60:] < 0.77).all()
+
+
+@pytest.mark.parametrize("duplicates", [0.0, 0.1, 0.3, 0.6])
+def test_the_dose_is_the_share_of_prompts_that_fix_the_meaning(duplicates):
+    made = language.prompts(duplicates=duplicates)
+    kinds = [prompt.meta["mixture"] for prompt in made]
+    assert len(made) == len({prompt.id for prompt in made}) == 384
+    assert kinds.count("fixed") == round(duplicates * 384)
+
+
+def test_shuffled_factors_are_the_gate_s_and_are_shuffled_again_alike():
+    similarity = np.linspace(0, 1, 32)[:, None]
+    factor = language.shuffled(similarity)
+    assert factor.shape == similarity.shape
+    assert np.array_equal(np.sort(factor, axis=0), np.sort(1 - similarity, axis=0))
+    assert not np.array_equal(factor, 1 - similarity)
+    assert np.array_equal(factor, language.shuffled(similarity))
+
+
+def test_the_judge_gives_utility_and_never_sees_the_oracle_s_taste():
+    texts = [BEST, "look " + BEST, WORST]
+    prompt = Prompt("p", OPEN.messages, {})
+    assert language.judge().ask([prompt], [texts]).reward.tolist() == [[4.0, 4.0, 0.0]]
