@@ -1,6 +1,7 @@
 """Adapters: what they add, that they start as nothing, and that only they are trained."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -28,9 +29,14 @@ def adapters_of(name, lora=LORA):
     return random_adapters(ARCHES[name], lora)
 
 
-def logp(name, params, lora=None, **more):
+@functools.cache
+def compiled(name, lora):
     apply = make_apply(Decoder(ARCHES[name], lora=lora), logprob_chunk=4)
-    return jit(lambda p: apply(p, *PROMPTS[:2], TOKENS, MASK, **more)[0].logp)(params)
+    return jit(lambda p: apply(p, *PROMPTS[:2], TOKENS, MASK)[0].logp)
+
+
+def logp(name, params, lora=None):
+    return compiled(name, lora)(params)
 
 
 @pytest.mark.parametrize("name", ARCHES)
@@ -106,11 +112,19 @@ def loss(policy, batch):
     return Mean(-jnp.sum(policy.logp * batch.mask), jnp.sum(batch.mask)), {}
 
 
-def stepped(lora, adapters, steps=1, **settings):
+ADAM = optax.adam(1e-2)
+
+
+@functools.cache
+def compiled_step(lora, seed):
+    key = None if seed is None else jax.random.key(seed)
     apply = make_apply(Decoder(ARCHES["tied"], lora=lora), logprob_chunk=4)
-    optimizer = optax.adam(1e-2)
-    step = jit(make_train_step(apply, loss, lambda policy, batch: {}, optimizer, **settings))
-    state = TrainState(adapters, optimizer.init(adapters), jnp.int32(0))
+    return jit(make_train_step(apply, loss, lambda policy, batch: {}, ADAM, dropout_key=key))
+
+
+def stepped(lora, adapters, steps=1, seed=None):
+    step = compiled_step(lora, seed)
+    state = TrainState(adapters, ADAM.init(adapters), jnp.int32(0))
     for _ in range(steps):
         state, metrics = step(state, batch(), PARAMS["tied"])
     return state, metrics
@@ -141,13 +155,12 @@ def test_a_step_trains_the_adapters_alone_with_the_gradient_of_the_whole():
 def test_dropout_is_for_training_and_anew_in_every_step():
     lora = dataclasses.replace(LORA, dropout=0.5)
     adapters = adapters_of("tied")
-    key = jax.random.key(5)
     plain = stepped(lora, adapters)[1]["loss"].result()
     np.testing.assert_allclose(plain, stepped(LORA, adapters)[1]["loss"].result(), rtol=1e-6)
-    dropped = stepped(lora, adapters, dropout_key=key)[1]["loss"].result()
+    dropped = stepped(lora, adapters, seed=5)[1]["loss"].result()
     assert abs(dropped - plain) > 1e-3
-    assert stepped(lora, adapters, dropout_key=key)[1]["loss"].result() == dropped
-    assert stepped(lora, adapters, dropout_key=jax.random.key(6))[1]["loss"].result() != dropped
+    assert stepped(lora, adapters, seed=5)[1]["loss"].result() == dropped
+    assert stepped(lora, adapters, seed=6)[1]["loss"].result() != dropped
 
 
 def test_dropout_differs_from_step_to_step_and_between_micro_batches():
