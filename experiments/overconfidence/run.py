@@ -21,7 +21,7 @@ from ssppo_jax.errors import Interrupted, UserError
 from ssppo_jax.files import default_cache
 from ssppo_jax.sweep.grid import plan, read_result
 from ssppo_jax.sweep.table import write
-from ssppo_jax.train import train
+from ssppo_jax.training.train import train
 
 
 def main(spec: str, workdir: Path, most: int | None = None) -> int:
