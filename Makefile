@@ -7,7 +7,7 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora pipeline,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora pipeline smoke test lint format docs newest parity mutate faults slurm s3 trackers bench slices described compilers pictures clean
+.PHONY: help setup quickstart sspo lora pipeline smoke recipes notebooks test lint format docs newest parity mutate faults slurm s3 trackers bench slices described compilers pictures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,15 @@ pipeline: setup  ## SFT, a reward model fitted on pairs, self-play against it, j
 
 smoke: setup  ## every part of a run on a tiny random model, in about a minute
 	$(PY) -m ssppo_jax train --config=smoke --workdir=runs/smoke
+
+recipes: setup  ## the recipes that run here in minutes, held against their bounds (recipes/)
+	$(PY) recipes/tiny_sppo.py runs/recipes/tiny_sppo
+	$(PY) recipes/tiny_sspo.py runs/recipes/tiny_sspo
+
+notebooks: setup  ## execute the notebooks and fail if a cell fails (notebooks/, runs/notebooks/)
+	test -d $(VENV)-notebooks || $(PY) -m pip install --quiet --target $(VENV)-notebooks nbclient==0.11.0 ipykernel==7.4.0
+	rm -rf runs/notebooks
+	PYTHONPATH=$(abspath $(VENV)-notebooks) $(PY) notebooks/run.py runs/notebooks
 
 test: setup  ## the tests, two at a time
 	$(PY) -m pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder
@@ -120,4 +129,4 @@ compilers: setup  ## the compilers of TPUs and GPUs, for plan without either
 	test -d $(VENV)-cuda || $(PY) -m pip install --quiet --no-deps --target $(VENV)-cuda jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
 
 clean:  ## remove every environment and build folder
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-cuda $(VENV)-s3 $(VENV)-trackers build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-cuda $(VENV)-s3 $(VENV)-notebooks $(VENV)-trackers build dist site *.egg-info

@@ -19,4 +19,4 @@ def get_config():
 if __name__ == "__main__":
     from check import check
 
-    check(get_config(), {"win_rate": (0.6, 0.95), "low": (0.55, 0.95)})
+    check(get_config(), {"win_rate": (0.55, 0.95), "low": (0.5, 0.95)})

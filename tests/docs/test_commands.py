@@ -19,6 +19,7 @@ PAGES = sorted(
         *ROOT.glob("docs/**/*.md"),
         *ROOT.glob("experiments/**/*.md"),
         *ROOT.glob("benchmarks/*.md"),
+        *ROOT.glob("recipes/*.md"),
     ]
 )
 PAGES = [page for page in PAGES if "results" not in page.parts and page.name != "CHANGELOG.md"]
