@@ -429,6 +429,11 @@ def test_generate_answers_each_prompt_num_samples_times_as_json(capsys, cache, t
     assert written == rows[:2] and capsys.readouterr().out == ""
 
 
+def test_an_empty_prompt_is_refused(capsys):
+    assert main(["generate", *SMALL, "--prompt=Say hi.", "--prompt= "]) == 65
+    assert "--prompt, prompt-1: " in capsys.readouterr().err
+
+
 def test_evaluating_a_model_against_itself_gives_one_half_inside_the_interval(capsys, tmp_path):
     argv = [
         *SMALL,

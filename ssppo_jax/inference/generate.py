@@ -13,8 +13,8 @@ from ssppo_jax import files
 from ssppo_jax.config import flatten
 from ssppo_jax.data import EncodedPrompt, fingerprint
 from ssppo_jax.data.prepare import encode, prepare_heldout
-from ssppo_jax.data.sources import jsonl
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.data.sources import check_prompt, jsonl
+from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.rollout.sample import sample_prompts
 from ssppo_jax.runs.folder import history_of
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
@@ -81,6 +81,11 @@ def _prompts(
     if texts or path:
         turns = [({"role": "user", "content": text},) for text in texts or ()]
         given = [Prompt(f"prompt-{i}", messages) for i, messages in enumerate(turns)]
+        for prompt in given:
+            try:
+                check_prompt(prompt)
+            except ValueError as error:
+                raise DataError(f"--prompt, {prompt.id}: {error}") from None
         given += jsonl(path=path) if path else []
         return encode(given, runtime.tokenizer, config.data)[0]
     history = history_of(config.model.source)

@@ -151,7 +151,7 @@ def locate_encoder(source: str) -> Path:
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
         raise EncoderError(
             f"encoder {source!r} is neither a folder on this machine nor a Hugging Face repo id"
-            " (owner/name). The embedded sentence encoder is 'embedded:minilm'."
+            " (owner/name). For sentence vectors there is 'embedded:minilm'."
         )
     return _download(source)
 
@@ -233,8 +233,8 @@ def _download(repo: str) -> Path:
         reason = str(error).strip().splitlines()[0]
         raise EncoderError(
             f"encoder {repo!r} is not a folder here and could not be fetched from Hugging Face"
-            f" ({reason}). Check the name and the network, or give a folder; the"
-            " embedded sentence encoder is 'embedded:minilm'."
+            f" ({reason}). Check the name and the network, or give a folder; for"
+            " sentence vectors there is 'embedded:minilm'."
         ) from None
 
 

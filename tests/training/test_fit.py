@@ -226,6 +226,7 @@ def test_pairs_of_k_responses_leave_ties_out_and_put_the_winner_first():
         ({"data.source.name": "quickstart"}, "fit learns from responses"),
         ({"lora.rank": "4"}, r"lora\.rank: fit trains the whole model"),
         ({"fit.head": "pair"}, "must be one of 'reward', 'pairwise'"),
+        ({"fit.head": "pairwise"}, "model.source=random:tiny: .* begins from a DeBERTa"),
     ],
 )
 def test_what_cannot_be_fitted_is_told_before_a_compile(overrides, reason, tmp_path, monkeypatch):

@@ -43,7 +43,13 @@ def pairwise(config: ConfigDict, mesh: Mesh) -> Head:
             f"model.param_dtype={config.model.param_dtype}: a PairRM's parameters are float32; set"
             " that (model.dtype=bfloat16 computes in bfloat16)"
         )
-    folder = locate_encoder(config.model.source)
+    source = config.model.source
+    if source.startswith(("embedded:", "random:")):
+        raise ConfigError(
+            f"model.source={source}: fit.head=pairwise begins from a DeBERTa-v2 or -v3; give its"
+            " folder or repo id, such as microsoft/deberta-v3-large, or a PairRM's"
+        )
+    folder = locate_encoder(source)
     made = open_ranker(folder, dtype=config.model.dtype, seed=config.seed)
     arch = made.loaded.ranker.arch
     markers = (arch.source_id, arch.first_id, arch.second_id)
