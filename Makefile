@@ -7,7 +7,7 @@ SEED ?= 0
 RUN ?= runs/$(or $(filter sspo lora pipeline,$(MAKECMDGOALS)),quickstart)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup quickstart sspo lora pipeline smoke recipes notebooks test lint format docs newest parity mutate faults slurm s3 trackers bench slices described compilers pictures clean
+.PHONY: help setup quickstart sspo lora pipeline smoke recipes notebooks test lint format docs newest parity llamacpp mutate faults slurm s3 trackers bench slices described compilers pictures clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
@@ -87,6 +87,10 @@ parity: setup  ## our exports, opened by transformers and PEFT on torch, in .ven
 	$(VENV)-torch/bin/pip install --quiet --no-deps --no-build-isolation --editable .
 	$(VENV)-torch/bin/python tests/golden/check_export.py
 
+llamacpp: setup  ## our GGUF files, read by llama.cpp (xllamacpp's wheel), token by token
+	test -d $(VENV)-llamacpp || $(PY) -m pip install --quiet --no-deps --target $(VENV)-llamacpp xllamacpp==2026.10.11549
+	PYTHONPATH=.:$(VENV)-llamacpp $(PY) tests/golden/check_gguf.py
+
 pictures: setup  ## a run's report in a real browser, on a phone and a desk, in light and dark (RUN=)
 	$(PY) tests/runs/report/pictures.py $(RUN) runs/pictures
 
@@ -129,4 +133,4 @@ compilers: setup  ## the compilers of TPUs and GPUs, for plan without either
 	test -d $(VENV)-cuda || $(PY) -m pip install --quiet --no-deps --target $(VENV)-cuda jax-cuda12-plugin==0.10.2 jax-cuda12-pjrt==0.10.2
 
 clean:  ## remove every environment and build folder
-	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-cuda $(VENV)-s3 $(VENV)-notebooks $(VENV)-trackers build dist site *.egg-info
+	rm -rf $(VENV) $(VENV)-newest $(VENV)-torch $(VENV)-trl $(VENV)-tunix $(VENV)-libtpu $(VENV)-cuda $(VENV)-s3 $(VENV)-notebooks $(VENV)-trackers $(VENV)-llamacpp build dist site *.egg-info

@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is, also where the locale says ASCII
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("absl", "jax", "transformers", "orbax", "matplotlib"):
+    for noisy in ("absl", "jax", "transformers", "orbax", "matplotlib", "gguf"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # it warns that torch is missing
     try:
@@ -205,8 +205,8 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one = command("chat", _chat, "talk with a model in the terminal", config=config)
     one.add_argument("--model", action=_Once, help="a model in place of model.source")
 
-    one = command("convert", _convert, "write a model as a Hugging Face folder",
-                  input="a model", output="new folder")  # fmt: skip
+    one = command("convert", _convert, "write a model as a Hugging Face folder or a .gguf file",
+                  input="a model", output="new folder, or new file NAME.gguf")  # fmt: skip
     one.add_argument("--dtype", action=_Once, default="source",
                      choices=("source", "float32", "bfloat16", "float16"))  # fmt: skip
 
@@ -487,10 +487,14 @@ def _convert(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     import numpy as np
 
     from ssppo_jax.weights import hf
+    from ssppo_jax.weights.gguf_export import save_gguf
     from ssppo_jax.weights.source import resolve
 
     _folder(Path(args.output).parent)
     folder = resolve(args.input)
+    if args.output.endswith(".gguf"):
+        print(f"wrote {save_gguf(folder, args.output, dtype=args.dtype)}")
+        return 0
     arch = hf.read_arch(folder)
     dtype = hf.stored_dtype(folder) if args.dtype == "source" else np.dtype(args.dtype)
     params = hf.load_params(folder, arch, dtype=dtype)

@@ -19,7 +19,7 @@ from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.weights import hf, names
 
 ARCHITECTURES = ("llama", "qwen2")
-_NORMAL, _UNKNOWN, _CONTROL, _USER, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
 _QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -169,18 +169,18 @@ def build_tokenizer(meta: _Metadata) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     model, pre = meta.need("tokenizer.ggml.model"), meta.get("tokenizer.ggml.pre")
-    splitters = _pre_tokenizers()
-    if model != "gpt2" or pre not in splitters:
+    known = splitters()
+    if model != "gpt2" or pre not in known:
         raise ConfigError(
             f"{meta.path}: tokenizer {model!r} with pre-tokenizer {pre!r}; supported: 'gpt2' with"
-            f" {', '.join(map(repr, splitters))}. Use the model's Hugging Face folder or repo id"
+            f" {', '.join(map(repr, known))}. Use the model's Hugging Face folder or repo id"
             " instead"
         )
     tokens, kinds = meta.need("tokenizer.ggml.tokens"), meta.need("tokenizer.ggml.token_type")
     if len(tokens) != len(kinds):
         raise DataError(f"{meta.path}: {len(tokens)} tokens and {len(kinds)} token types")
     rows = list(zip(tokens, kinds, strict=True))
-    vocab = {token: i for i, (token, kind) in enumerate(rows) if kind != _UNUSED}
+    vocab = {token: i for i, (token, kind) in enumerate(rows) if kind != UNUSED}
     merges = [tuple(merge.split(" ")) for merge in meta.need("tokenizer.ggml.merges")]
     try:
         model = models.BPE(vocab=vocab, merges=merges, fuse_unk=False, byte_fallback=False)
@@ -189,19 +189,20 @@ def build_tokenizer(meta: _Metadata) -> Any:
     tokenizer = Tokenizer(model)
     if pre == "qwen2":
         tokenizer.normalizer = normalizers.NFC()
-    tokenizer.pre_tokenizer = splitters[pre]
+    tokenizer.pre_tokenizer = known[pre]
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_tokens(
         [
-            AddedToken(token, special=kind == _CONTROL, normalized=False)
+            AddedToken(token, special=kind == CONTROL, normalized=False)
             for token, kind in rows
-            if kind in (_CONTROL, _USER)
+            if kind in (CONTROL, USER)
         ]
     )
     return tokenizer
 
 
-def _pre_tokenizers() -> dict[str, Any]:
+def splitters() -> dict[str, Any]:
+    """Return how text is cut before merging, by llama.cpp's names."""
     from tokenizers import Regex, pre_tokenizers
 
     byte_level, join = pre_tokenizers.ByteLevel, pre_tokenizers.Sequence
@@ -301,7 +302,7 @@ def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
 
 
 def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None:
-    wanted = {name: leaf for leaf in names.leaves(arch) for name in _gguf_names(leaf, arch)}
+    wanted = {name: leaf for leaf in names.leaves(arch) for name in gguf_names(leaf, arch)}
     problems = [f"missing {name}" for name in wanted if name not in tensors]
     # e.g. rope_freqs: Llama 3.1 scaling
     problems += [f"unknown {name}" for name in tensors if name not in wanted]
@@ -319,7 +320,8 @@ def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None
         )
 
 
-def _gguf_names(leaf: names.Leaf, arch: Arch) -> tuple[str, ...]:
+def gguf_names(leaf: names.Leaf, arch: Arch) -> tuple[str, ...]:
+    """Return the GGUF tensors that make up a leaf, layer by layer."""
     if not leaf.stacked:
         return (leaf.gguf,)
     return tuple(leaf.gguf.format(n=n) for n in range(arch.num_layers))
@@ -328,9 +330,9 @@ def _gguf_names(leaf: names.Leaf, arch: Arch) -> tuple[str, ...]:
 def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.ndarray]]:
     from gguf import dequantize
 
-    heads = {"layers/attn/q/kernel": arch.num_heads, "layers/attn/k/kernel": arch.num_kv_heads}
+    heads = rotated_heads(arch)
     for leaf in names.leaves(arch):
-        for theirs, ours in zip(_gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
+        for theirs, ours in zip(gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
             raw = tensors[theirs]
             try:
                 value = dequantize(raw.data, raw.tensor_type).astype(np.float32)
@@ -340,9 +342,25 @@ def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.
                     " not read; use another quantisation, or the model's Hugging Face folder"
                 ) from None
             value = value.reshape(names.hf_shape(leaf, arch))
-            if arch.model_type == "llama" and leaf.path in heads:
+            if leaf.path in heads:
                 value = unpermute(value, heads[leaf.path])
             yield ours, np.ascontiguousarray(value)
+
+
+def rotated_heads(arch: Arch) -> dict[str, int]:
+    """Return the leaves whose rows llama.cpp's converter interleaves, with their heads.
+
+    It does so for what it computes as llama, and not for qwen2."""
+    if arch.model_type == "qwen2":
+        return {}
+    return {"layers/attn/q/kernel": arch.num_heads, "layers/attn/k/kernel": arch.num_kv_heads}
+
+
+def permute(rows: np.ndarray, heads: int) -> np.ndarray:  # [heads * E, D]
+    """Interleave each head's Q or K rows as `unpermute` undoes it."""
+    total, width = rows.shape
+    halves = rows.reshape(heads, 2, total // heads // 2, width)
+    return halves.swapaxes(1, 2).reshape(total, width)
 
 
 def unpermute(rows: np.ndarray, heads: int) -> np.ndarray:  # [heads * E, D]

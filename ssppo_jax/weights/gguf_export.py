@@ -1,0 +1,218 @@
+"""Write a Hugging Face folder as one GGUF file, for llama.cpp and what is built on it.
+
+Names and shapes are those of `gguf.convert_gguf`, which reads the file back. Vectors (norms and
+biases) stay float32, as llama.cpp wants them; matrices have the asked dtype."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import sync, writing
+from ssppo_jax.models.arch import Arch, LinearScaling
+from ssppo_jax.weights import hf, names
+from ssppo_jax.weights.gguf import (
+    CONTROL,
+    NORMAL,
+    UNUSED,
+    USER,
+    gguf_names,
+    permute,
+    rotated_heads,
+    splitters,
+)
+from ssppo_jax.weights.source import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+# Families that llama.cpp computes as we do -> their architecture there
+ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
+DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
+
+
+def save_gguf(folder: str | Path, path: str | Path, *, dtype: str = "source") -> Path:
+    """Write the model of a folder, with its tokenizer and chat template, as `path`.
+
+    The file appears whole or not at all.
+
+    Args:
+      folder: a model folder (`source.resolve`).
+      path: the new file.
+      dtype: of the matrices: float32, bfloat16, float16, or source (as the folder has them).
+
+    Raises:
+      ConfigError: a family, setting or tokenizer that llama.cpp does not know in this form; numbers
+        beyond float16; or a file that is there.
+    """
+    import gguf
+
+    folder, path = Path(folder), Path(path)
+    if path.exists():
+        raise ConfigError(f"{path} is there already; remove it, or give another name")
+    arch, source = hf.read_arch(folder), hf.stored_dtype(folder)
+    _check_family(arch, folder)
+    name = str(source) if dtype == "source" else dtype
+    kind = gguf.GGMLQuantizationType[DTYPES[name]]
+    temporary = path.with_name(path.name + ".tmp")
+    writer = gguf.GGUFWriter(temporary, ARCHITECTURES[arch.model_type])
+    _write_settings(writer, arch, gguf)
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[name]])
+    _write_tokenizer(writer, arch, folder)
+    flat = dict(hf.flatten(hf.load_params(folder, arch, dtype=source)))
+    with writing(path):
+        try:
+            for place, leaf, _ in _tensors(flat, arch):
+                shape = names.hf_shape(leaf, arch)
+                one = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else kind
+                size = int(np.prod(shape)) * (4 if one == gguf.GGMLQuantizationType.F32 else 2)
+                # a dtype that is not uint8: or the shape would be taken for bytes
+                writer.add_tensor_info(place, shape, np.dtype(np.float32), size, raw_dtype=one)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            for place, leaf, value in _tensors(flat, arch):
+                whole = _hf_tensor(value, leaf, arch)
+                writer.write_tensor_data(
+                    whole if whole.ndim == 1 else _in_dtype(whole, kind, place, gguf)
+                )
+            writer.close()
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        except BaseException:
+            writer.close()
+            temporary.unlink(missing_ok=True)
+            raise
+    return path
+
+
+def _tensors(flat: dict[str, Any], arch: Arch):
+    """Give each tensor's GGUF name, row of the table and array of ours, in the file's order."""
+    for leaf in names.leaves(arch):
+        layers = flat[leaf.path] if leaf.stacked else [flat[leaf.path]]
+        yield from zip(gguf_names(leaf, arch), [leaf] * len(layers), layers, strict=True)
+
+
+def _hf_tensor(value: np.ndarray, leaf: names.Leaf, arch: Arch) -> np.ndarray:
+    """Return one tensor in float32 with the axes and the order of rows that llama.cpp wants."""
+    whole = names.to_hf(np.asarray(value), leaf, arch).astype(np.float32)
+    heads = rotated_heads(arch).get(leaf.path)
+    return whole if heads is None else np.ascontiguousarray(permute(whole, heads))
+
+
+def _in_dtype(value: np.ndarray, kind: Any, name: str, gguf: Any) -> np.ndarray:
+    if kind == gguf.GGMLQuantizationType.F16:
+        with np.errstate(over="ignore"):
+            half = value.astype(np.float16)
+        if not np.isfinite(half).all():
+            raise ConfigError(f"{name} has numbers beyond float16; give --dtype=bfloat16")
+        return half
+    return gguf.quantize(value, kind)
+
+
+def _check_family(arch: Arch, folder: Path) -> None:
+    problems = []
+    if arch.model_type not in ARCHITECTURES:
+        problems.append(f"models of the family {arch.model_type}")
+    if arch.num_labels:
+        problems.append("a reward model's head")
+    if arch.sliding_window is not None:
+        problems.append(f"a sliding window ({arch.sliding_window})")
+    if arch.rope_scaling is not None and not isinstance(arch.rope_scaling, LinearScaling):
+        problems.append("rope scaling of the kind llama3")
+    if problems:
+        raise ConfigError(
+            f"{folder}: {' and '.join(problems)} cannot be written as GGUF here; supported:"
+            f" {', '.join(ARCHITECTURES)}, with all positions seen and rope scaling linear or none."
+            " llama.cpp's convert_hf_to_gguf.py may take the folder"
+        )
+
+
+def _write_settings(writer: Any, arch: Arch, gguf: Any) -> None:
+    writer.add_type("model")
+    writer.add_vocab_size(arch.vocab_size)
+    writer.add_context_length(arch.max_positions)
+    writer.add_embedding_length(arch.hidden_size)
+    writer.add_block_count(arch.num_layers)
+    writer.add_feed_forward_length(arch.mlp_dim)
+    writer.add_head_count(arch.num_heads)
+    writer.add_head_count_kv(arch.num_kv_heads)
+    writer.add_key_length(arch.head_dim)
+    writer.add_value_length(arch.head_dim)
+    writer.add_rope_dimension_count(arch.head_dim)
+    writer.add_rope_freq_base(arch.rope_theta)
+    writer.add_layer_norm_rms_eps(arch.norm_eps)
+    if isinstance(arch.rope_scaling, LinearScaling):
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(arch.rope_scaling.factor)
+
+
+def _write_tokenizer(writer: Any, arch: Arch, folder: Path) -> None:
+    """Write the tokens, their kinds, the merges, the special ids and the chat template."""
+    tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
+    stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    pre = pre_of(stored, folder)
+    by_id = {i: (token, NORMAL) for token, i in stored["model"]["vocab"].items()}
+    for token in stored["added_tokens"]:
+        by_id[token["id"]] = (token["content"], CONTROL if token["special"] else USER)
+    rows = [by_id.get(i, (f"[PAD{i}]", UNUSED)) for i in range(arch.vocab_size)]
+    merges = [m if isinstance(m, str) else " ".join(m) for m in stored["model"]["merges"]]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list([token for token, _ in rows])
+    writer.add_token_types([kind for _, kind in rows])
+    writer.add_token_merges(merges)
+    writer.add_add_bos_token(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
+    ends = dict.fromkeys(arch.eos_ids)
+    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for place, token in zip(places, ends, strict=False):
+        place(token)
+    if len(ends) > len(places):
+        log.warning("GGUF has places for 3 ends of a response; of %s the first are written", ends)
+    if arch.bos_id is not None:
+        writer.add_bos_token_id(arch.bos_id)
+    if tokenizer.pad_token_id is not None and tokenizer.pad_token_id < arch.vocab_size:
+        writer.add_pad_token_id(tokenizer.pad_token_id)
+    if tokenizer.chat_template:
+        writer.add_chat_template(tokenizer.chat_template)
+
+
+def pre_of(stored: dict[str, Any], folder: Path) -> str:
+    """Return llama.cpp's name of the rule that cuts text before merging, as tokenizer.json has it.
+
+    Raises:
+      ConfigError: no byte-level BPE, or a rule that is not known here.
+    """
+    from tokenizers import Tokenizer, models
+
+    known = {}
+    for name, splitter in splitters().items():
+        empty = Tokenizer(models.BPE())
+        empty.pre_tokenizer = splitter
+        known[name] = _rule(json.loads(empty.to_str()))
+    found = [name for name, rule in known.items() if rule == _rule(stored)]
+    if stored["model"]["type"] != "BPE" or not found:
+        kind = stored["model"]["type"]
+        raise ConfigError(
+            f"{folder}: its tokenizer ({kind}) cuts text as none that is known here by its name in"
+            f" llama.cpp; supported: byte-level BPE of {', '.join(known)}. llama.cpp's"
+            " convert_hf_to_gguf.py may take the folder"
+        )
+    return found[0]
+
+
+def _rule(stored: dict[str, Any]) -> Any:
+    """Return the pre-tokenizer of a tokenizer.json without what does not change ids."""
+
+    def bare(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: bare(value) for key, value in node.items() if key != "trim_offsets"}
+        return [bare(value) for value in node] if isinstance(node, list) else node
+
+    return bare(stored["pre_tokenizer"])

@@ -1,0 +1,188 @@
+"""A model written as GGUF is the one that the gguf package and our own reader read from it.
+
+llama.cpp itself reads one in `make llamacpp`."""
+
+import dataclasses
+import json
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from gguf_files import MERGES, TEMPLATE, interleave, kinds, make_arch, vocabulary, write_gguf
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+from ssppo_jax.__main__ import main
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
+from ssppo_jax.weights import hf, names
+from ssppo_jax.weights.gguf import convert_gguf
+from ssppo_jax.weights.gguf_export import pre_of, save_gguf
+from ssppo_jax.weights.source import load_tokenizer
+
+
+@pytest.fixture
+def make_folder(tmp_path, make_tree):
+    """folder(arch, dtype): a model folder with a tokenizer; and its tree."""
+
+    def make(arch, dtype=np.float32):
+        pre = "qwen2" if arch.model_type == "qwen2" else "smollm"
+        plain = make_arch(pre if pre == "qwen2" else "llama")
+        file = write_gguf(tmp_path / "plain.gguf", make_tree(plain), plain, pre=pre)
+        tree = make_tree(arch, dtype=dtype)
+        tokens = convert_gguf(file, tmp_path / "plain")
+        return hf.save_params(tree, arch, tmp_path / "model", tokenizer_from=tokens), tree
+
+    return make
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "out.gguf"
+
+
+CASES = {
+    "llama": {},
+    "llama, tied": {"tie_embeddings": True},
+    "mistral": {"model_type": "mistral"},
+    "qwen2": {"model_type": "qwen2"},
+    "wide heads, no keys shared": {"head_dim": 16, "num_kv_heads": 4},
+    "linear scaling": {"rope_scaling": LinearScaling(4.0)},
+    "three ends": {"eos_ids": (2, 0, 5)},
+}
+
+
+def arch_of(tie_embeddings=False, model_type="llama", **changes):
+    return make_arch(model_type, tie_embeddings=tie_embeddings, **changes)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_both_readers_find_the_model_that_was_written(case, file, make_folder, tmp_path):
+    arch = arch_of(**CASES[case])
+    folder, tree = make_folder(arch)
+    save_gguf(folder, file)
+    tensors = {t.name: t for t in gguf.GGUFReader(file).tensors}
+    flat, llama = dict(hf.flatten(tree)), arch.model_type != "qwen2"
+    for leaf in names.leaves(arch):
+        rows = flat[leaf.path] if leaf.stacked else flat[leaf.path][None]
+        for n, row in enumerate(rows):
+            want = names.to_hf(row, leaf, arch)
+            if llama and leaf.path.endswith(("q/kernel", "k/kernel")):
+                want = interleave(want, arch.num_heads if "/q/" in leaf.path else arch.num_kv_heads)
+            np.testing.assert_array_equal(tensors.pop(leaf.gguf.format(n=n)).data, want)
+    assert not tensors
+    again = convert_gguf(file, tmp_path / "again")
+    same = dataclasses.replace(arch, model_type="llama") if llama else arch
+    assert hf.read_arch(again) == same
+    loaded = dict(hf.flatten(hf.load_params(again, same)))
+    for path, leaf in flat.items():
+        np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
+    text = "hello the 12!! <user> <|im_end|>"
+    ids = [load_tokenizer(f)(text)["input_ids"] for f in (folder, again)]
+    assert ids[0] == ids[1] and load_tokenizer(again).chat_template == TEMPLATE
+
+
+def test_the_metadata_is_what_llama_cpp_reads(file, make_folder):
+    folder, _ = make_folder(dataclasses.replace(arch_of(), vocab_size=len(vocabulary()) + 2))
+    save_gguf(folder, file, dtype="bfloat16")
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(file).fields.items()}
+    size = len(vocabulary())
+    wanted = {
+        "general.architecture": "llama",
+        "general.file_type": 32,  # mostly bfloat16
+        "llama.context_length": 512,
+        "llama.block_count": 2,
+        "llama.attention.head_count": 4,
+        "llama.attention.head_count_kv": 2,
+        "llama.attention.key_length": 8,
+        "llama.rope.dimension_count": 8,
+        "llama.rope.freq_base": 1e5,
+        "llama.vocab_size": size + 2,
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "smollm",
+        "tokenizer.ggml.merges": MERGES,
+        "tokenizer.ggml.bos_token_id": 1,
+        "tokenizer.ggml.eos_token_id": 2,
+        "tokenizer.ggml.padding_token_id": 2,
+        "tokenizer.ggml.add_bos_token": False,
+        "tokenizer.chat_template": TEMPLATE,
+    }
+    assert {name: fields.get(name) for name in wanted} == wanted
+    tokens = [*vocabulary()[:-1], *(f"[PAD{i}]" for i in (size - 1, size, size + 1))]
+    assert fields["tokenizer.ggml.tokens"] == tokens
+    assert fields["tokenizer.ggml.token_type"] == [*kinds()[:-1], 5, 5, 5]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("source", [np.float32, ml_dtypes.bfloat16])
+def test_matrices_have_the_asked_dtype_and_vectors_stay_float32(dtype, source, file, make_folder):
+    folder, tree = make_folder(arch_of(), source)
+    save_gguf(folder, file, dtype=dtype)
+    tensors = {t.name: t for t in gguf.GGUFReader(file).tensors}
+    norm = tree["norm"]["scale"].astype(np.float32)
+    np.testing.assert_array_equal(tensors["output_norm.weight"].data, norm)
+    raw = tensors["token_embd.weight"]
+    read = gguf.dequantize(raw.data, raw.tensor_type)
+    np.testing.assert_array_equal(read, tree["embed"]["embedding"].astype(dtype).astype(np.float32))
+
+
+def test_the_dtype_is_the_sources_unless_told_otherwise(file, make_folder):
+    folder, _ = make_folder(arch_of(), ml_dtypes.bfloat16)
+    save_gguf(folder, file)
+    kinds_found = {t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
+    assert kinds_found == {"BF16", "F32"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 128)}, "rope scaling of the kind llama3"),
+        ({"num_labels": 1}, "a reward model's head"),
+        ({"model_type": "qwen3"}, "models of the family qwen3 cannot .* llama, mistral, qwen2"),
+        (
+            {"model_type": "mistral", "sliding_window": 8, "sliding_layers": (0, 1)},
+            r"a sliding window \(8\)",
+        ),
+    ],
+)
+def test_what_llama_cpp_computes_otherwise_is_refused_by_name(
+    changes, told, file, make_tree, tmp_path
+):
+    arch = arch_of(**changes)
+    folder = hf.save_params(make_tree(arch), arch, tmp_path / "model")
+    with pytest.raises(ConfigError, match=told):
+        save_gguf(folder, file)
+    assert not list(tmp_path.glob("*gguf*"))
+
+
+def test_numbers_beyond_float16_are_refused_and_nothing_is_left(file, make_folder, tmp_path):
+    folder, tree = make_folder(arch_of())
+    tree["layers"]["mlp"]["up"]["kernel"][1, 0, 0] = 1e6
+    hf.save_params(tree, hf.read_arch(folder), tmp_path / "large", tokenizer_from=folder)
+    with pytest.raises(ConfigError, match=r"blk\.1\.ffn_up\.weight has numbers beyond float16"):
+        save_gguf(tmp_path / "large", file, dtype="float16")
+    assert not list(tmp_path.glob("out*"))
+
+
+def test_a_file_that_is_there_is_kept(file, make_folder):
+    folder, _ = make_folder(arch_of())
+    file.write_text("mine")
+    with pytest.raises(ConfigError, match="is there already"):
+        save_gguf(folder, file)
+    assert file.read_text() == "mine"
+
+
+def test_a_tokenizer_that_cuts_text_otherwise_is_refused(tmp_path):
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.Split(Regex(r"\s+"), behavior="isolated")
+    tokenizer.pre_tokenizer = split
+    stored = json.loads(tokenizer.to_str())
+    with pytest.raises(ConfigError, match=r"supported: byte-level BPE of smollm, qwen2"):
+        pre_of(stored, tmp_path)
+
+
+def test_convert_writes_a_file_where_its_name_ends_in_gguf(file, make_folder, capsys):
+    folder, _ = make_folder(arch_of())
+    assert main(["convert", f"--input={folder}", f"--output={file}", "--dtype=float16"]) == 0
+    assert capsys.readouterr().out == f"wrote {file}\n"
+    assert {t.tensor_type.name for t in gguf.GGUFReader(file).tensors} == {"F16", "F32"}
