@@ -28,7 +28,7 @@ PROMPTS = (
     "Write a line about the sea, with a wörld of émojis 🦊.",
     "def add(a, b):\n    return",
 )
-TOKENS = 32
+TOKENS = 24
 BOUND = 2e-3
 
 
@@ -70,6 +70,7 @@ def answers(file: Path) -> list[tuple[str, list[int], list[float]]]:
     settings = xllamacpp.CommonParams()
     settings.model.path = str(file)
     settings.n_ctx, settings.n_parallel, settings.warmup, settings.verbosity = 512, 1, False, 0
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1  # more would spin
     settings.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     settings.cache_type_k = settings.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     server = xllamacpp.Server(settings)
