@@ -172,6 +172,15 @@ def test_a_file_that_is_there_is_kept(file, make_folder):
     assert file.read_text() == "mine"
 
 
+def test_a_tokenizer_is_known_by_how_it_cuts_text_and_not_by_its_offsets(tmp_path, make_folder):
+    """Published tokenizers differ in `trim_offsets`, which changes no id."""
+    folder, _ = make_folder(arch_of(model_type="qwen2"))
+    stored = json.loads((folder / "tokenizer.json").read_text())
+    for offsets in (False, True):
+        stored["pre_tokenizer"]["pretokenizers"][1]["trim_offsets"] = offsets
+        assert pre_of(stored, tmp_path) == "qwen2"
+
+
 def test_a_tokenizer_that_cuts_text_otherwise_is_refused(tmp_path):
     tokenizer = Tokenizer(models.BPE())
     split = pre_tokenizers.Split(Regex(r"\s+"), behavior="isolated")
