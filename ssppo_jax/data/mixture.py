@@ -101,7 +101,8 @@ def _parts(text: str) -> dict[str, dict[str, Any]]:
         weight = part.get("weight")
         if name in named:
             raise ConfigError(
-                f"data source mixture: two parts are named {name!r}; give each a name of its own"
+                f"data source mixture: two parts are named {name!r}; give each a name of its own,"
+                f' as in {{"source": "{part.get("source")}", "name": "chat", ...}}'
             )
         if weight is not None and not (isinstance(weight, (int, float)) and 0 < weight < math.inf):
             raise ConfigError(f"data source mixture: weight of {name!r} is {weight!r}; above 0")

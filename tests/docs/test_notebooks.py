@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from ssppo_jax import schema
+
 FOLDER = Path(__file__).parents[2] / "notebooks"
 BOOKS = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(FOLDER.glob("*.ipynb"))}
 EVERY = pytest.mark.parametrize("name", BOOKS)
@@ -50,6 +52,27 @@ def test_each_cell_compiles_and_each_name_of_the_package_exists(name):
                 assert hasattr(importlib.import_module("ssppo_jax"), node.attr), node.attr
                 used += 1
     assert used > 4
+
+
+@EVERY
+@pytest.mark.parametrize("devices", [1, 8])  # a laptop, a TPU v5e-8
+def test_each_config_runs_on_one_device_and_on_eight(name, devices, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    checked, known = 0, {}
+    for cell in BOOKS[name]["cells"]:
+        magic, _, rest = "".join(cell["source"]).partition("\n")
+        if magic.startswith("%%writefile "):
+            (tmp_path / magic.split()[1]).write_text(rest, encoding="utf-8")
+    for cell in code_of(BOOKS[name]):
+        for node in ast.walk(ast.parse(cell)):
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+                known[node.targets[0].id] = ast.literal_eval(node.value)
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "ssppo_jax.configure":
+                config, keys = (eval(ast.unparse(part), {}, known) for part in node.args)
+                given = {k: v if isinstance(v, str) else repr(v) for k, v in keys.items()}
+                schema.load(config, given, devices)
+                checked += 1
+    assert checked
 
 
 @EVERY
