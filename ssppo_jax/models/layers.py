@@ -59,7 +59,7 @@ def rotary_table(
     half = jnp.arange(0, head_dim, 2, dtype=jnp.float32)
     frequency: Array = theta ** (-half / head_dim)
     if isinstance(scaling, Llama3Scaling):
-        frequency = _llama3_frequency(frequency, scaling)
+        frequency = llama3_frequency(frequency, scaling)
     elif scaling is not None:
         frequency = frequency / scaling.factor
     angle = positions.astype(jnp.float32)[..., None] * frequency[None, None, :]
@@ -67,8 +67,10 @@ def rotary_table(
     return jnp.cos(angle), jnp.sin(angle)
 
 
-def _llama3_frequency(frequency: Array, s: Llama3Scaling) -> Array:
-    """Divide long wavelengths by `factor`, with a smooth ramp between the cut-offs (Llama 3.1)."""
+def llama3_frequency(frequency: Array, s: Llama3Scaling) -> Array:
+    """Return frequencies, of long wavelengths divided by `factor`: Llama 3.1's.
+
+    Between the cut-offs is a smooth ramp."""
     turns = s.original_max_positions * frequency / (2 * jnp.pi)  # over the original context
     width = s.high_freq_factor - s.low_freq_factor
     ramp = jnp.clip((turns - s.low_freq_factor) / width, 0.0, 1.0)

@@ -20,7 +20,7 @@ from ssppo_jax.weights import hf, names
 
 ARCHITECTURES = ("llama", "qwen2")
 NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # tokenizer.ggml.token_type
-_QWEN2_SPLIT = (
+QWEN2_SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -212,7 +212,7 @@ def splitters() -> dict[str, Any]:
         ),
         "qwen2": join(
             [
-                pre_tokenizers.Split(Regex(_QWEN2_SPLIT), behavior="isolated"),
+                pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated"),
                 byte_level(add_prefix_space=False, use_regex=False),
             ]
         ),

@@ -14,11 +14,13 @@ import numpy as np
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.files import sync, writing
-from ssppo_jax.models.arch import Arch, LinearScaling
+from ssppo_jax.models.arch import Arch, LinearScaling, Llama3Scaling
+from ssppo_jax.models.layers import llama3_frequency
 from ssppo_jax.weights import hf, names
 from ssppo_jax.weights.gguf import (
     CONTROL,
     NORMAL,
+    QWEN2_SPLIT,
     UNUSED,
     USER,
     gguf_names,
@@ -67,6 +69,11 @@ def save_gguf(folder: str | Path, path: str | Path, *, dtype: str = "source") ->
     flat = dict(hf.flatten(hf.load_params(folder, arch, dtype=source)))
     with writing(path):
         try:
+            if isinstance(arch.rope_scaling, Llama3Scaling):
+                divisors = llama3_divisors(arch, arch.rope_scaling)
+                writer.add_tensor_info(
+                    "rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes
+                )
             for place, leaf, _ in _tensors(flat, arch):
                 shape = names.hf_shape(leaf, arch)
                 one = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else kind
@@ -76,6 +83,8 @@ def save_gguf(folder: str | Path, path: str | Path, *, dtype: str = "source") ->
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
+            if isinstance(arch.rope_scaling, Llama3Scaling):
+                writer.write_tensor_data(divisors)
             for place, leaf, value in _tensors(flat, arch):
                 whole = _hf_tensor(value, leaf, arch)
                 writer.write_tensor_data(
@@ -97,6 +106,12 @@ def _tensors(flat: dict[str, Any], arch: Arch):
     for leaf in names.leaves(arch):
         layers = flat[leaf.path] if leaf.stacked else [flat[leaf.path]]
         yield from zip(gguf_names(leaf, arch), [leaf] * len(layers), layers, strict=True)
+
+
+def llama3_divisors(arch: Arch, scaling: Llama3Scaling) -> np.ndarray:  # [E/2] float32
+    """Return what llama.cpp divides the frequencies of RoPE by, for Llama 3.1's scaling."""
+    plain = arch.rope_theta ** (-np.arange(0, arch.head_dim, 2, dtype=np.float32) / arch.head_dim)
+    return np.asarray(plain / llama3_frequency(plain, scaling), np.float32)
 
 
 def _hf_tensor(value: np.ndarray, leaf: names.Leaf, arch: Arch) -> np.ndarray:
@@ -124,12 +139,10 @@ def _check_family(arch: Arch, folder: Path) -> None:
         problems.append("a reward model's head")
     if arch.sliding_window is not None:
         problems.append(f"a sliding window ({arch.sliding_window})")
-    if arch.rope_scaling is not None and not isinstance(arch.rope_scaling, LinearScaling):
-        problems.append("rope scaling of the kind llama3")
     if problems:
         raise ConfigError(
             f"{folder}: {' and '.join(problems)} cannot be written as GGUF here; supported:"
-            f" {', '.join(ARCHITECTURES)}, with all positions seen and rope scaling linear or none."
+            f" {', '.join(ARCHITECTURES)} that generate text and see all positions."
             " llama.cpp's convert_hf_to_gguf.py may take the folder"
         )
 
@@ -189,11 +202,19 @@ def pre_of(stored: dict[str, Any], folder: Path) -> str:
     Raises:
       ConfigError: no byte-level BPE, or a rule that is not known here.
     """
-    from tokenizers import Tokenizer, models
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
+    # Llama 3: three digits stand together, and a word that is a token is not merged.
+    split = Regex(QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
+    llama3 = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(split, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     known = {}
-    for name, splitter in splitters().items():
-        empty = Tokenizer(models.BPE())
+    for name, splitter in (splitters() | {"llama-bpe": llama3}).items():
+        empty = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
         empty.pre_tokenizer = splitter
         known[name] = _rule(json.loads(empty.to_str()))
     found = [name for name, rule in known.items() if rule == _rule(stored)]
@@ -208,11 +229,11 @@ def pre_of(stored: dict[str, Any], folder: Path) -> str:
 
 
 def _rule(stored: dict[str, Any]) -> Any:
-    """Return the pre-tokenizer of a tokenizer.json without what does not change ids."""
+    """Return how a tokenizer.json cuts and merges, without what does not change ids."""
 
     def bare(node: Any) -> Any:
         if isinstance(node, dict):
             return {key: bare(value) for key, value in node.items() if key != "trim_offsets"}
         return [bare(value) for value in node] if isinstance(node, list) else node
 
-    return bare(stored["pre_tokenizer"])
+    return bare(stored["pre_tokenizer"]), bool(stored["model"].get("ignore_merges"))

@@ -136,7 +136,6 @@ def test_the_dtype_is_the_sources_unless_told_otherwise(file, make_folder):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 128)}, "rope scaling of the kind llama3"),
         ({"num_labels": 1}, "a reward model's head"),
         ({"model_type": "qwen3"}, "models of the family qwen3 cannot .* llama, mistral, qwen2"),
         (
@@ -170,6 +169,47 @@ def test_a_file_that_is_there_is_kept(file, make_folder):
     with pytest.raises(ConfigError, match="is there already"):
         save_gguf(folder, file)
     assert file.read_text() == "mine"
+
+
+def test_llama_3s_rope_is_written_as_divisors_of_its_frequencies(file, make_folder):
+    """By the rule of Llama 3.1's own code: whole below the high cut-off, a ramp between the two."""
+    scaling = Llama3Scaling(8.0, 1.0, 4.0, 128)
+    folder, _ = make_folder(arch_of(head_dim=16, rope_scaling=scaling))
+    save_gguf(folder, file)
+    wanted = []
+    for i in range(8):
+        wavelength = 2 * np.pi * 1e5 ** (2 * i / 16)
+        smooth = (128 / wavelength - 1.0) / (4.0 - 1.0)
+        between = 1 / ((1 - smooth) / 8.0 + smooth)
+        wanted.append(1.0 if wavelength < 32 else 8.0 if wavelength > 128 else between)
+    found = {t.name: t for t in gguf.GGUFReader(file).tensors}["rope_freqs.weight"].data
+    assert {1.0, 8.0} < set(wanted) and found.dtype == np.float32
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
+
+
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@pytest.mark.parametrize("ignore_merges", [True, False])
+def test_llama_3s_tokenizer_is_known_with_the_merging_that_llama_cpp_gives_it(
+    ignore_merges, tmp_path
+):
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(LLAMA3), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    stored = json.loads(tokenizer.to_str())
+    if ignore_merges:
+        assert pre_of(stored, tmp_path) == "llama-bpe"
+        return
+    with pytest.raises(ConfigError, match="cuts text as none that is known"):
+        pre_of(stored, tmp_path)
 
 
 def test_a_tokenizer_is_known_by_how_it_cuts_text_and_not_by_its_offsets(tmp_path, make_folder):
