@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -14,10 +15,13 @@ from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.evaluate import compare
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runs.metrics import read_metrics
+from ssppo_jax.runs.report import build
 from ssppo_jax.training import train as train_module
 from ssppo_jax.training.train import train
 from ssppo_jax.types import Prompt, Verdict
 from ssppo_jax.weights.source import resolve
+
+TRACKER = f"{Path(__file__).with_name('tracked.py')}:Lines"
 
 pytestmark = pytest.mark.usefixtures("own_cache")
 
@@ -29,9 +33,11 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_module, "build_oracle", lambda config: length_oracle())
-        result = train(
-            configure(train__micro_batches=1, loss__repulsion_weight=0.5), folder, profile=True
+        patch.setattr(build, "build_report", lambda folder: folder / "report.html")  # seconds
+        config = configure(
+            train__micro_batches=1, loss__repulsion_weight=0.5, tracking__report_to=TRACKER
         )
+        result = train(config, folder, profile=True)
     return folder, result, list(read_metrics(folder / "metrics.jsonl"))
 
 
@@ -50,6 +56,27 @@ def test_a_run_leaves_what_the_readme_promises(run):
         len(values(log, phase)) for phase in ("generate", "judge", "score", "train", "evaluate")
     ] == [2, 2, 2, 4, 2]
     assert 0 <= result["low"] <= result["win_rate"] <= result["high"] <= 1
+
+
+def test_a_tracker_is_told_what_the_log_holds_the_held_out_responses_and_the_end(run):
+    folder, _, log = run
+    shown = [json.loads(line) for line in (folder / "shown.jsonl").read_text().splitlines()]
+    numbers = [row[1:] for row in shown if row[0] == "log"]
+    logged = [
+        [
+            record["step"],
+            {
+                f"{record['phase']}/{name}": x
+                for name, x in (record["values"] | record["wall"]).items()
+                if name != "time"
+            },
+        ]
+        for record in log
+    ]
+    assert numbers == logged
+    tables = [row[1:] for row in shown if row[0] == "table"]
+    assert tables == [[f"samples/iteration_{i}", 8] for i in range(3)]
+    assert shown[-2:] == [["attach", "report.html"], ["finish", "finished"]]
 
 
 def test_each_iteration_says_how_fast_it_was_what_it_padded_and_what_it_held(run):
