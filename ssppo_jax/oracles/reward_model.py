@@ -68,7 +68,8 @@ def reward_model(
         )
     if max_length > arch.reach:
         raise ConfigError(
-            f"oracle reward_model: max_length={max_length} is beyond its {arch.reach} positions"
+            f"oracle reward_model: max_length={max_length} is beyond its {arch.reach} positions;"
+            f" set --config.oracle.max_length={arch.reach} or less"
         )
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
     decoder = Decoder(arch, dtype=jnp.dtype(dtype), param_dtype=jnp.dtype(dtype))
