@@ -22,7 +22,7 @@ class Listed(NamedTuple):
     status: str  # finished, running, running elsewhere, stopped, not begun, or unreadable
     iteration: int
     iterations: int
-    name: str  # of the loss
+    name: str  # of the loss; of a fit, its head
     loss: float | None
     reward: float | None  # mean over the last rollout
     win_rate: float | None  # of the last evaluation
@@ -43,6 +43,14 @@ def _is_run(path: Path) -> bool:
     return isinstance(record, dict) and isinstance(record.get("config"), dict)
 
 
+def _is_fit(run: Path) -> bool:
+    """Return whether `fit` made a folder: its account of the data counts pairs."""
+    try:
+        return "train_pairs" in files.read_json(run / "prompts.json")
+    except (DataError, OSError):
+        return False
+
+
 def _listed(run: Path) -> Listed:
     config = files.read_json(run / "config.json")["config"]
     log, result = run / "metrics.jsonl", run / "result.json"
@@ -55,6 +63,9 @@ def _listed(run: Path) -> Listed:
             last |= {f"{phase}/{name}": value for name, value in record["values"].items()}
     except (DataError, KeyError) as error:
         status = f"unreadable ({error})"
+    name = config.get("loss.name", "")
+    if _is_fit(run):  # it has epochs and no iterations, and its loss is its head's
+        name, done = f"fit {config.get('fit.head')}", int(result.is_file())
     if result.is_file():
         status = "finished"
     elif holder := holder_of(run):
@@ -65,7 +76,7 @@ def _listed(run: Path) -> Listed:
         status,
         done,
         config.get("train.iterations", 0),
-        config.get("loss.name", ""),
+        name,
         last.get("train/loss"),
         last.get("judge/reward/mean"),
         last.get("evaluate/win_rate"),

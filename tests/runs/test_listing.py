@@ -45,6 +45,15 @@ def test_each_run_has_its_status_and_last_numbers(runs):
     assert (found["done"].status, found["done"].win_rate) == ("finished", 0.75)
 
 
+def test_a_fit_is_listed_by_its_head_and_not_by_a_loss_it_does_not_use(tmp_path):
+    make(tmp_path / "fit", record("train", 0, loss=0.5), result={})
+    config = {"loss.name": "s_sppo", "train.iterations": 1, "fit.head": "reward"}
+    (tmp_path / "fit" / "config.json").write_text(json.dumps({"config": config}))
+    (tmp_path / "fit" / "prompts.json").write_text('{"train_pairs": 52}')
+    (found,) = list_runs(tmp_path)
+    assert (found.name, found.iteration, found.status) == ("fit reward", 1, "finished")
+
+
 def test_a_run_whose_lock_is_held_is_running(runs):
     with RunLock(runs / "sweep/a"):
         assert {r.folder.name: r.status for r in list_runs(runs)}["a"] == "running"
