@@ -184,11 +184,13 @@ def test_a_tracker_that_hangs_is_not_waited_for(tmp_path, caplog, monkeypatch):
     with MetricLog(tmp_path, followers) as log:
         write(log, 1, 2)
     (thread,) = [thread for thread in threading.enumerate() if thread.name == "slow"]
+    told = {key: state(tmp_path, "slow")[key] for key in ("failures", "error")}
     assert thread.daemon  # Python does not wait for it either
     release.set()
     thread.join(30)
     assert [step for step, _ in fast.records] == [1, 2]
     assert "slow does not end in time, and the run does not wait for it" in caplog.text
+    assert told == {"failures": 1, "error": "it did not end in time"}
 
 
 def test_the_responses_of_an_evaluation_are_shown_once(tmp_path):

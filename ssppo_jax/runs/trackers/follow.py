@@ -88,6 +88,10 @@ class Follower:
         lacking = len(list(read_records(self.run.folder / "metrics.jsonl"))) - self.shown.records
         if self._thread.is_alive():
             log.warning("%s does not end in time, and the run does not wait for it", self.name)
+            self.shown.failures += 1
+            self.shown.error = "it did not end in time"
+            with contextlib.suppress(OSError):
+                self._save()
         elif lacking > 0 or self._failing:
             log.warning("%s lacks %d records of this run: %s", self.name, lacking, self.shown.error)
         elif self.shown.failures:

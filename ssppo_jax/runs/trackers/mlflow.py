@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ class MLflow(Tracker):
     """Log to a run of MLflow by its client, which keeps no run per thread."""
 
     def __init__(self):
+        # Its own tries take minutes and say each; the run tries again itself.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self.mlflow = package("mlflow", "mlflow")
 
     def start(self, run: Run) -> str:

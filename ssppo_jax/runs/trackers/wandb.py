@@ -33,7 +33,7 @@ class WandB(Tracker):
             )
 
     def start(self, run: Run) -> str:
-        quiet = self.wandb.Settings(console="off", silent=True, finish_timeout=60)
+        quiet = self.wandb.Settings(console="off", silent=True, init_timeout=30, finish_timeout=60)
         try:
             self.run = self.wandb.init(
                 project=run.project,
