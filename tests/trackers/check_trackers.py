@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -63,14 +63,35 @@ def main() -> int:
                 f" {configuration} | {tables} | {report} |",
                 flush=True,
             )
+    bad += not_stopped_by_services_that_are_down(folder)
     print(f"{bad} faults; everything is in {folder}")
     return bool(bad)
 
 
-def command(run: Path) -> list[str]:
+def not_stopped_by_services_that_are_down(folder: Path) -> int:
+    """Train with addresses where nobody answers; the run has to end whole and to say so."""
+    os.environ.update(
+        WANDB_MODE="online",
+        WANDB_BASE_URL="http://127.0.0.1:9",
+        WANDB_API_KEY="a" * 40,
+        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
+        TRACKIO_SPACE_ID="nobody/nothing",
+    )
+    run, names, bad = folder / "down", ("wandb", "mlflow", "trackio"), 0
+    said = subprocess.run(command(run, names), cwd=folder, capture_output=True, text=True)
+    for name in names:
+        state = json.loads((run / "trackers" / f"{name}.json").read_bytes())
+        right = said.returncode == 0 and (run / "result.json").is_file() and state["failures"] > 0
+        told = said.stderr.count(f"{name} fails (")
+        print(f"down: {name}: code {said.returncode}, failures {state['failures']}, told {told}")
+        bad += not right or told > 1
+    return bad
+
+
+def command(run: Path, names: Sequence[str] = NAMES) -> list[str]:
     return [
         sys.executable, "-m", "ssppo_jax", "train", f"--config={CONFIG}", f"--workdir={run}",
-        f"--config.tracking.report_to={','.join(NAMES)}", f"--config.tracking.project={PROJECT}",
+        f"--config.tracking.report_to={','.join(names)}", f"--config.tracking.project={PROJECT}",
     ]  # fmt: skip
 
 
