@@ -139,6 +139,8 @@ def _check_family(arch: Arch, folder: Path) -> None:
         problems.append("a reward model's head")
     if arch.sliding_window is not None:
         problems.append(f"a sliding window ({arch.sliding_window})")
+    if arch.model_type == "qwen2" and arch.num_heads * arch.head_dim != arch.hidden_size:
+        problems.append("qwen2 with heads that are not as wide together as the model")
     if problems:
         raise ConfigError(
             f"{folder}: {' and '.join(problems)} cannot be written as GGUF here; supported:"
@@ -202,18 +204,11 @@ def pre_of(stored: dict[str, Any], folder: Path) -> str:
     Raises:
       ConfigError: no byte-level BPE, or a rule that is not known here.
     """
-    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from tokenizers import Tokenizer, models
 
-    # Llama 3: three digits stand together, and a word that is a token is not merged.
-    split = Regex(QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
-    llama3 = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(split, behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
     known = {}
-    for name, splitter in (splitters() | {"llama-bpe": llama3}).items():
+    for name, splitter in (splitters() | {"llama-bpe": llama3_splitter()}).items():
+        # llama.cpp does not merge a word of Llama 3 that is a token
         empty = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
         empty.pre_tokenizer = splitter
         known[name] = _rule(json.loads(empty.to_str()))
@@ -226,6 +221,19 @@ def pre_of(stored: dict[str, Any], folder: Path) -> str:
             " convert_hf_to_gguf.py may take the folder"
         )
     return found[0]
+
+
+def llama3_splitter() -> Any:
+    """Return how Llama 3 cuts text: as Qwen2, but with up to three digits together."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = Regex(QWEN2_SPLIT.replace(r"|\p{N}|", r"|\p{N}{1,3}|"))
+    return pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(split, behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
 
 def _rule(stored: dict[str, Any]) -> Any:

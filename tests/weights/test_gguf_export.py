@@ -136,6 +136,7 @@ def test_the_dtype_is_the_sources_unless_told_otherwise(file, make_folder):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
+        ({"model_type": "qwen2", "head_dim": 16}, "heads that are not as wide together"),
         ({"num_labels": 1}, "a reward model's head"),
         ({"model_type": "qwen3"}, "models of the family qwen3 cannot .* llama, mistral, qwen2"),
         (
