@@ -18,7 +18,8 @@ def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True)
     """Make a tqdm over `work`: iterate over it, or give a total and call `.update(n)` inside a
     `with`.
 
-    On a terminal it is a bar; elsewhere (a log file) one line every 5 seconds and one at the end.
+    On a terminal and in a notebook it is a bar; elsewhere (a log file) one line every 5 seconds and
+    one at the end.
     Silent on every process but the first, and everywhere when the environment has
     SSPPO_PROGRESS=off.
 
@@ -30,7 +31,9 @@ def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True)
     """
     counted = work is None or isinstance(work, int)
     options: dict[str, Any] = {"iterable": None, "total": work} if counted else {"iterable": work}
-    if not sys.stderr.isatty():
+    if _is_notebook(sys.stderr):
+        options["leave"] = False  # of a run's many bars the cell keeps none
+    elif not sys.stderr.isatty():
         options |= {
             "file": _Lines(sys.stderr),
             "mininterval": SECONDS_PER_LINE,
@@ -63,6 +66,13 @@ class _Lines:
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+def _is_notebook(stream: TextIO) -> bool:
+    """Return whether text goes to a notebook's cell, which is no terminal and redraws all the
+    same.
+    """
+    return type(stream).__module__.startswith("ipykernel.")
 
 
 def _line_format(work: Iterable | int | None) -> str:

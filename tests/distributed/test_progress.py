@@ -57,6 +57,15 @@ def test_on_a_terminal_it_is_a_bar_that_redraws_itself(stderr):
     assert "\rtrain: 100%" in screen.getvalue() and "steps/s" in screen.getvalue()
 
 
+def test_in_a_notebook_it_redraws_itself_and_leaves_nothing(stderr, monkeypatch):
+    screen = stderr(tty=False)
+    monkeypatch.setattr(Screen, "__module__", "ipykernel.iostream")
+    list(progress.bar(range(3), what="train", unit="steps"))
+    shown = screen.getvalue()
+    assert "\rtrain: " in shown and "\n" not in shown
+    assert shown.endswith("\r") and not shown.rstrip("\r").rsplit("\r", 1)[-1].strip()
+
+
 @pytest.mark.parametrize("tty", [True, False])
 def test_it_is_silent_when_switched_off_and_on_other_processes(stderr, monkeypatch, tty):
     screen = stderr(tty)
