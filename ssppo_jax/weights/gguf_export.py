@@ -5,8 +5,11 @@ biases) stay float32, as llama.cpp wants them; matrices have the asked dtype."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +21,11 @@ from ssppo_jax.models.arch import Arch, LinearScaling, Llama3Scaling
 from ssppo_jax.models.layers import llama3_frequency
 from ssppo_jax.weights import hf, names
 from ssppo_jax.weights.gguf import (
+    BYTE,
     CONTROL,
     NORMAL,
     QWEN2_SPLIT,
+    UNKNOWN,
     UNUSED,
     USER,
     gguf_names,
@@ -35,6 +40,7 @@ log = logging.getLogger(__name__)
 # Families that llama.cpp computes as we do -> their architecture there
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
 DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+SPACE = "\u2581"  # SentencePiece's letter for a space
 FILE_TYPES = {"float32": "ALL_F32", "float16": "MOSTLY_F16", "bfloat16": "MOSTLY_BF16"}
 
 
@@ -169,20 +175,29 @@ def _write_settings(writer: Any, arch: Arch, gguf: Any) -> None:
 
 
 def _write_tokenizer(writer: Any, arch: Arch, folder: Path) -> None:
-    """Write the tokens, their kinds, the merges, the special ids and the chat template."""
+    """Write the tokens, their kinds, how they merge, the special ids and the chat template."""
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    pre = pre_of(stored, folder)
-    by_id = {i: (token, NORMAL) for token, i in stored["model"]["vocab"].items()}
+    model = stored["model"]
+    by_id = {i: (token, NORMAL) for token, i in model["vocab"].items()}
     for token in stored["added_tokens"]:
         by_id[token["id"]] = (token["content"], CONTROL if token["special"] else USER)
     rows = [by_id.get(i, (f"[PAD{i}]", UNUSED)) for i in range(arch.vocab_size)]
-    merges = [m if isinstance(m, str) else " ".join(m) for m in stored["model"]["merges"]]
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(pre)
+    merges = [tuple(m.split(" ") if isinstance(m, str) else m) for m in model.get("merges", ())]
+    if is_sentencepiece(stored):
+        rows = [_as_piece(token, kind, model["unk_token"]) for token, kind in rows]
+        scores = piece_scores(model["vocab"], merges, folder)
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_scores([scores.get(token, 0.0) for token, _ in rows])
+        writer.add_add_space_prefix(True)
+        writer.add_unk_token_id(model["vocab"][model["unk_token"]])
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(pre_of(stored, folder))
+        writer.add_token_merges([" ".join(merge) for merge in merges])
     writer.add_token_list([token for token, _ in rows])
     writer.add_token_types([kind for _, kind in rows])
-    writer.add_token_merges(merges)
     writer.add_add_bos_token(tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id])
     ends = dict.fromkeys(arch.eos_ids)
     places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
@@ -196,6 +211,55 @@ def _write_tokenizer(writer: Any, arch: Arch, folder: Path) -> None:
         writer.add_pad_token_id(tokenizer.pad_token_id)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def is_sentencepiece(stored: dict[str, Any]) -> bool:
+    """Return whether a tokenizer.json is SentencePiece's BPE as Llama 2 and Mistral have it.
+
+    Text is not cut before merging, a space is the letter U+2581, and one is put in front of a text
+    and behind each special token. What has no token becomes bytes."""
+    prefix = [
+        {"type": "Prepend", "prepend": SPACE},
+        {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
+    ]
+    return (
+        stored["model"]["type"] == "BPE"
+        and bool(stored["model"].get("byte_fallback"))
+        and not stored["model"].get("ignore_merges")
+        and stored["pre_tokenizer"] is None
+        and (stored["normalizer"] or {}).get("normalizers") == prefix
+    )
+
+
+def _as_piece(token: str, kind: int, unknown: str) -> tuple[str, int]:
+    if token == unknown:
+        return token, UNKNOWN
+    return token, BYTE if kind == NORMAL and re.fullmatch("<0x[0-9A-F]{2}>", token) else kind
+
+
+def piece_scores(
+    vocab: dict[str, int], merges: list[tuple[str, ...]], folder: Path
+) -> dict[str, float]:
+    """Return the pieces' scores: of two merges llama.cpp takes that of the higher score.
+
+    The files have no scores, but merges in their order. Both mean the same where all ways to merge
+    two tokens to a piece stand together.
+
+    Raises:
+      ConfigError: they do not.
+    """
+    pieces = [left + right for left, right in merges]
+    ordered, ways = [piece for piece, _ in itertools.groupby(pieces)], Counter(pieces)
+    whole = all(
+        sum(piece[:i] in vocab and piece[i:] in vocab for i in range(1, len(piece))) == number
+        for piece, number in ways.items()
+    )
+    if len(ordered) > len(ways) or not whole:
+        raise ConfigError(
+            f"{folder}: the merges of its tokenizer are not those of a SentencePiece model, which"
+            " orders pieces; llama.cpp's convert_hf_to_gguf.py may take the folder"
+        )
+    return {piece: -float(n) for n, piece in enumerate(ordered)}
 
 
 def pre_of(stored: dict[str, Any], folder: Path) -> str:
@@ -217,8 +281,8 @@ def pre_of(stored: dict[str, Any], folder: Path) -> str:
         kind = stored["model"]["type"]
         raise ConfigError(
             f"{folder}: its tokenizer ({kind}) cuts text as none that is known here by its name in"
-            f" llama.cpp; supported: byte-level BPE of {', '.join(known)}. llama.cpp's"
-            " convert_hf_to_gguf.py may take the folder"
+            f" llama.cpp; supported: byte-level BPE of {', '.join(known)}, and SentencePiece as in"
+            " Llama 2. llama.cpp's convert_hf_to_gguf.py may take the folder"
         )
     return found[0]
 

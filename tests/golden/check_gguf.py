@@ -1,7 +1,8 @@
 """Our GGUF files, read by llama.cpp (`make llamacpp`). Not part of the tests.
 
 SmolLM2-135M-Instruct and small random models are written as GGUF; the random ones have SmolLM2's
-tokens, cut as Llama 3 and Qwen2 cut text. llama.cpp answers prompts with them greedily, and our
+tokens, cut as Llama 3 and Qwen2 cut text, or those of a SentencePiece tokenizer trained on the
+documentation. llama.cpp answers prompts with them greedily, and our
 decoder reads the same tokens from the folder. A row says how many texts llama.cpp and the
 `tokenizers` library cut alike, how many of llama.cpp's tokens are our likeliest too, and the
 largest difference of a token's log-prob. Exits 1 where a text is cut otherwise, or a float32 file
@@ -18,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import xllamacpp
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, trainers
 
 from ssppo_jax.models.arch import Arch, Llama3Scaling, tiny_arch
 from ssppo_jax.models.decoder import Decoder, output_kernel
@@ -27,6 +28,11 @@ from ssppo_jax.weights import hf, names
 from ssppo_jax.weights.gguf import splitters
 from ssppo_jax.weights.gguf_export import llama3_splitter, save_gguf
 from ssppo_jax.weights.source import resolve
+
+ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests" / "weights"))
+
+from gguf_files import sentencepiece  # noqa: E402
 
 PROMPTS = (
     "What is the capital of France?",
@@ -86,9 +92,12 @@ def random_models(tokens_of: Path, scratch: str) -> dict[str, Path]:
     made, vocab = {}, hf.read_arch(tokens_of).vocab_size
     sizes = {"vocab_size": vocab, "hidden_size": 64, "tie_embeddings": False}
     scaled = Llama3Scaling(8.0, 1.0, 4.0, 64)
+    pieces = sentencepiece_of(sorted((ROOT / "docs").glob("*.md")))
+    spm = tiny_arch(**sizes | {"vocab_size": pieces.get_vocab_size()}, head_dim=16)
     for kind, arch, splitter in (
         ("llama 3.1", tiny_arch(**sizes, head_dim=32, rope_scaling=scaled), llama3_splitter()),
         ("qwen2", tiny_arch(**sizes, head_dim=16, model_type="qwen2"), splitters()["qwen2"]),
+        ("llama 2", spm, None),
     ):
         rng, tree = np.random.default_rng(0), {}
         for leaf in names.leaves(arch):
@@ -96,12 +105,26 @@ def random_models(tokens_of: Path, scratch: str) -> dict[str, Path]:
             hf.insert(tree, leaf.path, value.astype(np.float32))
         folder = hf.save_params(tree, arch, Path(scratch) / kind, tokenizer_from=tokens_of)
         file = folder / "tokenizer.json"
-        tokenizer = Tokenizer.from_file(str(file))
-        tokenizer.pre_tokenizer = splitter
+        tokenizer = Tokenizer.from_file(str(file)) if splitter else pieces
+        if splitter:
+            tokenizer.pre_tokenizer = splitter
         stored = json.loads(tokenizer.to_str())
         stored["model"]["ignore_merges"] = kind == "llama 3.1"
         file.write_text(json.dumps(stored), encoding="utf-8")
         made[f"random {kind}"] = folder
+    return made
+
+
+def sentencepiece_of(files: list[Path]) -> Tokenizer:
+    """Train a tokenizer as Llama 2's on some pages."""
+    trained = Tokenizer(models.BPE())
+    trained.normalizer = normalizers.Replace(" ", "\u2581")
+    trainer = trainers.BpeTrainer(vocab_size=2000, show_progress=False)
+    trained.train([str(file) for file in files], trainer)
+    vocab = sorted(trained.get_vocab(), key=trained.get_vocab().__getitem__)
+    letters = [token for token in vocab if len(token) == 1]
+    made = sentencepiece([token for token in vocab if len(token) > 1], letters)
+    made.add_special_tokens(["<|im_start|>", "<|im_end|>"])
     return made
 
 

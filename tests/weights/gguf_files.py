@@ -2,6 +2,7 @@
 
 import gguf
 import numpy as np
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.weights import hf, names
@@ -81,3 +82,27 @@ def write_gguf(path, tree, arch, *, pre="smollm", drop=(), extra=None, **setting
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def sentencepiece(pieces, letters):
+    """A tokenizer as Llama 2's: of two merges the one to the piece that comes first in `pieces`."""
+    first = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    vocab = {token: i for i, token in enumerate([*first, *pieces, *letters])}
+    merges = [
+        (piece[:i], piece[i:])
+        for piece in pieces
+        for i in range(1, len(piece))
+        if piece[:i] in vocab and piece[i:] in vocab
+    ]
+    model = models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in first[:3]]
+    )
+    return tokenizer

@@ -9,15 +9,24 @@ import gguf
 import ml_dtypes
 import numpy as np
 import pytest
-from gguf_files import MERGES, TEMPLATE, interleave, kinds, make_arch, vocabulary, write_gguf
+from gguf_files import (
+    MERGES,
+    TEMPLATE,
+    interleave,
+    kinds,
+    make_arch,
+    sentencepiece,
+    vocabulary,
+    write_gguf,
+)
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.models.arch import LinearScaling, Llama3Scaling
+from ssppo_jax.models.arch import LinearScaling, Llama3Scaling, tiny_arch
 from ssppo_jax.weights import hf, names
 from ssppo_jax.weights.gguf import convert_gguf
-from ssppo_jax.weights.gguf_export import pre_of, save_gguf
+from ssppo_jax.weights.gguf_export import piece_scores, pre_of, save_gguf
 from ssppo_jax.weights.source import load_tokenizer
 
 
@@ -211,6 +220,42 @@ def test_llama_3s_tokenizer_is_known_with_the_merging_that_llama_cpp_gives_it(
         return
     with pytest.raises(ConfigError, match="cuts text as none that is known"):
         pre_of(stored, tmp_path)
+
+
+PIECES, LETTERS = ("▁a", "ab", "▁ab", "bc"), ("▁", "a", "b", "c")
+
+
+def test_sentencepiece_is_written_with_scores_that_order_the_pieces(tmp_path, make_tree, file):
+    arch = tiny_arch(vocab_size=268, model_type="mistral")
+    folder = hf.save_params(make_tree(arch), arch, tmp_path / "model")
+    sentencepiece(PIECES, LETTERS).save(str(folder / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
+    settings["tokenizer_class"] = "PreTrainedTokenizerFast"
+    hf.write_json(folder / "tokenizer_config.json", settings)
+    save_gguf(folder, file)
+    fields = {name: field.contents() for name, field in gguf.GGUFReader(file).fields.items()}
+    assert fields["tokenizer.ggml.model"] == "llama"
+    tokens, scores = (fields[f"tokenizer.ggml.{name}"] for name in ("tokens", "scores"))
+    assert tokens[:4] == ["<unk>", "<s>", "</s>", "<0x00>"]
+    assert tokens[259:] == [*PIECES, *LETTERS, "[PAD267]"]
+    assert scores[259:263] == [0.0, -1.0, -2.0, -3.0] and not any(scores[:259])
+    assert fields["tokenizer.ggml.token_type"] == [2, 3, 3, *[6] * 256, *[1] * 8, 5]
+    assert fields["tokenizer.ggml.unknown_token_id"] == 0
+    assert fields["tokenizer.ggml.add_space_prefix"] is True
+    assert "tokenizer.ggml.merges" not in fields
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [
+        [("a", "b"), ("b", "c"), ("ab", "c"), ("d", "a"), ("a", "bc")],  # "abc" stands apart
+        [("a", "b"), ("b", "c"), ("ab", "c")],  # and ("a", "bc") is no merge
+    ],
+)
+def test_merges_that_have_no_order_of_pieces_are_refused(merges, tmp_path):
+    vocab = dict.fromkeys(("a", "b", "c", "d", "ab", "bc", "abc", "da"), 0)
+    with pytest.raises(ConfigError, match="not those of a SentencePiece model"):
+        piece_scores(vocab, merges, tmp_path)
 
 
 def test_a_tokenizer_is_known_by_how_it_cuts_text_and_not_by_its_offsets(tmp_path, make_folder):
