@@ -26,7 +26,7 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling, tiny_arch
 from ssppo_jax.weights import hf, names
 from ssppo_jax.weights.gguf import convert_gguf
-from ssppo_jax.weights.gguf_export import piece_scores, pre_of, save_gguf
+from ssppo_jax.weights.gguf_export import is_sentencepiece, piece_scores, pre_of, save_gguf
 from ssppo_jax.weights.source import load_tokenizer
 
 
@@ -243,6 +243,14 @@ def test_sentencepiece_is_written_with_scores_that_order_the_pieces(tmp_path, ma
     assert fields["tokenizer.ggml.unknown_token_id"] == 0
     assert fields["tokenizer.ggml.add_space_prefix"] is True
     assert "tokenizer.ggml.merges" not in fields
+
+
+def test_sentencepiece_that_puts_a_space_only_before_a_whole_text_is_another_rule():
+    """llama.cpp puts one behind special tokens too, as `Prepend` does and `Metaspace` does not."""
+    tokenizer = sentencepiece(PIECES, LETTERS)
+    assert is_sentencepiece(json.loads(tokenizer.to_str()))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    assert not is_sentencepiece(json.loads(tokenizer.to_str()))
 
 
 @pytest.mark.parametrize(
