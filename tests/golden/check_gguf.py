@@ -50,7 +50,7 @@ TEXTS = (  # to be cut into tokens
     "internationalization unbelievable antidisestablishmentarianism",
     "<|im_start|>user\nhello<|im_end|>",
 )
-TOKENS = 24
+TOKENS = 32
 BOUND = 2e-3
 
 
