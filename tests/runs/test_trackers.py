@@ -127,6 +127,26 @@ def test_a_run_that_begins_anew_in_its_folder_shows_no_step_twice(tmp_path):
     assert [step for step, _ in first.records + second.records] == [1, 2, 3]
 
 
+def test_damaged_files_do_not_stop_a_run(tmp_path, caplog):
+    with opened(tmp_path, Recorder()) as log:
+        write(log, 1)
+        offset = log.offset()
+        write(log, 2, 3)
+    file = tmp_path / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(lines[0] + b"[1]\n" + lines[2])
+    with opened(tmp_path, tracker := Recorder()) as log:
+        log.truncate(offset)
+        write(log, 2, 3)
+    assert [step for step, _ in tracker.records] == [2]
+    for content in ("{", '{"other": 1}', "[]"):
+        (tmp_path / "trackers" / "shown.json").write_text(content)
+        with opened(tmp_path, tracker := Recorder()) as log:
+            write(log, 4)
+        assert tracker.ids == [""]
+    assert caplog.text.count("shown.json is damaged") == 3
+
+
 def test_a_kill_while_a_record_is_sent_does_not_send_it_twice(tmp_path):
     seen = []
 

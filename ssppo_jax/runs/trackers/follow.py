@@ -21,6 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ssppo_jax.errors import UserError
 from ssppo_jax.files import read_json, read_lines, read_records, write_json
 from ssppo_jax.runs.trackers.protocol import Run, Tracker
 
@@ -49,7 +50,7 @@ class Follower:
         self.name, self.tracker, self.run = name, tracker, run
         place = re.sub(r"[^\w.-]", "_", name)
         self._place = run.folder / "trackers" / f"{place}.json"
-        self.shown = Shown(**read_json(self._place)) if self._place.is_file() else Shown()
+        self.shown = _read(self._place)
         self._log: BinaryIO | None = None  # open as soon as the tracker has started
         self._step, self._samples = 0, (0, 0)
         self._wake, self._closing = threading.Event(), threading.Event()
@@ -63,7 +64,9 @@ class Follower:
         """Note that a resume leaves `kept` records and cuts the lines `cut` off the log."""
         over = self.shown.records - kept
         if over > 0:
-            self.shown.ahead += [_key(json.loads(line)) for line in read_lines(cut)[:over]]
+            for line in read_lines(cut)[:over]:
+                with contextlib.suppress(ValueError, KeyError, TypeError):  # a damaged line
+                    self.shown.ahead.append(_key(json.loads(line)))
             self.shown.records = kept
             self._save()
 
@@ -219,3 +222,14 @@ class Follower:
 
 def _key(record: dict) -> list:
     return [record["phase"], record["iteration"], record["step"]]
+
+
+def _read(path: Path) -> Shown:
+    """Return what a tracker had shown; a file that is damaged does not stop the run."""
+    if not path.is_file():
+        return Shown()
+    try:
+        return Shown(**read_json(path))
+    except (UserError, TypeError) as error:
+        log.warning("%s is damaged (%s); the run begins anew in that tracker", path, error)
+        return Shown()
