@@ -270,7 +270,7 @@ OTHER_KINDS: tuple[tuple[str, Callable[[str, bytes], bool], str], ...] = (
         lambda _, blob: blob.startswith((b"\xff\xfe", b"\xfe\xff")),
         "read_json('{path}', lines=True, encoding='utf-16')",
     ),
-    ("one JSON list", _is_array, "read_json('{path}')"),
+    ("one JSON list", _is_array, "read_json('{path}', encoding='utf-8-sig')"),
     ("a table", _is_table, "read_csv('{path}', sep=None, engine='python')"),
 )
 
@@ -402,11 +402,11 @@ def _prompt(row: Row, field: str, answer_field: str, id_field: str) -> Prompt:
         raise ValueError(row)
     if not field and "prompt" in row and "messages" in row:
         raise ValueError('has both "prompt" and "messages"; keep one')
+    other = "" if field else " (prompt_field of the source jsonl, tfds or hf names another)"
     field = field or ("messages" if "messages" in row else "prompt")
     if field not in row:
-        raise ValueError(
-            f'missing field "{field}"; the row has: {", ".join(map(str, row)) or "nothing"}'
-        )
+        has = ", ".join(map(str, row)) or "nothing"
+        raise ValueError(f'missing field "{field}"; the row has: {has}{other}')
     for named in (answer_field, id_field):
         if named and named not in row:
             raise ValueError(f'missing field "{named}"; the row has: {", ".join(map(str, row))}')

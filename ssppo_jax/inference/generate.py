@@ -86,7 +86,8 @@ def _prompts(
                 check_prompt(prompt)
             except ValueError as error:
                 raise DataError(f"--prompt, {prompt.id}: {error}") from None
-        given += jsonl(path=path) if path else []
+        field = config.data.source.get("prompt_field", "")  # where it is a key: of source jsonl
+        given += jsonl(path=path, prompt_field=field) if path else []
         return encode(given, runtime.tokenizer, config.data)[0]
     history = history_of(config.model.source)
     (encoded,), _ = prepare_heldout(
