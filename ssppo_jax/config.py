@@ -280,7 +280,14 @@ def keyword_defaults(function: Callable) -> dict[str, Any]:
 def keyword_rules(function: Callable) -> dict[str, Rule]:
     """Return the rule of every keyword whose annotation carries one, as `Unit` does."""
     names = keyword_defaults(function)
-    hints = get_type_hints(function, include_extras=True) if names else {}
+    try:
+        hints = get_type_hints(function, include_extras=True) if names else {}
+    except Exception as error:  # whatever an annotation of a user's function can raise
+        name = getattr(function, "__qualname__", repr(function))
+        raise ConfigError(
+            f"the annotations of {name} cannot be read: {error}; import what they name, or write"
+            " plain types such as float"
+        ) from error
     found = {name: getattr(hints.get(name), "__metadata__", ()) for name in names}
     return {name: rules[0] for name, rules in found.items() if rules}
 
@@ -310,12 +317,7 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
         table.enter(name)  # a file that changed is read again where it is chosen
     function = entry(table, name)
     defaults = keyword_defaults(function)
-    parameters = inspect.signature(function).parameters.values()
-    for bare in (p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty):
-        raise ConfigError(
-            f"{name}: its keyword {bare!r} has no default, so it cannot be a key of a config; give"
-            f" it one in the function, as in {bare}: str = ''"
-        )
+    check_keywords(name, function)
     unknown = [k for k in overrides if k not in defaults]
     if unknown:
         raise ConfigError(
@@ -334,6 +336,45 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
             )
     node = ConfigDict({"name": name, **defaults, **overrides})
     return node.lock()
+
+
+def check_keywords(name: str, function: Callable) -> None:
+    """Check that every setting of a function can be a key of a config.
+
+    Raises:
+      ConfigError: a setting has no default, a default of None, or is not keyword-only.
+    """
+    for p in inspect.signature(function).parameters.values():
+        if p.kind is p.KEYWORD_ONLY and p.default is p.empty:
+            raise ConfigError(
+                f"{name}: its keyword {p.name!r} has no default, so it cannot be a key of a config;"
+                f" give it one in the function, as in {p.name}: float = 1.0"
+            )
+        if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is not p.empty and OWN.fullmatch(name):
+            raise ConfigError(
+                f"{name}: {p.name!r} is not keyword-only, so it is no key of a config; put *,"
+                f" before it, as in (..., *, {p.name}={p.default!r})"
+            )
+
+
+def by_hand(config: ConfigDict, components: Iterable[Component]) -> list[str]:
+    """List the components whose name a config file sets without choosing them by `select`."""
+    problems = []
+    for c in components:
+        node = _parent(config, c.path)[_leaf(c.path)]
+        try:
+            check_keywords(node.name, entry(c.table, node.name))
+            wanted = keyword_defaults(c.table[node.name])
+        except ConfigError as error:
+            problems.append(f"{c.path}={node.name}: {error}")
+            continue
+        if lacking := [name for name in wanted if name not in node]:
+            problems.append(
+                f"{c.path}.name={node.name!r} is set by hand, so its keywords"
+                f" ({', '.join(lacking)}) are missing; write"
+                f' select(config, "{c.path}", "{node.name}"), of ssppo_jax.schema'
+            )
+    return problems
 
 
 def call_kwargs(table: Mapping[str, Callable], node: Mapping[str, Any]) -> dict[str, Any]:
@@ -617,6 +658,8 @@ def parse_value(text: str, default: Any) -> Any:
         return value
     if isinstance(default, tuple):
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+        if all(isinstance(v, float) for v in default):
+            values = tuple(float(v) if type(v) is int else v for v in values)
         if {type(v) for v in values} <= {type(v) for v in default}:
             return values
         raise ValueError(f"expected a list such as {_shown(default)}")

@@ -6,12 +6,14 @@ start of every config file.
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Mapping
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax import config as cfg
@@ -21,7 +23,7 @@ from ssppo_jax.data.chat import DATE
 from ssppo_jax.data.framing import template_problem
 from ssppo_jax.distributed.mesh import AXES, batch_ways, mesh_shape, sampling_shape
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
+from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROW_KINDS, ROWS, TIES
 from ssppo_jax.models.attention import IMPLEMENTATIONS
 from ssppo_jax.models.decoder import REMAT_POLICIES
 from ssppo_jax.models.lora import TARGETS
@@ -39,7 +41,7 @@ from ssppo_jax.rollout.importance import MODES
 from ssppo_jax.rollout.pairs import GATE_LEVELS, WIN_RATE_ESTIMATORS
 from ssppo_jax.rollout.similarity import EMBED_TEXTS, SIMILARITIES
 from ssppo_jax.runs.trackers import TRACKERS, names_of
-from ssppo_jax.types import Batch, Mean, Policy
+from ssppo_jax.types import Batch, Max, Mean, Min, Policy
 
 _DTYPES = cfg.one_of("float32", "bfloat16")
 
@@ -895,6 +897,7 @@ def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> Co
             f"--config={spec}: get_config() leaves out {', '.join(lacking[:5])}"
             f"{', ...' if len(lacking) > 5 else ''}; begin it with config = base_config()"
         )
+    cfg.raise_problems(cfg.by_hand(config, COMPONENTS))
     problems = cfg.override(config, overrides, COMPONENTS, ELSEWHERE, chosen=select)
     problems += _value_problems(config) if devices is None else _problems(config, devices)
     cfg.raise_problems(problems)
@@ -928,7 +931,7 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
             f"data.max_prompt_length={config.data.max_prompt_length}"
         )
-    problems += _reference_problems(config)
+    problems += _reference_problems(config) + ([] if problems else _gate_problems(config))
     if config.eval.final_num_samples < config.eval.num_samples:
         problems.append(
             f"eval.final_num_samples={config.eval.final_num_samples} is below eval.num_samples="
@@ -938,45 +941,136 @@ def _problems(config: ConfigDict, devices: int) -> list[str]:
     return problems + _selection_problems(config)
 
 
+# What a function of a user's own must look like: its arguments, and what it returns.
+CALLS = {
+    "loss": (2, "a loss is f(policy, batch, *, key=default) and returns (Mean, {name: Mean})"),
+    "pairs.gate": (1, "a gate is f(similarity, *, key=default) and returns a factor for each"),
+    "advantage": (1, "an advantage is f(reward, *, key=default) and returns one for each reward"),
+    "oracle": (
+        0,
+        "an oracle is made by f(*, key=default), which returns Oracle(ask); a reward function is"
+        " chosen by oracle.name=python and oracle.function=NAME",
+    ),
+    "data.source": (0, "a source is f(*, key=default) and returns a list of Prompt"),
+}
+
+
+def _call_problems(config: ConfigDict) -> list[str]:
+    """List the functions of a user's own that do not take the arguments they will be given."""
+    problems = []
+    for c in COMPONENTS:
+        name = cfg.flatten(config)[f"{c.path}.name"]
+        if c.path not in CALLS or not cfg.OWN.fullmatch(name):
+            continue
+        count, contract = CALLS[c.path]
+        signature = inspect.signature(c.table[name])
+        try:
+            signature.bind(*[None] * count)
+        except TypeError:
+            problems.append(
+                f"{c.path}={name}: it takes {signature}; {contract.replace('NAME', name)}"
+            )
+    return problems
+
+
 def _keyword_problems(config: ConfigDict, known: list[str]) -> list[str]:
     """Ask loss, gate and advantage about their keywords with abstract arrays, computing nothing.
 
     A component that breaks a rule already is not asked: its answer would be the same problem.
     """
-    shapes = ((1,), (1, 2), (1, 2, 1))
+    shapes = ((3,), (3, 2), (3, 2, 4))  # B, K and T differ, so that a mistaken axis shows
     row, pair, tokens = (_abstract(shape, jnp.float32) for shape in shapes)
     fields: dict[str, Any] = dict.fromkeys(Batch._fields, tokens)
     fields |= dict.fromkeys(("win_rate", "target", "advantage"), pair)
     fields |= dict.fromkeys(("p_win", "similarity", "weight"), row)
-    for name, shape in (("prompt", (1, 1)), ("prompt_length", (1,)), ("completion", (1, 2, 1))):
+    for name, shape in (("prompt", (3, 5)), ("prompt_length", (3,)), ("completion", (3, 2, 4))):
         fields[name] = _abstract(shape, jnp.int32)
     questions = (
         ("loss", config.loss, LOSSES, (Policy(tokens, tokens), Batch(**fields))),
         ("pairs.gate", config.pairs.gate, GATES, (row,)),
         ("advantage", config.advantage, ADVANTAGES, (pair,)),
     )
-    problems = []
+    problems = _call_problems(config)
     for path, node, table, arrays in questions:
-        if any(problem.startswith(f"{path}.") for problem in known):
+        if any(problem.startswith((f"{path}.", f"{path}=")) for problem in [*known, *problems]):
             continue
         try:
-            made = jax.eval_shape(cfg.bind(table, node), *arrays)
-        except (ConfigError, ValueError) as error:
-            problems.append(f"{path}={node.name}: {error}")
-            continue
+            made: Any = jax.eval_shape(cfg.bind(table, node), *arrays)
         except Exception as error:
             own = cfg.OWN.fullmatch(node.name)
-            if own is None:
+            if own is None and not isinstance(error, (ConfigError, ValueError)):
                 raise
-            told = f"{cfg.place_of(error, own['file'])}{type(error).__name__}: {error}"
-            problems.append(f"{path}={node.name}: {told}")
+            told = str(error)
+            if own is not None and not isinstance(error, ConfigError):
+                said = str(error).partition("\n")[0]  # JAX goes on about its tracers
+                told = f"{cfg.place_of(error, own['file'])}{type(error).__name__}: {said}"
+            problems.append(f"{path}={node.name}: {told}{_advice(path, error)}")
             continue
-        if path == "loss" and not _is_loss(made):
+        if path == "loss":
+            problems += _loss_problems(node.name, made)
+        elif path == "pairs.gate" and _shape_of(made) != row.shape:
             problems.append(
-                f"loss={node.name}: it returns {type(made).__name__}; a loss returns (Mean,"
-                " {name: Mean}), as sum_terms of ssppo_jax.losses.core does"
+                f"{path}={node.name}: for an array of shape {row.shape} it returns"
+                f" {_named(made)}; {CALLS[path][1]}"
             )
     return problems
+
+
+def _gate_problems(config: ConfigDict) -> list[str]:
+    """Name a similarity at which a gate of a user's own turns a verdict around or leaves [0, 1]."""
+    name = config.pairs.gate.name
+    if not cfg.OWN.fullmatch(name):
+        return []
+    similarity = np.linspace(-1, 1, 201, dtype=np.float32)
+    factor = np.asarray(cfg.bind(GATES, config.pairs.gate)(jnp.asarray(similarity)))
+    right = np.isfinite(factor) & (factor >= 0) & ((factor <= 1) | (similarity < 0))
+    if right.all():
+        return []
+    return [
+        f"pairs.gate={name}: at a similarity of {similarity[~right][-1]:.2f} it gives"
+        f" {factor[~right][-1]:.3g}; a gate gives 0 (a tie) to 1 (the verdict as it is), and for"
+        " similarities from -1 to 0 no negative number"
+    ]
+
+
+def _advice(path: str, error: Exception) -> str:
+    """Return what helps with a mistake that JAX or NumPy tells in its own words."""
+    jax_only = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
+    branches = "truth value" in str(error) or "Only scalar arrays" in str(error)
+    if branches or isinstance(error, jax_only):
+        return "; use jax.numpy, and jnp.where in place of if"
+    if isinstance(error, AttributeError) and path == "loss":
+        return f"; a batch has {', '.join(Batch._fields)}"
+    return ""
+
+
+def _shape_of(made: Any) -> Any:
+    return getattr(made, "shape", None)
+
+
+def _named(made: Any) -> str:
+    """Return what an abstract result is called in a message."""
+    shape = _shape_of(made)
+    return f"a {type(made).__name__}" if shape is None else f"an array of shape {shape}"
+
+
+def _loss_problems(name: str, made: Any) -> list[str]:
+    """List what is wrong with an abstract result of a loss."""
+    if not _is_loss(made):
+        return [
+            f"loss={name}: it returns {_named(made)}; a loss returns (Mean, {{name: Mean}}), as"
+            " sum_terms of ssppo_jax.losses.core does"
+        ]
+    wrong = {key: x for key, x in made[1].items() if not isinstance(x, (Mean, Max, Min))}
+    if wrong:
+        return [
+            f"loss={name}: its metric {key!r} is {_named(x)}; a metric is a Mean, Max or Min, as"
+            " weighted_mean of ssppo_jax.losses.core returns"
+            for key, x in wrong.items()
+        ]
+    if wide := {leaf.shape for leaf in jax.tree.leaves(made) if leaf.shape}:
+        return [f"loss={name}: its totals and weights must be scalars, and one has shape {wide}"]
+    return []
 
 
 def _is_loss(made: Any) -> bool:
@@ -996,6 +1090,8 @@ def _abstract(shape: tuple[int, ...], dtype: Any) -> Any:
 def _rows_problems(config: ConfigDict) -> list[str]:
     """List what the loss's kind of rows asks of other keys."""
     kind, name, problems = ROWS.get(config.loss.name, "pair"), config.loss.name, []
+    if kind not in ROW_KINDS:
+        problems.append(f"loss={name}: its ROWS is {kind!r}; allowed: {', '.join(ROW_KINDS)}")
     if kind == "opponent":
         if config.sampling.num_samples != 2:
             problems.append(

@@ -10,8 +10,10 @@ import pytest
 from ssppo_jax import config as cfg
 from ssppo_jax import schema
 from ssppo_jax.config import Table, component, known, load_function, user_files
+from ssppo_jax.data import SOURCES
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import LOSSES, ROWS, TIES
+from ssppo_jax.losses import GATES, LOSSES, ROWS, TIES
+from ssppo_jax.oracles import ORACLES
 
 LOSS = '''
 import jax
@@ -71,7 +73,7 @@ def test_a_loss_of_a_file_is_chosen_with_its_keywords_and_its_rows(loss_file):
         ("mine.py:fails", "loss=mine.py:fails: mine.py:20: AttributeError"),
         (
             "mine.py:number",
-            "loss=mine.py:number: it returns ShapeDtypeStruct; a loss returns (Mean",
+            "loss=mine.py:number: it returns an array of shape (); a loss returns (Mean",
         ),
         ("dpp", "'dpp' is not known; did you mean 'dpo'?"),
     ],
@@ -79,6 +81,97 @@ def test_a_loss_of_a_file_is_chosen_with_its_keywords_and_its_rows(loss_file):
 def test_a_mistake_is_told_before_anything_is_compiled(loss_file, name, told):
     with pytest.raises(ConfigError) as caught:
         schema.load("smoke", {"loss.name": name})
+    assert told in str(caught.value)
+
+
+ONE = {"train.batch_size": "16", "train.prompts_per_iteration": "16"}  # fits eight devices
+MISTAKES = """
+import math
+import jax.numpy as jnp
+from ssppo_jax.losses.core import clean, sequence_sum, sum_terms, weighted_mean
+
+def value(policy, batch):
+    policy, batch = clean(policy, batch)
+    r = sequence_sum(policy.logp - batch.ref_logp, batch.mask)
+    return r[:, 1] - r[:, 0], batch.weight
+
+def loss_of_pairs(policy, batch):
+    v, w = value(policy, batch)
+    return sum_terms({"x": weighted_mean(jnp.stack([v, v], 1), w)})
+
+def plain_metric(policy, batch):
+    v, w = value(policy, batch)
+    loss, metrics = sum_terms({"x": weighted_mean(v, w)})
+    return loss, metrics | {"acc": (v > 0).mean()}
+
+def row_loss(policy, batch):
+    loss, metrics = sum_terms({"x": weighted_mean(*value(policy, batch))})
+    return loss._replace(total=value(policy, batch)[0]), metrics
+
+def one_argument(batch): return batch.weight
+def positional(policy, batch, margin=0.1): return batch.weight
+def no_default(policy, batch, *, margin): return batch.weight
+def unknown_type(policy, batch, *, margin: "Positve" = 0.1): return batch.weight
+def none(similarity): 1 - similarity
+def one_number(similarity): return 0.5
+def sums(similarity): return similarity.sum()
+def flips(similarity): return 1 - 3 * similarity
+def nan(similarity): return (0.1 - similarity) ** 0.5
+def branches(similarity): return 1.0 if similarity < 0.5 else 0.0
+def of_math(similarity): return math.exp(-similarity)
+def reward(completions, **columns): return [0.0 for _ in completions]
+"""
+
+
+@pytest.mark.parametrize(
+    ("key", "name", "told"),
+    [
+        ("loss", "loss_of_pairs", "loss=mine.py:loss_of_pairs: mine.py:13: "),
+        ("loss", "plain_metric", "its metric 'acc' is an array of shape (); a metric is a Mean"),
+        ("loss", "row_loss", "its totals and weights must be scalars, and one has shape"),
+        ("loss", "one_argument", "it takes (batch); a loss is f(policy, batch, *, key=default)"),
+        ("loss", "positional", "'margin' is not keyword-only, so it is no key of a config; put *,"),
+        ("loss", "no_default", "its keyword 'margin' has no default"),
+        ("loss", "unknown_type", "the annotations of unknown_type cannot be read: name 'Positve'"),
+        ("pairs.gate", "none", "it returns a NoneType; a gate is f(similarity, *, key=default)"),
+        ("pairs.gate", "one_number", "for an array of shape (3,) it returns an array of shape ()"),
+        ("pairs.gate", "sums", "for an array of shape (3,) it returns an array of shape ()"),
+        ("pairs.gate", "flips", "at a similarity of 1.00 it gives -2; a gate gives 0 (a tie) to 1"),
+        ("pairs.gate", "nan", "at a similarity of 1.00 it gives nan"),
+        ("pairs.gate", "branches", "; use jax.numpy, and jnp.where in place of if"),
+        ("pairs.gate", "of_math", "; use jax.numpy, and jnp.where in place of if"),
+        ("oracle", "reward", "a reward function is chosen by oracle.name=python and oracle.func"),
+        ("data.source", "one_argument", "a source is f(*, key=default) and returns a list of"),
+    ],
+)
+def test_a_function_that_breaks_its_contract_is_told_what_the_contract_is(
+    loss_file, key, name, told
+):
+    loss_file.write_text(MISTAKES)
+    try:
+        with pytest.raises(ConfigError) as caught:
+            schema.load("smoke", ONE | {f"{key}.name": f"mine.py:{name}"}, jax.device_count())
+    finally:
+        for table in (GATES, ORACLES, SOURCES):
+            table.pop(f"mine.py:{name}", None)
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("config.loss.name = 'dpo'", 'write select(config, "loss", "dpo"), of ssppo_jax.schema'),
+        ("config.loss.name = 'dpp'", "'dpp' is not known; did you mean 'dpo'?"),
+        ("config.pairs.gate.name = 'threshold'", "its keywords (cutoff) are missing"),
+    ],
+)
+def test_a_name_that_a_config_file_sets_by_hand_is_told_how_it_is_chosen(tmp_path, line, told):
+    head = (
+        "from ssppo_jax.schema import base_config\ndef get_config():\n    config = base_config()\n"
+    )
+    (tmp_path / "c.py").write_text(f"{head}    {line}\n    return config\n")
+    with pytest.raises(ConfigError) as caught:
+        schema.load(str(tmp_path / "c.py"), {})
     assert told in str(caught.value)
 
 

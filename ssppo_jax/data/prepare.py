@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ssppo_jax import data
-from ssppo_jax.config import bind
+from ssppo_jax.config import OWN, bind, place_of
 from ssppo_jax.data.batches import Dropped, EncodedPrompt, encode_prompts
 from ssppo_jax.data.framing import framed
 from ssppo_jax.data.order import History, Split, split_prompts
 from ssppo_jax.data.sources import check_prompt
-from ssppo_jax.errors import ConfigError, DataError, listed
+from ssppo_jax.errors import ConfigError, DataError, UserError, listed
 from ssppo_jax.types import Prompt
 
 log = logging.getLogger(__name__)
@@ -114,8 +114,37 @@ def prepare_heldout(
     return [[e for e in encoded if e.prompt.id in common] for encoded, _ in read], account
 
 
+def load_prompts(source: Mapping[str, Any]) -> list[Prompt]:
+    """Return the prompts of a `data.source` node.
+
+    Raises:
+      DataError: there is none; or a source of a user's file raised something, or returns what is no
+        list of prompts.
+    """
+    name, load = source["name"], bind(data.SOURCES, source)
+    own = OWN.fullmatch(name)
+    try:
+        made = load()
+        prompts = list(made) if isinstance(made, Iterable) else None
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's function can raise
+        if own is None:
+            raise
+        told = f"{place_of(error, own['file'])}{type(error).__name__}: {error}"
+        raise DataError(f"data source {name!r}: {told}") from error
+    other = [made] if prompts is None else [p for p in prompts if not isinstance(p, Prompt)]
+    if other or not prompts:
+        found = f"a {type(other[0]).__name__}" if other else "no prompt"
+        raise DataError(
+            f"data source {name!r} gives {found}; a source returns a list of"
+            " Prompt(id, messages, meta) of ssppo_jax.types"
+        )
+    return prompts
+
+
 def _split(settings: Mapping[str, Any], seed: int, history: History | None) -> Split:
-    prompts = bind(data.SOURCES, settings["source"])()
+    prompts = load_prompts(settings["source"])
     _check(prompts, settings["source"]["name"])
     counts = Counter(prompt.id for prompt in prompts)
     twice = [name for name, count in counts.items() if count > 1]

@@ -461,6 +461,10 @@ def _answered(row: Row) -> list[dict]:
 
 def check_prompt(prompt: Prompt) -> None:
     """Raise ValueError with the reason if no run could use a prompt, whatever source made it."""
+    if not isinstance(prompt.id, str):
+        raise ValueError(f"its id is a {type(prompt.id).__name__}; make it a text")
+    if isinstance(prompt.messages, str):
+        raise ValueError('"messages" is a text; make it ({"role": "user", "content": TEXT},)')
     read_messages(list(prompt.messages), "messages")
     _check_meta(prompt.meta)
 

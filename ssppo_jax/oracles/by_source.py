@@ -14,13 +14,10 @@ from jax.sharding import Mesh
 from ssppo_jax.config import NonNegative, component
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.oracles.protocol import Oracle, checked, require_oracle, values_of, verdict_of
+from ssppo_jax.oracles.protocol import TRIED, Oracle, checked, require_oracle, values_of, verdict_of
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 EXAMPLE = """as in '{"math": {"oracle": "math_verify"}, "chat": {"oracle": "pairrm"}}'"""
-
-
-TRIED = ["", "I do not know."]  # responses that each member is tried with before a run
 
 
 def by_source(
@@ -75,7 +72,7 @@ def by_source(
             if mine:
                 oracle.check(mine)
             if mine and not oracle.on_device:  # a model is asked first when there are responses
-                _check_kind(name, oracle.ask(mine[:1], [TRIED]), preferences)
+                _check_kind(name, oracle.ask(mine[:1], [list(TRIED)]), preferences)
 
     def place(mesh: Mesh) -> None:
         for oracle in made.values():

@@ -13,8 +13,8 @@ import numpy as np
 
 from ssppo_jax.data.environment import load_environment
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.oracles.python import TRIED, call, numbers
+from ssppo_jax.oracles.protocol import TRIED, Oracle
+from ssppo_jax.oracles.python import call, numbers
 from ssppo_jax.types import Prompt, Verdict
 
 GIVEN = ("prompt", "completion", "answer", "info", "task", "state", "parser")

@@ -27,10 +27,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from ssppo_jax.config import OWN, place_of
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.types import Failed, Prompt, Verdict
 
+TRIED = ("", "I do not know.")  # responses that a user's function is tried with before a run
 TOLERANCE = 1e-6  # of P + P^T = 1 and of the diagonal; float32 rounding is below 2e-7
 
 
@@ -62,7 +64,7 @@ class Oracle:
 
 
 def require_oracle(made: Any, name: str) -> Oracle:
-    """Return what the factory of oracle `name` made.
+    """Return what the factory of oracle `name` made. One of a user's file is tried before a run.
 
     Raises:
         ConfigError: it is no `Oracle`.
@@ -72,7 +74,42 @@ def require_oracle(made: Any, name: str) -> Oracle:
             f"oracle {name}: its factory returned a {type(made).__name__}. Return Oracle(ask) of"
             " ssppo_jax.oracles.protocol, where ask(prompts, responses) returns a Verdict."
         )
-    return made
+    own = OWN.fullmatch(name)
+    return _guarded(made, name, own["file"]) if own else made
+
+
+def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
+    """Return an oracle of a user's file whose mistakes are told by file and line, and which is
+    asked about an empty response and a short one before anything is sampled."""
+
+    def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+        try:
+            verdict = oracle.ask(prompts, responses)
+        except UserError:
+            raise
+        except Exception as error:  # whatever a user's function can raise
+            raise UserError(
+                f"{place_of(error, file)}{type(error).__name__}: {error} (in {name}, asked about"
+                f" {len(prompts)} prompts; ask(prompts, responses) returns a Verdict)"
+            ) from error
+        if not isinstance(verdict, Verdict):
+            raise UserError(
+                f"oracle {name}: ask returned a {type(verdict).__name__}; return"
+                " Verdict(preference, reward, failed) of ssppo_jax.types, with preference or reward"
+                " None, and failed=(None,) * len(prompts) where nothing failed"
+            )
+        return verdict
+
+    def check(prompts: list[Prompt]) -> None:
+        oracle.check(prompts)
+        verdict = ask(prompts[:1], [list(TRIED)])
+        for own, found in zip(
+            verdict.failed, checked(verdict, (1, len(TRIED))).failed, strict=True
+        ):
+            if own is None and found is not None:
+                raise ConfigError(f"oracle {name}: for the responses {TRIED}: {found.reason}")
+
+    return dataclasses.replace(oracle, ask=ask, check=check)
 
 
 # ---- checks --------------------------------------------------------------------------------------

@@ -19,13 +19,12 @@ import numpy as np
 
 from ssppo_jax.config import load_function, place_of
 from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.oracles.protocol import Oracle
+from ssppo_jax.oracles.protocol import TRIED, Oracle
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 GIVEN = ("prompts", "completions")
 # What TRL gives beside these and the columns, and an oracle here does not see.
 ABSENT = ("completion_ids", "trainer_state", "log_extra", "log_metric")
-TRIED = ("", "I do not know.")  # responses that every function is tried with before a run
 
 
 def python(

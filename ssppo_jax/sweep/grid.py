@@ -135,12 +135,15 @@ def _asked(
         points.append((label, {key: _plain(value) for key, value in given.items()}))
 
     cfg.run_file(module, module.sweep, add)
-    seeds = tuple(getattr(module, "SEEDS", (own_seed,)))
+    given = getattr(module, "SEEDS", (own_seed,))
+    seeds = tuple(given) if isinstance(given, (tuple, list, range)) else (given,)
     measures, problems = _measures(spec, getattr(module, "METRICS", METRICS))
     problems = _point_problems(spec, points) + problems
-    if not seeds or any(type(s) is not int or s < 0 for s in seeds) or len(set(seeds)) < len(seeds):
+    listed = isinstance(given, (tuple, list, range))
+    numbers = all(type(s) is int and s >= 0 for s in seeds)
+    if not (listed and seeds and numbers and len(set(seeds)) == len(seeds)):
         problems.append(
-            f"{spec}: SEEDS={seeds!r}: must be distinct whole numbers from 0, such as (0, 1, 2)"
+            f"{spec}: SEEDS={given!r}: must be distinct whole numbers from 0, such as (0, 1, 2)"
         )
     swept = {"seed"} if hasattr(module, "SEEDS") else set()
     swept = swept.union(*(point for _, point in points)) & set(overrides)

@@ -14,6 +14,7 @@ import pytest
 from ml_collections import ConfigDict
 from test_chat import CHATML, byte_tokenizer
 
+from ssppo_jax.config import load_function
 from ssppo_jax.data import (
     SOURCES,
     EncodedPrompt,
@@ -29,7 +30,7 @@ from ssppo_jax.data import (
     split_prompts,
 )
 from ssppo_jax.data.chat import encode_chat
-from ssppo_jax.data.prepare import prepare_prompts
+from ssppo_jax.data.prepare import load_prompts, prepare_prompts
 from ssppo_jax.data.sources import jsonl
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Prompt
@@ -771,3 +772,32 @@ def test_an_epoch_takes_every_row_once_and_none_is_shuffled_like_another():
     assert len({rows.tobytes() for rows in epochs}) == 4
     for one, again in zip(steps[1], epoch_batches(config, 1, 20), strict=True):
         np.testing.assert_array_equal(one, again)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: None, "gives a NoneType; a source returns a list of Prompt"),
+        (lambda: ["Name a tree."], "gives a str; a source returns a list of Prompt"),
+        (list, "gives no prompt; a source returns a list of Prompt"),
+    ],
+)
+def test_what_is_no_list_of_prompts_is_named(monkeypatch, made, told):
+    monkeypatch.setitem(SOURCES, "mine", made)
+    with pytest.raises(DataError, match=told):
+        load_prompts({"name": "mine"})
+
+
+def test_a_source_may_be_a_generator_and_its_mistakes_have_a_line(tmp_path, monkeypatch):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from ssppo_jax.types import Prompt\n"
+        "def made(*, rows=2):\n"
+        "    for n in range(rows):\n"
+        "        yield Prompt(str(n), ({'role': 'user', 'content': f'Count to {4 / (1 - n)}.'},))\n"
+    )
+    load_function(f"{file}:made")
+    monkeypatch.setitem(SOURCES, f"{file}:made", load_function(f"{file}:made"))
+    assert [p.id for p in load_prompts({"name": f"{file}:made", "rows": 1})] == ["0"]
+    with pytest.raises(DataError, match=r"mine\.py:4: ZeroDivisionError"):
+        load_prompts({"name": f"{file}:made", "rows": 2})

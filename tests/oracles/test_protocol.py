@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from ssppo_jax.config import load_function
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.oracles import protocol
 from ssppo_jax.types import Failed, Prompt, Verdict
@@ -322,3 +323,48 @@ def test_a_journal_line_is_plain_ascii_json(tmp_path):
     ask(Counting(), path)
     for line in path.read_bytes().splitlines():
         assert sorted(json.loads(line.decode("ascii"))) == ["key", "value"]
+
+
+MISTAKEN = """
+import numpy as np
+from ssppo_jax.oracles.protocol import Oracle
+from ssppo_jax.types import Verdict
+
+def raises():
+    return Oracle(lambda prompts, responses: prompts[0].nothing)
+
+def one_argument():
+    return Oracle(lambda responses: None)
+
+def a_list():
+    return Oracle(lambda prompts, responses: [[0.0, 1.0]])
+
+def no_tie():
+    return Oracle(lambda p, r: Verdict(np.full((len(p), 2, 2), 0.7), None, (None,) * len(p)))
+
+def fine():
+    return Oracle(lambda p, r: Verdict(None, np.zeros((len(p), 2)), (None,) * len(p)))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("raises", r"theirs\.py:7: AttributeError: .*nothing.*ask\(prompts, responses\) returns"),
+        ("one_argument", "takes 1 positional argument but 2 were given"),
+        ("a_list", r"ask returned a list; return Verdict\(preference, reward, failed\)"),
+        ("no_tie", "preference of a response over itself is not 0.5"),
+    ],
+)
+def test_an_oracle_of_a_users_file_is_tried_before_a_run(tmp_path, name, told):
+    file = tmp_path / "theirs.py"
+    file.write_text(MISTAKEN)
+    prompts = [Prompt("p", ({"role": "user", "content": "Say something."},))]
+    for wanted in (name, "fine"):
+        spec = f"{file}:{wanted}"
+        oracle = protocol.require_oracle(load_function(spec)(), spec)
+        if wanted == "fine":
+            oracle.check(prompts)
+        else:
+            with pytest.raises(UserError, match=told):
+                oracle.check(prompts)

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
-from ssppo_jax.config import bind
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.data.prepare import load_prompts
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import (
     AXES,
@@ -145,7 +145,7 @@ class Fit:
     def _load_pairs(self) -> tuple[Batch, Batch]:
         """Return training and held-out pairs; say what was left out, in prompts.json too."""
         c = self.config
-        prompts = bind(data.SOURCES, c.data.source)()
+        prompts = load_prompts(c.data.source)
         split = data.split_prompts(prompts, heldout=c.data.heldout, seed=c.seed)
         (train, long), (heldout, long_heldout) = map(self.head.encode, (split.train, split.heldout))
         if not train or not heldout:
