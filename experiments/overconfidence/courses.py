@@ -32,7 +32,7 @@ class Interval(NamedTuple):
 
     def __str__(self) -> str:
         if self.n < 2:
-            return f"{self.mean:.3f}"
+            return f"{self.mean:.3f}" if self.n else "-"
         return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
@@ -79,12 +79,6 @@ def interval(values: list[float]) -> Interval:
 def late(courses: dict[str, pd.Series], name: str = JUDGED) -> float:
     """Return the mean of the last `LATE` values."""
     return float(courses[name].to_numpy()[-LATE:].mean())
-
-
-def paired(one: dict[int, dict], other: dict[int, dict], measure=late) -> Interval:
-    """Return the difference of two methods over the seeds that both have finished."""
-    seeds = sorted(one.keys() & other.keys())
-    return interval([measure(one[s]) - measure(other[s]) for s in seeds])
 
 
 def falls(runs: dict[int, dict[str, pd.Series]], name: str = JUDGED) -> Interval:

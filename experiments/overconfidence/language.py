@@ -12,6 +12,7 @@ of this file are the plug-ins that config.py names."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from typing import Annotated
@@ -29,6 +30,7 @@ SLOTS = {  # phrases in ascending worth where the prompt leaves a slot open: 0, 
     "deed": ("sleeps soundly", "sings loudly", "digs deep", "hops along"),
     "place": ("old mill", "stone bridge", "quiet harbour", "village square"),
 }
+WORDS = {slot: set(" ".join(phrases).split()) for slot, phrases in SLOTS.items()}
 NOUNS = (
     *(
         "fox",
@@ -129,15 +131,18 @@ def utility(prompt: Prompt, response: str) -> float:
     in `SLOTS`. A response that does not name the animal once, or does not end, loses 1. Each word
     of flourish beyond `FREE` costs `COST`.
     """
+    asked = tuple(prompt.meta.get(slot) for slot in SLOTS)
+    return _worth(prompt.text.split()[2], asked, response)
+
+
+@functools.cache
+def _worth(noun: str, wanted: tuple[str | None, ...], response: str) -> float:
     words = response.split()
     worth = 0.0
-    for slot, phrases in SLOTS.items():
-        said = [word for word in words if any(word in p.split() for p in phrases)]
-        phrase = " ".join(said)
+    for asked, (slot, phrases) in zip(wanted, SLOTS.items(), strict=True):
+        phrase = " ".join(word for word in words if word in WORDS[slot])
         if phrase in phrases and phrase in response:
-            asked = prompt.meta.get(slot)
             worth += phrases.index(phrase) / 3 if asked is None else float(phrase == asked)
-    noun = prompt.text.split()[2]
     worth -= words.count(noun) != 1
     worth -= words[-1:] != ["."] or words.count(".") != 1
     worth -= COST * max(0, flourish(response) - FREE)

@@ -2,10 +2,10 @@
 
     python experiments/overconfidence/measure.py runs/overconfidence-traces DIR
 
-reads the runs of traces.py, which keep a checkpoint of every iteration, and writes DIR/traces.md
-and DIR/traces.json. The gradient of a pair loss at pi_t is a weighted sum of the gradients of
-log pi(winner) and log pi(loser). So one Gram matrix of these vectors for each iteration gives the
-norms and the cosines of every loss."""
+reads the runs of traces.py, which keep a checkpoint of every iteration, and writes DIR/traces.md.
+The gradient of SPPO's regression at pi_t is a weighted sum of the gradients of log pi(winner) and
+log pi(loser). So one Gram matrix of these vectors for each iteration gives the norms and the
+cosines of every gate and of the true utility. Repulsion's own gradient is left out."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ from language import prompts, utility
 from numpy.typing import NDArray
 
 from ssppo_jax.data.chat import encode_chat
-from ssppo_jax.files import read_json, read_records, write_json
+from ssppo_jax.files import read_json, read_records
 from ssppo_jax.runtime import Runtime, build_runtime
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.checkpoint import read_arrays
 
 EDGES = (0.0, 0.3, 0.5, 0.77, 1.0)  # of S; from 0.77 on the oracle's bias decides
+STRIDE = 3  # of the iterations, every third is measured
 ROWS = 8  # gradients made at one time
 Floats = NDArray[np.float64]
 
@@ -42,38 +43,43 @@ class Iteration(NamedTuple):
     gram: Floats  # [2M,2M]
     moved: Floats  # [M,2], change of log pi by the iteration
     target: Floats  # [M], margin of the targets
+    early: bool  # in the first half of the run
 
 
 def main(workdir: Path, output: Path) -> None:
     found: dict[str, list[Iteration]] = {}
     for run in read_json(workdir / "sweep.json")["runs"]:
         folder = workdir / Path(run["folder"]).name
-        if (folder / "result.json").is_file():
-            found.setdefault(run["label"], []).extend(iterations(run["command"], folder))
+        if not (folder / "result.json").is_file():
+            continue
+        for part in iterations(run["command"], folder):
+            half = "first half" if part.early else "second half"
+            found.setdefault(f"{run['label']}, {half}", []).append(part)
     lines = ["| | S | pairs | target margin | squared gradient | moved, nats |", "|" + " --- |" * 6]
-    numbers = {}
     for label, parts in found.items():
         rows = [row for part in parts for row in by_similarity(part)]
         for low, high in itertools.pairwise(EDGES):
-            here = [row for row in rows if row["low"] == low]
-            mean = {key: float(np.mean([row[key] for row in here])) for key in here[0]}
-            numbers[f"{label}, S from {low:g}"] = mean
+            mean = averaged([row for row in rows if row["low"] == low])
             lines.append(
-                f"| {label} | {low:g} to {high:g} | {mean['share_of_pairs']:.2f} |"
-                f" {mean['target']:.3f} | {mean['share_of_gradient']:.2f} | {mean['moved']:.2f} |"
+                f"| {label} | {low:g} to {high:g} | {mean['pairs']:.2f} | {mean['target']:.3f} |"
+                f" {mean['gradient']:.2f} | {mean['moved']:.2f} |"
             )
     lines += ["", "| | cosine, all pairs | cosine, S below 0.77 | noise to signal |"]
     lines += ["|" + " --- |" * 4]
     for label, parts in found.items():
-        mean = {key: float(np.mean([whole(p)[key] for p in parts])) for key in whole(parts[0])}
-        numbers[label] = mean
+        mean = averaged([whole(part) for part in parts])
         lines.append(
-            f"| {label} | {mean['cosine']:.2f} | {mean['cosine_apart']:.2f} | {mean['noise']:.1f} |"
+            f"| {label} | {mean['cosine']:.2f} | {mean['apart']:.2f} | {mean['noise']:.1f} |"
         )
     output.mkdir(parents=True, exist_ok=True)
     (output / "traces.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    write_json(output / "traces.json", numbers)
     print("\n".join(lines))
+
+
+def averaged(rows: list[dict[str, float]]) -> dict[str, float]:
+    """Return the mean of each number over iterations, without those that have none."""
+    kept = {key: [x for row in rows if np.isfinite(x := row[key])] for key in rows[0]}
+    return {key: float(np.mean(x)) if x else np.nan for key, x in kept.items()}
 
 
 def by_similarity(one: Iteration) -> list[dict]:
@@ -86,10 +92,10 @@ def by_similarity(one: Iteration) -> list[dict]:
         rows.append(
             {
                 "low": low,
-                "share_of_pairs": here.mean(),
-                "share_of_gradient": squares[here].sum() / max(squares.sum(), 1e-12),
-                "target": one.target[here].mean() if here.any() else 0.0,
-                "moved": np.abs(one.moved[here]).mean() if here.any() else 0.0,
+                "pairs": here.mean(),
+                "gradient": squares[here].sum() / max(squares.sum(), 1e-12),
+                "target": one.target[here].mean() if here.any() else np.nan,
+                "moved": np.abs(one.moved[here]).mean() if here.any() else np.nan,
             }
         )
     return rows
@@ -109,7 +115,7 @@ def whole(one: Iteration) -> dict[str, float]:
     mean = product(one.gram, one.weight, one.weight) / len(squares) ** 2
     return {
         "cosine": cosine(one.gram, one.weight, one.honest),
-        "cosine_apart": cosine(one.gram, one.weight * apart, one.honest),
+        "apart": cosine(one.gram, one.weight * apart, one.honest),
         "noise": float((squares.mean() - mean) / max(mean, 1e-12)),
     }
 
@@ -120,7 +126,7 @@ def product(gram: Floats, a: Floats, b: Floats) -> float:
 
 def cosine(gram: Floats, a: Floats, b: Floats) -> float:
     norms = product(gram, a, a) * product(gram, b, b)
-    return product(gram, a, b) / norms**0.5 if norms > 0 else 0.0
+    return product(gram, a, b) / norms**0.5 if norms > 0 else np.nan
 
 
 # ---- a run ---------------------------------------------------------------------------------------
@@ -136,8 +142,8 @@ def iterations(command: str | list[str], folder: Path) -> list[Iteration]:
     policies = [runtime.load_params(), *(stored(step) for step in steps)]
     gradients, logps = programs(runtime)
     found = []
-    for t in range(len(policies) - 1):
-        rows = [row for row in pairs if row["iteration"] == t and not row["tied"]]
+    for t in range(0, len(policies) - 1, STRIDE):
+        rows = [row for row in pairs if row["iteration"] == t]
         batch = encoded(runtime, [asked[row["prompt_id"]] for row in rows], rows)
         gram = gradients(policies[t], batch)
         moved = logps(policies[t + 1], batch) - logps(policies[t], batch)
@@ -155,6 +161,7 @@ def iterations(command: str | list[str], folder: Path) -> list[Iteration]:
                 gram,
                 moved,
                 np.abs(target[:, 0] - target[:, 1]),
+                2 * t < len(policies) - 1,
             )
         )
     return found

@@ -11,13 +11,14 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from courses import JUDGED, Courses, Interval, falls, interval, late, paired, read_sweep
+from courses import JUDGED, Courses, falls, interval, late, read_sweep
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OTHERS = {  # column: what is logged
-    "u at the end": "evaluate/judge/reward",
+    "win rate by the training oracle": "evaluate/win_rate",
+    "u": "evaluate/judge/reward",
     "entropy, nats": "score/entropy",
     "distinct-2": "generate/distinct_2",
     "repeated 4-grams": "generate/repetition_4",
@@ -35,30 +36,44 @@ SHOWN = (
 
 
 def tables(runs: Courses) -> str:
-    """Return two tables: outcomes and their differences, and what else was logged."""
-    lines = [
-        "| | runs | late judged win rate | less SPPO's | fall from its own peak |"
-        " by the training oracle |",
-        "|" + " --- |" * 6,
-    ]
-    for label, own in runs.items():
-        # "coin: S-SPPO" is compared with "coin: SPPO"
-        sppo = label[: label.rfind(": ") + 2] + "SPPO" if ": " in label else "SPPO"
-        less = "" if label == sppo or sppo not in runs else told(paired(own, runs[sppo]))
-        oracle = interval([late(run, "evaluate/win_rate") for run in own.values()])
-        judged = interval([late(run) for run in own.values()])
-        cells = [label, str(len(own)), str(judged), less, str(falls(own)), str(oracle)]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| | " + " | ".join(OTHERS) + " |", "|" + " --- |" * (len(OTHERS) + 1)]
+    """Return the outcomes with their differences, on all prompts and on either kind alone, and what
+    else was logged."""
+    parts = [outcomes(runs, JUDGED, "late judged win rate")]
+    for kind in ("open", "fixed"):
+        name = f"evaluate/judge/mixture/{kind}/win_rate"
+        parts.append(outcomes(runs, name, f"the same on prompts whose meaning is {kind}"))
+    lines = ["| | " + " | ".join(OTHERS) + " |", "|" + " --- |" * (len(OTHERS) + 1)]
     for label, own in runs.items():
         cells = [of_last(own, name) for name in OTHERS.values()]
         lines.append("| " + " | ".join([label, *cells]) + " |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*parts, *lines]) + "\n"
 
 
-def told(difference: Interval) -> str:
-    """Write a difference with its interval and p-value."""
-    return f"{difference}, p = {difference.p:.3f}"
+def outcomes(runs: Courses, name: str, title: str) -> str:
+    """Return the late win rate of every method and its differences; nothing where it is not
+    logged."""
+    lines = [f"| | runs | {title} | less SPPO's | S-SPPO's less it | fall from its peak |"]
+    lines += ["|" + " --- |" * 6]
+    for label, every in runs.items():
+        own = {seed: run for seed, run in every.items() if name in run}
+        cells = [label, str(len(own)), str(interval([late(run, name) for run in own.values()]))]
+        cells += [against(runs, label, "SPPO", name, 1), against(runs, label, "S-SPPO", name, -1)]
+        cells += [str(falls(own, name))]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def against(runs: Courses, label: str, other: str, name: str, sign: int) -> str:
+    """Write the difference to SPPO or S-SPPO of the same regime ("coin: SPPO"), paired by seed; if
+    the sign is negative, the other's less this one's."""
+    other = label[: label.rfind(": ") + 2] + other if ": " in label else other
+    if label == other or other not in runs:
+        return ""
+    both = [s for s in runs[label].keys() & runs[other].keys() if name in runs[label][s]]
+    found = interval(
+        [sign * (late(runs[label][s], name) - late(runs[other][s], name)) for s in sorted(both)]
+    )
+    return f"{found}, p = {found.p:.3f}" if found.n > 1 else str(found)
 
 
 def of_last(runs: dict, name: str) -> str:
@@ -66,8 +81,9 @@ def of_last(runs: dict, name: str) -> str:
     values = [late(run, name) for run in runs.values() if name in run]
     if not values:
         return "-"
-    error = np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return f"{np.mean(values):.3g} ± {error:.2g}"
+    if len(values) == 1:
+        return f"{values[0]:.3g}"
+    return f"{np.mean(values):.3g} ± {np.std(values, ddof=1) / len(values) ** 0.5:.2g}"
 
 
 def draw(runs: Courses, path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 from ssppo_jax.config import load_config, load_module
 
 STUDY = load_module(str(Path(__file__).parent / "config.py"))
-SEEDS, METRICS = STUDY.SEEDS[:1], STUDY.METRICS
+SEEDS, METRICS = STUDY.SEEDS[4:5], STUDY.METRICS
 
 
 def get_config():

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from ssppo_jax.oracles.protocol import checked
@@ -12,6 +13,7 @@ from ssppo_jax.rollout.similarity import token_jaccard
 from ssppo_jax.types import Prompt
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/overconfidence"))
+import courses
 import language
 from language import ask, coin, utility
 
@@ -126,3 +128,18 @@ def test_the_judge_gives_utility_and_never_sees_the_oracle_s_taste():
     texts = [BEST, "look " + BEST, WORST]
     prompt = Prompt("p", OPEN.messages, {})
     assert language.judge().ask([prompt], [texts]).reward.tolist() == [[4.0, 4.0, 0.0]]
+
+
+def test_an_interval_over_seeds_is_student_s_and_the_p_value_counts_flips():
+    found = courses.interval([1.0, 2.0, 3.0])
+    half = 4.302653 * 1.0 / 3**0.5  # t of 2 degrees of freedom
+    assert found[:4] == pytest.approx((2.0, 2.0 - half, 2.0 + half, 3))
+    assert found.p == pytest.approx(2 / 8)  # only +++ and --- are as far from 0
+    assert courses.interval([1.0, -1.0]).p == 1.0
+
+
+def test_the_fall_is_from_where_the_other_seeds_peak():
+    runs = {1: [0.5, 0.9, 0.6, 0.2, 0.2, 0.2, 0.2], 2: [0.5, 0.6, 0.8, 0.4, 0.4, 0.4, 0.4]}
+    logged = {seed: {"judged": pd.Series(course)} for seed, course in runs.items()}
+    # seed 1 at seed 2's peak: 0.6 - 0.2; seed 2 at seed 1's: 0.6 - 0.4
+    assert courses.falls(logged, "judged").mean == pytest.approx((0.4 + 0.2) / 2)
