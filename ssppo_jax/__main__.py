@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -616,6 +617,8 @@ def _keep_compiled() -> None:
     """
     import jax
 
+    # Runs that share the folder clear it of old programs together; one that is gone is compiled.
+    warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache")
     if jax.config.values["jax_compilation_cache_dir"] is None:
         jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
         jax.config.update("jax_compilation_cache_max_size", LARGEST_CACHE)

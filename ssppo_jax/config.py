@@ -190,7 +190,7 @@ def entry(table: Mapping[str, Callable], name: str) -> Callable:
     if name not in table:
         if name.endswith(".py"):
             raise ConfigError(f"{name!r} is a file; name its function, as in {name}:FUNCTION")
-        more = "; or path/to/file.py:FUNCTION" if isinstance(table, Table) else ""
+        more = _own_too(table)
         raise ConfigError(
             f"{name!r} is not known; {_nearest(name, known(table))}allowed:"
             f" {', '.join(known(table))}{more}"
@@ -201,6 +201,11 @@ def entry(table: Mapping[str, Callable], name: str) -> Callable:
 def known(table: Mapping[str, Callable]) -> list[str]:
     """Return the names of a table, plug-ins included."""
     return sorted({*table, *(table.plugins if isinstance(table, Table) else ())})
+
+
+def _own_too(table: Mapping[str, Callable]) -> str:
+    """Return what a list of a table's names ends with."""
+    return "; or path/to/file.py:FUNCTION" if isinstance(table, Table) else ""
 
 
 # ---- rules ---------------------------------------------------------------------------------------
@@ -730,7 +735,7 @@ def help_text(keys: Iterable[Key], components: Iterable[Component], config: Conf
     for c in components:
         name = flat[f"{c.path}.name"]
         lines.append(
-            f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(known(c.table))}"
+            f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(known(c.table))}{_own_too(c.table)}"
         )
         meanings = keyword_meanings(c.table[name])
         for keyword in keyword_defaults(c.table[name]):

@@ -1021,8 +1021,13 @@ def _gate_problems(config: ConfigDict) -> list[str]:
     name = config.pairs.gate.name
     if not cfg.OWN.fullmatch(name):
         return []
-    similarity = np.linspace(-1, 1, 201, dtype=np.float32)
-    factor = np.asarray(cfg.bind(GATES, config.pairs.gate)(jnp.asarray(similarity)))
+    similarity = np.linspace(-1, 1, 201, dtype=np.float32)  # a NumPy array, as in a run
+    try:
+        with np.errstate(all="ignore"):
+            factor = np.asarray(cfg.bind(GATES, config.pairs.gate)(similarity))
+    except Exception as error:
+        place = cfg.place_of(error, name.rpartition(":")[0])
+        return [f"pairs.gate={name}: {place}{type(error).__name__} on a NumPy array: {error}"]
     right = np.isfinite(factor) & (factor >= 0) & ((factor <= 1) | (similarity < 0))
     if right.all():
         return []
