@@ -734,9 +734,8 @@ def help_text(keys: Iterable[Key], components: Iterable[Component], config: Conf
         lines.append(f"  --config.{key.path}={_shown(flat[key.path])}\n        {meaning}")
     for c in components:
         name = flat[f"{c.path}.name"]
-        lines.append(
-            f"  --config.{c.path}.name={name}\n        {c.meaning}: {', '.join(known(c.table))}{_own_too(c.table)}"
-        )
+        names = ", ".join(known(c.table)) + _own_too(c.table)
+        lines.append(f"  --config.{c.path}.name={name}\n        {c.meaning}: {names}")
         meanings = keyword_meanings(c.table[name])
         for keyword in keyword_defaults(c.table[name]):
             value = flat[f"{c.path}.{keyword}"]
