@@ -280,7 +280,7 @@ def test_what_fails_for_good_is_a_counted_drop_and_never_a_number(how, make):
         return fails(how) if "question 1" in body["messages"][1]["content"] else fair(body, n)
 
     with serving(behave) as (_, url):
-        verdict = ask(make(url, attempts=2, timeout=0.5 if how == "hangs" else 5.0))
+        verdict = ask(make(url, attempts=2, timeout=0.8 if how == "hangs" else 5.0))
     assert verdict.failed[0] is None and np.isnan(verdict.preference[1]).all()
     kept = drop_failed(verdict, max_failed_fraction=0.5)
     assert kept.rows.tolist() == [0] and sum(kept.reasons.values()) == 1
@@ -497,7 +497,10 @@ def test_the_key_goes_to_the_server_and_nowhere_else(make, monkeypatch, tmp_path
 @pytest.mark.parametrize("concurrency", [1, 3])
 def test_so_many_requests_are_under_way_at_a_time(concurrency, make):
     def behave(body, n):
-        time.sleep(0.02)
+        late = time.monotonic() + 0.3  # on a busy machine the others may take their time to come
+        while server.now < concurrency and time.monotonic() < late:
+            time.sleep(0.01)
+        time.sleep(0.02)  # one too many would come now
         return fair(body, n)
 
     with serving(behave) as (server, url):
