@@ -43,7 +43,8 @@ def main() -> int:
                 planned = plan_step(runtime, phase)
                 assert planned is not None
                 text = planned.step.lower(*planned.arguments).compile().as_text()
-                for line, holds in check(runtime, machine, collectives(text)):
+                longest = config.sampling.max_new_tokens if phase == "generate" else 0
+                for line, holds in check(runtime, machine, collectives(text, longest)):
                     print(f"{name} {phase}: {line}: {'as it must be' if holds else 'WRONG'}")
                     wrong += not holds
                 progress.update()

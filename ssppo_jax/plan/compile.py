@@ -154,7 +154,8 @@ def compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> P
     try:
         program = planned.step.lower(*planned.arguments).compile()
         peak = program.memory_analysis().peak_memory_in_bytes + planned.beside
-        sent = _sent(program)
+        decodes = planned.phase == "generate"
+        sent = _sent(program, runtime.config.sampling.max_new_tokens if decodes else 0)
     except JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -190,9 +191,9 @@ def counted(runtime: Runtime, planned: Planned, chip: Chip) -> dict[str, float]:
     }
 
 
-def _sent(program: jax.stages.Compiled) -> list[Collective] | None:
+def _sent(program: jax.stages.Compiled, longest: int) -> list[Collective] | None:
     try:
-        return collectives(program.as_text() or "")
+        return collectives(program.as_text() or "", longest)
     except (
         JaxRuntimeError
     ):  # of some programs for three-dimensional slices this compiler's own text is not sound

@@ -96,12 +96,13 @@ def by_kind(found: Iterable[Collective]) -> dict[str, float]:
     return dict(total)
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str, longest: int = 0) -> list[Collective]:
     """Return the collectives of a module's optimised text.
 
     A loop counts as often as the compiler says, else as often as its counter's stride fits into the
     largest constant of its condition. That is exact for scans and for the compiler's own loops over
-    the parts of a product, and an upper bound for a bounded while loop. An all-reduce passes its
+    the parts of a product. A loop that ends by what it computes, as decoding does, counts `longest`
+    times if that is given. An all-reduce passes its
     array twice, and a reduce-scatter all its parts. Copies that the compiler makes of one
     collective to overlap it share a channel and count once, where they run least often. Of a
     fusion that reduces and scatters, the copy behind a loop is the loop's last pass.
@@ -131,7 +132,9 @@ def collectives(text: str) -> list[Collective]:
                 )
             if bounds := _LOOP.search(line):
                 known = _KNOWN.search(line)
-                trips = int(known[1]) if known else _trips(computations, bounds[1], bounds[2])
+                trips = (
+                    int(known[1]) if known else _trips(computations, bounds[1], bounds[2], longest)
+                )
                 walk(bounds[2], passes * trips)
                 continue
             for called in _CALLED.findall(line):
@@ -156,12 +159,14 @@ def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
     return dict(found)
 
 
-def _trips(computations: dict[str, tuple[bool, list[str]]], condition: str, body: str) -> int:
+def _trips(
+    computations: dict[str, tuple[bool, list[str]]], condition: str, body: str, longest: int
+) -> int:
     lines = computations.get(condition, (False, []))[1]
     bound = max((int(n) for line in lines for n in _BOUND.findall(line)), default=1)
     counters = [int(found[1]) for line in lines if (found := _ELEMENT.search(line))]
     if len(counters) != 1:
-        return bound
+        return longest or bound
     return -(-bound // _stride(computations.get(body, (False, []))[1], counters[0]))
 
 

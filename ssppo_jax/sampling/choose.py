@@ -15,6 +15,9 @@ from jaxtyping import Float, Int, Key, UInt32
 from ssppo_jax.types import Array
 
 
+WHOLE_BLOCKS = 64  # of a vocabulary; fewer are not worth a cut
+
+
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
     """Settings of how tokens are drawn, and of the log-probs recorded beside those as sampled.
@@ -124,10 +127,15 @@ def invert(
 
     Weights are >= 0 and not all 0; `uniform` is in [0,1): one random number a row, not V. Two
     levels of about sqrt(V) keep the running sums short: quick, and accurate in float32. An index of
-    weight 0 is never returned."""
+    weight 0 is never returned.
+
+    Many blocks are made a multiple of 16: then a vocabulary that is cut over devices stays where it
+    is, and only the sums of blocks pass between them."""
     size = weights.shape[-1]
     width = 1 << ((size - 1).bit_length() + 1) // 2
     blocks = -(-size // width)
+    if blocks > WHOLE_BLOCKS:
+        blocks = -(-blocks // 16) * 16
     pad = [(0, 0)] * (weights.ndim - 1) + [(0, blocks * width - size)]
     table = jnp.pad(weights, pad).reshape(*weights.shape[:-1], blocks, width)
     mass = table.sum(-1)

@@ -43,6 +43,30 @@ def test_loops_multiply_channels_count_once_and_an_all_reduce_passes_twice():
     assert by_kind(collectives("nothing here")) == {}
 
 
+DECODING = """
+%ends (c: (pred[4,5], s32[4])) -> pred[] {
+  %n = s32[]{:T(128)} constant(4)
+  %e = pred[4,5]{1,0} get-tuple-element(%c), index=0
+  %f = s32[] fusion(%e), kind=kLoop, calls=%count
+  ROOT %lt = pred[] compare(%f, %n), direction=LT
+}
+
+%body (b: (pred[4,5], s32[4])) -> (pred[4,5], s32[4]) {
+  %g = bf16[8]{0} all-gather(%p), channel_id=1, dimensions={0}
+}
+
+ENTRY %main (a: f32[2]) -> f32[2] {
+  %w = (pred[4,5], s32[4]) while(%t), condition=%ends, body=%body
+}
+"""
+
+
+def test_a_loop_that_ends_by_what_it_computes_counts_as_often_as_it_may_run():
+    (one,) = collectives(DECODING, longest=512)
+    assert (one.size, one.passes) == (16, 512)
+    assert by_kind(collectives(BY_HAND, longest=0)) == by_kind(collectives(BY_HAND))
+
+
 GPU = """
 %body (b: (s32[], bf16[8,16])) -> (s32[], bf16[8,16]) {
   %s = ((bf16[4,16]{1,0}, f32[2]{0}), (bf16[16,16]{1,0}, f32[8]{0})) all-gather-start(%q, %r), \
