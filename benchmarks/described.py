@@ -5,7 +5,7 @@
 
 The shipped 8B config is compiled. Fully sharded training gathers each layer's matrices twice and
 the head three times, and reduces and scatters each gradient once. The decoding loop gathers no
-weight. Ends with an error where a program does otherwise. Nothing is run."""
+weight and no logits. Ends with an error where a program does otherwise. Nothing is run."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ import jax
 import numpy as np
 
 from ssppo_jax import schema
+from ssppo_jax.distributed.mesh import batch_ways
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.plan.compile import GIB, described, read_model
 from ssppo_jax.plan.hlo import Collective, by_kind, collectives
 from ssppo_jax.plan.steps import plan_step
 from ssppo_jax.plan.topology import Machine, machine_of
-from ssppo_jax.runtime import Runtime
+from ssppo_jax.runtime import Runtime, rollout_params
 
 MACHINES = ("v5e:4x4", "h100:8")
 # What a ring receives more than the closed form: its first part once more.
@@ -89,14 +90,30 @@ def _compared(what: str, found: float, wanted: float) -> tuple[str, bool]:
 
 
 def decoding(runtime: Runtime, machine: Machine, sent: list[Collective]) -> list[tuple[str, bool]]:
-    """Look for a weight among what the loops over layers gather, of the prompt and of tokens."""
+    """Look for a weight among what the loops over layers gather, of the prompt and of tokens, and
+    for logits among what the loop over tokens gathers."""
     del machine
-    inside = [one for one in sent if one.passes >= runtime.arch.num_layers]
-    largest = max((one.size for one in inside if one.kind != "all-reduce"), default=0.0)
-    least = _smallest(runtime, runtime.sampling_mesh.shape["tensor"])
-    text = f"largest array gathered in the loop {largest / 2**20:.2f} MiB, smallest weight"
-    lines = [(f"{text} {least / 2**20:.2f}", largest < least)]
-    return [*lines, (f"collectives seen in the loop: {len(inside)}", bool(inside))]
+    arch, config, mesh = runtime.arch, runtime.config, runtime.sampling_mesh
+    tokens = config.sampling.max_new_tokens
+    loops = {arch.num_layers: "", arch.num_layers * tokens: "", tokens: "a token"}
+    inside = [one for one in sent if one.passes in loops and one.kind != "all-reduce"]
+    layers = max((one.size for one in inside if one.passes != tokens), default=0.0)
+    token = max((one.size for one in inside if one.passes == tokens), default=0.0)
+    weight = _smallest(runtime, mesh.shape["tensor"])
+    sampler = runtime.make_sampler(
+        num_samples=config.sampling.num_samples, sampling=rollout_params(config)
+    )
+    rows = sampler.slots * config.sampling.num_samples / batch_ways(tuple(mesh.shape.values()))
+    logits = 4.0 * rows * arch.vocab_size / mesh.shape["tensor"]  # bytes that a device has
+    return [
+        (_largest("the loops over layers", layers, "smallest weight", weight), layers < weight),
+        (_largest("the loop over tokens", token, "logits of a device", logits), token < logits),
+        (f"collectives in loops: {sum(one.passes in loops for one in sent)}", bool(sent)),
+    ]
+
+
+def _largest(where: str, size: float, what: str, limit: float) -> str:
+    return f"largest array gathered in {where} {size / 2**20:.2f} MiB, {what} {limit / 2**20:.2f}"
 
 
 if __name__ == "__main__":

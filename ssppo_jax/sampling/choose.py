@@ -14,7 +14,6 @@ from jaxtyping import Float, Int, Key, UInt32
 
 from ssppo_jax.types import Array
 
-
 WHOLE_BLOCKS = 64  # of a vocabulary; fewer are not worth a cut
 
 
