@@ -32,8 +32,8 @@ def get_config(step="play"):
         select(config, "loss", "sft")
         config.optimizer.learning_rate = 2e-5
     else:  # fit
-        config.train.batch_size = 16
-        config.optimizer.learning_rate = 2e-5
+        config.train.batch_size = 8
+        config.optimizer.learning_rate = 1e-4
         config.optimizer.schedule = "linear"
         config.optimizer.warmup_ratio = 0.1
     return config
