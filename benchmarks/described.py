@@ -105,10 +105,12 @@ def decoding(runtime: Runtime, machine: Machine, sent: list[Collective]) -> list
     )
     rows = sampler.slots * config.sampling.num_samples / batch_ways(tuple(mesh.shape.values()))
     logits = 4.0 * rows * arch.vocab_size / mesh.shape["tensor"]  # bytes that a device has
+    again = [one for one in sent if one.passes in (tokens, arch.num_layers * tokens)]
+    step = sum(one.size * one.passes for one in again) / tokens / 2**20
     return [
         (_largest("the loops over layers", layers, "smallest weight", weight), layers < weight),
         (_largest("the loop over tokens", token, "logits of a device", logits), token < logits),
-        (f"collectives in loops: {sum(one.passes in loops for one in sent)}", bool(sent)),
+        (f"a token's step receives {step:.0f} MiB by {len(again)} collectives", bool(again)),
     ]
 
 

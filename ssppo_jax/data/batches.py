@@ -119,7 +119,7 @@ def encode_prompts(
         except DataError as exc:
             bad.append(f"prompt {prompt.id!r}: {exc}")
     if bad:
-        raise DataError("\n".join([*listed(bad)]))
+        raise DataError("\n".join(listed(bad)))
     short = [e for e in encoded if len(e.tokens) <= max_prompt_length]
     long = tuple((e.prompt.id, len(e.tokens)) for e in encoded if len(e.tokens) > max_prompt_length)
     dropped = Dropped(max_prompt_length, len(prompts), long)

@@ -65,7 +65,7 @@ def encode_given(
         else:
             kept.append(dataclasses.replace(e, completions=ids))
     if bad:
-        raise DataError("\n".join([*listed(bad)]))
+        raise DataError("\n".join(listed(bad)))
     if long:
         shown = ", ".join(f"{name} ({n})" for name, n in long[:SHOWN])
         more_of = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
