@@ -2,6 +2,7 @@
 are errors, and the shapes and dtypes that annotations state are checked at every call."""
 
 import os
+import tempfile
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
@@ -25,9 +26,11 @@ jaxtyping.install_import_hook(
 )
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-jax.config.update(
-    "jax_enable_compilation_cache", False
-)  # commands that are called in this process would keep theirs
+# Whole runs build the same programs again and again: a process of the tests keeps its own.
+COMPILED = tempfile.TemporaryDirectory(prefix="ssppo-compiled-")
+jax.config.update("jax_compilation_cache_dir", COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +40,7 @@ def own_cache(tmp_path_factory):
         patch.setenv("SSPPO_CACHE", str(tmp_path_factory.mktemp("cache")))
         patch.setenv("SSPPO_PROGRESS", "off")
         yield
+
+
+def pytest_unconfigure():
+    COMPILED.cleanup()

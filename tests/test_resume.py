@@ -40,14 +40,6 @@ def test_stopped_and_killed_in_four_phases_ends_like_the_uninterrupted_run(
     assert log_of(stopped) == log_of(uninterrupted)
 
 
-def test_a_resume_that_loses_its_random_keys_is_told_apart(launch, uninterrupted, stopped):
-    launch(stopped, kill="other keys")
-    assert (
-        files_of(stopped)["policy/model.safetensors"]
-        != files_of(uninterrupted)["policy/model.safetensors"]
-    )
-
-
 def test_the_run_trained_something(uninterrupted):
     log = log_of(uninterrupted)
     train = [r["values"] for r in log if r["phase"] == "train"]
