@@ -10,9 +10,8 @@ import pytest
 from ssppo_jax.oracles.protocol import checked
 from ssppo_jax.types import Prompt
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
-sys.path.append(str(EXPERIMENTS / "cycle"))
-sys.path.append(str(EXPERIMENTS / "nash"))
+sys.path.append(str(Path(__file__).parents[2] / "experiments/cycle"))
+sys.path.append(str(Path(__file__).parents[2] / "experiments/nash"))
 import cycle
 import gaps
 from game import duality_gap, equilibrium
