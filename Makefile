@@ -38,8 +38,10 @@ lora: setup  ## the quickstart with adapters of rank 16 (SEED=, RUN=)
 pipeline: setup  ## SFT, a reward model fitted on pairs, self-play against it, judged by the hidden rule (RUN=)
 	$(PY) experiments/pipeline/label.py $(RUN)
 	$(PY) -m ssppo_jax train --config=experiments/pipeline/config.py:sft --config.data.source.path=$(RUN)/demonstrations.jsonl --workdir=$(RUN)/sft
-	$(PY) -m ssppo_jax fit --config=experiments/pipeline/config.py:fit --config.data.source.path=$(RUN)/pairs.jsonl --workdir=$(RUN)/fit
-	$(PY) -m ssppo_jax train --config=experiments/pipeline/config.py:play --config.model.source=$(RUN)/sft --config.oracle.source=$(RUN)/fit/reward_model --workdir=$(RUN)/play
+	$(PY) experiments/pipeline/shorten.py $(RUN)/short
+	$(PY) -m ssppo_jax fit --config=experiments/pipeline/config.py:fit --config.model.source=$(RUN)/short --config.data.source.path=$(RUN)/pairs.jsonl --workdir=$(RUN)/fit
+	T=$$($(PY) -c 'import json; print(json.load(open("$(RUN)/fit/result.json"))["reward_temperature"])') && \
+	$(PY) -m ssppo_jax train --config=experiments/pipeline/config.py:play --config.model.source=$(RUN)/sft --config.oracle.source=$(RUN)/fit/reward_model --config.oracle.reward_temperature=$$T --workdir=$(RUN)/play
 	$(PY) experiments/pipeline/judge.py $(RUN)
 
 smoke: setup  ## every part of a run on a tiny random model, in about a minute

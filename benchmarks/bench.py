@@ -155,22 +155,27 @@ def lengths(folder: Path, sides: list[str], rounds: int) -> dict:
 def offline(folder: Path, sides: list[str], rounds: int) -> dict:
     """DPO on the same given pairs by each side: a record of each round.
 
+    Before that the log-probs of the same tokens are compared.
+
     Raises:
-      SystemExit: the losses differ, so the sides do not train the same.
+      SystemExit: log-probs or losses differ, so the sides do not train the same.
     """
     sides = [side for side in sides if side != "tunix"]  # it has no data set of preferences
+    gaps = compare(folder, sides)
     found: dict[str, list[dict]] = {side: [] for side in sides}
     with bar(rounds * len(sides), what="offline", unit="tasks") as progress:
         for side in sides * rounds:
             if record := run(side, folder, "offline").get("offline"):
                 found[side].append(record)
             progress.update()
+    if missing := [side for side, records in found.items() if not records]:
+        raise SystemExit(f"offline DPO: no result of {', '.join(missing)}, for the reason above")
     losses = [record["losses"] for records in found.values() for record in records]
     gap = float(np.ptp(losses, axis=0).max())
     if work.DTYPE == "float32" and not gap < 1e-3:
         raise SystemExit(f"offline DPO: the losses of the same steps differ by {gap}: {losses}")
     load = os.getloadavg()[1]
-    made = {"records": found, "gap": gap, "machine": machine()}
+    made = {"records": found, "gaps": gaps, "gap": gap, "machine": machine()}
     return made | {"date": str(date.today()), "load": load}
 
 
@@ -369,8 +374,9 @@ OFFLINE = """
 `train` on given pairs beside TRL's `DPOTrainer`, from the rows to the last step: the same {pairs}
 pairs of about 128 + 2 x 128 tokens, {epochs} epochs of one step each (`TASKS=offline make bench`).
 Seconds contain tokenising, compiling and the reference's log-probs, which both sides compute once.
-The losses of the steps differ by at most {gap:.0e}. Measured on {date}: {machine}; rounds:
-{rounds}; load {load:.0f}.
+Before that the summed log-probs of the same tokens were compared: largest relative difference
+{apart:.1e}. The losses of the steps differ by at most {gap:.0e}. Measured on {date}: {machine};
+rounds: {rounds}; load {load:.0f}.
 
 | who | seconds, median (spread) | processor seconds | peak GiB | slower | our memory |
 |---|---|---|---|---|---|
@@ -398,6 +404,7 @@ def _offline(made: dict) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     values = {name: made[name] for name in ("gap", "date", "machine", "load")}
     values |= {"pairs": work.PAIRS, "epochs": work.EPOCHS, "rows": "\n".join(lines)}
+    values["apart"] = max(made["gaps"].values(), default=0.0)
     return OFFLINE.format(**values, rounds=max(map(len, made["records"].values())))
 
 

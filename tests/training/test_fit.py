@@ -21,6 +21,7 @@ from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.training.fit import loop
 from ssppo_jax.training.fit.head import both_orders, bradley_terry, pairs_of
 from ssppo_jax.training.fit.loop import fit
+from ssppo_jax.training.fit.temperature import calibrate
 from ssppo_jax.types import Given, Policy, Prompt, Samples
 from ssppo_jax.weights.ranker import MARKERS, load_ranker, open_ranker, save_ranker
 
@@ -117,6 +118,7 @@ def test_a_fit_stopped_in_and_between_epochs_is_the_uninterrupted_one_and_read_b
     assert [r["step"] for r in logs[0] if r["phase"] == "train"] == [1, 2, 3, 4, 5, 6]
     assert [r["step"] for r in logs[0] if r["phase"] == "evaluate"] == [0, 3, 6]
     assert result["rewards/accuracies"] == 1 and result["loss"] < np.log(2)
+    assert 0 < result["reward_temperature"] < result["rewards/margins"]
     oracle = reward_model(source=str(tmp_path / "run" / "reward_model"), max_length=128)
     reward = oracle.ask(*heldout_of(tmp_path / "run")).reward
     margin = (reward[:, 0] - reward[:, 1]).mean()
@@ -218,6 +220,24 @@ def test_pairs_of_k_responses_leave_ties_out_and_put_the_winner_first():
     assert soft[:2] == (1, 0) and soft[2] == pytest.approx(1 / (1 + np.exp(-1)))
     matrix = Given(("a", "b"), preference=((0.5, 0.3), (0.7, 0.5)))
     assert pairs_of(matrix, 0.0) == [(1, 0, 0.7)]
+
+
+def test_the_temperature_is_that_of_least_loss():
+    rng = np.random.default_rng(0)
+    margin = rng.normal(0.02, 0.05, 60)
+    p = np.where(rng.random(60) < 0.8, 1.0, 0.6)
+    smooth = (61 * p + 1 - p) / 62
+
+    def loss(temperature):
+        chance = 1 / (1 + np.exp(-margin / temperature))
+        return -np.mean(smooth * np.log(chance) + (1 - smooth) * np.log(1 - chance))
+
+    best = calibrate(margin, p)
+    assert min(loss(best * factor) for factor in (0.99, 1.01)) > loss(best)
+    # All in order: not 0, which would make the reward certain. By hand: sigmoid(1 / T) = 4 / 5.
+    assert calibrate(np.ones(3), np.ones(3)) == pytest.approx(1 / np.log(4))
+    assert calibrate(np.array([-1.0, 0.5]), np.ones(2)) is None
+    assert calibrate(np.zeros(2), np.ones(2)) is None
 
 
 @pytest.mark.parametrize(

@@ -39,6 +39,7 @@ class Head:
         loss: of a batch of pairs.
         export: writes a folder that the oracle `oracle` loads.
         oracle: the oracle's name, which is the folder's.
+        tempered: the oracle gives rewards, whose preferences depend on `oracle.reward_temperature`.
     """
 
     encode: Callable[[list[Prompt]], tuple[list[EncodedPrompt], list[tuple[str, int | str]]]]
@@ -50,6 +51,7 @@ class Head:
     loss: Loss
     export: Callable[[PyTree, Path], Path]
     oracle: str
+    tempered: bool
 
 
 def pairs_of(given: Given, temperature: float) -> list[tuple[int, int, float]]:

@@ -40,6 +40,7 @@ from ssppo_jax.steps import make_row_step, make_train_step
 from ssppo_jax.training.fit.head import Head
 from ssppo_jax.training.fit.pairwise import pairwise
 from ssppo_jax.training.fit.reward import reward
+from ssppo_jax.training.fit.temperature import calibrate
 from ssppo_jax.types import Batch, PyTree, TrainState
 from ssppo_jax.weights.checkpoint import Checkpoints
 
@@ -51,8 +52,9 @@ HEADS = {"reward": reward, "pairwise": pairwise}
 def fit(config: ConfigDict, workdir: Path) -> dict:
     """Fit the configured head (`fit.head`) in `workdir`, or continue; return the result.
 
-    The result is the held-out loss, accuracy and margin with 95% intervals over pairs. It is also
-    in result.json. The model is exported to a folder that is called as the oracle that loads it:
+    The result is the held-out loss, accuracy and margin with 95% intervals over pairs, and for a
+    reward model the `oracle.reward_temperature` of least held-out loss. It is also in result.json.
+    The model is exported to a folder that is called as the oracle that loads it:
     `workdir`/reward_model or `workdir`/pairrm.
 
     Read from the config: model, data, optimizer, mesh, train.epochs, train.batch_size,
@@ -138,6 +140,7 @@ class Fit:
                     self._evaluate(state, i + 1)
         self._log(lagged.flush())
         result = self._evaluate(state, len(self.steps))
+        self._advise(result)
         self.head.export(state.params, self.workdir / self.head.oracle)
         run_folder.write_json(self.workdir / "result.json", result)
         return result
@@ -219,12 +222,32 @@ class Fit:
 
     def _evaluate(self, state: TrainState, step: int) -> dict:
         """Measure the held-out pairs and log the means with their intervals."""
-        found = intervals(self._measured(state.params), seed=self.config.seed)
+        measured = self._measured(state.params)
+        found = intervals(measured, seed=self.config.seed)
         values = logged(found)
         self.metrics.write(step=step, iteration=0, phase="evaluate", values=values)
         said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
         log.info("step %d: held-out %s", step, said)
+        if self.head.tempered:
+            temperature = calibrate(measured["rewards/margins"], self.heldout.p_win)
+            if temperature is not None:
+                values["reward_temperature"] = temperature
         return values
+
+    def _advise(self, result: dict) -> None:
+        """Say at which temperature the reward's preferences are best, or that there is none."""
+        if not self.head.tempered:
+            return
+        if "reward_temperature" in result:
+            log.info(
+                "the held-out loss is least at --config.oracle.reward_temperature=%.3g",
+                result["reward_temperature"],
+            )
+        else:
+            log.warning(
+                "the reward orders the held-out pairs no better than a coin; a policy would learn"
+                " nothing from it. Give more pairs, epochs or a higher optimizer.learning_rate"
+            )
 
     def _measured(self, params: PyTree) -> dict[str, np.ndarray]:
         """Return the loss and the `rewards/...` of every held-out pair, [M] each."""

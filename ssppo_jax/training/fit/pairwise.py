@@ -74,6 +74,7 @@ def pairwise(config: ConfigDict, mesh: Mesh) -> Head:
         loss=both_orders,
         export=lambda params, to: save_ranker(params, made, to),
         oracle="pairrm",
+        tempered=False,
     )
 
 

@@ -86,6 +86,7 @@ def reward(config: ConfigDict, mesh: Mesh) -> Head:
             params, arch, to, tokenizer_from=folder, replace=True
         ),
         oracle="reward_model",
+        tempered=True,
     )
 
 
