@@ -229,7 +229,7 @@ class Fit:
         said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
         log.info("step %d: held-out %s", step, said)
         if self.head.tempered:
-            temperature = calibrate(measured["rewards/margins"], self.heldout.p_win)
+            temperature = calibrate(measured["rewards/margins"], np.asarray(self.heldout.p_win))
             if temperature is not None:
                 values["reward_temperature"] = temperature
         return values
