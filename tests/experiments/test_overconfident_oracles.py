@@ -14,6 +14,7 @@ from ssppo_jax.types import Prompt
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/overconfidence"))
 import courses
+import dose
 import language
 from language import ask, coin, utility
 
@@ -143,3 +144,18 @@ def test_the_fall_is_from_where_the_other_seeds_peak():
     logged = {seed: {"judged": pd.Series(course)} for seed, course in runs.items()}
     # seed 1 at seed 2's peak: 0.6 - 0.2; seed 2 at seed 1's: 0.6 - 0.4
     assert courses.falls(logged, "judged").mean == pytest.approx((0.4 + 0.2) / 2)
+
+
+def test_the_slope_is_of_each_seed_s_differences_on_the_dose():
+    def run(rate):
+        return {courses.JUDGED: pd.Series([0.5, rate, rate, rate, rate])}
+
+    def at(*gains):  # of two seeds
+        return {"SPPO": {1: run(0.4), 2: run(0.5)}, "S-SPPO": dict(zip((1, 2), gains, strict=True))}
+
+    doses = {f"p = 0: {m}": runs for m, runs in at(run(0.4), run(0.5)).items()}
+    found = dose.by_dose(doses, at(run(0.5), run(0.8)))
+    assert list(found) == [0.0, 0.3]
+    assert dose.gains(found[0.3], courses.JUDGED) == pytest.approx({1: 0.1, 2: 0.3})
+    text = dose.table(found, "all prompts", courses.JUDGED)
+    assert "2 seeds: 0.667 [" in text  # (0.1 / 0.3 + 0.3 / 0.3) / 2

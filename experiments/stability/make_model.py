@@ -1,0 +1,96 @@
+"""Make the model that every run starts from: random parameters, then SFT by this package.
+
+    python experiments/stability/make_model.py
+
+writes into runs/stability-model the folders random (with a tokenizer of digits and words), sft and
+slips (two runs, the second goes on from the first with more mistakes) and model (the policy). Seeds
+are fixed. The questions of the demonstrations are not those of the runs: they have other seeds of
+reasoning-gym."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from config import MODEL, get_config
+from sums import SETTINGS, TASK, terms_of, worked
+
+from ssppo_jax import train
+from ssppo_jax.data import SOURCES
+from ssppo_jax.files import write_records
+from ssppo_jax.models.arch import tiny_arch
+from ssppo_jax.weights import hf, names
+
+DEMONSTRATIONS = 8192
+# Share of additions whose tens are wrong by one, and the seed of the questions.
+STEPS = {"sft": (0.1, 10**6), "slips": (0.25, 2 * 10**6)}
+SPECIALS = ("<pad>", "<user>", "<assistant>", "<end>", "<unknown>")
+TEMPLATE = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
+SIZES = {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16}
+
+
+def tokenizer():
+    """Make a tokenizer whose tokens are digits, signs, "Calculate" and "####"; spaces are none."""
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokens = (*SPECIALS, "####", "Calculate", *"0123456789", *"+=:,;.")
+    ids = {token: i for i, token in enumerate(tokens)}
+    made = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
+    each = Regex(r"####|[A-Za-z]+|[^\sA-Za-z]")
+    made.pre_tokenizer = pre_tokenizers.Split(each, behavior="removed", invert=True)
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        eos_token="<end>",
+        pad_token="<pad>",
+        unk_token="<unknown>",
+        clean_up_tokenization_spaces=False,
+    )
+    wrapped.chat_template = TEMPLATE
+    return wrapped
+
+
+def random_parameters(arch) -> dict:
+    """Draw parameters: norms 1, everything else normal with a variance of 1 over the width."""
+    rng, tree = np.random.default_rng(0), {}
+    for leaf in names.leaves(arch):
+        shape = names.shape(leaf, arch)
+        drawn = rng.normal(size=shape).astype(np.float32) * arch.hidden_size**-0.5
+        hf.insert(tree, leaf.path, np.ones_like(drawn) if leaf.path.endswith("scale") else drawn)
+    return tree
+
+
+def demonstrations(mistakes: float, seed: int) -> list[dict]:
+    """Return questions of reasoning-gym with their working, wrong in places."""
+    rng = np.random.default_rng(seed)
+    asked = SOURCES["reasoning_gym"](
+        task=TASK, settings=SETTINGS, size=DEMONSTRATIONS, task_seed=seed
+    )
+    texts = [prompt.text for prompt in asked]
+    return [{"prompt": t, "completion": worked(terms_of(t), rng, mistakes)} for t in texts]
+
+
+def main() -> None:
+    folder = Path(MODEL)
+    arch = tiny_arch(vocab_size=24, mlp_dim=192, bos_id=None, eos_ids=(3,), **SIZES)
+    with tempfile.TemporaryDirectory() as files:
+        tokenizer().save_pretrained(files)
+        hf.save_params(random_parameters(arch), arch, folder / "random", tokenizer_from=Path(files))
+    count = sum(int(np.prod(names.shape(leaf, arch))) for leaf in names.leaves(arch))
+    print(f"{folder}: {count:,} parameters")
+    for step, (mistakes, seed) in STEPS.items():
+        write_records(folder / f"{step}.jsonl", demonstrations(mistakes, seed))
+        train(get_config(step), folder / step)
+    shutil.copytree(folder / "slips" / "policy", folder / "model")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""Read what became of the runs of a sweep: held-out accuracy by age, collapse, and what the plan's
+tables need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from ssppo_jax.config import load_module
+from ssppo_jax.files import read_json
+from ssppo_jax.sweep.measure import read_courses
+
+STUDY = load_module(str(Path(__file__).parent / "config.py"))
+COURSES = load_module(str(Path(__file__).parents[1] / "overconfidence/courses.py"))
+UPDATES = STUDY.UPDATES
+interval = COURSES.interval
+AGES = np.arange(0, UPDATES + 1, STUDY.BETWEEN)  # updates at which held-out accuracy is measured
+FALL = 0.5  # of the highest accuracy so far: below it a run has collapsed
+
+
+class Outcome(NamedTuple):
+    """Hold one run, finished or failed."""
+
+    objective: str
+    updates: int  # that learn from one rollout
+    rate: float
+    seed: int
+    accuracy: np.ndarray  # [len(AGES)] held out; 0 from where a run failed
+    entropy: float  # least of its rollouts, nats a token
+    ratio: float  # largest of a token
+    eur: float  # effective update ratio, mean over updates
+    failed: str  # why the package stopped it; empty if it did not
+
+    @property
+    def area(self) -> float:
+        """Return the area under accuracy by update, over the number of updates."""
+        return float(np.trapezoid(self.accuracy, AGES) / UPDATES)
+
+    @property
+    def final(self) -> float:
+        return float(self.accuracy[-1])
+
+    @property
+    def collapsed(self) -> bool:
+        return bool(self.failed) or collapses(self.accuracy)
+
+    @property
+    def stable(self) -> bool:
+        """Return true for a run that did not collapse and ends no worse than it began."""
+        return not self.collapsed and self.final >= self.accuracy[0]
+
+
+def collapses(accuracy: np.ndarray) -> bool:
+    """Return true if an accuracy is below half of the highest before it."""
+    highest = np.maximum.accumulate(accuracy)
+    return bool((accuracy[1:] < FALL * highest[:-1]).any())
+
+
+def by_age(course: pd.Series, updates: int) -> np.ndarray:
+    """Return a course over iterations at `AGES`, 0 where the run did not come to."""
+    return course.reindex(AGES // updates, fill_value=0.0).to_numpy(float)
+
+
+def read_outcomes(folder: Path) -> list[Outcome]:
+    """Return the runs of a sweep that finished or failed.
+
+    A run fails when the package stops it: a step is not finite, or sampler and trainer disagree on
+    the log-probs of the same tokens. Such a run counts as collapsed, with accuracy 0 afterwards.
+    """
+    found = []
+    for run in read_json(folder / "sweep.json")["runs"]:
+        if run["status"] not in ("done", "failed"):
+            continue
+        point, updates = run["point"], UPDATES // run["point"]["train.iterations"]
+        courses = read_courses(folder / Path(run["folder"]).name / "metrics.jsonl")
+        found.append(
+            Outcome(
+                point["loss.name"],
+                updates,
+                point["optimizer.learning_rate"],
+                run["seed"],
+                by_age(courses["evaluate/accuracy"], updates),
+                courses["score/entropy"].min(),
+                courses["train/ratio/max"].max(),
+                courses["train/effective_update_ratio"].mean(),
+                run["reason"] if run["status"] == "failed" else "",
+            )
+        )
+    return found
+
+
+def best_rates(grid: list[Outcome]) -> dict[str, float]:
+    """Return each objective's rate: the largest area of a stable run, the smaller rate of equals;
+    of all runs where none is stable."""
+    rates = {}
+    for objective in dict.fromkeys(o.objective for o in grid):
+        own = [o for o in grid if o.objective == objective]
+        kept = [o for o in own if o.stable] or own
+        rates[objective] = max(kept, key=lambda o: (o.area, -o.rate)).rate
+    return rates
