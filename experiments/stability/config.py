@@ -1,8 +1,7 @@
 """GRPO, GSPO, GMPO, SAPO and SSPO on sums with written-out working, when updates go stale.
 
 `config.py:sft` and `config.py:slips` train the model that all runs start from. `config.py` sweeps
-the grid by which each objective's rate is chosen. `judged.py` and `fresh.py` are the runs that
-count. PLAN.md says what is asked of them."""
+the rates. `judged.py` and `fresh.py` are the runs that count. PLAN.md says what is asked of them."""
 
 from pathlib import Path
 
@@ -28,6 +27,7 @@ UPDATES = 64  # of a run, whatever its staleness
 BETWEEN = 32  # updates between evaluations
 PROMPTS = 2  # of an update, 8 responses each
 STALENESS = (8, 32)  # updates that learn from one rollout
+COMMON = 7.5e-5  # the rate of judged.py and fresh.py
 
 
 def get_config(step="play"):

@@ -1,4 +1,4 @@
-"""Fresher updates at the same rates and seeds as judged.py: what does staleness cost?"""
+"""Fresher updates at the rate and with the seeds of judged.py: what does staleness cost?"""
 
 from pathlib import Path
 
@@ -13,4 +13,4 @@ def get_config():
 
 
 def sweep(add):
-    JUDGED.chosen(add, JUDGED.STUDY.STALENESS[0])
+    JUDGED.at_common_rate(add, JUDGED.STUDY.STALENESS[0])

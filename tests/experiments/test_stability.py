@@ -43,26 +43,26 @@ def test_a_mistake_is_of_ten_and_what_follows_goes_on_from_it(sums):
 
 
 def test_areas_and_collapses_by_hand(outcomes):
-    steady = outcome(outcomes, 0.2, 0.4, 0.6, 0.8)
-    assert steady.area == pytest.approx((0.3 + 0.5 + 0.7) / 3)
+    steady = outcome(outcomes, 0.2, 0.4, 0.8)
+    assert steady.area == pytest.approx((0.3 + 0.6) / 2)
     assert steady.stable and not steady.collapsed
-    fallen = outcome(outcomes, 0.2, 0.6, 0.29, 0.7)  # below half of 0.6, though it comes back
+    fallen = outcome(outcomes, 0.6, 0.29, 0.7)  # below half of 0.6, though it comes back
     assert fallen.collapsed and not fallen.stable
-    assert not outcome(outcomes, 0.2, 0.6, 0.3, 0.3).collapsed
-    assert not outcome(outcomes, 0.4, 0.6, 0.4, 0.35).stable  # ends below its start
-    assert outcome(outcomes, 0.2, 0.4, 0.0, 0.0, failed="step 70 is not finite").collapsed
+    assert not outcome(outcomes, 0.2, 0.6, 0.3).collapsed
+    assert not outcome(outcomes, 0.4, 0.6, 0.35).stable  # ends below its start
+    assert outcome(outcomes, 0.2, 0.4, 0.3, failed="step 40 is not finite").collapsed
 
 
 def test_evaluations_are_read_by_the_policy_s_age(outcomes):
-    course = pd.Series([0.2, 0.3, 0.5], index=[0, 4, 8])  # stopped before iteration 12
-    assert outcomes.by_age(course, 8).tolist() == [0.2, 0.3, 0.5, 0.0]
+    course = pd.Series([0.2, 0.3], index=[0, 4])  # stopped before iteration 8
+    assert outcomes.by_age(course, 8).tolist() == [0.2, 0.3, 0.0]
 
 
 def test_the_best_rate_is_the_largest_area_of_a_stable_run(outcomes):
     tried = [
-        outcome(outcomes, 0.2, 0.3, 0.4, 0.5, rate=1e-4),
-        outcome(outcomes, 0.2, 0.4, 0.6, 0.7, rate=4e-4),
-        outcome(outcomes, 0.2, 0.9, 0.9, 0.1, rate=1.6e-3),
+        outcome(outcomes, 0.2, 0.3, 0.4, rate=1e-4),
+        outcome(outcomes, 0.2, 0.4, 0.6, rate=4e-4),
+        outcome(outcomes, 0.2, 0.9, 0.1, rate=1.6e-3),
     ]
     assert outcomes.best_rates(tried) == {"sspo": 4e-4}
     assert outcomes.best_rates(tried[2:]) == {"sspo": 1.6e-3}
