@@ -1,7 +1,8 @@
 """GRPO, GSPO, GMPO, SAPO and SSPO on sums with written-out working, when updates go stale.
 
 `config.py:sft` and `config.py:slips` train the model that all runs start from. `config.py` sweeps
-the rates. `judged.py` and `fresh.py` are the runs that count. PLAN.md says what is asked of them."""
+the rates, `judged.py` and `fresh.py` are the runs that count. PLAN.md says what is asked of
+them."""
 
 from pathlib import Path
 

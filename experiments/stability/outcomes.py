@@ -29,6 +29,7 @@ class Outcome(NamedTuple):
     rate: float
     seed: int
     accuracy: np.ndarray  # [len(AGES)] held out; 0 from where a run failed
+    reward: float  # mean of the last rollout
     entropy: float  # least of its rollouts, nats a token
     ratio: float  # largest of a token
     eur: float  # effective update ratio, mean over updates
@@ -83,6 +84,7 @@ def read_outcomes(folder: Path) -> list[Outcome]:
                 point["optimizer.learning_rate"],
                 run["seed"],
                 by_age(courses["evaluate/accuracy"], updates),
+                float(courses["judge/reward/mean"].iloc[-1]),
                 courses["score/entropy"].min(),
                 courses["train/ratio/max"].max(),
                 courses["train/effective_update_ratio"].mean(),
@@ -90,14 +92,3 @@ def read_outcomes(folder: Path) -> list[Outcome]:
             )
         )
     return found
-
-
-def best_rates(grid: list[Outcome]) -> dict[str, float]:
-    """Return each objective's rate: the largest area of a stable run, the smaller rate of equals;
-    of all runs where none is stable."""
-    rates = {}
-    for objective in dict.fromkeys(o.objective for o in grid):
-        own = [o for o in grid if o.objective == objective]
-        kept = [o for o in own if o.stable] or own
-        rates[objective] = max(kept, key=lambda o: (o.area, -o.rate)).rate
-    return rates

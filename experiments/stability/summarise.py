@@ -11,7 +11,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from outcomes import AGES, STUDY, Outcome, best_rates, interval, read_outcomes
+from outcomes import AGES, STUDY, Outcome, interval, read_outcomes
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -28,20 +28,20 @@ def by_objective(runs: list[Outcome]) -> By:
 
 
 def of_grid(runs: list[Outcome]) -> str:
-    """Return area and final accuracy by rate, the chosen rate, and the rates that are stable."""
-    rates, chosen = sorted({o.rate for o in runs}), best_rates(runs)
-    head = ["", *(f"{rate:g}" for rate in rates), "chosen", "stable"]
+    """Return area and final accuracy by rate, and the rates that are stable."""
+    rates = sorted({o.rate for o in runs})
+    head = ["", *(f"{rate:g}" for rate in rates), "stable"]
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for objective, best in chosen.items():
+    for objective in STUDY.OBJECTIVES:
         own = {o.rate: o for o in runs if o.objective == objective}
         cells = [_cell(own[rate]) if rate in own else "-" for rate in rates]
         stable = ", ".join(f"{rate:g}" for rate in rates if rate in own and own[rate].stable)
-        lines.append(f"| {objective} | {' | '.join(cells)} | {best:g} | {stable} |")
+        lines.append(f"| {objective} | {' | '.join(cells)} | {stable} |")
     return "\n".join(lines) + "\n"
 
 
 def _cell(one: Outcome) -> str:
-    return f"{one.area:.3f} ({one.final:.2f}){' collapsed' * one.collapsed}"
+    return f"{one.area:.3f} ({one.final:.2f}){', collapsed' * one.collapsed}"
 
 
 def of_judged(runs: list[Outcome]) -> str:
@@ -49,14 +49,13 @@ def of_judged(runs: list[Outcome]) -> str:
     plan asks for."""
     table = by_objective(runs)
     lines = [
-        "| | updates a rollout | rate | runs | area | SSPO's less it | final accuracy | SSPO's less"
-        " it | collapsed |",
-        "|" + " --- |" * 9,
+        "| | updates a rollout | runs | area | SSPO's less it | final accuracy | SSPO's less it |"
+        " collapsed |",
+        "|" + " --- |" * 8,
     ]
     for (objective, updates), own in table.items():
         sspo = table.get(("sspo", updates), {})
-        rate = ", ".join(f"{x:g}" for x in sorted({o.rate for o in own.values()}))
-        cells = [objective, str(updates), rate, str(len(own))]
+        cells = [objective, str(updates), str(len(own))]
         for name in ("area", "final"):
             cells.append(str(interval([getattr(o, name) for o in own.values()])))
             cells.append("" if objective == "sspo" else less(sspo, own, name))
@@ -64,14 +63,18 @@ def of_judged(runs: list[Outcome]) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| | updates a rollout | entropy floor, nats | largest token ratio | EUR, mean |",
-        "|" + " --- |" * 5,
+        "| | updates a rollout | reward of the last rollout | SSPO's less it | entropy floor, nats"
+        " | largest token ratio | EUR, mean |",
+        "|" + " --- |" * 7,
     ]
     for (objective, updates), own in table.items():
-        cells = [f"{interval([o.entropy for o in own.values()])}"]
+        sspo = table.get(("sspo", updates), {})
+        cells = [str(interval([o.reward for o in own.values()]))]
+        cells.append("" if objective == "sspo" else less(sspo, own, "reward"))
+        cells.append(str(interval([o.entropy for o in own.values()])))
         ratios = [o.ratio for o in own.values()]
         cells.append(f"{np.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})")
-        cells.append(f"{interval([o.eur for o in own.values()])}")
+        cells.append(str(interval([o.eur for o in own.values()])))
         lines.append(f"| {objective} | {updates} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
@@ -108,8 +111,7 @@ def of_staleness(runs: list[Outcome]) -> str:
 
 
 def draw(grid: list[Outcome], judged: list[Outcome], path: Path) -> None:
-    """Draw accuracy by update at the chosen rates, with a band of a standard error, and the
-    grid."""
+    """Draw accuracy by update, with a band of a standard error, and the grid."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
     for axis, updates in zip(axes, reversed(STUDY.STALENESS), strict=False):
         for n, objective in enumerate(STUDY.OBJECTIVES):
@@ -139,7 +141,7 @@ def main(output: Path, grid: Path, *judged: Path) -> None:
     tried = read_outcomes(grid)
     counted = [o for folder in judged if folder.is_dir() for o in read_outcomes(folder)]
     parts = [f"Grid, seed {STUDY.SEEDS[0]}: area (final accuracy)\n", of_grid(tried)]
-    parts += ["At the chosen rates\n", of_judged(counted), of_staleness(counted)]
+    parts += [f"At {STUDY.COMMON:g}\n", of_judged(counted), of_staleness(counted)]
     text = "\n".join(parts)
     (output / "tables.md").write_text(text, encoding="utf-8")
     draw(tried, counted, output / "stability.svg")

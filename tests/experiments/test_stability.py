@@ -1,4 +1,4 @@
-"""The sums of experiments/stability, and the plan's collapse, area and best rate."""
+"""The sums of experiments/stability, and what its plan calls an area and a collapse."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def outcomes():
 
 
 def outcome(outcomes, *accuracy, rate=1e-4, failed=""):
-    return outcomes.Outcome("sspo", 8, rate, 1, np.array(accuracy), 0.1, 2.0, 0.9, failed)
+    return outcomes.Outcome("sspo", 8, rate, 1, np.array(accuracy), 0.3, 0.1, 2.0, 0.9, failed)
 
 
 def test_the_working_of_a_sum_by_hand(sums):
@@ -56,16 +56,6 @@ def test_areas_and_collapses_by_hand(outcomes):
 def test_evaluations_are_read_by_the_policy_s_age(outcomes):
     course = pd.Series([0.2, 0.3], index=[0, 4])  # stopped before iteration 8
     assert outcomes.by_age(course, 8).tolist() == [0.2, 0.3, 0.0]
-
-
-def test_the_best_rate_is_the_largest_area_of_a_stable_run(outcomes):
-    tried = [
-        outcome(outcomes, 0.2, 0.3, 0.4, rate=1e-4),
-        outcome(outcomes, 0.2, 0.4, 0.6, rate=4e-4),
-        outcome(outcomes, 0.2, 0.9, 0.1, rate=1.6e-3),
-    ]
-    assert outcomes.best_rates(tried) == {"sspo": 4e-4}
-    assert outcomes.best_rates(tried[2:]) == {"sspo": 1.6e-3}
 
 
 def test_all_runs_make_the_same_updates_on_the_same_number_of_responses():
