@@ -113,6 +113,7 @@ def of_staleness(runs: list[Outcome]) -> str:
 def draw(grid: list[Outcome], judged: list[Outcome], path: Path) -> None:
     """Draw accuracy by update, with a band of a standard error, and the grid."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 4), layout="constrained")
+    axes[1].sharey(axes[0])
     for axis, updates in zip(axes, reversed(STUDY.STALENESS), strict=False):
         for n, objective in enumerate(STUDY.OBJECTIVES):
             own = by_objective(judged).get((objective, updates), {})
