@@ -147,7 +147,11 @@ def plan(
 
 
 def compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> Plan:
-    """Compile one step and read its memory and what it sends from the program."""
+    """Compile one step and read its memory and what it sends from the program.
+
+    Raises:
+      ConfigError: cuDNN attention is asked for, and cuDNN is not installed.
+    """
     start, peak, refusal = time.perf_counter(), None, ""
     sent: list[Collective] | None = []
     held = memory_of(runtime, planned)
@@ -160,6 +164,13 @@ def compiled(runtime: Runtime, planned: Planned, chip: Chip, per_node: int) -> P
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         refusal = _refusal(str(error), held)
+    except RuntimeError as error:  # JAX asks cuDNN its version, also for a GPU that is described
+        if "cuDNN" not in str(error):
+            raise
+        raise ConfigError(
+            "model.attention=cudnn: compiling it needs cuDNN, which is not installed here; type"
+            " pip install nvidia-cudnn-cu12, or set model.attention=einsum"
+        ) from None
     seconds = time.perf_counter() - start
     chips = runtime.mesh.size
     needs = counted(runtime, planned, chip)

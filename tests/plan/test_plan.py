@@ -5,6 +5,7 @@ import dataclasses
 import importlib.util
 import json
 import os
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -416,3 +417,19 @@ def test_the_optimizer_of_bfloat16_parameters_is_counted_by_how_they_are_rounded
 def mesh_and_decoder(config):
     mesh = plan.make_mesh((1, 4, 2))
     return mesh, ARCH, plan.make_decoder(config, ARCH, mesh)
+
+
+def test_cudnn_that_is_not_installed_is_named_with_what_to_type(monkeypatch):
+    """JAX says "cuDNN not found" while it traces, and the plan showed its traceback."""
+
+    def lower(*_):
+        raise RuntimeError(said)
+
+    monkeypatch.setattr(plan, "memory_of", lambda *_: {})
+    step = SimpleNamespace(step=SimpleNamespace(lower=lower), arguments=(), phase="train")
+    said = "cuDNN not found."
+    with pytest.raises(ConfigError, match=r"pip install nvidia-cudnn-cu12, or .*attention=einsum"):
+        plan.compiled(None, step, CHIP, 8)
+    said = "something else"
+    with pytest.raises(RuntimeError, match="something else"):
+        plan.compiled(None, step, CHIP, 8)
