@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from ml_collections import ConfigDict
+from scipy.stats import nct
 from scipy.stats import t as student
 
 from ssppo_jax import schema
@@ -74,6 +75,13 @@ def interval(values: list[float]) -> Interval:
     flips = np.array(list(itertools.product((-1, 1), repeat=len(x))))
     p = float(np.mean(np.abs(flips @ x) >= abs(x.sum()) - 1e-9))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), p)
+
+
+def power(difference: float, spread: float, n: int) -> float:
+    """Return the chance that a paired, two-sided t-test at 5% sees a true difference."""
+    shift, bound = difference / spread * n**0.5, student.ppf(0.975, n - 1)
+    against = nct.cdf(-bound, n - 1, shift)  # NaN where it is too small for SciPy
+    return float(nct.sf(bound, n - 1, shift) + np.nan_to_num(against))
 
 
 def late(courses: dict[str, pd.Series], name: str = JUDGED) -> float:

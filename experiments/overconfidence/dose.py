@@ -3,8 +3,7 @@
     python experiments/overconfidence/dose.py DOSES BASELINES DIR
 
 reads the folders of doses.py and baselines.py and writes DIR/dose.md. Of the second it takes SPPO
-and S-SPPO, whose dose is 0.3. The slope is
-that of a straight line through a seed's differences."""
+and S-SPPO, whose dose is 0.3. The slope is that of a straight line through a seed's differences."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 from config import MODEL, get_config
 from language import ASKS, FLOURISH, NOUNS, SEASONS, SLOTS, ask, drawn, sentence
+from start import SPECIALS, random_parameters, word_level, wrapped
 
 from ssppo_jax import train
 from ssppo_jax.files import write_records
@@ -25,7 +26,6 @@ from ssppo_jax.weights import hf, names
 
 DEMONSTRATIONS = 4096
 MISTAKES = 0.1  # share of demonstrations in which one phrase is not the one asked for
-SPECIALS = ("<pad>", "<user>", "<assistant>", "<end>", "<unknown>")
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '> ' + m['content'] + ' ' }}"
     "{% if m['role'] == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
@@ -44,33 +44,11 @@ def vocabulary() -> list[str]:
 
 def tokenizer(words: list[str]):
     """Make a tokenizer whose tokens are words between spaces."""
-    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import pre_tokenizers
 
-    ids = {word: i for i, word in enumerate(words)}
-    made = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
+    made = word_level(words)
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    made.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        eos_token="<end>",
-        pad_token="<pad>",
-        unk_token="<unknown>",
-        clean_up_tokenization_spaces=False,
-    )
-    wrapped.chat_template = TEMPLATE
-    return wrapped
-
-
-def random_parameters(arch) -> dict:
-    """Draw parameters: norms 1, everything else normal with a variance of 1 over the width."""
-    rng, tree = np.random.default_rng(0), {}
-    for leaf in names.leaves(arch):
-        shape = names.shape(leaf, arch)
-        drawn_here = rng.normal(size=shape).astype(np.float32) * arch.hidden_size**-0.5
-        value = np.ones(shape, np.float32) if leaf.path.endswith("scale") else drawn_here
-        hf.insert(tree, leaf.path, value)
-    return tree
+    return wrapped(made, TEMPLATE)
 
 
 def demonstrations() -> list[dict]:

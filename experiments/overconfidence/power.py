@@ -10,17 +10,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from courses import Courses, late, read_sweep
-from scipy.stats import chi2, nct
-from scipy.stats import t as student
+from courses import Courses, late, power, read_sweep
+from scipy.stats import chi2
 
 SIZES = (3, 5, 8, 10)
-
-
-def power(difference: float, spread: float, n: int) -> float:
-    """Return the chance of a significant result."""
-    shift, bound = difference / spread * n**0.5, student.ppf(0.975, n - 1)
-    return float(nct.sf(bound, n - 1, shift) + nct.cdf(-bound, n - 1, shift))
 
 
 def main(folder: Path) -> None:

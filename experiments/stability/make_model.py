@@ -18,15 +18,16 @@ from config import MODEL, get_config
 from sums import SETTINGS, TASK, terms_of, worked
 
 from ssppo_jax import train
+from ssppo_jax.config import load_module
 from ssppo_jax.data import SOURCES
 from ssppo_jax.files import write_records
 from ssppo_jax.models.arch import tiny_arch
 from ssppo_jax.weights import hf, names
 
+START = load_module(str(Path(__file__).parents[1] / "overconfidence/start.py"))
 DEMONSTRATIONS = 8192
 # Share of additions whose tens are wrong by one, and the seed of the questions.
 STEPS = {"sft": (0.1, 10**6), "slips": (0.25, 2 * 10**6)}
-SPECIALS = ("<pad>", "<user>", "<assistant>", "<end>", "<unknown>")
 TEMPLATE = (
     "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}"
     "{% if m['role'] == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
@@ -37,35 +38,13 @@ SIZES = {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, 
 
 def tokenizer():
     """Make a tokenizer whose tokens are digits, signs, "Calculate" and "####"; spaces are none."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex, decoders, pre_tokenizers
 
-    tokens = (*SPECIALS, "####", "Calculate", *"0123456789", *"+=:,;.")
-    ids = {token: i for i, token in enumerate(tokens)}
-    made = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
+    made = START.word_level([*START.SPECIALS, "####", "Calculate", *"0123456789", *"+=:,;."])
     each = Regex(r"####|[A-Za-z]+|[^\sA-Za-z]")
     made.pre_tokenizer = pre_tokenizers.Split(each, behavior="removed", invert=True)
     made.decoder = decoders.Fuse()
-    made.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=made,
-        eos_token="<end>",
-        pad_token="<pad>",
-        unk_token="<unknown>",
-        clean_up_tokenization_spaces=False,
-    )
-    wrapped.chat_template = TEMPLATE
-    return wrapped
-
-
-def random_parameters(arch) -> dict:
-    """Draw parameters: norms 1, everything else normal with a variance of 1 over the width."""
-    rng, tree = np.random.default_rng(0), {}
-    for leaf in names.leaves(arch):
-        shape = names.shape(leaf, arch)
-        drawn = rng.normal(size=shape).astype(np.float32) * arch.hidden_size**-0.5
-        hf.insert(tree, leaf.path, np.ones_like(drawn) if leaf.path.endswith("scale") else drawn)
-    return tree
+    return START.wrapped(made, TEMPLATE)
 
 
 def demonstrations(mistakes: float, seed: int) -> list[dict]:
@@ -83,7 +62,9 @@ def main() -> None:
     arch = tiny_arch(vocab_size=24, mlp_dim=192, bos_id=None, eos_ids=(3,), **SIZES)
     with tempfile.TemporaryDirectory() as files:
         tokenizer().save_pretrained(files)
-        hf.save_params(random_parameters(arch), arch, folder / "random", tokenizer_from=Path(files))
+        hf.save_params(
+            START.random_parameters(arch), arch, folder / "random", tokenizer_from=Path(files)
+        )
     count = sum(int(np.prod(names.shape(leaf, arch))) for leaf in names.leaves(arch))
     print(f"{folder}: {count:,} parameters")
     for step, (mistakes, seed) in STEPS.items():

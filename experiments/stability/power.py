@@ -12,18 +12,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from outcomes import read_outcomes
-from scipy.stats import chi2, nct
-from scipy.stats import t as student
+from outcomes import COURSES, read_outcomes
+from scipy.stats import chi2
 
 SIZES, DIFFERENCES = (3, 5, 8), (0.02, 0.05, 0.1, 0.2)
-
-
-def power(difference: float, spread: float, n: int) -> float:
-    """Return the chance of a significant result."""
-    shift, bound = difference / spread * n**0.5, student.ppf(0.975, n - 1)
-    against = nct.cdf(-bound, n - 1, shift)  # NaN where it is too small for SciPy
-    return float(nct.sf(bound, n - 1, shift) + np.nan_to_num(against))
 
 
 def main(folder: Path) -> None:
@@ -54,7 +46,7 @@ def tell(rate: float, differences: np.ndarray) -> None:
     print("|" + " --- |" * (2 + len(SIZES)))
     for difference in DIFFERENCES:
         for s in (spread, upper):
-            cells = " | ".join(f"{power(difference, s, size):.2f}" for size in SIZES)
+            cells = " | ".join(f"{COURSES.power(difference, s, size):.2f}" for size in SIZES)
             print(f"| {difference} | {s:.3f} | {cells} |")
 
 

@@ -225,13 +225,13 @@ class Fit:
         measured = self._measured(state.params)
         found = intervals(measured, seed=self.config.seed)
         values = logged(found)
-        self.metrics.write(step=step, iteration=0, phase="evaluate", values=values)
-        said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
-        log.info("step %d: held-out %s", step, said)
         if self.head.tempered:
             temperature = calibrate(measured["rewards/margins"], np.asarray(self.heldout.p_win))
             if temperature is not None:
                 values["reward_temperature"] = temperature
+        self.metrics.write(step=step, iteration=0, phase="evaluate", values=values)
+        said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
+        log.info("step %d: held-out %s", step, said)
         return values
 
     def _advise(self, result: dict) -> None:
