@@ -1,9 +1,10 @@
-"""Read what became of the runs of a sweep: held-out accuracy by age, collapse, and what the plan's
-tables need."""
+"""Read what became of the runs of a sweep: held-out accuracy by age, collapse, and what the plans
+of this study and of ../accuracy need."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
@@ -13,11 +14,8 @@ from ssppo_jax.config import load_module
 from ssppo_jax.files import read_json
 from ssppo_jax.sweep.measure import read_courses
 
-STUDY = load_module(str(Path(__file__).parent / "config.py"))
 COURSES = load_module(str(Path(__file__).parents[1] / "overconfidence/courses.py"))
-UPDATES = STUDY.UPDATES
 interval = COURSES.interval
-AGES = np.arange(0, UPDATES + 1, STUDY.BETWEEN)  # updates at which held-out accuracy is measured
 FALL = 0.5  # of the highest accuracy so far: below it a run has collapsed
 
 
@@ -26,9 +24,11 @@ class Outcome(NamedTuple):
 
     objective: str
     updates: int  # that learn from one rollout
+    lag: int  # iterations between sampling and training
     rate: float
     seed: int
-    accuracy: np.ndarray  # [len(AGES)] held out; 0 from where a run failed
+    ages: np.ndarray  # updates at which held-out accuracy is measured
+    accuracy: np.ndarray  # [len(ages)] held out; 0 from where a run failed
     reward: float  # mean of the last rollout
     entropy: float  # least of its rollouts, nats a token
     ratio: float  # largest of a token
@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
     @property
     def area(self) -> float:
         """Return the area under accuracy by update, over the number of updates."""
-        return float(np.trapezoid(self.accuracy, AGES) / UPDATES)
+        return float(np.trapezoid(self.accuracy, self.ages) / self.ages[-1])
 
     @property
     def final(self) -> float:
@@ -60,13 +60,18 @@ def collapses(accuracy: np.ndarray) -> bool:
     return bool((accuracy[1:] < FALL * highest[:-1]).any())
 
 
-def by_age(course: pd.Series, updates: int) -> np.ndarray:
-    """Return a course over iterations at `AGES`, 0 where the run did not come to."""
-    return course.reindex(AGES // updates, fill_value=0.0).to_numpy(float)
+def ages_of(study: ModuleType) -> np.ndarray:
+    """Return the updates at which a study's runs are evaluated."""
+    return np.arange(0, study.UPDATES + 1, study.BETWEEN)
 
 
-def read_outcomes(folder: Path) -> list[Outcome]:
-    """Return the runs of a sweep that finished or failed.
+def by_age(course: pd.Series, ages: np.ndarray, updates: int) -> np.ndarray:
+    """Return a course over iterations at some ages, 0 where the run did not come to."""
+    return course.reindex(ages // updates, fill_value=0.0).to_numpy(float)
+
+
+def read_outcomes(folder: Path, study: ModuleType) -> list[Outcome]:
+    """Return the runs of a study's sweep that finished or failed.
 
     A run fails when the package stops it: a step is not finite, or sampler and trainer disagree on
     the log-probs of the same tokens. Such a run counts as collapsed, with accuracy 0 afterwards.
@@ -75,15 +80,18 @@ def read_outcomes(folder: Path) -> list[Outcome]:
     for run in read_json(folder / "sweep.json")["runs"]:
         if run["status"] not in ("done", "failed"):
             continue
-        point, updates = run["point"], UPDATES // run["point"]["train.iterations"]
+        point, ages = run["point"], ages_of(study)
+        updates = study.UPDATES // point["train.iterations"]
         courses = read_courses(folder / Path(run["folder"]).name / "metrics.jsonl")
         found.append(
             Outcome(
                 point["loss.name"],
                 updates,
+                point.get("train.rollout_lag", 0),
                 point["optimizer.learning_rate"],
                 run["seed"],
-                by_age(courses["evaluate/accuracy"], updates),
+                ages,
+                by_age(courses["evaluate/accuracy"], ages, updates),
                 float(courses["judge/reward/mean"].iloc[-1]),
                 courses["score/entropy"].min(),
                 courses["train/ratio/max"].max(),

@@ -1,6 +1,7 @@
 """How large a difference the study can see, from the pilot.
 
     python experiments/stability/power.py runs/stability-pilot
+    python experiments/stability/power.py runs/accuracy-pilot experiments/accuracy/config.py
 
 A paired, two-sided t-test at 5%: the chance to see a true difference of areas between SSPO and
 GRPO, by the noncentral t distribution, for the pilot's spread between seeds and for its upper 80%
@@ -15,11 +16,13 @@ import numpy as np
 from outcomes import COURSES, read_outcomes
 from scipy.stats import chi2
 
+from ssppo_jax.config import load_module
+
 SIZES, DIFFERENCES = (3, 5, 8), (0.02, 0.05, 0.1, 0.2)
 
 
-def main(folder: Path) -> None:
-    runs = read_outcomes(folder)
+def main(folder: Path, study: str = str(Path(__file__).parent / "config.py")) -> None:
+    runs = read_outcomes(folder, load_module(study))
     for o in sorted(runs, key=lambda o: (o.rate, o.objective, o.seed)):
         course = " ".join(f"{x:.3f}" for x in o.accuracy)
         print(
@@ -51,4 +54,4 @@ def tell(rate: float, differences: np.ndarray) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -11,11 +11,15 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
-from outcomes import AGES, STUDY, Outcome, interval, read_outcomes
+from outcomes import Outcome, ages_of, interval, read_outcomes
+
+from ssppo_jax.config import load_module
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
+STUDY = load_module(str(Path(__file__).parent / "config.py"))
+AGES = ages_of(STUDY)
 By = dict[tuple[str, int], dict[int, Outcome]]  # [objective, updates][seed]
 
 
@@ -139,8 +143,8 @@ def draw(grid: list[Outcome], judged: list[Outcome], path: Path) -> None:
 
 def main(output: Path, grid: Path, *judged: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    tried = read_outcomes(grid)
-    counted = [o for folder in judged if folder.is_dir() for o in read_outcomes(folder)]
+    tried = read_outcomes(grid, STUDY)
+    counted = [o for folder in judged if folder.is_dir() for o in read_outcomes(folder, STUDY)]
     parts = [f"Grid, seed {STUDY.SEEDS[0]}: area (final accuracy)\n", of_grid(tried)]
     parts += [f"At {STUDY.COMMON:g}\n", of_judged(counted), of_staleness(counted)]
     text = "\n".join(parts)

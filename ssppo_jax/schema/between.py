@@ -76,6 +76,11 @@ def _rows_problems(config: ConfigDict) -> list[str]:
         )
     problems += _importance_problems(config, kind)
     group, slots = config.group, config.sampling.max_new_tokens
+    if config.train.rollout_lag and kind != "group":
+        problems.append(
+            f"train.rollout_lag={config.train.rollout_lag}: only group losses weigh old samples by"
+            f" their probability ratio, and {name} is none; set 0"
+        )
     if group.filter_groups and kind != "group":
         problems.append(
             f"group.filter_groups: {name} does not learn from groups of rewards; leave it false"

@@ -441,6 +441,13 @@ KEYS: tuple[Key, ...] = (
         " use_remove_padding)",
     ),
     Key(
+        "train.rollout_lag",
+        0,
+        "iterations between sampling a rollout and training on it, 0 or 1, of a group loss: 1 is as"
+        " stale as one-step-off-policy training (the first iteration has no lag)",
+        cfg.one_of(0, 1),
+    ),
+    Key(
         "train.reference",
         "iteration",
         "the reference of pair and opponent losses: pi_t, or the initial policy",

@@ -464,24 +464,17 @@ class Trainer:
     ) -> Rollout:
         """Return this iteration's rollout: from disk if this very rollout was made before, else a
         new one.
+
+        With `train.rollout_lag` the policy samples the next iteration's rollout too, and that of
+        this iteration is on disk since the one before.
         """
-        path = self.workdir / "rollouts" / f"iteration_{at.iteration:05d}.npz"
-        identity = {
-            "fingerprint": self.fingerprint,
-            "iteration": at.iteration,
-            "config": run_folder.digest(self.config),
-        }
-        rollout = self._kept_rollout(path, identity)
-        if rollout is None and at.step_in_iteration:
-            raise ConfigError(
-                f"{path} is missing, and the policy that sampled it is gone; start in a new"
-                " --workdir"
-            )
-        if rollout is None:
-            rollout = self.collect(params, initial, at.iteration, stopped=self.stop.agreed)
-            if hosts.is_first():
-                save_rollout(path, rollout, identity)
-                self._drop_rollouts(at)
+        lag, inside = self.config.train.rollout_lag, at.step_in_iteration > 0
+        own = inside or (lag > 0 and at.iteration > 0)
+        rollout = self._made(params, initial, at.iteration, gone=own)
+        if lag and at.iteration + 1 < self.config.train.iterations:
+            self._made(params, initial, at.iteration + 1, gone=inside)
+        if hosts.is_first() and not inside:
+            self._drop_rollouts(at)
         if at.step_in_iteration == 0:
             for phase, values in rollout.metrics.items():
                 self._log(phase, values, rollout.wall[phase], at)
@@ -490,15 +483,48 @@ class Trainer:
             )
         return rollout
 
+    def _made(
+        self,
+        params: PyTree,
+        initial: Callable[[], PyTree] | None,
+        iteration: int,
+        *,
+        gone: bool,  # the policy that samples it was trained on since
+    ) -> Rollout:
+        """Return an iteration's rollout from disk, or make it with this policy and save it."""
+        lag = self.config.train.rollout_lag
+        path = self.workdir / "rollouts" / f"iteration_{iteration:05d}.npz"
+        identity = {
+            "fingerprint": self.fingerprint,
+            "iteration": iteration,
+            "config": run_folder.digest(self.config),
+        }
+        rollout = self._kept_rollout(path, identity)
+        if rollout is None and gone:
+            raise ConfigError(
+                f"{path} is missing, and the policy that sampled it is gone; start in a new"
+                " --workdir"
+                + " (a run with train.rollout_lag=1 cannot be made longer)" * bool(lag)
+            )
+        if rollout is None:
+            rollout = self.collect(params, initial, iteration, stopped=self.stop.agreed)
+            if hosts.is_first():
+                save_rollout(path, rollout, identity)
+        return rollout
+
     def _drop_rollouts(self, at: Position) -> None:
-        """Delete older rollouts, but for those that a kept checkpoint stands in the midst of.
+        """Delete older rollouts, but for those that a kept checkpoint needs: it stands in the midst
+        of one, or the policy that sampled it is older (`train.rollout_lag`).
 
         While a save is pending, the checkpoint before it may still be the one to continue from.
         """
         if self.checkpoints.pending:
             return
-        positions = [meta["position"] for meta in self.checkpoints.metas()]
-        needed = {p["iteration"] for p in positions if p["step_in_iteration"]}
+        lag, needed = self.config.train.rollout_lag, set()
+        for position in (meta["position"] for meta in self.checkpoints.metas()):
+            inside = position["step_in_iteration"] > 0
+            if inside or lag:
+                needed |= {position["iteration"], position["iteration"] + (lag if inside else 0)}
         for path in (self.workdir / "rollouts").glob("iteration_*.npz"):
             number = int(path.stem.removeprefix("iteration_"))
             if number < at.iteration and number not in needed:
@@ -594,6 +620,7 @@ class Trainer:
         to stop.
         """
         c, first = self.config, at.step_in_iteration
+        own = not (c.train.rollout_lag and at.iteration)  # this very policy sampled the rollout
         if c.optimizer.scope == "iteration" and first == 0:
             fresh = fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
             state = state._replace(opt_state=restarted(state.opt_state, fresh))
@@ -607,13 +634,13 @@ class Trainer:
         ):
             for i in range(first, len(batches)):
                 batch = self._placed(rollout.batch, batches[i])
-                on_policy = put_whole(self.runtime.mesh, i == 0 and self.own_ratio)
+                on_policy = put_whole(self.runtime.mesh, i == 0 and own and self.own_ratio)
                 extra = self._term_norms(state.params, batch, on_policy, i)
                 extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
                 rate = put_whole(self.runtime.mesh, np.float32(rates[i]))
                 state, metrics = self.step(state, batch, self.frozen, rate, on_policy)
                 if (
-                    i == 0 and "ratio/gap" in metrics
+                    i == 0 and own and "ratio/gap" in metrics
                 ):  # pi_t itself: what the scoring and the training program differ by
                     extra["ratio/first_step_gap"] = metrics["ratio/gap"]
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)

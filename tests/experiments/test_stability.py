@@ -22,7 +22,10 @@ def outcomes():
 
 
 def outcome(outcomes, *accuracy, rate=1e-4, failed=""):
-    return outcomes.Outcome("sspo", 8, rate, 1, np.array(accuracy), 0.3, 0.1, 2.0, 0.9, failed)
+    ages = np.arange(0, 65, 32)
+    return outcomes.Outcome(
+        "sspo", 8, 0, rate, 1, ages, np.array(accuracy), 0.3, 0.1, 2.0, 0.9, failed
+    )
 
 
 def test_the_working_of_a_sum_by_hand(sums):
@@ -55,7 +58,7 @@ def test_areas_and_collapses_by_hand(outcomes):
 
 def test_evaluations_are_read_by_the_policy_s_age(outcomes):
     course = pd.Series([0.2, 0.3], index=[0, 4])  # stopped before iteration 8
-    assert outcomes.by_age(course, 8).tolist() == [0.2, 0.3, 0.0]
+    assert outcomes.by_age(course, np.arange(0, 65, 32), 8).tolist() == [0.2, 0.3, 0.0]
 
 
 def test_all_runs_make_the_same_updates_on_the_same_number_of_responses():
