@@ -150,6 +150,7 @@ def test_a_word_that_is_no_choice_is_refused_with_the_choices(base, key):
             "train.kl_reference=initial needs train.reference_storage=host, disk or device, not"
             " off",
         ),
+        ({"train.rollout_lag": "1"}, "train.rollout_lag=1: only group losses weigh old samples"),
         (
             {"loss": "inpo", "train.reference": "iteration"},
             "train.reference=iteration: inpo weighs a fixed reference against pi_t by"

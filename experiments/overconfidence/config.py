@@ -31,7 +31,7 @@ def get_config(step="play"):
     config.optimizer.schedule = "constant"
     config.optimizer.warmup_ratio = 0.0
     config.train.term_norms = False
-    return _sft(config) if step == "sft" else _play(config)
+    return {"sft": _sft, "fit": _fit, "play": _play}[step](config)
 
 
 def _sft(config):
@@ -46,6 +46,21 @@ def _sft(config):
     config.train.prompts_per_iteration = 0
     config.train.batch_size = 64
     config.train.epochs = 5
+    return config
+
+
+def _fit(config):
+    """Fit a reward model on pairs that u labels (make_reward.py)."""
+    config.model.source = f"{MODEL}/model"
+    select(config, "data.source", "answered", path=f"{MODEL}/pairs.jsonl")
+    config.data.heldout = 128
+    config.optimizer.learning_rate = 3e-4
+    config.optimizer.schedule = "linear"
+    config.optimizer.warmup_ratio = 0.1
+    config.train.iterations = 1
+    config.train.prompts_per_iteration = 0
+    config.train.batch_size = 32
+    config.train.epochs = 4
     return config
 
 

@@ -5,6 +5,7 @@ ELSEWHERE = {  # TRL's and verl's names of what stands under another key here
     "steps_per_generation": "train.prompts_per_iteration = per_device_train_batch_size x devices x"
     " steps_per_generation / num_generations (TRL counts micro-steps and completions; unset it is"
     " gradient_accumulation_steps, one optimizer step a rollout)",
+    "max_staleness": "train.rollout_lag (0 or 1 iterations; sampling and training do not overlap)",
     "generation_batch_size": "train.prompts_per_iteration = generation_batch_size /"
     " num_generations (TRL counts completions)",
     "num_generations": "sampling.num_samples",

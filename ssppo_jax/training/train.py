@@ -503,8 +503,7 @@ class Trainer:
         if rollout is None and gone:
             raise ConfigError(
                 f"{path} is missing, and the policy that sampled it is gone; start in a new"
-                " --workdir"
-                + " (a run with train.rollout_lag=1 cannot be made longer)" * bool(lag)
+                " --workdir" + " (a run with train.rollout_lag=1 cannot be made longer)" * bool(lag)
             )
         if rollout is None:
             rollout = self.collect(params, initial, iteration, stopped=self.stop.agreed)
