@@ -48,6 +48,8 @@ def table(runs: list) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for objective in STUDY.OBJECTIVES:
         own = by_rate(runs, objective)
+        if not own:
+            continue
         cells = [_cell(own[rate]) if rate in own else "-" for rate in rates]
         steady = [rate for rate in own if stable(own[rate])]
         span = f"{steady[0]:g} to {steady[-1]:g}" if steady else "none"

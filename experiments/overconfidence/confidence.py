@@ -12,9 +12,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from config import MODEL
 from language import MEANING
-from learned import FIT, SHARP
+from learned import FIT, SHARP, STUDY
 
 from ssppo_jax.files import read_json, read_records
 from ssppo_jax.oracles.links import preference_of
@@ -26,7 +25,7 @@ BINS = (0.0, 0.4, 0.6, 0.77, 0.9, 1.0)  # 0.77 parts near-duplicates, as in lang
 
 
 def main(output: Path) -> None:
-    rows = list(read_records(Path(MODEL) / "confidence.jsonl"))
+    rows = list(read_records(Path(STUDY.MODEL) / "confidence.jsonl"))
     rows = [row for row in rows if row["texts"][0] != row["texts"][1]]
     prompts = [
         Prompt(f"c{i}", ({"role": "user", "content": row["prompt"]},), {MEANING: row[MEANING]})

@@ -445,7 +445,7 @@ KEYS: tuple[Key, ...] = (
         0,
         "iterations between sampling a rollout and training on it, 0 or 1, of a group loss: 1 is as"
         " stale as one-step-off-policy training (the first iteration has no lag)",
-        cfg.one_of(0, 1),
+        cfg.unit,
     ),
     Key(
         "train.reference",

@@ -3,16 +3,20 @@
 import itertools
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from ssppo_jax.config import load_module
+from ssppo_jax.files import write_json
 from ssppo_jax.oracles.protocol import checked
 from ssppo_jax.rollout.similarity import token_jaccard
 from ssppo_jax.types import Prompt
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments/overconfidence"))
+import confidence
 import courses
 import dose
 import language
@@ -159,3 +163,29 @@ def test_the_slope_is_of_each_seed_s_differences_on_the_dose():
     assert dose.gains(found[0.3], courses.JUDGED) == pytest.approx({1: 0.1, 2: 0.3})
     text = dose.table(found, "all prompts", courses.JUDGED)
     assert "2 seeds: 0.667 [" in text  # (0.1 / 0.3 + 0.3 / 0.3) / 2
+
+
+def test_processes_share_a_sweep_and_know_of_each_others_failures(tmp_path):
+    run = load_module(courses.__file__.replace("courses.py", "run.py"))
+    one = SimpleNamespace(label="a", seed=1, folder=tmp_path / "a", status="pending", seconds=0.0)
+    with run.claimed(one), pytest.raises(run.Taken), run.claimed(one):
+        raise AssertionError("two processes at one run")
+    with run.claimed(one):  # free again
+        pass
+    told = [{"label": "a", "seed": 1, "status": "failed", "reason": "not finite", "seconds": 2.0}]
+    write_json(tmp_path / "sweep.json", {"runs": told})
+    run.learn_of_others(SimpleNamespace(runs=[one], measures=()), tmp_path)
+    assert (one.status, one.reason) == ("failed", "not finite")
+    with pytest.raises(run.Taken), run.claimed(one):
+        raise AssertionError("a failed run is tried again")
+
+
+def test_certainty_of_near_duplicates_by_hand():
+    similarity = np.array([0.95, 0.95, 0.1, 0.1])
+    gap = np.array([0.0, 0.0, 1.0, -1.0])  # u of the first less u of the second
+    calm, sharp = np.array([0.6, 0.4, 0.9, 0.6]), np.array([1.0, 0.0, 1.0, 0.9])
+    table = confidence.table(similarity, gap, {1.0: calm, 0.1: sharp}).splitlines()
+    assert table[2].startswith("| 0 to 0.4 | 2 | 0.00 ± 0.00 | 0.50 ± 0.50 | 0.50 ± 0.30 | 0.90 ±")
+    assert (
+        table[-1] == "| 0.9 to 1 | 2 | 1.00 ± 0.00 | - | 0.20 ± 0.00 | 1.00 ± 0.00 | 1.00 ± 0.00 |"
+    )
