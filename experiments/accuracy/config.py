@@ -23,11 +23,13 @@ METRICS = (
 )
 OBJECTIVES = ("grpo", "gspo", "gmpo", "sapo", "sspo")
 RATES = (2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4)
+EXTENDED: dict[str, tuple[float, ...]] = {"gspo": (8e-4,)}  # by the plan's rule
 UPDATES = 96  # of a run, whatever its staleness
 BETWEEN = 32  # updates between evaluations
 PROMPTS = 4  # of an update, 8 responses each
 STALENESS = ((4, 0), (32, 0), (32, 1))  # updates that learn from a rollout, and its lag
-BEST: dict[str, float] = {}  # each objective's rate, by choose.py
+# Each objective's rate, by choose.py.
+BEST = {"grpo": 2e-4, "gspo": 4e-4, "gmpo": 1e-4, "sapo": 1e-4, "sspo": 1e-4}
 
 
 def get_config(step="play"):
@@ -118,5 +120,9 @@ def at_best_rates(add, updates, lag):
 def sweep(add):
     for rate in RATES:
         for objective in OBJECTIVES:
+            keys, label = point(objective, rate)
+            add(keys, label=label)
+    for objective, rates in EXTENDED.items():
+        for rate in rates:
             keys, label = point(objective, rate)
             add(keys, label=label)
