@@ -22,7 +22,7 @@ FALL = 0.5  # of the highest accuracy so far: below it a run has collapsed
 class Outcome(NamedTuple):
     """Hold one run, finished or failed."""
 
-    objective: str
+    objective: str  # with its gate where a label names one
     updates: int  # that learn from one rollout
     lag: int  # iterations between sampling and training
     rate: float
@@ -85,7 +85,7 @@ def read_outcomes(folder: Path, study: ModuleType) -> list[Outcome]:
         courses = read_courses(folder / Path(run["folder"]).name / "metrics.jsonl")
         found.append(
             Outcome(
-                point["loss.name"],
+                run["label"].partition(",")[0],
                 updates,
                 point.get("train.rollout_lag", 0),
                 point["optimizer.learning_rate"],
