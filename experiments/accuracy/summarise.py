@@ -1,12 +1,13 @@
 """Tables and the figure of finished runs; it may be run while a sweep is at work.
 
-    python experiments/accuracy/summarise.py DIR GRID JUDGED [LAGGED] [FRESH]
+    python experiments/accuracy/summarise.py DIR GRID JUDGED [LAGGED] [FRESH] [GATES]
 
 writes DIR/tables.md and DIR/accuracy.svg."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -29,10 +30,10 @@ NAMES = {
 Runs = dict[str, dict[int, OUTCOMES.Outcome]]  # [objective][seed]
 
 
-def of(runs: list, staleness: tuple[int, int]) -> Runs:
+def of(runs: list, staleness: tuple[int, int], names: Sequence[str] = STUDY.OBJECTIVES) -> Runs:
     """Return the runs of one staleness, by objective and seed."""
     found: Runs = {}
-    for name in STUDY.OBJECTIVES:
+    for name in names:
         own = [o for o in runs if (o.objective, o.updates, o.lag) == (name, *staleness)]
         found |= {name: {o.seed: o for o in own}} if own else {}
     return found
@@ -95,6 +96,13 @@ def of_staleness(runs: list) -> str:
     return lines_of(head, rows)
 
 
+def of_gates(runs: list) -> str:
+    """Return the outcomes of SSPO's weight with other gates, beside GMPO and SSPO."""
+    other = sorted({o.objective for o in runs} - set(STUDY.OBJECTIVES))
+    found = of(runs, STALE, ("gmpo", "sspo", *other))
+    return of_accuracy(found) + "\n" + of_training(found) if other else ""
+
+
 def draw(grid: list, counted: list, path: Path) -> None:
     """Draw accuracy by update for each staleness, with a band of a standard error, and the grid."""
     figure, axes = plt.subplots(1, 4, figsize=(16, 4), layout="constrained")
@@ -133,7 +141,8 @@ def main(output: Path, grid: Path, *judged: Path) -> None:
     for staleness, title in NAMES.items():
         runs = of(counted, staleness)
         parts += [f"{title}\n", of_accuracy(runs), of_training(runs)] if runs else []
-    text = "\n".join([*parts, of_staleness(counted)])
+    parts += [of_staleness(counted), "Other gates\n", of_gates(counted)]
+    text = "\n".join(parts)
     (output / "tables.md").write_text(text, encoding="utf-8")
     draw(tried, counted, output / "accuracy.svg")
     print(text)
