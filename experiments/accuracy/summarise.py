@@ -99,8 +99,17 @@ def of_staleness(runs: list) -> str:
 def of_gates(runs: list) -> str:
     """Return the outcomes of SSPO's weight with other gates, beside GMPO and SSPO."""
     other = sorted({o.objective for o in runs} - set(STUDY.OBJECTIVES))
-    found = of(runs, STALE, ("gmpo", "sspo", *other))
-    return of_accuracy(found) + "\n" + of_training(found) if other else ""
+    if not other:
+        return ""
+    found, rows = of(runs, STALE, ("gmpo", "sspo", *other)), []
+    for name, own in found.items():
+        row = [name, str(len(own)), mean(own, "area")]
+        row += [
+            "" if first == name else less(found[first], own, "area") for first in ("gmpo", "sspo")
+        ]
+        rows.append([*row, f"{sum(o.collapsed for o in own.values())} of {len(own)}"])
+    head = ["", "runs", "area", "GMPO's less it", "SSPO's less it", "collapsed"]
+    return lines_of(head, rows) + "\n" + of_training(found)
 
 
 def draw(grid: list, counted: list, path: Path) -> None:
