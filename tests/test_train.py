@@ -189,23 +189,30 @@ def test_a_checkpoint_may_stand_wherever_a_model_is_asked_for(run):
     ).read_bytes()
 
 
-def test_a_rollout_that_a_kept_checkpoint_needs_is_not_deleted(tmp_path):
+@pytest.mark.parametrize(
+    ("lag", "positions", "kept"),
+    [
+        (0, [(3, 0), (1, 2), (0, 0)], [1, 3]),
+        (1, [(3, 0), (1, 0)], [1, 3]),  # the policy that sampled 1 is gone
+        (1, [(3, 0), (0, 2)], [0, 1, 3]),  # in the midst of 0 its policy, which sampled 1, is too
+    ],
+)
+def test_a_rollout_that_a_kept_checkpoint_needs_is_not_deleted(tmp_path, lag, positions, kept):
     """If the newest checkpoint is damaged, a resume from the one before needs its rollout."""
     folder = tmp_path / "rollouts"
     folder.mkdir()
     for n in range(4):
         (folder / f"iteration_{n:05d}.npz").touch()
-    positions = [(3, 0), (1, 2), (0, 0)]
     metas = [{"position": {"iteration": i, "step_in_iteration": s}} for i, s in positions]
     checkpoints = SimpleNamespace(metas=lambda: metas, pending=True)
-    run = SimpleNamespace(workdir=tmp_path, checkpoints=checkpoints)
+    config = SimpleNamespace(train=SimpleNamespace(rollout_lag=lag))
+    run = SimpleNamespace(workdir=tmp_path, checkpoints=checkpoints, config=config)
     train_module.Trainer._drop_rollouts(run, train_module.Position(3))
     assert len(list(folder.iterdir())) == 4  # the checkpoint before the pending one may be needed
     checkpoints.pending = False
     train_module.Trainer._drop_rollouts(run, train_module.Position(3))
     assert sorted(path.name for path in folder.iterdir()) == [
-        "iteration_00001.npz",
-        "iteration_00003.npz",
+        f"iteration_{n:05d}.npz" for n in kept
     ]
 
 

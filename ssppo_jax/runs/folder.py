@@ -87,7 +87,8 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
     """Say and record what differs from the run so far; make a finished run longer.
 
     Raises:
-      ConfigError: a finished run that kept no checkpoint is to be made longer.
+      ConfigError: a finished run that kept no checkpoint, or whose next rollout is a lagged one, is
+        to be made longer.
     """
     path, result = workdir / "config.json", workdir / "result.json"
     record = files.read_json(path)
@@ -109,6 +110,12 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
         if not any(workdir.glob("checkpoints/step_*")):
             raise ConfigError(
                 f"{workdir} is finished and kept no checkpoint (checkpoint.final=false), so"
+                f" {LENGTH} cannot be raised; give --workdir a new folder"
+            )
+        if config.train.rollout_lag:
+            raise ConfigError(
+                f"{workdir} is finished, and with train.rollout_lag={config.train.rollout_lag} its"
+                " next rollout is one of a policy that is gone, so"
                 f" {LENGTH} cannot be raised; give --workdir a new folder"
             )
         result.rename(workdir / f"result_{old[LENGTH]}.json")

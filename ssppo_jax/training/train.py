@@ -492,7 +492,6 @@ class Trainer:
         gone: bool,  # the policy that samples it was trained on since
     ) -> Rollout:
         """Return an iteration's rollout from disk, or make it with this policy and save it."""
-        lag = self.config.train.rollout_lag
         path = self.workdir / "rollouts" / f"iteration_{iteration:05d}.npz"
         identity = {
             "fingerprint": self.fingerprint,
@@ -503,7 +502,7 @@ class Trainer:
         if rollout is None and gone:
             raise ConfigError(
                 f"{path} is missing, and the policy that sampled it is gone; start in a new"
-                " --workdir" + " (a run with train.rollout_lag=1 cannot be made longer)" * bool(lag)
+                " --workdir"
             )
         if rollout is None:
             rollout = self.collect(params, initial, iteration, stopped=self.stop.agreed)
