@@ -6,9 +6,7 @@ counts are `judged.py`, `lagged.py` and `fresh.py`. PLAN.md says what is asked o
 from pathlib import Path
 
 from ssppo_jax.config import load_module
-from ssppo_jax.schema import select
 
-HERE = "experiments/accuracy"  # commands run in the repository's root
 MODEL = "runs/accuracy-model"
 STEPS = load_module(str(Path(__file__).parent / "steps.py"))
 STABILITY = load_module(str(Path(__file__).parents[1] / "stability/config.py"))
@@ -42,7 +40,6 @@ def _play(config):
     config.model.source = f"{MODEL}/model"
     config.data.source.settings = STEPS.SETTINGS
     config.data.heldout = 124
-    select(config, "oracle", f"{HERE}/steps.py:check")
     config.sampling.batch_size = 8
     config.train.batch_size = PROMPTS
     config.eval.num_samples = 2

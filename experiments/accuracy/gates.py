@@ -9,10 +9,13 @@ from ssppo_jax.config import load_config, load_module
 
 STUDY = load_module(str(Path(__file__).parent / "config.py"))
 SEEDS, METRICS = STUDY.JUDGED_SEEDS[:5], STUDY.METRICS
-REACH = 3.93  # pi/(2 temperature) is GMPO's 0.4
+REACH = {  # pi/(2 temperature) is GMPO's 0.4
+    "loss.sspo_temperature_pos": 3.93,
+    "loss.sspo_temperature_neg": 3.93,
+}
 GATES = {
-    "log_clip": {"loss.sspo_temperature_pos": REACH, "loss.sspo_temperature_neg": REACH},
-    "arctan_log at 0.4": {"loss.sspo_temperature_pos": REACH, "loss.sspo_temperature_neg": REACH},
+    "log_clip": REACH,
+    "arctan_log at 0.4": REACH,
     "identity": {},
     "sigmoid": {"loss.sspo_temperature_pos": 1.0, "loss.sspo_temperature_neg": 1.05},
 }

@@ -10,18 +10,18 @@ writes the result alone, and is wrong as often as in the model's demonstrations:
     7+8:7+8=15,0+1=1,15;15+6~31;31+9:1+9=10,3+1=4,40; ... ####52
 
 The reward is the package's: 1 if reasoning-gym's own check takes what follows #### for the answer,
-else 0. The function `check` is the plug-in that config.py names."""
+else 0. Task, questions and reward are those of ../stability/sums.py."""
 
 from __future__ import annotations
 
-import functools
+from pathlib import Path
 
 import numpy as np
 
-from ssppo_jax.oracles import ORACLES
-from ssppo_jax.oracles.protocol import Oracle
+from ssppo_jax.config import load_module
 
-TASK = "basic_arithmetic"
+SUMS = load_module(str(Path(__file__).parents[1] / "stability/sums.py"))
+TASK, terms_of = SUMS.TASK, SUMS.terms_of
 TERMS = 8
 SETTINGS = (
     f'{{"min_terms": {TERMS}, "max_terms": {TERMS}, "min_digits": 1, "max_digits": 1,'
@@ -49,14 +49,3 @@ def worked(terms: list[int], rng: np.random.Generator, hasty: float, wrong: floa
             steps.append(f"{total}+{term}:{total % 10}+{term}={ones},{tens},{reached};")
         total = reached
     return "".join(steps) + f"####{total}"
-
-
-def terms_of(question: str) -> list[int]:
-    """Return the terms of a question, "Calculate 37 + 58."."""
-    return [int(term) for term in question.removeprefix("Calculate ").rstrip(".").split(" + ")]
-
-
-@functools.cache  # its helper process loads a library for seconds, and a run takes few
-def check() -> Oracle:
-    """Return the package's oracle `reasoning_gym`, one for all runs of a process."""
-    return ORACLES["reasoning_gym"](answer_style="hash")

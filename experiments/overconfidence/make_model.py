@@ -11,18 +11,16 @@ all were.
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
 from config import MODEL, get_config
 from language import ASKS, FLOURISH, NOUNS, SEASONS, SLOTS, ask, drawn, sentence
-from start import SPECIALS, random_parameters, word_level, wrapped
+from start import SPECIALS, save_random, word_level, wrapped
 
 from ssppo_jax import train
 from ssppo_jax.files import write_records
 from ssppo_jax.models.arch import tiny_arch
-from ssppo_jax.weights import hf, names
 
 DEMONSTRATIONS = 4096
 MISTAKES = 0.1  # share of demonstrations in which one phrase is not the one asked for
@@ -70,12 +68,8 @@ def main() -> None:
     arch = tiny_arch(
         vocab_size=-(-len(words) // 8) * 8, mlp_dim=384, bos_id=None, eos_ids=(3,), **SIZES
     )
-    with tempfile.TemporaryDirectory() as files:
-        tokenizer(words).save_pretrained(files)
-        hf.save_params(random_parameters(arch), arch, folder / "random", tokenizer_from=Path(files))
+    save_random(arch, tokenizer(words), folder / "random")
     write_records(folder / "demonstrations.jsonl", demonstrations())
-    count = sum(int(np.prod(names.shape(leaf, arch))) for leaf in names.leaves(arch))
-    print(f"{folder}: {len(words)} words, {count:,} parameters, {DEMONSTRATIONS} demonstrations")
     train(get_config("sft"), folder / "sft")
     shutil.copytree(folder / "sft" / "policy", folder / "model")
 

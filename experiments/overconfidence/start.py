@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 
 from ssppo_jax.weights import hf, names
 
 SPECIALS = ("<pad>", "<user>", "<assistant>", "<end>", "<unknown>")
+TEMPLATE_OF_SUMS = (
+    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}"
+    "{% if m['role'] == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
+)
 
 
 def random_parameters(arch) -> dict:
@@ -27,6 +35,27 @@ def word_level(words: list[str]):
     made = Tokenizer(models.WordLevel(ids, unk_token="<unknown>"))
     made.add_special_tokens([AddedToken(s, special=True, normalized=False) for s in SPECIALS])
     return made
+
+
+def of_sums(signs: str):
+    """Return a tokenizer whose tokens are digits, signs, "Calculate" and "####"; spaces are
+    none."""
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    made = word_level([*SPECIALS, "####", "Calculate", *"0123456789", *signs])
+    each = Regex(r"####|[A-Za-z]+|[^\sA-Za-z]")
+    made.pre_tokenizer = pre_tokenizers.Split(each, behavior="removed", invert=True)
+    made.decoder = decoders.Fuse()
+    return wrapped(made, TEMPLATE_OF_SUMS)
+
+
+def save_random(arch, tokenizer, folder: Path) -> None:
+    """Write random parameters and a tokenizer into a folder, and say how many parameters."""
+    with tempfile.TemporaryDirectory() as files:
+        tokenizer.save_pretrained(files)
+        hf.save_params(random_parameters(arch), arch, folder, tokenizer_from=Path(files))
+    count = sum(int(np.prod(names.shape(leaf, arch))) for leaf in names.leaves(arch))
+    print(f"{folder}: {count:,} parameters")
 
 
 def wrapped(made, template: str):

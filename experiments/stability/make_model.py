@@ -10,7 +10,6 @@ reasoning-gym."""
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -22,29 +21,12 @@ from ssppo_jax.config import load_module
 from ssppo_jax.data import SOURCES
 from ssppo_jax.files import write_records
 from ssppo_jax.models.arch import tiny_arch
-from ssppo_jax.weights import hf, names
 
 START = load_module(str(Path(__file__).parents[1] / "overconfidence/start.py"))
 DEMONSTRATIONS = 8192
 # Share of additions whose tens are wrong by one, and the seed of the questions.
 STEPS = {"sft": (0.1, 10**6), "slips": (0.25, 2 * 10**6)}
-TEMPLATE = (
-    "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}"
-    "{% if m['role'] == 'assistant' %}{{ '<end>' }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<assistant>' }}{% endif %}"
-)
 SIZES = {"hidden_size": 64, "num_layers": 3, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16}
-
-
-def tokenizer():
-    """Make a tokenizer whose tokens are digits, signs, "Calculate" and "####"; spaces are none."""
-    from tokenizers import Regex, decoders, pre_tokenizers
-
-    made = START.word_level([*START.SPECIALS, "####", "Calculate", *"0123456789", *"+=:,;."])
-    each = Regex(r"####|[A-Za-z]+|[^\sA-Za-z]")
-    made.pre_tokenizer = pre_tokenizers.Split(each, behavior="removed", invert=True)
-    made.decoder = decoders.Fuse()
-    return START.wrapped(made, TEMPLATE)
 
 
 def demonstrations(mistakes: float, seed: int) -> list[dict]:
@@ -60,13 +42,7 @@ def demonstrations(mistakes: float, seed: int) -> list[dict]:
 def main() -> None:
     folder = Path(MODEL)
     arch = tiny_arch(vocab_size=24, mlp_dim=192, bos_id=None, eos_ids=(3,), **SIZES)
-    with tempfile.TemporaryDirectory() as files:
-        tokenizer().save_pretrained(files)
-        hf.save_params(
-            START.random_parameters(arch), arch, folder / "random", tokenizer_from=Path(files)
-        )
-    count = sum(int(np.prod(names.shape(leaf, arch))) for leaf in names.leaves(arch))
-    print(f"{folder}: {count:,} parameters")
+    START.save_random(arch, START.of_sums("+=:,;."), folder / "random")
     for step, (mistakes, seed) in STEPS.items():
         write_records(folder / f"{step}.jsonl", demonstrations(mistakes, seed))
         train(get_config(step), folder / step)

@@ -469,8 +469,8 @@ class Trainer:
         this iteration is on disk since the one before.
         """
         lag, inside = self.config.train.rollout_lag, at.step_in_iteration > 0
-        own = inside or (lag > 0 and at.iteration > 0)
-        rollout = self._made(params, initial, at.iteration, gone=own)
+        older = lag > 0 and at.iteration > 0  # the policy that sampled it
+        rollout = self._made(params, initial, at.iteration, gone=inside or older)
         if lag and at.iteration + 1 < self.config.train.iterations:
             self._made(params, initial, at.iteration + 1, gone=inside)
         if hosts.is_first() and not inside:
