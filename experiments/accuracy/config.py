@@ -70,19 +70,24 @@ def point(objective, rate, updates=32, lag=0):
     return keys, f"{objective}, {updates} updates, lag {lag}, {rate:g}"
 
 
-def at_best_rates(add, updates, lag):
+def at_best_rates(add, updates, lag, best=BEST):
     """Add every objective at its own rate with rollouts of so many updates."""
     for objective in OBJECTIVES:
-        keys, label = point(objective, BEST[objective], updates, lag)
+        keys, label = point(objective, best[objective], updates, lag)
         add(keys, label=label)
 
 
-def sweep(add):
-    for rate in RATES:
+def over_rates(add, rates, extended):
+    """Add every objective at each rate, then the rates that some objectives have beside them."""
+    for rate in rates:
         for objective in OBJECTIVES:
             keys, label = point(objective, rate)
             add(keys, label=label)
-    for objective, rates in EXTENDED.items():
-        for rate in rates:
+    for objective, more in extended.items():
+        for rate in more:
             keys, label = point(objective, rate)
             add(keys, label=label)
+
+
+def sweep(add):
+    over_rates(add, RATES, EXTENDED)

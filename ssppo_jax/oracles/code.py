@@ -15,7 +15,7 @@ from ssppo_jax.errors import DataError
 from ssppo_jax.oracles.answers import heard, said
 from ssppo_jax.oracles.fences import PYTHON, blocks
 from ssppo_jax.oracles.protocol import Oracle, first_failure
-from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Report, supervised
+from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Report, Starters, supervised
 from ssppo_jax.oracles.sandbox.shapes import NOTHING, parse, why_not
 from ssppo_jax.types import Failed, Prompt, Verdict
 
@@ -51,7 +51,7 @@ def code(
     that could not be removed), `namespaces` (1 where the system granted them), and one of
     `no_code`, `passed`, `failed`, `time`, `memory`, `output`, `disk`, `crash`. None of them is a
     failure of the oracle: the response is wrong. A prompt fails if its tests check nothing, or if
-    no sandbox could be set up.
+    no sandbox could be set up. Equal responses to a prompt are run once and have one verdict.
 
     Args:
         code_style: fenced: the last ```python block that defines a function or class (else the
@@ -68,8 +68,9 @@ def code(
     """
     limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict", held_back=held_back)
 
-    def one(task: tuple[Prompt, str]) -> tuple[str, float, Report | None] | Failed:
-        prompt, text = task
+    def one(
+        prompt: Prompt, text: str, starters: Starters
+    ) -> tuple[str, float, Report | None] | Failed:
         found = code_of(heard(prompt, text), code_style)
         tests = _tests(prompt.meta["tests"])
         problem, checking = why_not(tests)
@@ -77,7 +78,7 @@ def code(
             return Failed(f"{NOTHING}: {problem}")
         if found is None:
             return NO_CODE, 0.0, None
-        report = supervised(found, tests, limits, _entries(prompt))
+        report = supervised(found, tests, limits, _entries(prompt), starters)
         if report.broken:
             return Failed(report.broken)
         passed = [ok for ok, checks in zip(report.each, checking, strict=True) if checks]
@@ -86,11 +87,12 @@ def code(
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         _check_prompts(prompts)
-        tasks = [(p, text) for p, group in zip(prompts, responses, strict=True) for text in group]
-        with ThreadPoolExecutor(workers) as pool:
-            results = list(pool.map(one, tasks))
+        tasks = [(b, text) for b, group in enumerate(responses) for text in dict.fromkeys(group)]
+        with Starters() as starters, ThreadPoolExecutor(workers) as pool:
+            results = list(pool.map(lambda task: one(prompts[task[0]], task[1], starters), tasks))
+        found = dict(zip(tasks, results, strict=True))
         k = len(responses[0])
-        groups = [results[row : row + k] for row in range(0, len(results), k)]
+        groups = [[found[b, text] for text in group] for b, group in enumerate(responses)]
         failed = tuple(first_failure(group) for group in groups)
         names = ("tests", "left", "namespaces", NO_CODE, *OUTCOMES)
         table = np.full((len(names), len(prompts), k), np.nan, np.float32)

@@ -20,7 +20,7 @@ import pytest
 from ssppo_jax.oracles.code import code
 from ssppo_jax.oracles.sandbox import child
 from ssppo_jax.oracles.sandbox import run as sandbox
-from ssppo_jax.oracles.sandbox.run import Limits, supervised
+from ssppo_jax.oracles.sandbox.run import Limits, Starters, supervised
 from ssppo_jax.oracles.sandbox.supervisor import clear
 from ssppo_jax.types import Prompt
 
@@ -405,7 +405,7 @@ def ended(place):
         source = source if group == "sources" else f"{head}\n{source}\n"
         limits = LIMITS._replace(namespaces=namespaces)
         try:
-            return supervised(source, ["assert add(1, 2) == 3"], limits)
+            return supervised(source, ["assert add(1, 2) == 3"], limits, None, starters)
         except BaseException as error:
             return error
 
@@ -415,7 +415,7 @@ def ended(place):
         for namespaces in (True, False)
         if EVERY_WAY or row[1] in BOTH_WAYS or namespaces == (row[0] != "floods")
     ]
-    with ThreadPoolExecutor(3) as pool:
+    with Starters() as starters, ThreadPoolExecutor(3) as pool:  # each after another's
         became = list(pool.map(one, tasks))
     found = {}
     for (row, _), report in zip(tasks, became, strict=True):
@@ -504,6 +504,33 @@ def test_when_its_supervisor_is_killed_the_code_dies_and_the_run_goes_on(
     assert got[0].outcome == ("crash", 0, "its supervisor ended with -9")
     assert until(lambda: not named(mark))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_starter_serves_many_and_carries_nothing_from_one_to_the_next():
+    """What one response changes or says is unknown to the next; a dead supervisor costs one."""
+    leave = "import sys, os, builtins\nbuiltins.left = sys.left = 'zebra'\nos.environ['LEFT'] = '1'"
+    find = (
+        "import sys, os, gc, builtins\n"
+        "assert not hasattr(sys, 'left') and not hasattr(builtins, 'left')\n"
+        "assert 'LEFT' not in os.environ\n"
+        "texts = [o for o in gc.get_objects() if isinstance(o, (str, bytes, list, dict, tuple))]\n"
+        "assert not any('arbez'[::-1] in repr(o) for o in texts)"
+    )
+    kill = "import os\nos.kill(os.getppid(), 9)"
+    trusted = LIMITS._replace(strict=False, namespaces=False)
+    with Starters() as starters:
+        served = set()
+        for source, limits, wanted in (
+            (leave, LIMITS, "passed"),
+            (find, LIMITS, "passed"),
+            (kill, trusted, "crash"),
+            (find, LIMITS, "passed"),
+        ):
+            report = supervised(source, ["assert 1 + 1 == 2"], limits, None, starters)
+            assert report.outcome.outcome == wanted, report.outcome
+            served |= {starter.pid for starter in starters._idle}
+        assert len(served) == 2  # one until the kill, one after it
+    assert not any(Path(f"/proc/{pid}").exists() for pid in served)
 
 
 @pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "without"])

@@ -313,10 +313,20 @@ def test_prompts_without_tests_are_refused_before_anything_is_sampled(tests):
         code().check([prompt(tests), prompt("pass", 1)])
 
 
+def test_equal_responses_are_run_once_and_have_one_verdict():
+    """Whose luck is drawn anew in each process: equal texts would differ in half of the pairs."""
+    lucky = "import os\ndef lucky(): return os.urandom(1)[0] % 2"
+    tests = prompt("assert lucky() == 1"), prompt("assert lucky() == 0", 1)
+    responses = [[lucky] * 12 + [ADD], [ADD, *[lucky] * 12]]
+    reward = code().ask(list(tests), responses).reward
+    assert len(set(reward[0, :12])) == len(set(reward[1, 1:])) == 1
+    assert reward[0, 12] == reward[1, 0] == 0  # each row's verdicts are at their responses
+
+
 def test_several_run_at_a_time():
     start = time.monotonic()
-    sleep = "import time; time.sleep(0.8)"
-    code(workers=4).ask([prompt("pass")], [[sleep] * 4])
+    sleep = [f"import time; time.sleep(0.8 + {n} / 1000)" for n in range(4)]
+    code(workers=4).ask([prompt("pass")], [sleep])
     assert time.monotonic() - start < 2.6
 
 

@@ -1,7 +1,7 @@
 """Run a response's code against unit tests where it can do no harm.
 
-    the run  ->  a supervisor (`supervisor`), one for each response  ->  the process for the code
-      (`child`)
+    the run  ->  a starter  ->  a supervisor, its fork, one for each response (`supervisor`)
+      ->  the process for the code, a fork again (`child`)
 
 Threat model. A model wrote the code: it may be wrong, careless, or look for the reward by odd
 means, and it may do anything Python can. What protects, also where the run is root's:
@@ -17,7 +17,8 @@ means, and it may do anything Python can. What protects, also where the run is r
                    the oracle logs them once
 
 If the run dies, the supervisor ends the code and removes its folder. If the supervisor dies, the
-kernel ends the code. What cannot be removed is counted and ends nothing.
+kernel ends the code. What cannot be removed is counted and ends nothing. A starter has loaded
+Python once and reads nothing that a response says, so each supervisor begins as a fresh process.
 
 The verdict. The process for the code answers each test with a word that was drawn at random and
 sent with the test, so code that writes results of its own, or ends its process, has passed nothing.
@@ -38,11 +39,13 @@ import json
 import os
 import secrets
 import select
+import signal
 import struct
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,26 +86,66 @@ class Report(NamedTuple):
     broken: str = ""  # why the sandbox could not be set up; the outcome then says nothing
 
 
+class Starters:
+    """Hand out processes that fork a supervisor for each response, as many as are asked at once.
+
+    A response then costs two forks, and not a start of Python.
+    """
+
+    def __init__(self) -> None:
+        self._idle: list[subprocess.Popen] = []
+
+    def __enter__(self) -> Starters:
+        return self
+
+    def __exit__(self, *_) -> None:
+        while self._idle:
+            _end(self._idle.pop())
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[subprocess.Popen]:
+        """Lend a starter. It is kept if the block leaves it alive, and ended if the block raises.
+
+        Raises:
+          OSError: no process could be started.
+        """
+        try:
+            starter = self._idle.pop()
+        except IndexError:
+            starter = _start()
+        try:
+            yield starter
+        except BaseException:
+            _end(starter)
+            raise
+        if starter.returncode is None:
+            self._idle.append(starter)
+
+
 def supervised(
-    code: str, tests: list[str], limits: Limits, entries: list[str] | None = None
+    code: str,
+    tests: list[str],
+    limits: Limits,
+    entries: list[str] | None = None,
+    starters: Starters | None = None,
 ) -> Report:
     """Run the code, then each test in the same namespace, under a supervisor.
 
     A test passes when it raises nothing.
     `entries` are the names that the function asked for may have, the likeliest first: shapes of
-    tests take it as an argument.
+    tests take it as an argument. Without `starters` a process is started for this response alone.
 
     Raises:
       ConfigError: `strict`, and this system cannot do it.
     """
     folder = os.path.join(tempfile.gettempdir(), f"ssppo-code-{secrets.token_hex(8)}")
-    settings = limits._asdict() | {"folder": folder, "run": os.getpid(), "child": str(FILE)}
-    settings["shapes"] = str(Path(__file__).with_name("shapes.py"))
+    settings = limits._asdict() | {"folder": folder}
     steps: list[dict] = [{"code": code}]
     known = {"entries": entries or [], "held_back": limits.held_back}
     steps += [{"test": test, **known} for test in tests]
     try:
-        found, end = _asked(settings, steps, limits.seconds + PATIENCE)
+        with contextlib.nullcontext(starters) if starters else Starters() as starting:
+            found, end = _asked(starting, settings, steps, limits.seconds + PATIENCE)
     except OSError as error:  # no processes, descriptors or memory left
         return _broken(f"no process could be started for the code: {error}", len(tests))
     left = clear(folder)  # there only if the supervisor could not remove it
@@ -126,27 +169,37 @@ def _broken(why: str, tests: int) -> Report:
     return Report(Outcome("crash", 0, why), (False,) * tests, 0, (), why)
 
 
-def _asked(settings: dict, steps: list[dict], seconds: float) -> tuple[dict | None, int | None]:
-    """Return the supervisor's report (None if it gave none), and how it ended."""
-    supervisor = _start()
-    try:
-        report = _report(supervisor, [settings, steps], time.monotonic() + seconds)
-    finally:
-        for stream in (supervisor.stdout, supervisor.stdin):
-            if stream is not None:
-                stream.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            supervisor.wait(1.0)
-        supervisor.kill()  # the kernel then kills the code as well
-        supervisor.wait()
-    return report, supervisor.returncode
+def _asked(
+    starters: Starters, settings: dict, steps: list[dict], seconds: float
+) -> tuple[dict | None, int | None]:
+    """Return the supervisor's report, or None and how it ended."""
+    with starters.one() as starter:
+        report = _report(starter, [settings, steps], time.monotonic() + seconds)
+        if report is None:
+            _end(starter)
+        return report, starter.returncode
+
+
+def _end(starter: subprocess.Popen) -> None:
+    """End a starter and its supervisor; the kernel then kills the code as well."""
+    for stream in (starter.stdout, starter.stdin):
+        if stream is not None:
+            stream.close()  # it then ends by itself, as its supervisor ended
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        starter.wait(1.0)
+    if starter.returncode is None:
+        with contextlib.suppress(OSError):
+            os.killpg(starter.pid, signal.SIGKILL)
+        starter.wait()
 
 
 def _start() -> subprocess.Popen:
     clean = {"LANG": "C.UTF-8", "PATH": "/usr/bin:/bin", "PYTHONHASHSEED": "0"}
     clean |= {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+    folder = Path(__file__).parent
+    files = [str(folder / "supervisor.py"), str(FILE), str(folder / "shapes.py")]
     return subprocess.Popen(
-        [sys.executable, "-I", "-B", str(Path(__file__).with_name("supervisor.py"))],
+        [sys.executable, "-I", "-B", *files],
         cwd="/",
         env=clean,
         stdin=subprocess.PIPE,
@@ -157,17 +210,18 @@ def _start() -> subprocess.Popen:
     )
 
 
-def _report(supervisor: subprocess.Popen, messages: list, end: float) -> dict | None:
+def _report(starter: subprocess.Popen, messages: list, end: float) -> dict | None:
     """Send what is asked and return the report; None if the supervisor ends, hangs or raves."""
-    assert supervisor.stdin and supervisor.stdout  # both are pipes
+    assert starter.stdin and starter.stdout  # both are pipes
     texts = [json.dumps(message).encode() for message in messages]
     sending = b"".join(struct.pack("=I", len(text)) + text for text in texts)
-    into, out = supervisor.stdin.fileno(), supervisor.stdout.fileno()
+    into, out = starter.stdin.fileno(), starter.stdout.fileno()
     os.set_blocking(into, False)
-    ready, found = select.poll(), b""  # not select: a large run has more than 1024 files open
+    ready, found, size = select.poll(), b"", 4
+    # poll and not select: a large run has more than 1024 files open
     ready.register(into, select.POLLOUT)
     ready.register(out, select.POLLIN)
-    while (left := end - time.monotonic()) > 0 and len(found) < MOST_REPORTED:
+    while (left := end - time.monotonic()) > 0 and size < MOST_REPORTED:
         for stream, _ in ready.poll(1000 * left):
             if stream == into:
                 try:
@@ -179,8 +233,12 @@ def _report(supervisor: subprocess.Popen, messages: list, end: float) -> dict | 
                 continue
             piece = os.read(out, 1 << 16)
             if not piece:
-                return _read(found)
+                return None
             found += piece
+            if len(found) >= 4:
+                size = 4 + struct.unpack("=I", found[:4])[0]
+            if len(found) >= size:
+                return _read(found)
     return None
 
 

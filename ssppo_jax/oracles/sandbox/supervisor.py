@@ -1,7 +1,11 @@
 """The process that starts one response's code, watches it, ends it and clears up. `run` executes
-this file for each response; it imports no ssppo_jax.
+this file as a starter, which forks a supervisor for each response. It imports no ssppo_jax.
 
     standard input: the settings, then the code and its tests  ->  standard output: one JSON report
+
+The starter loads Python and this folder's files once. It waits until there is something to read,
+and leaves the reading to its fork. So nothing of a response is left in it for the next one. It
+ends when the run does, and as a supervisor ended that gave no report.
 
 The run may lose this process at any time. What a response can reach is this process at most: the
 code runs in a child (`child`) in a session of its own and, where the system grants them, in user,
@@ -9,8 +13,8 @@ PID, network, mount, IPC and UTS namespaces. The child is ready and confined bef
 code. It answers each step with that step's word, drawn at random and sent with the step. So code
 cannot speak of tests that it has not been sent, and cannot report that the system is to blame.
 
-If the run dies, this process sees it and kills the child. If this process dies, the kernel kills
-the child (PR_SET_PDEATHSIG)."""
+If the run or the starter dies, the supervisor sees it and kills the child. If the supervisor dies,
+the kernel kills the child (PR_SET_PDEATHSIG)."""
 
 from __future__ import annotations
 
@@ -25,6 +29,7 @@ import stat
 import struct
 import sys
 import time
+from types import ModuleType
 
 MOST_OUTPUT = 1 << 20  # bytes that code and tests may print together
 MOST_SAID = 1 << 25  # bytes of one step's answer
@@ -210,8 +215,8 @@ def _opened(parent: int, name: str) -> int:
 class Child:
     """The confined process and its three pipes."""
 
-    def __init__(self, settings: dict, folder: str):
-        child, self.shapes = _loaded("child", settings), _loaded("shapes", settings)
+    def __init__(self, settings: dict, folder: str, child: ModuleType, shapes: ModuleType):
+        self.shapes = shapes
         orders, self.orders = os.pipe()
         self.results, results = os.pipe()
         self.printed, printed = os.pipe()
@@ -222,7 +227,7 @@ class Child:
         self.pid = os.fork()
         if self.pid == 0:
             try:
-                child.main(settings, folder, (orders, results, printed), read_message, self.shapes)
+                child.main(settings, folder, (orders, results, printed), read_message, shapes)
             finally:
                 os._exit(70)
         for end in (orders, results, printed):
@@ -332,9 +337,9 @@ def _end_orphans() -> None:
         time.sleep(0.002)
 
 
-def _loaded(name: str, settings: dict):
+def _loaded(name: str, path: str) -> ModuleType:
     """Return a file of this folder as a module: the package itself is not imported here."""
-    spec = importlib.util.spec_from_file_location(f"ssppo_{name}", settings[name])
+    spec = importlib.util.spec_from_file_location(f"ssppo_{name}", path)
     assert spec and spec.loader
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -344,8 +349,30 @@ def _loaded(name: str, settings: dict):
 # ---- one response --------------------------------------------------------------------------------
 
 
-def main() -> None:
+def main(child: str, shapes: str) -> None:
+    """Fork a supervisor each time that the run asks, one after the other, until the run ends."""
+    loaded = _loaded("child", child), _loaded("shapes", shapes)
+    own = os.getpid()
+    _prctl(_DUMPABLE, 0)  # nobody of this user may look into this process or trace it
+    asked = select.poll()
+    asked.register(0, select.POLLIN)
+    while asked.poll()[0][1] & select.POLLIN:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _supervisor(own, *loaded)
+            finally:
+                os._exit(70)
+        end = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        if end < 0:
+            os.kill(own, -end)
+        if end:
+            os._exit(end)
+
+
+def _supervisor(starter: int, *files: ModuleType) -> None:
     """Run one response's code and its tests, and report."""
+    _prctl(_DUMPABLE, 1)  # else it may not name the user of its namespace
     settings = json.loads(read_message(0))
     signal.alarm(int(STARTING + settings["seconds"] + CLEARING) + 10)  # whatever else may happen
     _prctl(_SUBREAPER, 1)
@@ -354,7 +381,7 @@ def main() -> None:
     folder = settings["folder"]
     try:
         os.mkdir(folder, 0o700)
-        _supervised(settings, folder, report)
+        _supervised(settings, folder, report, starter, *files)
     except Exception as error:
         if report["released"]:  # by what the code did
             report["limit"] = "crash"
@@ -368,14 +395,16 @@ def main() -> None:
     os._exit(0)
 
 
-def _supervised(settings: dict, folder: str, report: dict) -> None:
+def _supervised(
+    settings: dict, folder: str, report: dict, starter: int, *files: ModuleType
+) -> None:
     """Run the child to its end, and enter into the report what becomes of it."""
     report["namespaces"] = names = separate() if settings["namespaces"] else []
     report["mounted"] = mounted = "mount" in names and mount(folder, settings["disk_mb"])
-    child = Child(settings, folder)
+    child = Child(settings, folder, *files)
 
     def watch() -> str:
-        if os.getppid() != settings["run"] or select.select([0], [], [], 0)[0]:
+        if os.getppid() != starter or select.select([0], [], [], 0)[0]:
             return "orphaned"  # nothing more is sent while the code runs: readable means closed
         if child.threads() > MOST_THREADS:
             return "memory"
@@ -435,4 +464,4 @@ def _steps(child: Child, steps: list[dict], seconds: float, replies: list[str], 
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
