@@ -81,8 +81,11 @@ def of_training(runs: Runs) -> str:
 
 
 def of_staleness(runs: list) -> str:
-    """Return the area that staleness costs each objective, from fresh to lagged."""
+    """Return the area that staleness costs each objective, from fresh to lagged; empty if a study
+    has no such runs."""
     fresh, lagged, cost, rows = of(runs, FRESH), of(runs, LAGGED), {}, []
+    if not fresh.keys() & lagged:
+        return ""
     for name in fresh.keys() & lagged:
         seeds = sorted(fresh[name].keys() & lagged[name])
         cost[name] = {s: fresh[name][s].area - lagged[name][s].area for s in seeds}
@@ -114,8 +117,11 @@ def of_gates(runs: list) -> str:
 
 def draw(grid: list, counted: list, path: Path) -> None:
     """Draw accuracy by update for each staleness, with a band of a standard error, and the grid."""
-    figure, axes = plt.subplots(1, 4, figsize=(16, 4), layout="constrained")
-    for axis, (staleness, title) in zip(axes, NAMES.items(), strict=False):
+    there = {staleness: title for staleness, title in NAMES.items() if of(counted, staleness)}
+    wide = 1 + len(there)
+    figure, axes = plt.subplots(1, wide, figsize=(4 * wide, 4), layout="constrained", squeeze=False)
+    axes = axes[0]
+    for axis, (staleness, title) in zip(axes, there.items(), strict=False):
         axis.sharey(axes[0])
         for name, own in of(counted, staleness).items():
             y, colour = np.stack([o.accuracy for o in own.values()]), _colour(name)
@@ -127,8 +133,8 @@ def draw(grid: list, counted: list, path: Path) -> None:
     for name in STUDY.OBJECTIVES:
         rates = by_rate(grid, name)
         areas = [area(runs) for runs in rates.values()]
-        axes[3].plot(list(rates), areas, color=_colour(name), marker="o", ms=3, label=name)
-    axes[3].set(title="area by rate, two seeds", xscale="log", xlabel="learning rate")
+        axes[-1].plot(list(rates), areas, color=_colour(name), marker="o", ms=3, label=name)
+    axes[-1].set(title="area by rate, two seeds", xscale="log", xlabel="learning rate")
     for axis in axes:
         axis.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=5, fontsize=9)
@@ -150,8 +156,9 @@ def main(output: Path, grid: Path, *judged: Path) -> None:
     for staleness, title in NAMES.items():
         runs = of(counted, staleness)
         parts += [f"{title}\n", of_accuracy(runs), of_training(runs)] if runs else []
-    parts += [of_staleness(counted), "Other gates\n", of_gates(counted)]
-    text = "\n".join(parts)
+    gates = of_gates(counted)
+    parts += [of_staleness(counted), *(["Other gates\n", gates] if gates else [])]
+    text = "\n".join(filter(None, parts))
     (output / "tables.md").write_text(text, encoding="utf-8")
     draw(tried, counted, output / "accuracy.svg")
     print(text)
