@@ -12,31 +12,14 @@ import shutil
 from pathlib import Path
 
 from config import MODEL, get_config
-from programs import NAMES, SIGNS, demonstrations, rows
+from programs import START, demonstrations, rows, tokenizer
 
 from ssppo_jax import train
-from ssppo_jax.config import load_module
 from ssppo_jax.files import write_records
 from ssppo_jax.models.arch import tiny_arch
 
-START = load_module(str(Path(__file__).parents[1] / "overconfidence/start.py"))
 PROMPTS, DEMONSTRATIONS, HASTY = 1024, 8192, 0.4
 SIZES = {"hidden_size": 64, "num_layers": 2, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16}
-FIXED = ("def f(a):", "\n ", "return ")
-
-
-def tokenizer():
-    """Return a tokenizer whose tokens are names, digits, signs, words and the fixed parts of a
-    program; what else a prompt has is none."""
-    from tokenizers import Regex, decoders, pre_tokenizers
-
-    made = START.word_level(
-        [*START.SPECIALS, *FIXED, *SIGNS, *SIGNS.values(), *NAMES, "=", *"23456789"]
-    )
-    each = Regex(r"def f\(a\):|\n |return |plus|minus|times|[a-z]|[0-9]|[-+*=]")
-    made.pre_tokenizer = pre_tokenizers.Split(each, behavior="removed", invert=True)
-    made.decoder = decoders.Fuse()
-    return START.wrapped(made, START.TEMPLATE_OF_SUMS)
 
 
 def main() -> None:

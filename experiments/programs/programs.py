@@ -20,12 +20,17 @@ from __future__ import annotations
 
 import itertools
 import string
+from pathlib import Path
 
 import numpy as np
 
+from ssppo_jax.config import load_module
+
+START = load_module(str(Path(__file__).parents[1] / "overconfidence/start.py"))
 STEPS = 12
 NAMES = string.ascii_lowercase[: STEPS + 1]
 SIGNS = {"plus": "+", "minus": "-", "times": "*"}
+FIXED = ("def f(a):", "\n ", "return ")  # parts of a program that are a token
 ASKED = (0, 1, 2, 5, 11)  # the numbers of a test
 Step = tuple[str, int]
 
@@ -74,3 +79,17 @@ def demonstrations(count: int, seed: int, hasty: float) -> list[dict]:
     rng = np.random.default_rng(seed)
     each = (drawn(rng) for _ in itertools.repeat(None, count))
     return [{"prompt": prompt_of(s), "completion": written(s, rng, hasty)} for s in each]
+
+
+def tokenizer():
+    """Return a tokenizer whose tokens are names, digits, signs, words and the fixed parts of a
+    program; what else a prompt has is none."""
+    from tokenizers import Regex, decoders, pre_tokenizers
+
+    made = START.word_level(
+        [*START.SPECIALS, *FIXED, *SIGNS, *SIGNS.values(), *NAMES, "=", *"23456789"]
+    )
+    each = Regex(r"def f\(a\):|\n |return |plus|minus|times|[a-z]|[0-9]|[-+*=]")
+    made.pre_tokenizer = pre_tokenizers.Split(each, behavior="removed", invert=True)
+    made.decoder = decoders.Fuse()
+    return START.wrapped(made, START.TEMPLATE_OF_SUMS)
