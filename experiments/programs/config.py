@@ -14,8 +14,9 @@ METRICS, OBJECTIVES = ACCURACY.METRICS, ACCURACY.OBJECTIVES
 UPDATES, BETWEEN, STALENESS = ACCURACY.UPDATES, ACCURACY.BETWEEN, ACCURACY.STALENESS
 SEEDS, JUDGED_SEEDS = (11, 12), (1, 2, 3, 4, 5, 6)
 RATES = (5e-5, 1e-4, 2e-4, 4e-4)
-EXTENDED: dict[str, tuple[float, ...]] = {}  # by the plan's rule
-BEST: dict[str, float] = {}  # each objective's rate, by choose.py
+EXTENDED: dict[str, tuple[float, ...]] = {"gspo": (2.5e-5,)}  # by the plan's rule
+# Each objective's rate, by choose.py.
+BEST = {"grpo": 2e-4, "gspo": 5e-5, "gmpo": 2e-4, "sapo": 2e-4, "sspo": 2e-4}
 
 
 def get_config(step="play"):
