@@ -547,9 +547,26 @@ def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
         file = str(module.__file__)
         line = _line_of(error, file)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise ConfigError(
-            f"{place_of(error, file)}{kind}{error}{_renamed_in(file, line)}"
-        ) from error
+        said = _refused(str(error)) or f"{kind}{error}"
+        raise ConfigError(f"{place_of(error, file)}{said}{_renamed_in(file, line)}") from error
+
+
+def _refused(text: str) -> str:
+    """Return what ml_collections says of an unknown key or of a value of another type, in the words
+    of the command line; "" if it is neither."""
+    unknown = re.search(r'Key "(\w+)" does not exist and cannot be added', text)
+    if unknown:
+        there = re.findall(r"'(\w+)\\?': ", text)
+        return (
+            f"no such key {unknown[1]!r}; {_nearest(unknown[1], there)}it has: {', '.join(there)}"
+        )
+    other = re.search(
+        r"Could not override field '(\w+)'.*?\. (.*) is of original type <class '(\w+)'> and"
+        r" cannot be casted to type <class '(\w+)'>",
+        text,
+        re.DOTALL,
+    )
+    return f"{other[1]}={other[2]}: expected {other[4]}, not {other[3]}" if other else ""
 
 
 def place_of(error: Exception, file: str) -> str:
@@ -625,6 +642,7 @@ def override(
             continue
         if path not in known:
             nearest = _nearest(path, known) or "train --config=FILE --help lists them"
+            nearest = _of_another(config, by_path, path) or nearest
             if elsewhere and _leaf(path) in elsewhere:
                 nearest = f"here it is {elsewhere[_leaf(path)]}"
             if renamed(path) is not None:
@@ -640,6 +658,23 @@ def override(
             continue
         _parent(config, path)[_leaf(path)] = value
     return problems
+
+
+def _of_another(config: ConfigDict, by_path: Mapping[str, Component], path: str) -> str:
+    """Say which components of a kind have this keyword, where the chosen one has not."""
+    base, _, keyword = path.rpartition(".")
+    if base not in by_path:
+        return ""
+    node = _parent(config, path)
+    table, own = by_path[base].table, [key for key in node if key != "name"]
+    having = [n for n in known(table) if n in table and keyword in keyword_defaults(table[n])]
+    if not having:
+        near = _nearest(keyword, own).replace("'", f"'{base}.", 1)
+        return near or f"{base}.name={node.name} takes: {', '.join(own) or 'no keys'}"
+    return (
+        f"{base}.name={node.name} does not take it, {', '.join(having)}"
+        f" {'do' if len(having) > 1 else 'does'}; it takes: {', '.join(own) or 'no keys'}"
+    )
 
 
 def parse_value(text: str, default: Any) -> Any:

@@ -219,3 +219,22 @@ def test_a_keyword_without_a_default_cannot_be_a_key():
 def test_help_lists_the_words_that_a_key_allows():
     text = schema.help_text(schema.base_config())
     assert "or nowhere: pair, group_mean, pairwise, none" in text
+
+
+def test_a_keyword_of_another_loss_is_said_to_be_that_losss():
+    with pytest.raises(ConfigError) as error:
+        load(loss__name="dpo", loss__repulsion_weight="2", loss__qqqq="1", loss__bta="1")
+    told = str(error.value)
+    assert "loss.name=dpo does not take it, s_sppo does; it takes: beta, label_smoothing" in told
+    assert "--config.loss.qqqq: no such key; loss.name=dpo takes: beta" in told
+    assert "--config.loss.bta: no such key; did you mean 'loss.beta'?" in told
+
+
+def test_what_a_gate_or_a_temperature_cannot_do_is_said_before_a_run():
+    square = "docs/examples/gate.py:ramp"
+    (gate,) = schema.cautions(load(loss__name="dpo", pairs__gate__name=square))
+    assert "loss.name=dpo does not read the gated target" in gate
+    assert schema.cautions(load(loss__name="s_sppo", pairs__gate__name=square)) == []
+    assert schema.cautions(load(loss__name="dpo")) == []
+    (cold,) = schema.cautions(load(loss__name="s_sppo", sampling__temperature="0"))
+    assert "sampling.temperature=0: the 4 responses to a prompt are equal" in cold

@@ -21,6 +21,7 @@ from ssppo_jax.evaluate import (
 from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runtime import evaluation_params, longest_response
+from ssppo_jax.schema.between import evaluated
 from ssppo_jax.training.evaluation import Evaluated
 from ssppo_jax.training.train import Position, Trainer
 from ssppo_jax.types import Prompt, Verdict
@@ -139,7 +140,9 @@ def test_a_selection_that_cannot_be_made_is_named_before_anything_runs(given, na
 def test_every_logged_rate_can_select():
     more = {"eval__oracles": "keywords", "eval__previous": "true"}
     for name in ("win_rate", "keywords/previous/length_controlled_win_rate", "keywords/reward"):
-        schema.check(configure(train__select_by=f"eval/{name}", **more), 8)
+        for phase in ("eval", "evaluate"):  # the second as it stands in metrics.jsonl
+            schema.check(configure(train__select_by=f"{phase}/{name}", **more), 8)
+            assert evaluated(f"{phase}/{name}") == name
 
 
 # ---- reference outputs

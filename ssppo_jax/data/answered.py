@@ -130,6 +130,10 @@ def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) 
         prompts.append(prompt)
         assert isinstance(row, dict)
         unused.update(key for key, value in row.items() if key not in USED and value is not None)
+    if bad and not prompts:
+        alike = {reason.partition(": ")[2] for reason in bad}
+        if len(alike) == 1:  # a column has another name, say
+            raise DataError(f"none of {_counted(len(bad), 'row')} can be used: {alike.pop()}")
     if bad and bad_rows == "error":
         remedy = "to leave such rows out, counted: --config.data.source.bad_rows=drop"
         raise DataError("\n".join([_counted(len(bad), "bad row"), *listed(bad), remedy]))

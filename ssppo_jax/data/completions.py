@@ -80,7 +80,8 @@ def encode_given(
     if encoded and not kept:
         raise DataError(
             f"every row has a response longer than sampling.max_new_tokens={max_new_tokens} tokens;"
-            f" raise it (the shortest needs {min(n for _, n in long)})"
+            f" raise it (the shortest needs {min(n for _, n in long)}, the longest"
+            f" {max(n for _, n in long)})"
         )
     return Completed(kept, tuple(long))
 

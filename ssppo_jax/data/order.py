@@ -113,7 +113,8 @@ def portion_sizes(count: int, *, portions: int, prompts_per_iteration: int = 0) 
     size = prompts_per_iteration
     if size < 0 or size > count:
         raise ConfigError(
-            f"prompts_per_iteration={size} with {count} training prompts; allowed: 0 to {count}"
+            f"train.prompts_per_iteration={size} with {count} training prompts, beside those that"
+            f" data.heldout keeps out; allowed: 0 (all of them) to {count}"
         )
     if size:
         return [size] * portions

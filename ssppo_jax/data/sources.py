@@ -384,8 +384,8 @@ def _name_unused(prompts: list[Prompt], source: str) -> None:
     given = [key for key in RESPONSES if key in count]
     if given:
         _log.warning(
-            "%s: NOT TRAINED ON: %s (%d of %d rows). Every response is sampled from the policy and"
-            " judged by the oracle; responses and labels in the data are not used",
+            "%s: NOT USED: %s (%d of %d rows). Every response is sampled from the policy; responses"
+            " and labels in the data are for data.source.name=answered",
             source,
             ", ".join(given),
             max(count[key] for key in given),

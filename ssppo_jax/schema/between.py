@@ -25,7 +25,9 @@ def problems_between(config: ConfigDict, devices: int) -> list[str]:
     if max(config.data.prompt_buckets, default=0) < config.data.max_prompt_length:
         problems.append(
             f"data.prompt_buckets={config.data.prompt_buckets}: the last must reach "
-            f"data.max_prompt_length={config.data.max_prompt_length}"
+            f"data.max_prompt_length={config.data.max_prompt_length}; set"
+            f" --config.data.prompt_buckets={config.data.max_prompt_length}, or several lengths of"
+            " which that is the last"
         )
     problems += _reference_problems(config)
     if config.eval.final_num_samples < config.eval.num_samples:
@@ -133,6 +135,13 @@ def _reference_problems(config: ConfigDict) -> list[str]:
     return problems
 
 
+def evaluated(select_by: str) -> str:
+    """Return the number of evaluations that `train.select_by` names, without eval/ or evaluate/, as
+    it stands in metrics.jsonl; "" if it names none."""
+    phase, _, name = select_by.partition("/")
+    return name if phase in ("eval", "evaluate") else ""
+
+
 def _selection_problems(config: ConfigDict) -> list[str]:
     """List what choosing the best evaluated policy asks of other keys."""
     train, problems = config.train, []
@@ -153,10 +162,11 @@ def _selection_problems(config: ConfigDict) -> list[str]:
         for oracle in ("", *labels)
         for opponent in ("", *opponents)
     ]
-    label, _, rest = train.select_by.removeprefix("eval/").partition("/")
+    measure = evaluated(train.select_by)
+    label, _, rest = measure.partition("/")
     # What rewards an oracle gives is known when it has been asked, so their names are let through.
-    reward = not train.select_by.endswith("win_rate") and (not rest or label not in TAKEN)
-    if train.select_by not in names and not (train.select_by.startswith("eval/") and reward):
+    reward = not measure.endswith("win_rate") and (not rest or label not in TAKEN)
+    if f"eval/{measure}" not in names and not (measure and reward):
         problems.append(
             f"train.select_by={train.select_by!r}: no evaluation logs that; it may be"
             f" {', '.join(names)}, or a reward, such as eval/reward"

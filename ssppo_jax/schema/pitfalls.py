@@ -5,7 +5,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 
 from ssppo_jax.data import GIVEN
-from ssppo_jax.losses import ROWS
+from ssppo_jax.losses import LOSSES, ROWS
 from ssppo_jax.optimizer import rounding_of
 
 
@@ -35,9 +35,26 @@ def cautions(config: ConfigDict) -> list[str]:
             f"{config.data.source.name} are given, and none is sampled; `evaluate` compares the"
             " policies by an oracle"
         )
+    if config.sampling.temperature == 0 and not GIVEN.get(config.data.source.name, False):
+        found.append(
+            f"sampling.temperature=0: the {config.sampling.num_samples} responses to a prompt are"
+            " equal, so no pair has a winner and no group an advantage; set"
+            " sampling.temperature=1"
+        )
+    if config.pairs.gate.name != "linear" and _without_gate(config.loss.name):
+        found.append(
+            f"pairs.gate={config.pairs.gate.name}: loss.name={config.loss.name} does not read the"
+            " gated target, so the gate changes nothing; s_sppo reads it"
+        )
     if group or ROWS.get(config.loss.name) == "opponent":
         found += _sampling_cautions(config, group)
     return found + _precision_cautions(config)
+
+
+def _without_gate(loss: str) -> bool:
+    """Return true for the pair losses of the package that learn from ungated win rates."""
+    package = LOSSES[loss].__module__.startswith("ssppo_jax.") if loss in LOSSES else False
+    return package and ROWS.get(loss) == "pair" and loss != "s_sppo"
 
 
 def _sampling_cautions(config: ConfigDict, group: bool) -> list[str]:

@@ -58,7 +58,9 @@ def parse(text: object) -> Measure:
     source, colon, how = text.partition(":")
     phase, slash, name = source.partition("/")
     if not (slash and name) or phase not in PHASES:
-        raise ValueError(f'must be "phase/name" with one of the phases {", ".join(PHASES)}')
+        meant = f"; evaluations are evaluate/{name or 'win_rate'}" if phase == "eval" else ""
+        phases = ", ".join(PHASES)
+        raise ValueError(f'must be "phase/name" with one of the phases {phases}{meant}')
     if colon and how not in HOW:
         raise ValueError(f"after the colon stands one of {', '.join(HOW)}")
     return Measure(phase, name, how or "last")

@@ -20,7 +20,7 @@ from ssppo_jax.sweep.grid import Grid, Run, plan
 from ssppo_jax.sweep.outcome import INTERRUPTED, finish, last_line
 from ssppo_jax.sweep.plots import plot_courses, plot_points
 from ssppo_jax.sweep.submit import submit_all
-from ssppo_jax.sweep.table import table, write
+from ssppo_jax.sweep.table import other_points, table, write
 
 POLL_SECONDS = 0.2
 
@@ -63,7 +63,8 @@ def sweep(
     write(grid, workdir)
     plot_points(grid, workdir / "sweep.png")
     plot_courses(grid, workdir / "curves.png")
-    print(f"{table(grid)}\n\nsweep: {workdir}/sweep.json, sweep.md, sweep.png, curves.png")
+    print("\n".join([table(grid), *other_points(grid, workdir)]))
+    print(f"\nsweep: {workdir}/sweep.json, sweep.md, sweep.png, curves.png")
     if any(run.status in ("stopped", "pending") for run in grid.runs):
         print(f"stopped; the same command continues {workdir}", file=sys.stderr)
         return INTERRUPTED

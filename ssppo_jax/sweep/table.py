@@ -126,4 +126,18 @@ def write(grid: Grid, workdir: Path) -> None:
     """Write sweep.json, with every run's values, and sweep.md, as things stand."""
     records = [dataclasses.asdict(run) | {"folder": str(run.folder)} for run in grid.runs]
     run_folder.write_json(workdir / "sweep.json", {"runs": records, "table": summary(grid)})
-    write_lines(workdir / "sweep.md", [table(grid)])
+    write_lines(workdir / "sweep.md", [table(grid), *other_points(grid, workdir)])
+
+
+def other_points(grid: Grid, workdir: Path) -> list[str]:
+    """Say which finished runs of the folder are of other points or seeds than the table's."""
+    own = {run.folder.name for run in grid.runs}
+    found = sorted(path.parent.name for path in workdir.glob("*/result.json"))
+    other = [name for name in found if name not in own]
+    if not other:
+        return []
+    return [
+        "",
+        f"Not in this table: {len(other)} finished run(s) of other points or seeds, such as"
+        f" {other[0]}.",
+    ]

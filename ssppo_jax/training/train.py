@@ -57,6 +57,7 @@ from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog, open_log
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
 from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
+from ssppo_jax.schema.between import evaluated
 from ssppo_jax.steps import (
     Laid,
     LaidStep,
@@ -417,7 +418,7 @@ class Trainer:
         Raises:
           ConfigError: the evaluation gave no number of that name.
         """
-        c, name = self.config.train, self.config.train.select_by.removeprefix("eval/")
+        c, name = self.config.train, evaluated(self.config.train.select_by)
         if not name:
             return False
         if name not in found.values:

@@ -178,3 +178,16 @@ def test_a_source_needs_a_file_or_a_data_set():
 
 def test_this_source_alone_gives_responses():
     assert [name for name, given in GIVEN.items() if given] == ["answered"]
+
+
+def test_a_column_of_another_name_is_said_once_and_not_row_by_row(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"a{i}", "chosen": "b", "reject": "c"} for i in range(9)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for way in ("error", "drop"):
+        with pytest.raises(DataError) as error:
+                answered(path=str(path), bad_rows=way)
+        assert str(error.value) == (
+            'none of 9 rows can be used: missing field "rejected"; the row has: prompt, chosen,'
+            " reject"
+        )

@@ -209,7 +209,7 @@ def test_what_is_no_part_of_a_prompt_is_named(tmp_path, caplog):
     warning, note = caplog.records
     assert warning.levelname == "WARNING" and note.levelname == "INFO"
     text = warning.getMessage()
-    assert "in.jsonl: NOT TRAINED ON: chosen, rejected (2 of 3 rows)" in text
+    assert "in.jsonl: NOT USED: chosen, rejected (2 of 3 rows)" in text
     assert note.getMessage().endswith("that only an oracle may use: level, tools, answer")
 
 
@@ -654,7 +654,7 @@ def test_the_order_is_pinned():
         ({"portions": 11}, "portions=11 with 10"),
         (
             {"prompts_per_iteration": 11},
-            "prompts_per_iteration=11 with 10 training prompts; allowed: 0 to 10",
+            "train.prompts_per_iteration=11 with 10 training prompts.* 0 .all of them. to 10",
         ),
         ({"prompts_per_iteration": -1}, "prompts_per_iteration=-1"),
     ],

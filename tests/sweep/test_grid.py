@@ -86,6 +86,7 @@ def test_every_point_that_cannot_run_is_told_before_any_runs(tmp_path, swept):
             r'must be a list, such as METRICS = \("evaluate/win_rate",\)',
         ),
         ("add()", "METRICS = ()", {}, "must be a list"),
+        ("add()", "METRICS = ('eval/a',)", {}, "evaluations are evaluate/a"),
         (
             "add()",
             "METRICS = ('evaluate/a', 'evaluate/a:last')",

@@ -145,6 +145,15 @@ def test_a_failing_run_is_recorded_with_its_last_line_and_the_others_still_run(
     assert "- loss.beta=13.0,seed=0: exit 70: error: beta is unlucky" in text
 
 
+def test_finished_runs_of_other_points_are_said_to_be_left_out(tmp_path, swept, trainer, capsys):
+    out = tmp_path / "out"
+    assert sweep.sweep(swept("add({'loss.beta': 0.1})"), out, {}) == 0
+    assert "Not in this table" not in (out / "sweep.md").read_text() + capsys.readouterr().out
+    assert sweep.sweep(swept("add({'loss.beta': 0.2})"), out, {}) == 0
+    told = "Not in this table: 1 finished run(s) of other points or seeds, such as loss.beta=0.1"
+    assert told in (out / "sweep.md").read_text() and told in capsys.readouterr().out
+
+
 def test_the_same_command_keeps_finished_runs_and_tries_failed_ones_again(tmp_path, swept, trainer):
     spec, out = swept("for beta in (13.0, 0.1):\n    add({'loss.beta': beta})"), tmp_path / "out"
     assert sweep.sweep(spec, out, {}) == 1

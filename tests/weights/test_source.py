@@ -344,3 +344,13 @@ def test_an_encoders_tokenizer_has_no_id_beyond_its_embeddings(with_token):
     assert read_tokenizer(folder, 265).token_to_id(IMAGE) == 264
     with pytest.raises(ConfigError, match=f"text can become '{IMAGE}'.*264 embeddings"):
         read_tokenizer(folder, 264)
+
+
+def test_a_folder_of_runs_is_answered_with_a_policy_in_it(tmp_path):
+    for name in ("b", "a"):
+        (tmp_path / name / "policy").mkdir(parents=True)
+        (tmp_path / name / "policy/config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"It holds runs; a policy is .*/a/policy$"):
+        hf.read_arch(tmp_path)
+    with pytest.raises(ConfigError, match=r"or a \.gguf file$"):
+        hf.read_arch(tmp_path / "a")

@@ -70,6 +70,7 @@ def _contents(run: Run) -> dict[str, Any]:
     config = json.dumps(run.config, indent=2, ensure_ascii=False)
     return {
         "story": tell(run),
+        "given": run.given,
         "first": sections.first_cards(run),
         "tiles": _results(run) + _extent(run),
         "held_out": held_out,
@@ -104,6 +105,9 @@ def _results(run: Run) -> list[tuple[str, str]]:
         low, high = (values.get(f"{name}_gain_{end}") for end in ("low", "high"))
         if low is not None and high is not None:
             tiles.append((f"{words} gained, 95% interval", f"{low:.3f} to {high:.3f}"))
+    for name in ("loss", "rewards/accuracies") if run.given else ():
+        if name in values:
+            tiles.append((f"held-out {name}", f"{values[name]:.3f}"))
     if "win_rate" in values:
         tiles.append(("final win rate", f"{values['win_rate']:.3f}"))
         if "low" in values and "high" in values:

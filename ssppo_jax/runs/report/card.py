@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssppo_jax.runs.report.record import learns_from_given
+
+UNUSED = ("oracle.", "sampling.", "group.", "advantage.")  # where responses are given
 SHOWN = (  # settings in the card's table; config.json of the run has all
     "seed", "loss.", "pairs.", "group.", "advantage.", "oracle.", "optimizer.", "train.",
     "sampling.", "similarity.", "lora.", "data.",
@@ -75,9 +78,7 @@ def model_card(
         "",
         f"`{name}`: {' '.join(method.partition(chr(10) * 2)[0].split())}",
         "",
-        f"The policy sampled {config['sampling.num_samples']} responses per prompt in each of"
-        f" {config['train.iterations']} iterations, and the oracle `{config['oracle.name']}` judged"
-        " them.",
+        _how(config),
         "",
         "## Data",
         "",
@@ -105,6 +106,17 @@ def model_card(
     return "\n".join(text) + "\n"
 
 
+def _how(config: Mapping[str, Any]) -> str:
+    """Return where the responses came from and who judged them."""
+    if learns_from_given(config):
+        return "The responses were given with the prompts. None was sampled, and no oracle judged."
+    return (
+        f"The policy sampled {config['sampling.num_samples']} responses per prompt in each of"
+        f" {config['train.iterations']} iterations, and the oracle `{config['oracle.name']}` judged"
+        " them."
+    )
+
+
 def _data(config: Mapping[str, Any], prompts: Mapping[str, Any]) -> list[str]:
     given = {k.removeprefix("data.source."): v for k, v in config.items() if "data.source." in k}
     name = given.pop("name", "")
@@ -117,7 +129,16 @@ def _data(config: Mapping[str, Any], prompts: Mapping[str, Any]) -> list[str]:
 
 
 def _evaluation(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines: list[str] = []
+    if learns_from_given(config):
+        rows = f"{result['prompts']:g} held-out rows" if "prompts" in result else "held-out rows"
+        for key in [key for key in result if f"{key}_low" in result]:
+            low, high = result[f"{key}_low"], result[f"{key}_high"]
+            lines.append(
+                f"- `{key}` of {rows}: {result[key]:.4g} (95% interval {low:.4g} to {high:.4g})"
+            )
+        lines = lines or ["No rows were held out, so nothing was measured."]
+        return [*lines, "", "This says how likely given responses are, not what people prefer."]
     if "win_rate" in result:
         lines.append(
             f"Win rate against the starting model: **{result['win_rate']:.3f}** (95% interval"
@@ -142,6 +163,8 @@ def _evaluation(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[st
 
 def _settings(config: Mapping[str, Any]) -> list[str]:
     shown = {k: v for k, v in config.items() if k.startswith(SHOWN) and not SECRETS.search(k)}
+    if learns_from_given(config):
+        shown = {k: v for k, v in shown.items() if not k.startswith(UNUSED)}
     return [f"| `{key}` | `{value}` |" for key, value in sorted(shown.items()) if value != ""]
 
 

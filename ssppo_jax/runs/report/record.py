@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from ssppo_jax.data import GIVEN
 from ssppo_jax.files import read_lines
 
 CONTEXT_KEYS = ("phase", "step", "iteration", "nonfinite")
@@ -51,6 +52,17 @@ class Run(NamedTuple):
     result: dict
     notes: list[str]  # what is missing or damaged
 
+    @property
+    def given(self) -> bool:
+        """Return true if the run learns from responses of the data: it samples and judges none."""
+        return learns_from_given(self.config)
+
+
+def learns_from_given(config: Any) -> bool:
+    """Return true for the settings of a run whose data hold the responses."""
+    name = config.get("data.source.name") if isinstance(config, dict) else None
+    return isinstance(name, str) and GIVEN.get(name, False)
+
 
 # ---- files ---------------------------------------------------------------------------------------
 
@@ -70,7 +82,8 @@ def read_run(folder: Path) -> Run:
         rows[name] = _read_lines(folder / f"{name}.jsonl", notes)
     if not present:
         notes.append("pairs.jsonl (groups.jsonl, opponents.jsonl, responses.jsonl) is missing.")
-    samples = _read_lines(folder / "samples.jsonl", notes)
+    no_samples = learns_from_given(config) and not (folder / "samples.jsonl").is_file()
+    samples = [] if no_samples else _read_lines(folder / "samples.jsonl", notes)
     result = _as_dict(result)
     return Run(config, start, metrics, **rows, samples=samples, result=result, notes=notes)
 

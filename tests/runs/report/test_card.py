@@ -45,6 +45,19 @@ def test_method_data_settings_and_citation_are_those_of_the_run():
     assert "| `loss.beta` | `0.05` |" in body and "ssppo_jax 9.9" in body
 
 
+def test_a_run_on_given_responses_is_not_said_to_have_sampled_or_asked_an_oracle():
+    result = {"prompts": 8.0, "loss": 0.02, "loss_low": 0.01, "loss_high": 0.03}
+    given = {"data.source.name": "answered", "loss.name": "dpo"}
+    config = flatten(schema.load("smoke", {})) | given
+    made = {"method": "", "licence": "", "prompts": PROMPTS, "version": "9"}
+    body = model_card(config, result, **made)
+    assert "None was sampled, and no oracle judged." in body and "The policy sampled" not in body
+    assert "- `loss` of 8 held-out rows: 0.02 (95% interval 0.01 to 0.03)" in body
+    assert "that trained the policy judged" not in body and "| `oracle.name`" not in body
+    assert "| `sampling.num_samples`" not in body and "| `loss.beta` |" in body
+    assert "No rows were held out" in model_card(config, {}, **made)
+
+
 def test_an_unknown_licence_is_said_and_not_guessed(tmp_path):
     assert licence_of(str(tmp_path), tmp_path) == ""
     head, body = card(source=str(tmp_path), licence="")

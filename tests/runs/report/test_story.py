@@ -71,6 +71,25 @@ def test_a_run_under_way_is_told_by_its_last_evaluation(tmp_path):
     ]
 
 
+def test_a_run_on_given_responses_is_told_by_its_held_out_rows(tmp_path):
+    config = {"model.source": "random:tiny", "loss.name": "dpo", "data.source.name": "answered"}
+    rows = []
+    for iteration, loss in ((0, 0.693), (1, 0.02)):
+        values = {"prompts": 8.0}
+        for name, value in (("loss", loss), ("rewards/accuracies", 1.0), ("rewards/margins", 2.0)):
+            values |= {name: value, f"{name}_low": value - 0.01, f"{name}_high": value + 0.01}
+        rows.append({"phase": "evaluate", "iteration": iteration, "step": 0, "values": values})
+    found = story(tmp_path, {}, config, rows)
+    assert "Does random:tiny learn from the given responses with dpo" in found.question
+    assert "loss: 0.693 → 0.020 (0.010 to 0.030)" in found.answer and not found.judges
+    assert "rewards/accuracies: 1.000 (0.990 to 1.010)" in found.answer
+    assert "let an oracle judge it" in found.doubts[0]
+    run = read_run(tmp_path)
+    assert run.given and not any("samples.jsonl" in note for note in run.notes)
+    assert "no held-out rows were evaluated" in story(tmp_path, {}, config).answer
+    assert not story(tmp_path, {}, CONFIG, rows).answer.startswith("Held-out")
+
+
 @pytest.mark.parametrize("config", [None, [], {"oracle.name": "combine", "oracle.members": "["}])
 @pytest.mark.parametrize("result", [{}, [], {"win_rate": None, "oracles": 3}])
 def test_damaged_records_give_a_story_all_the_same(tmp_path, config, result):
