@@ -285,8 +285,8 @@ def test_keys_values_types_mesh_and_file_are_all_reported_at_once(tmp_path):
 def test_a_typo_or_wrong_type_in_a_config_file_is_told_by_line_with_the_nearest_key(tmp_path):
     path = tmp_path / "c.py"
     path.write_text(CONFIG + "    config.train.epoch = 2\n    return config\n")
-    with pytest.raises(ConfigError, match=r"c\.py:4: no such key 'epoch'; did you mean 'epochs'\? it has: iterations, "
-    ):
+    told = r"c\.py:4: no such key 'epoch'; did you mean 'epochs'\? it has: iterations, "
+    with pytest.raises(ConfigError, match=told):
         schema.load(str(path), {})
     path.write_text(CONFIG + "    config.train.epochs = 'two'\n    return config\n")
     with pytest.raises(ConfigError, match=r"c\.py:4: epochs=two: expected int, not str$"):

@@ -12,7 +12,7 @@ from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache
-from ssppo_jax.weights import source
+from ssppo_jax.weights import hf, source
 from ssppo_jax.weights.checkpoint import MANIFEST
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
 from ssppo_jax.weights.table import read_tokenizer
