@@ -98,6 +98,10 @@ def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
                 " Verdict(preference, reward, failed) of ssppo_jax.types, with preference or reward"
                 " None, and failed=(None,) * len(prompts) where nothing failed"
             )
+        try:
+            _check_form(verdict, np.asarray(values_of(verdict)), (len(prompts), len(responses[0])))
+        except UserError as error:
+            raise UserError(f"oracle {name}: {error}") from error
         return verdict
 
     def check(prompts: list[Prompt]) -> None:

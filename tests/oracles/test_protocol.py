@@ -342,6 +342,12 @@ def a_list():
 def no_tie():
     return Oracle(lambda p, r: Verdict(np.full((len(p), 2, 2), 0.7), None, (None,) * len(p)))
 
+def wrong_shape():
+    return Oracle(lambda p, r: Verdict(None, np.zeros(len(p)), (None,) * len(p)))
+
+def neither():
+    return Oracle(lambda p, r: Verdict(None, None, (None,) * len(p)))
+
 def fine():
     return Oracle(lambda p, r: Verdict(None, np.zeros((len(p), 2)), (None,) * len(p)))
 """
@@ -353,6 +359,8 @@ def fine():
         ("raises", r"theirs\.py:7: AttributeError: .*nothing.*ask\(prompts, responses\) returns"),
         ("one_argument", "takes 1 positional argument but 2 were given"),
         ("a_list", r"ask returned a list; return Verdict\(preference, reward, failed\)"),
+        ("wrong_shape", r"oracle .*theirs\.py:wrong_shape: .*reward of shape \(1,\)"),
+        ("neither", r"oracle .*theirs\.py:neither: an oracle must return exactly one"),
         ("no_tie", "preference of a response over itself is not 0.5"),
     ],
 )
