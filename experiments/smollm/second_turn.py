@@ -1,10 +1,11 @@
 """Ask trained policies a second question: what is left after training on one turn?
 
-    python experiments/smollm/second_turn.py runs/smollm
+    python experiments/smollm/second_turn.py runs/smollm [SEED ...]
 
 asks each finished run's policy, and the start beside it, the run's held-out prompts, and a second
-question after its own answer. u (`style.py`) judges both answers. It writes second_turn.json into
-the folder: a record for each run and turn."""
+question after its own answer. u (`style.py`) judges both answers. It writes a file for each seed
+into the folder second_turn, with a record for each policy and turn. Without seeds it asks those
+that have no file yet."""
 
 from __future__ import annotations
 
@@ -70,20 +71,29 @@ def records(label: str, seed: int, policy, prompts: list[str]) -> list[dict]:
     return found
 
 
-def main(workdir: Path) -> None:
+def main(workdir: Path, *seeds: int) -> None:
     runs = [r for r in read_json(workdir / "sweep.json")["runs"] if r["status"] == "done"]
     config = ssppo_jax.configure("quickstart", LONGER)
-    start, found = ssppo_jax.load_policy(START, config), []
-    for seed in sorted({run["seed"] for run in runs}):
-        own = [run for run in runs if run["seed"] == seed]
-        prompts = asked(workdir / Path(own[0]["folder"]).name)
-        found += records("start", seed, start, prompts)
-        for run in own:
-            folder = workdir / Path(run["folder"]).name
+    start, output = ssppo_jax.load_policy(START, config), workdir / "second_turn"
+    output.mkdir(exist_ok=True)
+    waiting = [s for s in sorted({run["seed"] for run in runs}) if not _file(output, s).is_file()]
+    for seed in seeds or waiting:
+        own = {
+            run["label"]: workdir / Path(run["folder"]).name for run in runs if run["seed"] == seed
+        }
+        prompts = asked(next(iter(own.values())))
+        found = records("start", seed, start, prompts)
+        for label, folder in own.items():
             policy = ssppo_jax.load_policy(folder / "policy", config)
-            found += records(run["label"], seed, policy, prompts)
-        write_json(workdir / "second_turn.json", found)
+            policy.samplers = start.samplers  # compiled once
+            found += records(label, seed, policy, prompts)
+        write_json(_file(output, seed), found)
+        print(f"seed {seed}: {_file(output, seed)}")
+
+
+def _file(output: Path, seed: int) -> Path:
+    return output / f"{seed}.json"
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *map(int, sys.argv[2:]))

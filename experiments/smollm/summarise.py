@@ -2,7 +2,7 @@
 
     python experiments/smollm/summarise.py DIR PLAY SUMS
 
-writes DIR/tables.md and DIR/smollm.svg. PLAY holds second_turn.json too (`second_turn.py`)."""
+writes DIR/tables.md and DIR/smollm.svg. PLAY holds the folder second_turn too (`second_turn.py`)."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ def draw(runs: dict, records: list[dict], path: Path) -> None:
 
 def main(output: Path, play: Path, sums: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
-    played, records = COURSES.read_sweep(play), read_json(play / "second_turn.json")
+    played = COURSES.read_sweep(play)
+    records = [one for file in sorted(play.glob("second_turn/*.json")) for one in read_json(file)]
     parts = [of_turns(records), of_play(played)]
     if (sums / "sweep.json").is_file():
         parts.append(of_sums(COURSES.read_sweep(sums)))
