@@ -2,7 +2,8 @@
 
     python experiments/smollm/summarise.py DIR PLAY SUMS
 
-writes DIR/tables.md and DIR/smollm.svg. PLAY holds the folder second_turn too (`second_turn.py`)."""
+writes DIR/tables.md and DIR/smollm.svg. PLAY holds the folder second_turn too (`second_turn.py`).
+"""
 
 from __future__ import annotations
 
