@@ -27,7 +27,7 @@ SECOND = (
     "Why is that so?",
 )
 SAMPLES = 4
-LONGER = {"data.max_prompt_length": 128, "data.prompt_buckets": (128,)}
+LONGER = {"data.max_prompt_length": 104, "data.prompt_buckets": (48, 104)}
 SETTINGS = {"temperature": 0.7, "max_new_tokens": 24}
 
 
