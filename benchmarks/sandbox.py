@@ -28,7 +28,9 @@ def main() -> None:
     prompts = [Prompt(str(b), ({"role": "user", "content": "f"},), tests) for b in range(PROMPTS)]
     for call in range(CALLS):
         first = call * SAMPLES
-        texts = [f"def f(x):\n y = x + {n} - {n}\n return y + 4" for n in range(first, first + 8)]
+        texts = [
+            f"def f(x):\n y = x + {n} - {n}\n return y + 4" for n in range(first, first + SAMPLES)
+        ]
         before = seconds()
         verdict = oracle.ask(prompts, [texts] * PROMPTS)
         each.append((seconds() - before) / (PROMPTS * SAMPLES))

@@ -20,6 +20,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COURSES = load_module(str(HERE.parent / "overconfidence/courses.py"))
+lines_of = COURSES.lines_of
 AGES = OUTCOMES.ages_of(STUDY)
 FRESH, STALE, LAGGED = STUDY.STALENESS
 NAMES = {
@@ -37,11 +38,6 @@ def of(runs: list, staleness: tuple[int, int], names: Sequence[str] = STUDY.OBJE
         own = [o for o in runs if (o.objective, o.updates, o.lag) == (name, *staleness)]
         found |= {name: {o.seed: o for o in own}} if own else {}
     return found
-
-
-def lines_of(head: list[str], rows: list[list[str]]) -> str:
-    ruled = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in ruled) + "\n"
 
 
 def mean(runs: dict, name: str) -> str:

@@ -77,6 +77,12 @@ def interval(values: list[float]) -> Interval:
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), p)
 
 
+def lines_of(head: list[str], rows: list[list[str]]) -> str:
+    """Return a table in Markdown."""
+    ruled = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in ruled) + "\n"
+
+
 def power(difference: float, spread: float, n: int) -> float:
     """Return the chance that a paired, two-sided t-test at 5% sees a true difference."""
     shift, bound = difference / spread * n**0.5, student.ppf(0.975, n - 1)

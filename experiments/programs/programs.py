@@ -18,7 +18,6 @@ numbers, run in the sandbox, else 0."""
 
 from __future__ import annotations
 
-import itertools
 import string
 from pathlib import Path
 
@@ -77,7 +76,7 @@ def rows(count: int, seed: int) -> list[dict]:
 def demonstrations(count: int, seed: int, hasty: float) -> list[dict]:
     """Return prompts with programs, some of them hasty."""
     rng = np.random.default_rng(seed)
-    each = (drawn(rng) for _ in itertools.repeat(None, count))
+    each = (drawn(rng) for _ in range(count))
     return [{"prompt": prompt_of(s), "completion": written(s, rng, hasty)} for s in each]
 
 

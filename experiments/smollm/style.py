@@ -12,6 +12,7 @@ preference."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Annotated
 
 import numpy as np
@@ -35,27 +36,33 @@ def _analyzer():
 
 def utility(text: str) -> float:
     """Return u(y): VADER's compound sentiment, less the cost of commas beyond `FREE`."""
-    return _analyzer().polarity_scores(text)["compound"] - COST * max(0, text.count(",") - FREE)
+    return _analyzer().polarity_scores(text)["compound"] - COST * max(0, _count(text) - FREE)
+
+
+def scores(score: Callable[[str], float], responses: list[list[str]]) -> np.ndarray:  # [B,K]
+    return np.array([[score(y) for y in group] for group in responses])
+
+
+def _count(text: str) -> int:
+    return text.count(",")
+
+
+def _rewarding(score: Callable[[str], float]) -> Oracle:
+    def say(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
+        reward = scores(score, responses).astype(np.float32)
+        return Verdict(None, reward, (None,) * len(prompts))
+
+    return Oracle(say)
 
 
 def judge() -> Oracle:
     """Return the judge: its reward is u. Training never asks it."""
-
-    def say(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
-        reward = [[utility(y) for y in group] for group in responses]
-        return Verdict(None, np.array(reward, np.float32), (None,) * len(prompts))
-
-    return Oracle(say)
+    return _rewarding(utility)
 
 
 def commas() -> Oracle:
     """Return a counter of commas, for evaluations: its reward is their number."""
-
-    def say(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
-        reward = [[y.count(",") for y in group] for group in responses]
-        return Verdict(None, np.array(reward, np.float32), (None,) * len(prompts))
-
-    return Oracle(say)
+    return _rewarding(_count)
 
 
 def oracle(*, threshold: Annotated[float, fraction] = 0.55) -> Oracle:
@@ -72,11 +79,8 @@ def oracle(*, threshold: Annotated[float, fraction] = 0.55) -> Oracle:
 
     def say(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         alike = relu_cosine(responses, embedder.embed) >= threshold
-        worth = np.array([[utility(y) for y in group] for group in responses])
-        marks = np.array([[y.count(",") for y in group] for group in responses])
-        by_u, by_style = (
-            0.5 + 0.5 * np.sign(s[:, :, None] - s[:, None, :]) for s in (worth, marks)
-        )
+        each = (scores(score, responses) for score in (utility, _count))
+        by_u, by_style = (0.5 + 0.5 * np.sign(s[:, :, None] - s[:, None, :]) for s in each)
         preference = np.where(alike, by_style, by_u)
         return Verdict(preference.astype(np.float32), None, (None,) * len(prompts))
 

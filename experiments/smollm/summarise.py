@@ -21,7 +21,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 COURSES = load_module(str(Path(__file__).parents[1] / "overconfidence/courses.py"))
-interval = COURSES.interval
+interval, lines_of = COURSES.interval, COURSES.lines_of
 EACH_TURN = {"u": "u", "commas": "commas", "distinct_2": "distinct-2"}
 ITERATIONS = {"evaluate/judge/reward": "u, first turn", "evaluate/commas/reward": "commas"}
 
@@ -29,11 +29,6 @@ ITERATIONS = {"evaluate/judge/reward": "u, first turn", "evaluate/commas/reward"
 def told(values) -> str:
     found = interval(list(values))
     return f"{found}, p = {found.p:.3f}" if found.n > 1 else str(found)
-
-
-def lines_of(head: list[str], rows: list[list[str]]) -> str:
-    ruled = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(row) + " |" for row in ruled) + "\n"
 
 
 def of_turns(records: list[dict]) -> str:

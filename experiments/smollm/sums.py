@@ -5,9 +5,8 @@ as the best rates of both were equal there. The task is that of ../sspo."""
 
 from pathlib import Path
 
-from ssppo_jax.config import load_config, load_module
+from ssppo_jax.config import load_config
 
-SSPO = load_module(str(Path(__file__).parents[1] / "sspo/config.py"))
 SEEDS = (1, 2, 3, 4, 5)
 METRICS = (
     "evaluate/accuracy",
@@ -31,4 +30,4 @@ def get_config():
 
 def sweep(add):
     for name in OBJECTIVES:
-        add(SSPO.OBJECTIVES[{"sspo": "sspo arctan_log"}.get(name, name)], label=name)
+        add({"loss.name": name}, label=name)

@@ -133,7 +133,7 @@ def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) 
     if bad and not prompts:
         alike = {reason.partition(": ")[2] for reason in bad}
         if len(alike) == 1:  # a column has another name, say
-            raise DataError(f"none of {_counted(len(bad), 'row')} can be used: {alike.pop()}")
+            raise DataError(f"none of {_counted(len(bad), 'row')} can be used; {bad[0]}")
     if bad and bad_rows == "error":
         remedy = "to leave such rows out, counted: --config.data.source.bad_rows=drop"
         raise DataError("\n".join([_counted(len(bad), "bad row"), *listed(bad), remedy]))

@@ -11,7 +11,8 @@ from ssppo_jax.optimizer import rounding_of
 
 def cautions(config: ConfigDict) -> list[str]:
     """Say what in a configuration that runs can lead to a wrong conclusion."""
-    found, group = [], ROWS.get(config.loss.name) == "group"
+    found, rows = [], ROWS.get(config.loss.name)
+    group, given = rows == "group", GIVEN.get(config.data.source.name, False)
     if group and config.loss.get("beta", 0) and config.train.kl_reference == "iteration":
         found.append(
             "train.kl_reference=iteration: the KL to pi_t and its gradient are 0 in the first"
@@ -19,23 +20,19 @@ def cautions(config: ConfigDict) -> list[str]:
             " does nothing"
         )
     moving = config.train.iterations > 1 and config.train.reference == "iteration"
-    if (
-        GIVEN.get(config.data.source.name, False)
-        and ROWS.get(config.loss.name) == "pair"
-        and moving
-    ):
+    if given and rows == "pair" and moving:
         found.append(
             "train.reference=iteration: the reference is the policy at the start of each of"
             f" {config.train.iterations} iterations. Set train.reference=initial for the offline"
             " method as published, whose reference is the initial policy throughout"
         )
-    if config.eval.oracles and GIVEN.get(config.data.source.name, False):
+    if config.eval.oracles and given:
         found.append(
             f"eval.oracles={config.eval.oracles} is not asked: the responses of data.source.name="
             f"{config.data.source.name} are given, and none is sampled; `evaluate` compares the"
             " policies by an oracle"
         )
-    if config.sampling.temperature == 0 and not GIVEN.get(config.data.source.name, False):
+    if config.sampling.temperature == 0 and not given and rows in ("pair", "group"):
         found.append(
             f"sampling.temperature=0: the {config.sampling.num_samples} responses to a prompt are"
             " equal, so no pair has a winner and no group an advantage; set"
@@ -46,7 +43,7 @@ def cautions(config: ConfigDict) -> list[str]:
             f"pairs.gate={config.pairs.gate.name}: loss.name={config.loss.name} does not read the"
             " gated target, so the gate changes nothing; s_sppo reads it"
         )
-    if group or ROWS.get(config.loss.name) == "opponent":
+    if group or rows == "opponent":
         found += _sampling_cautions(config, group)
     return found + _precision_cautions(config)
 

@@ -59,7 +59,7 @@ def read_arch(folder: str | Path) -> Arch:
     if not (folder / "config.json").is_file():
         raise ConfigError(
             f"{folder} has no config.json; give a Hugging Face model folder, a repo id, or a .gguf"
-            f" file{_runs_inside(folder)}"
+            " file"
         )
     config = read_json(folder / "config.json")
     try:
@@ -76,12 +76,6 @@ def read_arch(folder: str | Path) -> Arch:
         )
     extra = id_tuple(stops)
     return dataclasses.replace(arch, eos_ids=tuple(dict.fromkeys(arch.eos_ids + extra)))
-
-
-def _runs_inside(folder: Path) -> str:
-    """Name a policy of a run below a folder that holds runs; "" if there is none."""
-    found = sorted(folder.glob("*/policy/config.json"))
-    return f". It holds runs; a policy is {found[0].parent}" if found else ""
 
 
 def load_params(folder: str | Path, arch: Arch, *, dtype: Any = np.float32) -> PyTree:

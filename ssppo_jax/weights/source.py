@@ -173,6 +173,8 @@ def check_no_run(path: Path) -> None:
         what, run = "is the folder of a sweep; each of its runs has a folder in it", None
     elif _is_run(path):
         what, run = "is a run's folder", path
+    elif not (path / "config.json").is_file() and any(path.glob("*/policy/config.json")):
+        what, run = "is a folder of runs", min(path.glob("*/policy/config.json")).parents[1]
     else:
         return
     found = []

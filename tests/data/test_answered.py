@@ -187,7 +187,5 @@ def test_a_column_of_another_name_is_said_once_and_not_row_by_row(tmp_path):
     for way in ("error", "drop"):
         with pytest.raises(DataError) as error:
             answered(path=str(path), bad_rows=way)
-        assert str(error.value) == (
-            'none of 9 rows can be used: missing field "rejected"; the row has: prompt, chosen,'
-            " reject"
-        )
+        told = 'missing field "rejected"; the row has: prompt, chosen, reject'
+        assert str(error.value) == f"none of 9 rows can be used; {path}:1: {told}"

@@ -145,7 +145,8 @@ def test_every_loss_oracle_source_and_gate_is_told_on_its_page():
     for component in schema.COMPONENTS:
         if component.path in pages:
             page = (ROOT / "docs" / f"{pages[component.path]}.md").read_text()
-            assert [name for name in component.table if f"`{name}`" not in page] == []
+            own = [name for name in component.table if ":" not in name]  # no test's own file
+            assert own and [name for name in own if f"`{name}`" not in page] == []
 
 
 def test_the_pages_on_the_records_name_every_field():

@@ -530,6 +530,11 @@ def test_a_starter_serves_many_and_carries_nothing_from_one_to_the_next():
             assert report.outcome.outcome == wanted, report.outcome
             served |= {starter.pid for starter in starters._idle}
         assert len(served) == 2  # one until the kill, one after it
+        (idle,) = starters._idle
+        os.kill(idle.pid, signal.SIGKILL)  # by a system short of memory, say
+        os.waitid(os.P_PID, idle.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet noticed
+        report = supervised(find, ["assert 1 + 1 == 2"], LIMITS, None, starters)
+        assert report.outcome.outcome == "passed", report.outcome
     assert not any(Path(f"/proc/{pid}").exists() for pid in served)
 
 

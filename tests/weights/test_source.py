@@ -12,7 +12,7 @@ from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache
-from ssppo_jax.weights import hf, source
+from ssppo_jax.weights import source
 from ssppo_jax.weights.checkpoint import MANIFEST
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
 from ssppo_jax.weights.table import read_tokenizer
@@ -350,7 +350,6 @@ def test_a_folder_of_runs_is_answered_with_a_policy_in_it(tmp_path):
     for name in ("b", "a"):
         (tmp_path / name / "policy").mkdir(parents=True)
         (tmp_path / name / "policy/config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"It holds runs; a policy is .*/a/policy$"):
-        hf.read_arch(tmp_path)
-    with pytest.raises(ConfigError, match=r"or a \.gguf file$"):
-        hf.read_arch(tmp_path / "a")
+    with pytest.raises(ConfigError, match=r"is a folder of runs; give a model of it: .*/a/policy$"):
+        resolve(str(tmp_path))
+    assert resolve(str(tmp_path / "a/policy")) == tmp_path / "a/policy"

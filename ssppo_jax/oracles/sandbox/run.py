@@ -102,6 +102,16 @@ class Starters:
         while self._idle:
             _end(self._idle.pop())
 
+    def _alive(self) -> subprocess.Popen | None:
+        """Return one that waits; one that the system has ended meanwhile is cleared away."""
+        with contextlib.suppress(IndexError):  # none, or another thread took the last
+            while True:
+                starter = self._idle.pop()
+                if starter.poll() is None:
+                    return starter
+                _end(starter)
+        return None
+
     @contextlib.contextmanager
     def one(self) -> Iterator[subprocess.Popen]:
         """Lend a starter. It is kept if the block leaves it alive, and ended if the block raises.
@@ -109,10 +119,7 @@ class Starters:
         Raises:
           OSError: no process could be started.
         """
-        try:
-            starter = self._idle.pop()
-        except IndexError:
-            starter = _start()
+        starter = self._alive() or _start()
         try:
             yield starter
         except BaseException:

@@ -59,12 +59,12 @@ def tell(run: Run) -> Story:
     """Return the story of a run, as far as its records go."""
     config = run.config if isinstance(run.config, dict) else {}
     if run.given:
-        return Story(*_of_given(run, config))
+        return _of_given(run, config)
     judges = _judges(run, config)
     return Story(_question(run, config), _answer(judges), judges, _doubts(run, config, judges))
 
 
-def _of_given(run: Run, config: dict) -> tuple[str, str, list[Judge], list[str]]:
+def _of_given(run: Run, config: dict) -> Story:
     """Return the story of a run on given responses: its held-out rows, before and after."""
     source, loss = config.get("model.source"), config.get("loss.name")
     who, how = source if isinstance(source, str) else "the model", f" with {loss}" if loss else ""
@@ -79,13 +79,13 @@ def _of_given(run: Run, config: dict) -> tuple[str, str, list[Judge], list[str]]
         before = f"{first.value:.3f} → " if name == "loss" and len(rows) > 1 else ""
         said.append(f"{name}: {before}{last.value:.3f} ({last.low:.3f} to {last.high:.3f}).")
     if not said:
-        return question, "Not known yet: no held-out rows were evaluated.", [], []
+        return Story(question, "Not known yet: no held-out rows were evaluated.", [], [])
     doubt = (
         "Held-out loss and accuracy say how likely the given responses are. They do not say that"
         " what the policy writes is better: sample from it (generate), or let an oracle judge it"
         " (evaluate)."
     )
-    return question, "Held-out " + " ".join(said), [], [doubt]
+    return Story(question, "Held-out " + " ".join(said), [], [doubt])
 
 
 def _question(run: Run, config: dict) -> str:
