@@ -22,7 +22,7 @@ JUDGED = "evaluate/judge/win_rate"
 
 
 class Interval(NamedTuple):
-    """Hold a mean over seeds with its 95% interval by Student's t (NaN bounds of one seed) and the
+    """Hold a mean over seeds with its interval by Student's t (NaN bounds of one seed) and the
     p-value of an exact two-sided sign-flip test of 0."""
 
     mean: float
@@ -65,13 +65,13 @@ def settings_of(command: str | list[str]) -> ConfigDict:
     )
 
 
-def interval(values: list[float]) -> Interval:
-    """Return the mean of one value a seed, with its interval."""
+def interval(values: list[float], level: float = 0.95) -> Interval:
+    """Return the mean of one value a seed, with the interval that holds it at this level."""
     x = np.asarray(values, np.float64)
     if len(x) == 0:
         return Interval(np.nan, np.nan, np.nan, 0, np.nan)
     spread = x.std(ddof=1) / len(x) ** 0.5 if len(x) > 1 else np.nan
-    half = spread * student.ppf(0.975, max(len(x) - 1, 1))
+    half = spread * student.ppf((1 + level) / 2, max(len(x) - 1, 1))
     flips = np.array(list(itertools.product((-1, 1), repeat=len(x))))
     p = float(np.mean(np.abs(flips @ x) >= abs(x.sum()) - 1e-9))
     return Interval(float(x.mean()), float(x.mean() - half), float(x.mean() + half), len(x), p)

@@ -8,7 +8,7 @@ from ssppo_jax.config import load_config
 from ssppo_jax.schema import select
 
 HERE = "experiments/smollm"  # commands run in the repository's root
-SEEDS = (1, 2, 3, 4, 5)
+SEEDS = tuple(range(1, 11))  # 6 to 10 are a second look (PLAN.md, Changes)
 METRICS = (
     "evaluate/judge/win_rate",
     "evaluate/judge/win_rate:max",

@@ -23,6 +23,8 @@ import matplotlib.pyplot as plt
 COURSES = load_module(str(Path(__file__).parents[1] / "overconfidence/courses.py"))
 interval, lines_of = COURSES.interval, COURSES.lines_of
 EACH_TURN = {"u": "u", "commas": "commas", "distinct_2": "distinct-2"}
+FIRST = 5  # seeds 1 to 5 were looked at before the others ran (PLAN.md, Changes)
+SECOND_LOOK = 0.9706  # Pocock's rule for two looks
 ITERATIONS = {"evaluate/judge/reward": "u, first turn", "evaluate/commas/reward": "commas"}
 
 
@@ -52,6 +54,25 @@ def of_turns(records: list[dict]) -> str:
         head = [f"turn {turn}", "seeds", *EACH_TURN.values(), "u less start's", "u less SPPO's"]
         parts.append(lines_of(head, rows))
     return "\n".join(parts)
+
+
+def of_looks(records: list[dict]) -> str:
+    """Return the differences that H1 to H3 ask, by look: the first seeds, the new, and all."""
+    table, rows = pd.DataFrame(records), []
+    for turn, own in table.groupby("turn"):
+        u = own.pivot(index="seed", columns="label", values="u")
+        for label, other in (("S-SPPO", "SPPO"), ("SPPO", "start")):
+            less = (u[label] - u[other]).dropna()
+            first, new = less[less.index <= FIRST], less[less.index > FIRST]
+            cells = [told(first), told(new)]
+            if len(new):
+                both = interval(less.tolist(), SECOND_LOOK)
+                cells.append(f"{both}, p = {both.p:.3f}")
+            else:
+                cells.append("-")
+            rows.append([f"{label} less {other}, turn {turn}", *cells])
+    looks = ["seeds 1 to 5, 95%", "seeds 6 to 10, 95%", "all, 97.06%"]
+    return lines_of(["u", *looks], rows)
 
 
 def of_play(runs: dict) -> str:
@@ -125,7 +146,7 @@ def main(output: Path, play: Path, sums: Path) -> None:
     output.mkdir(parents=True, exist_ok=True)
     played = COURSES.read_sweep(play)
     records = [one for file in sorted(play.glob("second_turn/*.json")) for one in read_json(file)]
-    parts = [of_turns(records), of_play(played)]
+    parts = [of_turns(records), of_looks(records), of_play(played)]
     if (sums / "sweep.json").is_file():
         parts.append(of_sums(COURSES.read_sweep(sums)))
     text = "\n".join(parts)
