@@ -13,7 +13,8 @@ from ssppo_jax.errors import ConfigError, Interrupted
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runtime import build_runtime
 from ssppo_jax.training import train as train_module
-from ssppo_jax.training.train import Position, Trainer, train
+from ssppo_jax.training.position import Position
+from ssppo_jax.training.train import Trainer, train
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import resolve
 
@@ -112,7 +113,7 @@ def test_an_export_that_was_killed_halfway_is_repeated_whole(tmp_path, monkeypat
         workdir=tmp_path,
         checkpoints=SimpleNamespace(wait=lambda: None),
         saved=None,
-        best=None,
+        selection=SimpleNamespace(best=None),
         _policy=lambda params: params,
         account={},
     )

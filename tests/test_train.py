@@ -17,6 +17,8 @@ from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runs.metrics import read_metrics
 from ssppo_jax.runs.report import build
 from ssppo_jax.training import train as train_module
+from ssppo_jax.training.position import Position
+from ssppo_jax.training.rollouts import Rollouts
 from ssppo_jax.training.train import train
 from ssppo_jax.types import Prompt, Verdict
 from ssppo_jax.weights.source import resolve
@@ -205,12 +207,11 @@ def test_a_rollout_that_a_kept_checkpoint_needs_is_not_deleted(tmp_path, lag, po
         (folder / f"iteration_{n:05d}.npz").touch()
     metas = [{"position": {"iteration": i, "step_in_iteration": s}} for i, s in positions]
     checkpoints = SimpleNamespace(metas=lambda: metas, pending=True)
-    config = SimpleNamespace(train=SimpleNamespace(rollout_lag=lag))
-    run = SimpleNamespace(workdir=tmp_path, checkpoints=checkpoints, config=config)
-    train_module.Trainer._drop_rollouts(run, train_module.Position(3))
+    rollouts = Rollouts(configure(train__rollout_lag=str(lag)), tmp_path, "", checkpoints)
+    rollouts.drop(Position(3))
     assert len(list(folder.iterdir())) == 4  # the checkpoint before the pending one may be needed
     checkpoints.pending = False
-    train_module.Trainer._drop_rollouts(run, train_module.Position(3))
+    rollouts.drop(Position(3))
     assert sorted(path.name for path in folder.iterdir()) == [
         f"iteration_{n:05d}.npz" for n in kept
     ]

@@ -46,18 +46,11 @@ from ssppo_jax.optimizer import make_rates, make_run_optimizer, restarted
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
 from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
-from ssppo_jax.rollout.store import (
-    Rollout,
-    load_rollout,
-    save_rollout,
-    take_micro_batch,
-    take_rows,
-)
+from ssppo_jax.rollout.store import Rollout, take_micro_batch, take_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog, open_log
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
 from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
-from ssppo_jax.schema.between import evaluated
 from ssppo_jax.steps import (
     Laid,
     LaidStep,
@@ -72,6 +65,9 @@ from ssppo_jax.steps import (
 )
 from ssppo_jax.training.evaluation import Evaluated, Evaluation, GivenEvaluation, is_due
 from ssppo_jax.training.export import export_policy
+from ssppo_jax.training.position import Position
+from ssppo_jax.training.rollouts import Rollouts
+from ssppo_jax.training.selection import Best, Selection
 from ssppo_jax.types import Array, Batch, Max, Mean, Min, PyTree, TrainState
 from ssppo_jax.weights.checkpoint import Checkpoints
 
@@ -85,25 +81,6 @@ WHY_NOTHING = (
     "pairs/weightless",
     "frac_reward_zero_std",
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class Position:
-    """Hold where a run is: all that a resume needs except the arrays."""
-
-    iteration: int = 0
-    step_in_iteration: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """Hold the best evaluated policy so far (`train.select_by`); its checkpoint is kept."""
-
-    iteration: int
-    step: int  # of its checkpoint
-    value: float
-    result: dict  # of its evaluation
-    waited: int = 0  # evaluations since
 
 
 def train(
@@ -192,9 +169,10 @@ class Trainer:
                 runtime, workdir, heldout, self.oracle, stop.agreed
             )
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=self.config.checkpoint.keep)
+        self.rollouts = Rollouts(self.config, workdir, self.fingerprint, self.checkpoints)
+        self.selection = Selection(self.config)
         self.saved: Position | None = None
         self.since, self.saving = 0.0, 0.0  # when this iteration began, and seconds of its saves
-        self.best: Best | None = None
         self.losses: list[float] = []  # of this iteration's steps so far
         self.moving = 0  # steps of the run so far whose gradient was not 0
         self.moved: list[float] = []  # of the same steps, the share of the parameters that moved
@@ -237,7 +215,7 @@ class Trainer:
         self.since = time.perf_counter()
         while True:
             self._check_something_was_trained(at)
-            boundary, best = self.metrics.offset(), self.best
+            boundary, best = self.metrics.offset(), self.selection.best
             last = at.iteration == self.config.train.iterations
             try:
                 found = self._evaluate(self._policy(state), at, last)
@@ -252,7 +230,7 @@ class Trainer:
                     jax.profiler.start_trace(self.workdir / "profile")
                 rollout = self._rollout(policy, initial, at)
             except Interrupted:
-                self.best = best  # this boundary is evaluated again
+                self.selection.best = best  # this boundary is evaluated again
                 self._save(state, at, boundary)
                 raise
             state = self._timed_train(state, rollout, at)
@@ -356,7 +334,7 @@ class Trainer:
             )
         at = self.saved = Position(**meta["position"])
         self.moving = meta.get("moving_steps", int(state.step))  # not in older checkpoints
-        self.best = Best(**meta["best"]) if meta.get("best") else None
+        self.selection.best = Best(**meta["best"]) if meta.get("best") else None
         self.metrics.truncate(meta["metrics_offset"])
         log.info("resuming at iteration %d, step %d of it", at.iteration, at.step_in_iteration)
         return state, at
@@ -411,39 +389,16 @@ class Trainer:
     def _select(self, state: TrainState, found: Evaluated, at: Position, boundary: int) -> bool:
         """Note the best evaluated policy (`train.select_by`); say if the run should end.
 
-        It ends after `train.patience` evaluations without a new best. A state that a later
-        iteration may start from, or that another one will replace, is saved here with the best
-        before it, because a resume evaluates this boundary again.
-
-        Raises:
-          ConfigError: the evaluation gave no number of that name.
+        A state that a later iteration may start from, or that another one will replace, is saved
+        here with the best before it, because a resume evaluates this boundary again.
         """
-        c, name = self.config.train, evaluated(self.config.train.select_by)
-        if not name:
+        c = self.config.train
+        if not self.selection.name:
             return False
-        if name not in found.values:
-            names = [key for key in found.values if f"{key}_low" in found.values]
-            raise ConfigError(
-                f"train.select_by=eval/{name}: evaluations of this run give "
-                + ", ".join(f"eval/{key}" for key in names)
-            )
-        better = self.best is None or found.values[name] > self.best.value
-        if (better or c.carry == "best") and at.iteration < c.iterations:
+        kept = self.selection.is_better(found) or c.carry == "best"
+        if kept and at.iteration < c.iterations:
             self._save(state, at, boundary)
-        if self.best is None or better:
-            self.best = Best(at.iteration, int(state.step), found.values[name], found.result)
-            return False
-        self.best = dataclasses.replace(self.best, waited=self.best.waited + 1)
-        if not c.patience or self.best.waited < c.patience or at.iteration == c.iterations:
-            return False
-        log.info(
-            "%d evaluations without a better %s than %.4f, of iteration %d: the run ends",
-            self.best.waited,
-            c.select_by,
-            self.best.value,
-            self.best.iteration,
-        )
-        return True
+        return self.selection.note(found, at.iteration, int(state.step))
 
     def _carry(self, state: TrainState, at: Position) -> TrainState:
         """Return the state that the iteration starts from (`train.carry`).
@@ -451,8 +406,8 @@ class Trainer:
         The best policy comes with its own optimizer state; the count of steps goes on. The state
         that it replaces is on disk (`_select`) and leaves the devices first.
         """
-        best, chosen = self.best, self.config.train.carry == "best"
-        if not chosen or best is None or at.step_in_iteration or best.iteration == at.iteration:
+        best = self.selection.carried(at.iteration)
+        if best is None or at.step_in_iteration:
             return state
         log.info("iteration %d starts from that of iteration %d", at.iteration + 1, best.iteration)
         self.checkpoints.wait()  # the best may be the one that is being written
@@ -463,19 +418,10 @@ class Trainer:
     def _rollout(
         self, params: PyTree, initial: Callable[[], PyTree] | None, at: Position
     ) -> Rollout:
-        """Return this iteration's rollout: from disk if this very rollout was made before, else a
-        new one.
-
-        With `train.rollout_lag` the policy samples the next iteration's rollout too, and that of
-        this iteration is on disk since the one before.
-        """
-        lag, inside = self.config.train.rollout_lag, at.step_in_iteration > 0
-        older = lag > 0 and at.iteration > 0  # the policy that sampled it
-        rollout = self._made(params, initial, at.iteration, gone=inside or older)
-        if lag and at.iteration + 1 < self.config.train.iterations:
-            self._made(params, initial, at.iteration + 1, gone=inside)
-        if hosts.is_first() and not inside:
-            self._drop_rollouts(at)
+        """Return this iteration's rollout, and log it where the iteration begins."""
+        rollout = self.rollouts(
+            lambda iteration: self.collect(params, initial, iteration, stopped=self.stop.agreed), at
+        )
         if at.step_in_iteration == 0:
             for phase, values in rollout.metrics.items():
                 self._log(phase, values, rollout.wall[phase], at)
@@ -483,64 +429,6 @@ class Trainer:
                 self.workdir / RECORDS[self.collect.rows], rollout.records, at.iteration
             )
         return rollout
-
-    def _made(
-        self,
-        params: PyTree,
-        initial: Callable[[], PyTree] | None,
-        iteration: int,
-        *,
-        gone: bool,  # the policy that samples it was trained on since
-    ) -> Rollout:
-        """Return an iteration's rollout from disk, or make it with this policy and save it."""
-        path = self.workdir / "rollouts" / f"iteration_{iteration:05d}.npz"
-        identity = {
-            "fingerprint": self.fingerprint,
-            "iteration": iteration,
-            "config": run_folder.digest(self.config),
-        }
-        rollout = self._kept_rollout(path, identity)
-        if rollout is None and gone:
-            raise ConfigError(
-                f"{path} is missing, and the policy that sampled it is gone; start in a new"
-                " --workdir"
-            )
-        if rollout is None:
-            rollout = self.collect(params, initial, iteration, stopped=self.stop.agreed)
-            if hosts.is_first():
-                save_rollout(path, rollout, identity)
-        return rollout
-
-    def _drop_rollouts(self, at: Position) -> None:
-        """Delete older rollouts, but for those that a kept checkpoint needs: it stands in the midst
-        of one, or the policy that sampled it is older (`train.rollout_lag`).
-
-        While a save is pending, the checkpoint before it may still be the one to continue from.
-        """
-        if self.checkpoints.pending:
-            return
-        lag, needed = self.config.train.rollout_lag, set()
-        for position in (meta["position"] for meta in self.checkpoints.metas()):
-            inside = position["step_in_iteration"] > 0
-            if inside or lag:
-                needed |= {position["iteration"], position["iteration"] + (lag if inside else 0)}
-        for path in (self.workdir / "rollouts").glob("iteration_*.npz"):
-            number = int(path.stem.removeprefix("iteration_"))
-            if number < at.iteration and number not in needed:
-                path.unlink()
-
-    @staticmethod
-    def _kept_rollout(path: Path, identity: dict) -> Rollout | None:
-        """Return in all processes the rollout that process 0 finds on disk."""
-        found = load_rollout(path, identity) if hosts.alone() else None
-        if not hosts.alone() and hosts.on_first(lambda: load_rollout(path, identity) is not None):
-            found = load_rollout(path, identity)
-            if found is None:
-                raise ConfigError(
-                    f"{path} is seen by process 0 alone; --workdir must be a folder that all"
-                    " processes share"
-                )
-        return found
 
     def _timed_train(self, state: TrainState, rollout: Rollout, at: Position) -> TrainState:
         """Run `_train` and log its pace and the peak memory so far."""
@@ -730,12 +618,13 @@ class Trainer:
             "fingerprint": self.fingerprint,
             "version": __version__,
             "moving_steps": self.moving,
-            "best": dataclasses.asdict(self.best) if self.best else None,
+            "best": dataclasses.asdict(self.selection.best) if self.selection.best else None,
         }
         if self.config.train.select_by:
             self.checkpoints.wait()  # one that is under way may name another best
         if hosts.is_first():
-            self.checkpoints.protected = self._steps_of_best()
+            newest = self.checkpoints.metas()[: self.config.checkpoint.keep]
+            self.checkpoints.protected = self.selection.steps(newest)
         start, background = time.perf_counter(), self.config.checkpoint.async_save
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
             self.checkpoints.save(
@@ -743,14 +632,7 @@ class Trainer:
             )  # `_log_step` has checked every step
         self.saved = at
         self.saving += time.perf_counter() - start
-        if hosts.is_first():
-            self._drop_rollouts(at)
-
-    def _steps_of_best(self) -> set[int]:
-        """Return the steps that this run, or one resumed from its newest checkpoints, may need."""
-        newest = self.checkpoints.metas()[: self.config.checkpoint.keep]
-        steps = {best["step"] for meta in newest if (best := meta.get("best"))}
-        return steps | ({self.best.step} if self.best else set())
+        self.rollouts.drop(at)
 
     def _finish(self, state: TrainState, result: dict, at: Position) -> dict:
         """Export the policy, and the best one if one was selected, and write the result.
@@ -758,9 +640,9 @@ class Trainer:
         The result comes last: a start without one repeats the whole export.
         """
         self.checkpoints.wait()
-        if self.saved and hosts.is_first():
-            self._drop_rollouts(self.saved)
-        best, export = self.best, self.config.checkpoint.export
+        if self.saved:
+            self.rollouts.drop(self.saved)
+        best, export = self.selection.best, self.config.checkpoint.export
         if export:
             export_policy(self.runtime, self._policy(state), self.workdir, result, self.account)
         if best is not None:

@@ -25,7 +25,7 @@ PHASES = {
     "judging": ("ssppo_jax.oracles.protocol", "consult", 2),
     "keeping a verdict": ("ssppo_jax.oracles.store", "KeyedStore.add", 4),
     "scoring": ("ssppo_jax.rollout.score", "score_rows", 2),
-    "writing a rollout": ("ssppo_jax.training.train", "save_rollout", 2),
+    "writing a rollout": ("ssppo_jax.training.rollouts", "save_rollout", 2),
     "writing records": ("ssppo_jax.runs.folder", "append_records", 4),
     "logging": ("ssppo_jax.runs.metrics", "MetricLog.write", 12),
     "training": ("ssppo_jax.training.train", "take_rows", 4),
