@@ -84,12 +84,15 @@ def learn_of_others(grid: Grid, workdir: Path) -> None:
     """Take over what other processes did: results from the folders, failures from sweep.json."""
     path = workdir / "sweep.json"
     written = read_json(path)["runs"] if path.is_file() else []
-    failed = {(run["label"], run["seed"]): run for run in written if run["status"] == "failed"}
+    theirs = {(run["label"], run["seed"]): run for run in written}
     for run in grid.runs:
         read_result(run, grid.measures)
-        other = failed.get((run.label, run.seed))
-        if run.status == "pending" and other and run.folder.is_dir():
-            run.status, run.reason, run.seconds = "failed", other["reason"], other["seconds"]
+        other = theirs.get((run.label, run.seed))
+        if other is None or not run.folder.is_dir():
+            continue
+        run.seconds = max(run.seconds, other["seconds"])
+        if run.status == "pending" and other["status"] == "failed":
+            run.status, run.reason = "failed", other["reason"]
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
         raise ConfigError(
             f"{workdir} holds a run with another configuration:\n  "
             + "\n  ".join(found)
+            + _other_release(workdir, version)
             + "\nContinue it with its own configuration, or give --workdir a new folder"
         )
     path = workdir / "config.json"
@@ -80,6 +81,17 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {device.device_kind}",
         },
+    )
+
+
+def _other_release(workdir: Path, version: str) -> str:
+    """Say which release began a run, if it was another: it may lack keys that this one has."""
+    began = files.read_json(workdir / "config.json").get("version")
+    if began in (None, version):
+        return ""
+    return (
+        f"\nRelease {began} of ssppo_jax began it, and this is {version}. None stands for a key that a"
+        f" release lacks. Release {began} can continue it"
     )
 
 

@@ -175,9 +175,15 @@ def test_processes_share_a_sweep_and_know_of_each_others_failures(tmp_path):
     told = [{"label": "a", "seed": 1, "status": "failed", "reason": "not finite", "seconds": 2.0}]
     write_json(tmp_path / "sweep.json", {"runs": told})
     run.learn_of_others(SimpleNamespace(runs=[one], measures=()), tmp_path)
-    assert (one.status, one.reason) == ("failed", "not finite")
+    assert (one.status, one.reason, one.seconds) == ("failed", "not finite", 2.0)
     with pytest.raises(run.Taken), run.claimed(one):
         raise AssertionError("a failed run is tried again")
+    other = SimpleNamespace(label="b", seed=1, folder=tmp_path / "b", status="done", seconds=0.0)
+    other.folder.mkdir()
+    told.append({"label": "b", "seed": 1, "status": "done", "reason": "", "seconds": 3.0})
+    write_json(tmp_path / "sweep.json", {"runs": told})
+    run.learn_of_others(SimpleNamespace(runs=[other], measures=()), tmp_path)
+    assert (other.status, other.seconds) == ("done", 3.0)
 
 
 def test_certainty_of_near_duplicates_by_hand():

@@ -55,6 +55,20 @@ def test_the_same_config_may_continue_and_its_record_stays(tmp_path, config):
     assert (tmp_path / "config.json").read_bytes() == before
 
 
+def test_a_run_that_another_release_began_is_told_with_both_releases(tmp_path, config):
+    begin(tmp_path, config)
+    path = tmp_path / "config.json"
+    record = json.loads(path.read_text())
+    del record["config"]["train.rollout_lag"]  # a key that release 1 did not have
+    path.write_text(json.dumps(record))
+    with pytest.raises(ConfigError, match="train.rollout_lag: the run has None") as refused:
+        run_folder.claim(tmp_path, config, "2")
+    assert "Release 1 of ssppo_jax began it, and this is 2" in str(refused.value)
+    with pytest.raises(ConfigError) as refused:
+        run_folder.claim(tmp_path, config, "1")
+    assert "Release" not in str(refused.value)
+
+
 def test_keys_that_train_nothing_may_change_and_are_listed(tmp_path, config, caplog):
     begin(tmp_path, config)
     config.checkpoint.every, config.eval.every = 7, 2
