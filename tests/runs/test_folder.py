@@ -61,7 +61,7 @@ def test_a_run_that_another_release_began_is_told_with_both_releases(tmp_path, c
     record = json.loads(path.read_text())
     del record["config"]["train.rollout_lag"]  # a key that release 1 did not have
     path.write_text(json.dumps(record))
-    with pytest.raises(ConfigError, match="train.rollout_lag: the run has None") as refused:
+    with pytest.raises(ConfigError, match=r"train\.rollout_lag: the run has None") as refused:
         run_folder.claim(tmp_path, config, "2")
     assert "Release 1 of ssppo_jax began it, and this is 2" in str(refused.value)
     with pytest.raises(ConfigError) as refused:
