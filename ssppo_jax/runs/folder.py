@@ -90,8 +90,8 @@ def _other_release(workdir: Path, version: str) -> str:
     if began in (None, version):
         return ""
     return (
-        f"\nRelease {began} of ssppo_jax began it, and this is {version}. None stands for a key that"
-        f" a release lacks. Release {began} can continue it"
+        f"\nRelease {began} of ssppo_jax began it, and this is {version}. None stands for a key"
+        f" that a release lacks. Release {began} can continue it"
     )
 
 
