@@ -11,7 +11,8 @@ import optax
 from jaxtyping import Float, Key
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import NonNegative, Positive, Table, Unit, bind
+from ssppo_jax.config import OWN, NonNegative, Positive, Table, Unit, bind
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Array, PyTree
 
 
@@ -313,8 +314,11 @@ def make_run_optimizer(
     state_dtype = c.state_dtype
     if rounding == "stochastic" and state_dtype == "param":
         state_dtype = config.model.param_dtype  # the gradients it sees are float32
+    transform = bind(OPTIMIZERS, c)()
+    if OWN.fullmatch(c.name):
+        check_transform(c.name, transform)
     made = make_optimizer(
-        bind(OPTIMIZERS, c)(),
+        transform,
         c.learning_rate,
         max_grad_norm=c.max_grad_norm,
         state_dtype=state_dtype,
@@ -324,6 +328,28 @@ def make_run_optimizer(
     elif rounding == "stochastic":
         made = rounded_at_random(made, rounding_key)
     return made
+
+
+def check_transform(name: str, transform: object) -> None:
+    """Check that a user's optimizer gives a direction down, for the learning rate to scale.
+
+    Raises:
+      ConfigError: it gives no optax transformation, or one that scales by a learning rate itself,
+        and so would go up.
+    """
+    remedy = "return the direction alone, such as optax.scale_by_adam(), not optax.adam(1e-3)"
+    if not isinstance(transform, optax.GradientTransformation):
+        raise ConfigError(
+            f"optimizer={name}: it returns a {type(transform).__name__} and no optax"
+            f" transformation; {remedy}"
+        )
+    ones = {"x": jnp.ones(2)}
+    moved = transform.update(ones, transform.init(ones), ones)[0]["x"]
+    if moved.sum() < 0:
+        raise ConfigError(
+            f"optimizer={name}: for a gradient of 1 its update is {moved[0]:.3g}, which the rate"
+            f" would turn uphill; {remedy}"
+        )
 
 
 def rounding_of(config: ConfigDict) -> str:

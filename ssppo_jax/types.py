@@ -120,7 +120,7 @@ class Batch(NamedTuple):
     init_logp: Float[Array, "B K T"]  # under the initial policy, for the KL log; 0: not scored
     win_rate: Float[Array, "B K"]  # estimated P(y > pi_t), before any gate
     target: Float[Array, "B K"]  # calibrated (gated) win rate; equals win_rate without a gate
-    p_win: Float[Array, "B"]  # P(winner > loser) as the oracle said it
+    p_win: Float[Array, "B"]  # P(winner > loser) by pairs.win_rate_estimator, not gated
     similarity: Float[Array, "B"]  # semantic similarity of winner and loser in [-1,1]
     advantage: Float[Array, "B K"]  # group advantages (group losses)
     weight: Float[Array, "B"]  # 1 for a real row, 0 for padding and for ties without a label

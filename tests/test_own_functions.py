@@ -12,7 +12,8 @@ from ssppo_jax import schema
 from ssppo_jax.config import Table, component, known, load_function, user_files
 from ssppo_jax.data import SOURCES
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import GATES, LOSSES, ROWS, TIES
+from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
+from ssppo_jax.optimizer import OPTIMIZERS, make_run_optimizer
 from ssppo_jax.oracles import ORACLES
 
 LOSS = '''
@@ -88,6 +89,7 @@ ONE = {"train.batch_size": "16", "train.prompts_per_iteration": "16"}  # fits ei
 MISTAKES = """
 import math
 import jax.numpy as jnp
+import optax
 from ssppo_jax.losses.core import clean, sequence_sum, sum_terms, weighted_mean
 
 def value(policy, batch):
@@ -113,6 +115,9 @@ def positional(policy, batch, margin=0.1): return batch.weight
 def no_default(policy, batch, *, margin): return batch.weight
 def unknown_type(policy, batch, *, margin: "Positve" = 0.1): return batch.weight
 def none(similarity): 1 - similarity
+def of_rows(reward): return reward.mean(axis=1)
+def with_rate(): return optax.adam(1e-3)
+def not_optax(): return lambda gradient: gradient
 def one_number(similarity): return 0.5
 def sums(similarity): return similarity.sum()
 def flips(similarity): return 1 - 3 * similarity
@@ -126,7 +131,7 @@ def reward(completions, **columns): return [0.0 for _ in completions]
 @pytest.mark.parametrize(
     ("key", "name", "told"),
     [
-        ("loss", "loss_of_pairs", "loss=mine.py:loss_of_pairs: mine.py:13: "),
+        ("loss", "loss_of_pairs", "loss=mine.py:loss_of_pairs: mine.py:14: "),
         ("loss", "plain_metric", "its metric 'acc' is an array of shape (); a metric is a Mean"),
         ("loss", "row_loss", "its totals and weights must be scalars, and one has shape"),
         ("loss", "one_argument", "it takes (batch); a loss is f(policy, batch, *, key=default)"),
@@ -140,6 +145,7 @@ def reward(completions, **columns): return [0.0 for _ in completions]
         ("pairs.gate", "nan", "at a similarity of 1.00 it gives nan"),
         ("pairs.gate", "branches", "; use jax.numpy, and jnp.where in place of if"),
         ("pairs.gate", "of_math", "; use jax.numpy, and jnp.where in place of if"),
+        ("advantage", "of_rows", "for an array of shape (3, 2) it returns an array of shape (3,)"),
         ("oracle", "reward", "a reward function is chosen by oracle.name=python and oracle.func"),
         ("data.source", "one_argument", "a source is f(*, key=default) and returns a list of"),
     ],
@@ -152,9 +158,49 @@ def test_a_function_that_breaks_its_contract_is_told_what_the_contract_is(
         with pytest.raises(ConfigError) as caught:
             schema.load("smoke", ONE | {f"{key}.name": f"mine.py:{name}"}, jax.device_count())
     finally:
-        for table in (GATES, ORACLES, SOURCES):
+        for table in (ADVANTAGES, GATES, ORACLES, SOURCES):
             table.pop(f"mine.py:{name}", None)
     assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "with_rate",
+            "for a gradient of 1 its update is -0.001, which the rate would turn uphill",
+        ),
+        ("not_optax", "it returns a function and no optax transformation; return the direction"),
+    ],
+)
+def test_an_optimizer_that_would_go_uphill_is_refused(loss_file, name, told):
+    loss_file.write_text(MISTAKES)
+    try:
+        config = schema.load("smoke", {"optimizer.name": f"mine.py:{name}"})
+        with pytest.raises(ConfigError) as caught:
+            make_run_optimizer(config, jax.random.key(0))
+    finally:
+        OPTIMIZERS.pop(f"mine.py:{name}", None)
+    assert told in str(caught.value)
+
+
+def test_a_loss_of_opponent_rows_has_the_share_of_the_reference(loss_file):
+    loss_file.write_text(LOSS.format(rows="opponent"))
+    rows = {"loss.name": "mine.py:mine", "sampling.num_samples": "2", "train.reference": "initial"}
+    with pytest.raises(ConfigError, match=r"give it one, as in mixture_coef: float = 0\.5"):
+        schema.load("smoke", ONE | rows, jax.device_count())
+    with_share = LOSS.format(rows="opponent").replace("= 2.0", "= 2.0, mixture_coef: float = 0.5")
+    loss_file.write_text(with_share)
+    schema.load("smoke", ONE | rows, jax.device_count())
+
+
+def test_a_companion_that_is_no_key_is_told(loss_file):
+    loss_file.write_text(
+        LOSS.format(rows="pair") + 'COMPANIONS = {"mine": {"train.refrence": "initial"}}'
+    )
+    with pytest.raises(ConfigError, match=r"COMPANIONS of mine\.py:mine sets 'train\.refrence'"):
+        schema.load("smoke", {"loss.name": "mine.py:mine"})
+    COMPANIONS.pop("mine.py:mine", None)
 
 
 @pytest.mark.parametrize(

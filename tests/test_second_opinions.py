@@ -23,7 +23,9 @@ from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runtime import evaluation_params, longest_response
 from ssppo_jax.schema.between import evaluated
 from ssppo_jax.training.evaluation import Evaluated
-from ssppo_jax.training.train import Position, Trainer
+from ssppo_jax.training.position import Position
+from ssppo_jax.training.selection import Selection
+from ssppo_jax.training.train import Trainer
 from ssppo_jax.types import Prompt, Verdict
 
 
@@ -82,12 +84,14 @@ def test_who_always_wins_does_so_at_equal_length_too():
 def selections(values, **settings):
     """Return the iteration that is best after each evaluation, and whether the run ended there."""
     config = configure(train__select_by="eval/win_rate", train__iterations=9, **settings)
-    saved = []
-    run = SimpleNamespace(config=config, best=None, _save=lambda state, at, _: saved.append(at))
+    selection, saved = Selection(config), []
+    run = SimpleNamespace(
+        config=config, selection=selection, _save=lambda state, at, _: saved.append(at)
+    )
     for n, value in enumerate(values, 1):
         evaluated = Evaluated({"win_rate": value}, {"win_rate": value})
         end = Trainer._select(run, SimpleNamespace(step=10 * n), evaluated, Position(n), 0)
-        yield run.best.iteration, run.best.step, end
+        yield selection.best.iteration, selection.best.step, end
 
 
 def test_the_highest_value_is_the_best_and_the_first_of_equals():

@@ -64,6 +64,7 @@ def weighed(config: ConfigDict, batch: Batch, samples: Samples) -> tuple[Batch, 
     - A pair loss takes whole pairs, so its row's weight is multiplied by both responses' weights.
       This is exact for two samples per prompt. Of more, the weights of those that were not chosen
       are left out.
+    - A response loss (SFT): the row's weight is multiplied by its response's.
 
     The metrics are over sequences or tokens, as the mode: `importance_sampling_ratio/min`, `mean`
     and `max`, the share above clip_max (`importance_sampling_ratio/clipped`), and the effective

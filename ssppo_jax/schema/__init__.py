@@ -70,6 +70,10 @@ def _bring_companions(config: ConfigDict, before: Mapping[str, Any]) -> None:
         if path not in now and flat[path] == value:
             cfg.assign(config, COMPONENTS, path, default[path])
     for path, value in now.items():
+        if path not in cfg.flatten(config):
+            raise ConfigError(
+                f"COMPANIONS of {config.loss.name} sets {path!r}, which is no key of a config"
+            )
         cfg.assign(config, COMPONENTS, path, value)
 
 

@@ -45,6 +45,12 @@ def _rows_problems(config: ConfigDict) -> list[str]:
     if kind not in ROW_KINDS:
         problems.append(f"loss={name}: its ROWS is {kind!r}; allowed: {', '.join(ROW_KINDS)}")
     if kind == "opponent":
+        if "mixture_coef" not in config.loss:
+            problems.append(
+                f"loss={name}: its opponent is sampled from a mixture with the reference, whose"
+                " share is the loss's keyword mixture_coef; give it one, as in"
+                " mixture_coef: float = 0.5"
+            )
         if config.sampling.num_samples != 2:
             problems.append(
                 f"sampling.num_samples={config.sampling.num_samples}: {name} learns from one sample"
@@ -105,10 +111,10 @@ def _importance_problems(config: ConfigDict, kind: str) -> list[str]:
     if not train.importance_sampling_correction:
         return []
     mode = train.importance_sampling_mode
-    if mode.startswith("token") and (kind == "pair" or name == "xpo"):
+    if mode.startswith("token") and (kind in ("pair", "response") or name == "xpo"):
         whole = mode.replace("token", "sequence")
         problems.append(
-            f"train.importance_sampling_mode={mode}: {name} compares whole responses; set {whole}"
+            f"train.importance_sampling_mode={mode}: {name} weighs whole responses; set {whole}"
         )
     if config.sampling.temperature == 0:
         problems.append(

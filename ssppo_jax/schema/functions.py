@@ -30,6 +30,11 @@ CALLS = {
         " chosen by oracle.name=python and oracle.function=NAME",
     ),
     "data.source": (0, "a source is f(*, key=default) and returns a list of Prompt"),
+    "optimizer": (
+        0,
+        "an optimizer is f(*, key=default) and returns an optax transformation without the learning"
+        " rate, such as optax.scale_by_adam()",
+    ),
 }
 
 
@@ -68,9 +73,9 @@ def function_problems(config: ConfigDict, known: list[str]) -> list[str]:
             continue
         if path == "loss":
             problems += _loss_problems(node.name, made)
-        elif path == "pairs.gate" and _shape_of(made) != row.shape:
+        elif _shape_of(made) != _shape_of(arrays[0]):
             problems.append(
-                f"{path}={node.name}: for an array of shape {row.shape} it returns"
+                f"{path}={node.name}: for an array of shape {_shape_of(arrays[0])} it returns"
                 f" {_named(made)}; {CALLS[path][1]}"
             )
     return problems

@@ -497,8 +497,9 @@ KEYS: tuple[Key, ...] = (
     Key(
         "train.select_by",
         "",
-        "logged number of evaluations whose highest value names the best policy, which is kept and"
-        " exported as policy_best/: eval/win_rate, eval/keywords/win_rate; empty: none",
+        "logged number of evaluations whose highest value (of eval/loss the lowest) names the best"
+        " policy, which is kept and exported as policy_best/: eval/win_rate,"
+        " eval/keywords/win_rate; empty: none",
     ),
     Key(
         "train.carry",

@@ -13,6 +13,8 @@ from ssppo_jax.training.evaluation import Evaluated
 
 log = logging.getLogger(__name__)
 
+LOWER = ("loss",)  # of these numbers the lowest is the best
+
 
 @dataclasses.dataclass(frozen=True)
 class Best:
@@ -51,7 +53,9 @@ class Selection:
     def is_better(self, found: Evaluated) -> bool:
         """Return whether an evaluation is the best so far."""
         value = self.read(found)
-        return self.best is None or value > self.best.value
+        if self.best is None:
+            return True
+        return value < self.best.value if self.name in LOWER else value > self.best.value
 
     def note(self, found: Evaluated, iteration: int, step: int) -> bool:
         """Note an evaluation; return whether the run should end, after `train.patience` without a

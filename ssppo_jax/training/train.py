@@ -79,7 +79,9 @@ WHY_NOTHING = (
     "pairs/tied",
     "pairs/dropped",
     "pairs/weightless",
+    "responses/tied",
     "frac_reward_zero_std",
+    "group/truncated",
 )
 
 
@@ -214,17 +216,19 @@ class Trainer:
         initial = self._initial_policy(state, at)
         self.since = time.perf_counter()
         while True:
-            self._check_something_was_trained(at)
             boundary, best = self.metrics.offset(), self.selection.best
             last = at.iteration == self.config.train.iterations
+            self._check_something_was_trained(at, last)
             try:
                 found = self._evaluate(self._policy(state), at, last)
                 if found is not None and self._select(state, found, at, boundary):
                     last = True  # out of patience; sampled as often as any other end
+                    self._check_something_was_trained(at, last)
                     found = self._evaluate(self._policy(state), at, last)
                 if found is not None and last:
                     return self._finish(state, found.result, at)
-                state = self._carry(state, at)
+                if found is not None:  # a policy that was not evaluated may be the best
+                    state = self._carry(state, at)
                 policy = self._policy(state)
                 if at.iteration == traced and hosts.is_first():
                     jax.profiler.start_trace(self.workdir / "profile")
@@ -237,9 +241,10 @@ class Trainer:
             if at.iteration == traced and hosts.is_first():
                 jax.profiler.stop_trace()
             at = Position(at.iteration + 1)
-            if self._is_checkpoint(at):
+            stop = self.stop.agreed()  # asked once: a stop without a save would lose the iteration
+            if stop or self._is_checkpoint(at):
                 self._save(state, at, self.metrics.offset())
-            if self.stop.agreed():
+            if stop:
                 raise Interrupted
 
     # ---- start -----------------------------------------------------------------------------------
@@ -384,6 +389,8 @@ class Trainer:
         if found is None:
             return None
         self._log("evaluate", found.values | found.of_sampling, found.wall, at)
+        if self.given and self.selection.name:  # its numbers are those of every later evaluation
+            self.selection.read(found)
         return found if at.iteration else None
 
     def _select(self, state: TrainState, found: Evaluated, at: Position, boundary: int) -> bool:
@@ -407,7 +414,7 @@ class Trainer:
         that it replaces is on disk (`_select`) and leaves the devices first.
         """
         best = self.selection.carried(at.iteration)
-        if best is None or at.step_in_iteration:
+        if best is None:
             return state
         log.info("iteration %d starts from that of iteration %d", at.iteration + 1, best.iteration)
         self.checkpoints.wait()  # the best may be the one that is being written
@@ -488,16 +495,16 @@ class Trainer:
             ", ".join(counts) or "no row was left out; the loss itself has no gradient",
         )
 
-    def _check_something_was_trained(self, at: Position) -> None:
+    def _check_something_was_trained(self, at: Position, last: bool) -> None:
         """Refuse to evaluate and export the initial policy as a run's result."""
-        if at.iteration < self.config.train.iterations or self.moving:
+        if not last or self.moving:
             return
         raise GateError(
             f"nothing was trained in {at.iteration} iterations: no step had a gradient, so the"
             " policy is the initial one and is not exported. The log names what was left out"
             f" ({', '.join(WHY_NOTHING)}). If all responses score the same, raise"
             " sampling.num_samples or sampling.temperature, or choose prompts or an oracle that"
-            " tell them apart"
+            " tell them apart. If all are cut off, raise sampling.max_new_tokens"
         )
 
     def _train(
@@ -601,10 +608,10 @@ class Trainer:
         self.metrics.write(step=step, iteration=at.iteration, phase="train", values=values)
 
     def _is_checkpoint(self, at: Position) -> bool:
-        c, stop = self.config.checkpoint, self.stop.agreed()
+        c = self.config.checkpoint
         if at.iteration == self.config.train.iterations:
-            return c.final or stop
-        return stop or is_due(c.every, at.iteration)
+            return c.final
+        return is_due(c.every, at.iteration)
 
     def _save(self, state: TrainState, at: Position, metrics_offset: int) -> None:
         """Save a checkpoint at `at`, unless the newest one is there already or nothing has been

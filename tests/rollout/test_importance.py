@@ -92,9 +92,9 @@ def test_padding_may_hold_anything_and_no_weight_overflows():
         np.testing.assert_array_equal(weight[1], 1)
 
 
-@pytest.mark.parametrize("loss", ["dpo", "s_sppo", "xpo"])
+@pytest.mark.parametrize("loss", ["dpo", "s_sppo", "xpo", "sft"])
 def test_losses_of_whole_responses_refuse_weights_of_tokens(loss):
-    with pytest.raises(ConfigError, match=rf"{loss} compares whole responses; set sequence_mask"):
+    with pytest.raises(ConfigError, match=rf"{loss} weighs whole responses; set sequence_mask"):
         schema.check(load(loss, train__importance_sampling_mode="token_mask"), 1)
     schema.check(load(loss), 1)
 
