@@ -19,7 +19,7 @@ from ssppo_jax.config.components import (
     keyword_meanings,
 )
 from ssppo_jax.config.nodes import flatten, raise_problems
-from ssppo_jax.config.overrides import help_text, override, rule_problems
+from ssppo_jax.config.overrides import help_text, override, rule_problems, setting_problems
 from ssppo_jax.config.rules import (
     Hidden,
     NonNegative,
@@ -39,6 +39,7 @@ from ssppo_jax.config.user_code import (
     OWN,
     config_names,
     expanded,
+    file_digest,
     load_config,
     load_function,
     load_module,
@@ -70,6 +71,7 @@ __all__ = [
     "discover",
     "entry",
     "expanded",
+    "file_digest",
     "flatten",
     "fraction",
     "help_text",
@@ -90,6 +92,7 @@ __all__ = [
     "raise_problems",
     "rule_problems",
     "run_file",
+    "setting_problems",
     "unit",
     "user_files",
 ]

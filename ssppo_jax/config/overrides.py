@@ -13,6 +13,7 @@ from ssppo_jax.config.components import (
     Component,
     Key,
     choose,
+    component,
     keyword_defaults,
     keyword_meanings,
     keyword_rules,
@@ -165,6 +166,16 @@ def rule_problems(
             given = "(not shown)" if isinstance(rule, Hidden) else repr(value)
             problems.append(f"{path}={given}: must be {allowed}")
     return problems
+
+
+def setting_problems(table: Mapping[str, Callable], name: Any, given: dict[str, Any]) -> list[str]:
+    """List what is wrong with the name and the keywords of a function in a table."""
+    try:
+        node = component(table, name, **given)
+    except ConfigError as error:
+        return [str(error)]
+    path = name.rpartition(":")[2]  # of a function in a file, its own name
+    return rule_problems(ConfigDict({path: node}), (), (Component(path, table, name, ""),))
 
 
 def help_text(keys: Iterable[Key], components: Iterable[Component], config: ConfigDict) -> str:

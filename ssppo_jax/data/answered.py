@@ -6,8 +6,6 @@ prompt inside both conversations, or SPPO's and UltraFeedback's further columns.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import math
 import re
@@ -27,8 +25,9 @@ GIVEN = True  # responses come with the prompts of this module's sources
 SIDES = ("chosen", "rejected")
 JUDGED_BY = ("auto", "label", "scores", "probs")
 MATRIX_TOLERANCE = 1e-3  # how far P + P^T may be from 1 before it is an error and not rounding
-PARTS = ("tools", "images", "videos", "audio")  # columns that would be read beside the text
+PARTS = ("tools", *sources.MEDIA)  # columns that would be read beside the text
 # Columns that make responses and their worth; `messages` is a demonstration, or a copy of `chosen`.
+# `prompt_id`, which several rows may share, is known and not read.
 USED = frozenset(
     {
         "id", "prompt", "prompt_id", "messages", "chosen", "rejected", "completion", "responses",
@@ -113,19 +112,26 @@ def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) 
     prompts: list[Prompt] = []
     bad: list[str] = []
     repeats: list[str] = []
-    seen: dict[str, str] = {}
+    seen: dict[str, tuple[str, Prompt]] = {}
     unused: Counter[str] = Counter()
     kinds: dict[str, str] = {}  # what the responses are and how judged -> the first such row
     for place, row in rows:
         try:
             prompt, kind = _prompt(row, judged_by)
-        except ValueError as exc:
+        except (ValueError, OverflowError) as exc:
             bad.append(f"{place}: {exc}")
             continue
         if prompt.id in seen:
-            repeats.append(f"{place} ({seen[prompt.id]})")
+            first, same = seen[prompt.id]
+            if prompt == same:
+                repeats.append(f"{place} ({first})")
+            else:
+                bad.append(
+                    f"{place}: id {prompt.id!r} is that of another row, {first}; give each its own,"
+                    ' or remove the column "id"'
+                )
             continue
-        seen[prompt.id] = place
+        seen[prompt.id] = place, prompt
         kinds.setdefault(kind, place)
         prompts.append(prompt)
         assert isinstance(row, dict)
@@ -186,16 +192,14 @@ def _prompt(row: Row, judged_by: str) -> tuple[Prompt, str]:
     for n, text in enumerate(found.texts, 1):
         if not text.strip():
             raise ValueError(f"response {n} of {len(found.texts)} is empty")
+        sources.check_text(text, f"response {n} of {len(found.texts)}")
     if len(set(found.texts)) == 1 < len(found.texts):
         raise ValueError("all responses are the same text, so nothing is preferred")
     sources.read_messages(list(found.turns), "prompt")  # ends with the user's turn
-    named = sources._id(row["id"]) if "id" in row else _content_id(found)
+    named = (
+        sources._id(row["id"]) if "id" in row else sources._content_id((found.turns, found.texts))
+    )
     return Prompt(named, found.turns, given=given), kind
-
-
-def _content_id(found: _Split) -> str:
-    content = json.dumps([found.turns, found.texts], sort_keys=True)
-    return "h" + hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 # ---- pairs ---------------------------------------------------------------------------------------
@@ -247,7 +251,8 @@ def _side(value: Any, what: str) -> str | tuple[dict, ...]:
 
 def _checked_turns(value: Any, what: str) -> tuple[dict, ...]:
     """Return turns in the one form; the content of the last may be empty, which is told later."""
-    if isinstance(value, dict) and {*value} == {"role", "content"}:  # a record of two columns
+    columns = isinstance(value, dict) and {*value} == {"role", "content"}
+    if columns and all(isinstance(one, list) for one in value.values()):  # a record of two columns
         pairs = zip_longest(value["role"], value["content"])
         value = [{"role": role, "content": content} for role, content in pairs]
     if not isinstance(value, list) or not value:
@@ -309,10 +314,12 @@ def _common(
     chosen: str | tuple[dict, ...], rejected: str | tuple[dict, ...]
 ) -> tuple[tuple[dict, ...], list[str]]:
     """Part the prompt that two conversations, or two texts, have in common from the responses."""
+    if isinstance(chosen, str) is not isinstance(rejected, str):
+        raise ValueError('"chosen" and "rejected" must both be text or both be turns')
+    same = 0
+    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
+        same += 1
     if isinstance(chosen, str) and isinstance(rejected, str):
-        same = 0
-        while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
-            same += 1
         while same and not chosen[same - 1].isspace():  # at the start of a word
             same -= 1
         prompt = chosen[:same].strip()
@@ -320,11 +327,7 @@ def _common(
             raise ValueError('has no "prompt", and "chosen" and "rejected" begin differently')
         turns: tuple[dict, ...] = ({"role": "user", "content": prompt},)
         return turns, [chosen[same:], rejected[same:]]
-    if isinstance(chosen, str) or isinstance(rejected, str):
-        raise ValueError('"chosen" and "rejected" must both be text or both be turns')
-    same = 0
-    while same < min(len(chosen), len(rejected)) and chosen[same] == rejected[same]:
-        same += 1
+    assert not isinstance(chosen, str) and not isinstance(rejected, str)  # both, by now
     if same in (len(chosen), len(rejected)):
         same -= 1  # equal conversations: the last turn is the response
     turns = chosen[:same]

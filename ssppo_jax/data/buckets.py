@@ -12,7 +12,7 @@ SHORTEST = 16
 def buckets(
     lengths: Sequence[int], max_length: int, batch_size: int, shortest: int = SHORTEST
 ) -> list[tuple[list[int], int]]:
-    """Yield (rows, token slots) per call of a model: rows of one length bucket, at most
+    """Return (rows, token slots) of each call of a model: rows of one length bucket, at most
     `batch_size`.
     """
     held: dict[int, list[int]] = {}

@@ -12,8 +12,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from ssppo_jax.config import load_object
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.config import expanded, file_digest, load_object, place_of
+from ssppo_jax.errors import ConfigError, UserError
 
 
 def load_environment(spec: str) -> Any:
@@ -27,7 +27,8 @@ def load_environment(spec: str) -> Any:
             "name the environment for both: --config.data.source.environment=mine.py:NAME"
             " --config.oracle.environment=mine.py:NAME"
         )
-    made = _made(load_object(spec))
+    load_object(spec)  # tells what is wrong with it
+    made = _made(spec, file_digest(expanded(spec.rpartition(":")[0])))
     lacking = [part for part in ("dataset", "rubric") if getattr(made, part, None) is None]
     if "dataset" in lacking and hasattr(made, "get_dataset"):
         lacking.remove("dataset")
@@ -47,9 +48,18 @@ def load_environment(spec: str) -> Any:
     return made
 
 
-@functools.cache  # source and oracle share one, which may have loaded a data set
-def _made(given: Any) -> Any:
-    return given() if callable(given) and not hasattr(given, "rubric") else given
+@functools.lru_cache(maxsize=8)  # source and oracle share one, which may have loaded a data set
+def _made(spec: str, digest: str) -> Any:
+    given = load_object(spec)
+    if not callable(given) or hasattr(given, "rubric"):
+        return given
+    try:
+        return given()
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's function can raise
+        place = place_of(error, spec.rpartition(":")[0])
+        raise ConfigError(f"{place}{type(error).__name__}: {error} (in {spec}())") from error
 
 
 def rows_of(environment: Any) -> Iterator[dict]:

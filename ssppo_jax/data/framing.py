@@ -41,9 +41,9 @@ def framed(prompts: Sequence[Prompt], settings: Mapping[str, Any]) -> list[Promp
       settings: the `data` node of a config: system_prompt, few_shot, prompt_template.
 
     Raises:
-      ConfigError: the template names a field that a prompt lacks, or a prompt has a system turn and
-        the settings have another.
-      DataError: the file of examples cannot be read, or has bad rows.
+      ConfigError: a prompt has a system turn and the settings have another.
+      DataError: the file of examples cannot be read, or has bad rows; the template names a field
+        that a prompt lacks.
     """
     if all(settings[name] == value for name, value in UNFRAMED.items()):
         return list(prompts)

@@ -15,8 +15,8 @@ import logging
 import math
 from typing import Any
 
-from ssppo_jax.config import component
-from ssppo_jax.data.framing import UNFRAMED, framed
+from ssppo_jax.config import entry, setting_problems
+from ssppo_jax.data.framing import UNFRAMED, framed, template_problem
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import Prompt
 
@@ -73,19 +73,35 @@ def _in_shares(
 
 def _read(name: str, part: dict[str, Any]) -> list[Prompt]:
     """Read one part, frame its prompts, and name them after it."""
-    from ssppo_jax.data import SOURCES  # the table this module is entered in
+    from ssppo_jax.data import GIVEN, SOURCES  # the tables this module is entered in
 
     settings = {key: part.pop(key, value) for key, value in UNFRAMED.items()}
     source = part.pop("source", None)
-    others = {other: made for other, made in SOURCES.items() if other != "mixture"}
-    try:
-        component(others, source, **part)
-    except ConfigError as error:
-        raise ConfigError(f"data source mixture: part {name!r}: {error}") from None
-    found = framed(others[source](**part), settings)
+    problems = [
+        f"{key}={value!r}: must be {wrong}"
+        for key, value in settings.items()
+        if (wrong := _wrong_frame(key, value))
+    ]
+    problems += (
+        ["a mixture holds no mixture"]
+        if source == "mixture"
+        else setting_problems(SOURCES, source, part)
+    )
+    if not problems and GIVEN.get(source, False):
+        problems = [f"{source!r} brings responses, and those to a mixture's prompts are sampled"]
+    if problems:
+        raise ConfigError(f"data source mixture: part {name!r}: {'; '.join(problems)}")
+    found = framed(entry(SOURCES, source)(**part), settings)
     return [
         dataclasses.replace(p, id=f"{name}/{p.id}", meta=p.meta | {"mixture": name}) for p in found
     ]
+
+
+def _wrong_frame(key: str, value: Any) -> str | None:
+    """Return what a part's own template, system prompt or examples must be, if they are not."""
+    if not isinstance(value, str):
+        return "a text"
+    return template_problem(value) if key == "prompt_template" else None
 
 
 def _parts(text: str) -> dict[str, dict[str, Any]]:

@@ -70,13 +70,7 @@ def jsonl(
         raise ConfigError(
             "data source 'jsonl' needs a path: --config.data.source.path=prompts.jsonl"
         )
-    return _prompts(
-        json_lines(path),
-        field=prompt_field,
-        answer_field=answer_field,
-        id_field=id_field,
-        duplicates=duplicates,
-    )
+    return _prompts(json_lines(path), prompt_field, answer_field, id_field, duplicates)
 
 
 def tfds(
@@ -128,13 +122,7 @@ def tfds(
         ) from exc
     place = f"tfds:{builder or data_dir}[{split}]"
     rows = ((f"{place}:{i + 1}", _plain_row(source[i])) for i in range(len(source)))
-    return _prompts(
-        rows,
-        field=prompt_field,
-        answer_field=answer_field,
-        id_field=id_field,
-        duplicates=duplicates,
-    )
+    return _prompts(rows, prompt_field, answer_field, id_field, duplicates)
 
 
 def hf(
@@ -171,13 +159,7 @@ def hf(
         )
     table = load_table(repo_id, split=split, subset=subset, revision=revision)
     rows = ((f"hf:{repo_id}[{split}]:{i + 1}", _plain_row(row)) for i, row in enumerate(table))
-    return _prompts(
-        rows,
-        field=prompt_field,
-        answer_field=answer_field,
-        id_field=id_field,
-        duplicates=duplicates,
-    )
+    return _prompts(rows, prompt_field, answer_field, id_field, duplicates)
 
 
 def environment(*, environment: str = "") -> list[Prompt]:
@@ -337,7 +319,6 @@ def _plain(value: Any) -> Any:
 
 def _prompts(
     rows: Iterable[tuple[str, Row]],
-    *,
     field: str = "",
     answer_field: str = "",
     id_field: str = "",
@@ -417,7 +398,8 @@ def _prompt(row: Row, field: str, answer_field: str, id_field: str) -> Prompt:
     if answer_field and answer_field != "answer":
         if "answer" in row:
             raise ValueError(f'has both "answer" and "{answer_field}"; remove one of them')
-        meta["answer"] = meta.pop(answer_field)
+        meta["answer"] = row[answer_field]
+        meta.pop(answer_field, None)
     media = [key for key in MEDIA if meta.get(key) is not None]
     if media:
         raise ValueError(
@@ -463,9 +445,14 @@ def check_prompt(prompt: Prompt) -> None:
     """Raise ValueError with the reason if no run could use a prompt, whatever source made it."""
     if not isinstance(prompt.id, str):
         raise ValueError(f"its id is a {type(prompt.id).__name__}; make it a text")
-    if isinstance(prompt.messages, str):
-        raise ValueError('"messages" is a text; make it ({"role": "user", "content": TEXT},)')
+    if not isinstance(prompt.messages, (list, tuple)):
+        kind = "text" if isinstance(prompt.messages, str) else type(prompt.messages).__name__
+        raise ValueError(f'"messages" is a {kind}; make it ({{"role": "user", "content": TEXT}},)')
     read_messages(list(prompt.messages), "messages")
+    if not all(isinstance(turn["content"], str) for turn in prompt.messages):
+        raise ValueError('"messages" has a content in parts; write each content as one text')
+    if not isinstance(prompt.meta, dict):
+        raise ValueError(f"its meta is a {type(prompt.meta).__name__}; make it a dict")
     _check_meta(prompt.meta)
 
 
@@ -518,7 +505,7 @@ def read_turn(turn: Any, what: str) -> dict:
         raise ValueError(f"{what} content must be a string, not {type(content).__name__}")
     if not content.strip():
         raise ValueError(f"{what} is empty")
-    _check_text(content, what)
+    check_text(content, what)
     return {"role": turn["role"], "content": content}
 
 
@@ -560,7 +547,8 @@ def _check_meta(value: Any, what: str = "", depth: int = 0) -> None:
             )
 
 
-def _check_text(text: str, what: str) -> None:
+def check_text(text: str, what: str) -> None:
+    """Raise ValueError for a text that no tokenizer or file of text takes."""
     if "\0" in text:
         raise ValueError(f"{what} contains a NUL character")
     _check_unicode(text, what)
@@ -580,5 +568,5 @@ def _id(value: Any) -> str:
     return name
 
 
-def _content_id(messages: tuple[dict, ...]) -> str:
+def _content_id(messages: tuple[Any, ...]) -> str:
     return "h" + hashlib.sha256(json.dumps(messages, sort_keys=True).encode()).hexdigest()[:16]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.config import NonNegative, component
+from ssppo_jax.config import NonNegative, entry, setting_problems
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.protocol import TRIED, Oracle, checked, require_oracle, values_of, verdict_of
@@ -104,18 +104,21 @@ def _members(text: str) -> dict[str, Oracle]:
         raise ConfigError(f"oracle by_source: members is not JSON ({error}); {EXAMPLE}") from None
     if not isinstance(given, dict) or not given:
         raise ConfigError(f"oracle by_source: members must be a JSON object; {EXAMPLE}")
-    others = {name: factory for name, factory in ORACLES.items() if name != "by_source"}
     made = {}
     for part, settings in given.items():
         if not isinstance(settings, dict) or "oracle" not in settings:
             raise ConfigError(f"oracle by_source: members: {part!r} names no oracle; {EXAMPLE}")
         settings = dict(settings)
         name: Any = settings.pop("oracle")
-        try:
-            component(others, name, **settings)
-        except ConfigError as error:
-            raise ConfigError(f"oracle by_source: members: {part!r}: {error}") from None
-        made[part] = require_oracle(others[name](**settings), name)
+        problems = (
+            ["it is by_source itself"]
+            if name == "by_source"
+            else setting_problems(ORACLES, name, settings)
+        )
+        if problems:
+            told = (f"oracle by_source: members: {part!r}: {problem}" for problem in problems)
+            raise ConfigError("\n".join(told))
+        made[part] = require_oracle(entry(ORACLES, name)(**settings), name)
     return made
 
 

@@ -18,10 +18,9 @@ from typing import Any, TypeVar
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.config import NonNegative
+from ssppo_jax.config import NonNegative, entry, setting_problems
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.oracles.named import setting_problems
 from ssppo_jax.oracles.protocol import Oracle, checked, require_oracle, values_of
 from ssppo_jax.types import Failed, Prompt, Verdict
 
@@ -167,11 +166,16 @@ def _member(given: dict[str, Any]) -> Member:
     weight = _number(given, "weight", 1.0, of=name)
     at_least = _number(given, "at_least", None, of=name, least=-math.inf)
     margin = _number(given, "margin", None, of=name)
-    others = {other: factory for other, factory in ORACLES.items() if other != "combine"}
-    problems = setting_problems(others, name, given)
+    problems = (
+        ["combine cannot be its own member"]
+        if name == "combine"
+        else setting_problems(ORACLES, name, given)
+    )
     if problems:
         raise ConfigError("\n".join(f"oracle combine: members: {problem}" for problem in problems))
-    return Member(name, require_oracle(others[name](**given), name), weight, at_least, margin)
+    return Member(
+        name, require_oracle(entry(ORACLES, name)(**given), name), weight, at_least, margin
+    )
 
 
 def _number(given: dict, key: str, default: D, *, of: Any, least: float = 0.0) -> float | D:

@@ -36,7 +36,7 @@ def environment(*, environment: str = "") -> Oracle:
     members = [member for rubric in _rubrics(made.rubric) for member in _members(rubric)]
     if not members:
         raise ConfigError(f"{environment}: the rubric has no reward function")
-    names = [function.__name__ for function, _, _ in members]
+    names = [_name(function) for function, _, _ in members]
     if len(set(names)) < len(names):
         names = [f"{name}_{i}" for i, name in enumerate(names, 1)]
 
@@ -80,6 +80,11 @@ def _members(rubric: Any) -> list[tuple[Callable, float, Any]]:
     return [(f, float(weight), parser) for f, weight in zip(functions, weights, strict=True)]
 
 
+def _name(function: Callable) -> str:
+    """Return a function's name; that of its kind, such as partial, where it has none."""
+    return getattr(function, "__name__", type(function).__name__)
+
+
 def _check_signature(spec: str, function: Callable, columns: set[str]) -> None:
     needed = [
         p.name
@@ -89,7 +94,7 @@ def _check_signature(spec: str, function: Callable, columns: set[str]) -> None:
     absent = [name for name in needed if name not in columns and name not in GIVEN]
     if absent:
         raise ConfigError(
-            f"{spec}: reward function {function.__name__} asks for {absent[0]!r}; a function of one"
+            f"{spec}: reward function {_name(function)} asks for {absent[0]!r}; a function of one"
             f" response may ask for: {', '.join([*GIVEN, *sorted(columns - set(GIVEN))])}"
         )
 

@@ -35,7 +35,7 @@ _MATRIX = re.compile(r"\\begin\{[pbB]?matrix\}(.*?)\\end\{[pbB]?matrix\}", re.DO
 _LETTER = re.compile(r"\(?([A-Z])\)?[.:)]?")
 _CHOICE = re.compile(
     r"(?:the\s+)?(?:(?:correct|right|best)\s+)?(?P<named>(?:option|choice|answer|letter)s?\s*(?:is)?[\s:]*)?"
-    r"(?P<open>\()?(?P<letter>[A-Za-z])(?P<close>\))?(?P<rest>.*)",
+    r"\(?(?P<letter>[A-Za-z])(?P<close>\))?(?P<rest>.*)",
     re.DOTALL | re.IGNORECASE,
 )
 _CHOSEN = re.compile(
@@ -163,12 +163,7 @@ def _letters(gold: str, said: str, depth: int) -> bool | None:
     rest = found["rest"]
     if found["letter"].islower() and rest.strip(" .)"):
         return False
-    chosen = (
-        (found["open"] and found["close"])
-        or found["named"]
-        or found["close"]
-        or _CHOSEN.match(rest)
-    )
+    chosen = found["named"] or found["close"] or _CHOSEN.match(rest)
     return bool(chosen) and not _OTHERS.match(rest) and not re.match(r"\w", rest)
 
 

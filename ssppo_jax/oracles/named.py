@@ -12,9 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from ml_collections import ConfigDict
-
-from ssppo_jax.config import Component, component, entry, keyword_defaults, rule_problems
+from ssppo_jax.config import entry, keyword_defaults, setting_problems
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.protocol import Oracle, require_oracle
 
@@ -63,16 +61,6 @@ def build_named(text: str, table: Mapping[str, Callable]) -> dict[str, Oracle]:
         label: require_oracle(entry(table, name)(**settings), name)
         for label, name, settings in read_named(text, table)
     }
-
-
-def setting_problems(table: Mapping[str, Callable], name: Any, given: dict) -> list[str]:
-    """List what is wrong with an oracle's name and keywords."""
-    try:
-        node = component(table, name, **given)
-    except ConfigError as error:
-        return [str(error)]
-    path = name.rpartition(":")[2]  # of a function in a file, its own name
-    return rule_problems(ConfigDict({path: node}), (), (Component(path, table, name, ""),))
 
 
 def _named(given: dict[str, Any], table: Mapping[str, Callable]) -> Named:

@@ -17,11 +17,12 @@ An oracle is added by writing a factory: a function with keyword-only settings t
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -83,15 +84,9 @@ def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
     asked about an empty response and a short one before anything is sampled."""
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
-        try:
+        about = f"asked about {len(prompts)} prompts; ask(prompts, responses) returns a Verdict"
+        with told_by_line(name, file, about):
             verdict = oracle.ask(prompts, responses)
-        except UserError:
-            raise
-        except Exception as error:  # whatever a user's function can raise
-            raise UserError(
-                f"{place_of(error, file)}{type(error).__name__}: {error} (in {name}, asked about"
-                f" {len(prompts)} prompts; ask(prompts, responses) returns a Verdict)"
-            ) from error
         if not isinstance(verdict, Verdict):
             raise UserError(
                 f"oracle {name}: ask returned a {type(verdict).__name__}; return"
@@ -99,13 +94,15 @@ def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
                 " None, and failed=(None,) * len(prompts) where nothing failed"
             )
         try:
-            _check_form(verdict, np.asarray(values_of(verdict)), (len(prompts), len(responses[0])))
-        except UserError as error:
+            values = np.asarray(values_of(verdict), np.float32)
+            _check_form(verdict, values, (len(prompts), len(responses[0])))
+        except (UserError, TypeError, ValueError) as error:  # text, or lists of unequal length
             raise UserError(f"oracle {name}: {error}") from error
         return verdict
 
     def check(prompts: list[Prompt]) -> None:
-        oracle.check(prompts)
+        with told_by_line(name, file, "its check of the prompts"):
+            oracle.check(prompts)
         verdict = ask(prompts[:1], [list(TRIED)])
         for own, found in zip(
             verdict.failed, checked(verdict, (1, len(TRIED))).failed, strict=True
@@ -114,6 +111,23 @@ def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
                 raise ConfigError(f"oracle {name}: for the responses {TRIED}: {found.reason}")
 
     return dataclasses.replace(oracle, ask=ask, check=check)
+
+
+@contextlib.contextmanager
+def told_by_line(name: str, file: str, about: str) -> Iterator[None]:
+    """Tell what a user's function raises in the block by the file's line.
+
+    Raises:
+      UserError: it raised something else than that.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:  # whatever a user's function can raise
+        raise UserError(
+            f"{place_of(error, file)}{type(error).__name__}: {error} (in {name}, {about})"
+        ) from error
 
 
 # ---- checks --------------------------------------------------------------------------------------

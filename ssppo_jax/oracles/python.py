@@ -10,6 +10,7 @@ beside the prompt, such as `answer`, one entry for each response too."""
 from __future__ import annotations
 
 import asyncio
+import collections
 import inspect
 import math
 from collections.abc import Callable
@@ -49,6 +50,9 @@ def python(
         ConfigError: no function, no such file, or a number of weights that does not fit.
     """
     specs = [spec.strip() for spec in function.split(",") if spec.strip()]
+    twice = [spec for spec, count in collections.Counter(specs).items() if count > 1]
+    if twice:
+        raise ConfigError(f"oracle python: {twice[0]} is named twice; weights make it count more")
     if not specs:
         raise ConfigError(
             "oracle python: name a function: --config.oracle.function=path/to/file.py:FUNCTION"

@@ -80,7 +80,7 @@ _BEFORE = re.compile(
 _SIGN = re.compile(
     r"(?P<sign>[-+]|\u2013(?=[0-9])|(?:minus|negative)\s)?\s*"
     r"(?P<money>US\$|[$\u20ac\u00a3\u00a5\u20b9]|(?:USD|EUR|GBP|Rs\.?)\s)?\s*(?P<inner>[-+])?",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _ONES = (
     "zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|thirteen|fourteen"
@@ -91,7 +91,7 @@ _WORTH = {word: n for n, word in enumerate(_ONES.split("|"))}
 _WORTH |= {word: 10 * n for n, word in enumerate(_TENS.split("|"), 2)}
 _WORD = re.compile(
     rf"(?P<tens>{_TENS})?(?:(?<=[a-z])[- ](?=[a-z]))?(?P<ones>(?:{_ONES})(?![a-z]))?(?![a-z-])",
-    re.IGNORECASE,
+    re.IGNORECASE | re.ASCII,
 )
 _SCALES = {
     "hundred": 100,
@@ -103,7 +103,7 @@ _SCALES = {
     "trillion": 10**12,
     "dozen": 12,
 }
-_SCALE = re.compile(rf"(?:\s*({'|'.join(_SCALES)})|k)(?![A-Za-z])", re.IGNORECASE)
+_SCALE = re.compile(rf"(?:\s*({'|'.join(_SCALES)})|k)(?![A-Za-z])", re.IGNORECASE | re.ASCII)
 _UNITS = {  # how it is written: what it is
     unit: names.split()[0]
     for names in (

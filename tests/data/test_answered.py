@@ -139,6 +139,15 @@ MISTAKES = {
     ),
     "prompt ends": ({"messages": [said("a"), said("b")]}, "must end with a user turn"),
     "no answer": ({"messages": [USER]}, "must end with the assistant's turn, not user"),
+    "image": (STANDARD | {"image": "x.png"}, '"image", which no model here reads'),
+    "turn, no list": (STANDARD | {"chosen": said(GOOD)}, '"chosen" must be a list of turns'),
+    "turn, no text": ({"messages": {"role": "user", "content": None}}, "must be a list of turns"),
+    "surrogate": (STANDARD | {"chosen": "\ud800"}, "response 1 of 2 contains half of a surrogate"),
+    "huge": (GROUP | {"scores": [10**400, 1]}, "too large"),
+    "id": (
+        STANDARD | {"id": "given", "rejected": "Bread."},
+        "id 'given' is that of another row, .*rows.jsonl:1; give each its own",
+    ),
     "images": (STANDARD | {"images": ["x.png"]}, '"images", which no model here reads'),
 }
 
@@ -146,7 +155,7 @@ MISTAKES = {
 @pytest.mark.parametrize(("row", "reason"), MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_told_with_its_line_and_the_way_to_leave_it_out(read, row, reason):
     with pytest.raises(DataError, match=rf"rows.jsonl:2: .*{reason}(.|\n)*bad_rows=drop"):
-        read(STANDARD, row)
+        read(STANDARD | {"id": "given"}, row)
 
 
 def test_bad_rows_are_left_out_and_counted_on_request(read, caplog):

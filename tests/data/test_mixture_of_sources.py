@@ -1,6 +1,7 @@
 """Mixtures: shares, ids, and another oracle for each part."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,13 +76,36 @@ def test_a_part_has_a_frame_of_its_own(files):
             '[{"source": "quickstart", "weight": 1}, {"name": "q", "source": "quickstart"}]',
             "or none",
         ),
-        ('[{"source": "mixture"}]', "'mixture' is not known"),
+        ('[{"source": "mixture"}]', "a mixture holds no mixture"),
+        ('[{"weight": 1}]', "None is no name; allowed: "),
+        ('[{"source": ["length"]}]', "['length'] is no name; allowed: "),
+        (
+            '[{"source": "quickstart", "prompt_template": "Think."}]',
+            "prompt_template='Think.': mus",
+        ),
+        ('[{"source": "quickstart", "few_shot": 5}]', "few_shot=5: must be a text"),
+        ('[{"source": "jsonl", "path": "x", "prompt_field": 5}]', "jsonl takes prompt_field=5: ex"),
+        (
+            '[{"source": "answered", "path": "x"}]',
+            "'answered' brings responses, and those to a mixture's prompts are sampled",
+        ),
     ],
 )
 def test_a_mistake_in_the_parts_is_told(parts, told):
     with pytest.raises(ConfigError) as caught:
         SOURCES["mixture"](parts=parts)
     assert told in str(caught.value)
+
+
+def test_a_source_of_a_users_file_may_be_a_part(files):
+    text = (
+        "from ssppo_jax.types import Prompt\n\ndef two():\n"
+        "    return [Prompt(n, ({'role': 'user', 'content': n},)) for n in 'ab']\n"
+    )
+    Path("own.py").write_text(text)
+    prompts = mix(CHAT, {"name": "own", "source": "own.py:two"})
+    assert [p.id for p in prompts if p.meta["mixture"] == "own"] == ["own/a", "own/b"]
+    SOURCES.pop("own.py:two")
 
 
 def by_source(**settings):
@@ -118,6 +142,9 @@ def test_what_the_oracles_cannot_judge_is_told_before_anything_is_sampled(files)
         ('{"math": {"oracle": "math_verfy"}}', "'math_verfy' is not known; did you mean"),
         ('{"math": {}}', "'math' names no oracle"),
         ("[]", "members must be a JSON object"),
+        ('{"math": {"oracle": 5}}', "5 is no name; allowed: "),
+        ('{"math": {"oracle": "by_source"}}', "it is by_source itself"),
+        ('{"math": {"oracle": "length", "temperature": -1.0}}', "must be 0 or more"),
     ):
         with pytest.raises(ConfigError, match=told):
             ORACLES["by_source"](members=members)

@@ -12,6 +12,7 @@ from ssppo_jax.oracles.answers import STYLES, heard, readings
 from ssppo_jax.oracles.code import code_of
 from ssppo_jax.oracles.equal import latex, same
 from ssppo_jax.oracles.protocol import checked
+from ssppo_jax.oracles.written import quantity
 from ssppo_jax.types import Prompt
 
 RIGHT = {  # gold answer: responses that say it
@@ -495,6 +496,14 @@ def test_no_text_raises():
             for reading in readings(text, style, gold):
                 same(gold, reading)
         latex(text)
+
+
+@pytest.mark.parametrize("text", ["ſeven", "Rſ 5", "5 thouſand"])
+def test_a_long_s_is_no_letter_of_a_number(text):
+    """Without regard to case Python takes "ſ" for "s"."""
+    assert quantity(text) is None or quantity(text).value == 5
+    for style in STYLES:
+        assert not any(same("7", reading) for reading in readings(f"It is {text}", style, "7"))
 
 
 @pytest.mark.parametrize("answer", [None, float("nan")])

@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -536,6 +537,19 @@ def test_a_starter_serves_many_and_carries_nothing_from_one_to_the_next():
         report = supervised(find, ["assert 1 + 1 == 2"], LIMITS, None, starters)
         assert report.outcome.outcome == "passed", report.outcome
     assert not any(Path(f"/proc/{pid}").exists() for pid in served)
+
+
+def test_a_sandbox_that_broke_leaves_the_next_response_alone(monkeypatch):
+    """The steps that a broken supervisor never read are not the next one's settings."""
+    seen = []
+    with Starters() as starters:
+        for folder in ("/nonexistent", None):
+            with monkeypatch.context() as patch:
+                if folder:
+                    patch.setattr(tempfile, "gettempdir", lambda: "/nonexistent")
+                report = supervised("x = 1", ["assert x == 1"], LIMITS, None, starters)
+            seen.append((bool(report.broken), report.outcome.outcome))
+    assert seen == [(True, "crash"), (False, "passed")]
 
 
 @pytest.mark.parametrize("namespaces", [True, False], ids=["namespaces", "without"])

@@ -80,6 +80,18 @@ SHAPES = {
         "def test():\n    try:\n        add(None, 1)\n    except ValueError:\n        return\n"
         "    raise AssertionError\n"
     ),
+    "must raise, by assert": (
+        "try:\n    add(None, 1)\n    assert False\nexcept ValueError:\n    pass"
+    ),
+    "must raise, in a test": (
+        "def test():\n    try:\n        add(None, 1)\n        assert 0, 'no error'\n"
+        "    except ValueError:\n        pass\n"
+    ),
+    "must raise, in check": (
+        "def check(candidate):\n    try:\n        candidate(None, 1)\n    except ValueError:\n"
+        "        pass\n    else:\n        assert False\n"
+    ),
+    "if, by assert": "if add(1, 2) != 3:\n    assert False",
     "loop with else": (
         "for n in (1, 2):\n    if add(n, 1) == 3:\n        break\nelse:\n    raise ValueError"
     ),

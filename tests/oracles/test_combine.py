@@ -157,10 +157,11 @@ def test_checks_and_portions_are_those_of_the_members(monkeypatch):
     [
         ("[", "not JSON"),
         ("[]", "at least one; as in"),
+        ('[{"weight": 1}]', "None is no name; allowed: combine, length"),
         ('["length"]', "list of objects"),
         (
             '[{"oracle": "combine"}]',
-            "'combine' is not known; allowed: length, sick, strong, vowel, weak",
+            "members: combine cannot be its own member",
         ),
         ('[{"oracle": "length", "sacle": 1}]', "length takes no 'sacle'; did you mean 'scale'"),
         ('[{"oracle": "length", "kind": 1}]', "length takes kind=1: expected str, as in 'x'"),

@@ -348,6 +348,21 @@ def wrong_shape():
 def neither():
     return Oracle(lambda p, r: Verdict(None, None, (None,) * len(p)))
 
+def words():
+    return Oracle(lambda p, r: Verdict(None, [["good", "bad"]] * len(p), (None,) * len(p)))
+
+def ragged():
+    return Oracle(lambda p, r: Verdict(None, [[[1.0], [1.0, 2.0]]] * len(p), (None,) * len(p)))
+
+def no_failures():
+    return Oracle(lambda p, r: Verdict(None, np.zeros((len(p), 2)), None))
+
+def refuses():
+    def check(prompts):
+        return {}["nothing"]
+
+    return Oracle(fine().ask, check)
+
 def fine():
     return Oracle(lambda p, r: Verdict(None, np.zeros((len(p), 2)), (None,) * len(p)))
 """
@@ -361,6 +376,10 @@ def fine():
         ("a_list", r"ask returned a list; return Verdict\(preference, reward, failed\)"),
         ("wrong_shape", r"oracle .*theirs\.py:wrong_shape: .*reward of shape \(1,\)"),
         ("neither", r"oracle .*theirs\.py:neither: an oracle must return exactly one"),
+        ("words", r"oracle .*theirs\.py:words: could not convert string to float"),
+        ("ragged", r"oracle .*theirs\.py:ragged: setting an array element with a sequence"),
+        ("no_failures", r"oracle .*theirs\.py:no_failures: "),
+        ("refuses", r"theirs\.py:[0-9]+: KeyError: 'nothing' \(in .*its check of the prompts"),
         ("no_tie", "preference of a response over itself is not 0.5"),
     ],
 )

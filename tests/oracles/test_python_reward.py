@@ -176,6 +176,35 @@ def test_an_environment_gives_prompts_and_their_check(tmp_path):
     json.dumps([p.meta for p in prompts])  # as the journal writes them
 
 
+PLAIN = """
+import dataclasses
+import functools
+
+def equal(completion, answer, factor):
+    return factor * float(completion[-1]["content"] == answer)
+
+@dataclasses.dataclass
+class Rubric:
+    funcs: list
+
+@dataclasses.dataclass
+class Environment:
+    dataset: list
+    rubric: Rubric
+
+ROWS = [{"question": "2 + 2?", "answer": "4"}]
+made = Environment(ROWS, Rubric([functools.partial(equal, factor=2)]))
+"""
+
+
+def test_an_environment_may_be_a_dataclass_and_its_reward_a_partial(tmp_path):
+    (tmp_path / "env.py").write_text(PLAIN)
+    prompts = SOURCES["environment"](environment="env.py:made")
+    oracle = ORACLES["environment"](environment="env.py:made")
+    oracle.check(prompts)
+    assert oracle.ask(prompts, [["4", "5"]]).reward.tolist() == [[2.0, 0.0]]
+
+
 def test_what_an_environment_cannot_have_is_told(tmp_path):
     (tmp_path / "env.py").write_text(ENVIRONMENT.format(max_turns=10))
     with pytest.raises(ConfigError, match=r"takes several turns .max_turns=10"):
@@ -186,6 +215,9 @@ def test_what_an_environment_cannot_have_is_told(tmp_path):
         ORACLES["environment"](environment="env.py:made").check(prompts)
     (tmp_path / "env.py").write_text("class Bare:\n    rubric = 1\n\nmade = Bare()\n")
     with pytest.raises(ConfigError, match="the Bare has no dataset; an environment has both"):
+        SOURCES["environment"](environment="env.py:made")
+    (tmp_path / "env.py").write_text("def made():\n    return {}['nothing']\n")
+    with pytest.raises(ConfigError, match=r"env.py:2: KeyError: 'nothing' \(in env.py:made\(\)\)"):
         SOURCES["environment"](environment="env.py:made")
     with pytest.raises(ConfigError, match=r"name the environment for both: --config.data.source"):
         SOURCES["environment"]()

@@ -182,7 +182,7 @@ def _asked(
     """Return the supervisor's report, or None and how it ended."""
     with starters.one() as starter:
         report = _report(starter, [settings, steps], time.monotonic() + seconds)
-        if report is None:
+        if report is None or not report.get("released"):  # its steps may still be in the pipe
             _end(starter)
         return report, starter.returncode
 

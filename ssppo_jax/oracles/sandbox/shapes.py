@@ -39,6 +39,7 @@ _FAILING = ("fail", "exit")  # calls that end a test
 _CHECKING = (*_FAILING, "raises", "warns", "deprecated_call", HELD)
 _EQUAL = ("assertEqual", "assertEquals", "assertListEqual", "assertDictEqual", "assertTupleEqual")
 _LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
+_ENDING = (ast.Raise, ast.Expr, ast.Assert)  # kinds of statements that may end a test
 _SET_UP = {f"{word}{of}" for word in ("setup", "teardown") for of in _SCOPES}
 _MADE = ast.FunctionDef | ast.AsyncFunctionDef
 _BODIES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
@@ -745,7 +746,7 @@ class _Counter(ast.NodeTransformer):
             body = getattr(node, name, None)
             if isinstance(body, list):
                 counted = [one for each in body for one in self._counted(each)]
-                ends = any(isinstance(one, ast.Raise | ast.Expr) and _ends([one]) for one in body)
+                ends = any(isinstance(one, _ENDING) and _ends([one]) for one in body)
                 first = [self._count(body[0])] if ends and not isinstance(node, ast.Module) else []
                 setattr(node, name, [*first, *counted])
         return node
@@ -773,7 +774,13 @@ class _Counter(ast.NodeTransformer):
 def _ends(body: list[Any]) -> bool:
     """Return true if statements hold what a passing test does not reach."""
     return any(
-        isinstance(one, ast.Raise) or (isinstance(one, ast.Call) and _last(one.func) in _FAILING)
+        isinstance(one, ast.Raise)
+        or (isinstance(one, ast.Call) and _last(one.func) in _FAILING)
+        or (
+            isinstance(one, ast.Assert)
+            and isinstance(one.test, ast.Constant)
+            and not one.test.value
+        )
         for one in _inside(body)
     )
 
