@@ -18,8 +18,9 @@ from scipy.stats import bootstrap
 from ssppo_jax.config import call_kwargs, expanded, flatten
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_heldout
-from ssppo_jax.errors import DataError, UserError
-from ssppo_jax.files import read_json, read_records, write_json, write_records
+from ssppo_jax.data.sources import json_lines
+from ssppo_jax.errors import ConfigError, DataError, UserError
+from ssppo_jax.files import BYTE_ORDER_MARK, parse_json, write_json, write_records
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.oracles.named import build_named, read_named
@@ -245,8 +246,9 @@ def read_references(path: str, encoded: Sequence[EncodedPrompt]) -> list[list[st
     file = expanded(path)
     if not file.is_file():
         raise DataError(f"eval.reference_outputs={path!r}: there is no such file")
-    whole = file.read_bytes().lstrip()[:1] == b"["
-    rows = read_json(file) if whole else list(read_records(file))
+    text = file.read_bytes().removeprefix(BYTE_ORDER_MARK)
+    whole = text.lstrip()[:1] == b"["
+    rows = parse_json(text, file) if whole else [row for _, row in json_lines(path)]
     found: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
         asked = (
@@ -365,7 +367,15 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     config's `model.source` is not read. Prompts that a run trained either on are left out, and
     what the run held out comes first (`history_of`). The result and all texts are written to
     `output`.
+
+    Raises:
+      ConfigError: `output` is a run's folder, whose samples would be replaced.
     """
+    if output is not None and (output / "metrics.jsonl").is_file():
+        raise ConfigError(
+            f"--output={output} is a run's folder, whose samples.jsonl would be replaced; give"
+            " another"
+        )
     sides = {"baseline": baseline, "candidate": candidate}
     runtimes = [build_runtime(with_source(config, source)) for source in sides.values()]
     encoded, account = prepare_heldout(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
@@ -130,10 +131,25 @@ def read_json(path: Path) -> Any:
     Raises:
       DataError: the file is not JSON; names it.
     """
+    return parse_json(path.read_bytes(), path)
+
+
+def parse_json(text: bytes, path: Path) -> Any:
+    """Return the JSON value of a file's content.
+
+    Raises:
+      DataError: it is not JSON; names the file.
+    """
     try:
-        return json.loads(path.read_bytes())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not JSON: {error}") from error
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:

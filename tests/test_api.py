@@ -61,6 +61,14 @@ def test_samples_come_one_list_for_each_prompt_and_the_seed_changes_them(policy)
         ssppo_jax.sample(policy, "x" * 400)
 
 
+def test_positions_that_the_model_does_not_have_are_refused(policy):
+    reach = policy.runtime.arch.reach
+    with pytest.raises(DataError, match=rf"and the model reads {reach}; shorten one of them"):
+        ssppo_jax.score(policy, ["Say hi."], [["word " * reach]])
+    with pytest.raises((ConfigError, DataError), match=str(reach)):
+        ssppo_jax.sample(policy, "Say hi.", max_new_tokens=reach)
+
+
 def test_scores_are_those_of_one_forward_pass_over_prompt_and_response(policy):
     prompts, responses = ["Say hi.", "And now?"], [["Hi", "Hello there"], ["No", "Yes"]]
     found = ssppo_jax.score(policy, prompts, responses)

@@ -139,4 +139,15 @@ def test_the_terminal_begins_anew_ends_and_says_when_it_is_too_long(ours, config
     out = capsys.readouterr().out
     assert out.startswith(chat.HELP) and "begin another conversation with /new" in out
     assert next(lines) == "never read"
+    lines = iter(["a \udce9", UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "bad byte"), "/quit"])
+
+    def read(prompt):
+        line = next(lines)
+        if isinstance(line, Exception):
+            raise line
+        return line
+
+    chat.chat(config, read=read)  # bytes that are not UTF-8, as two kinds of terminals give them
+    out = capsys.readouterr().out
+    assert "half of a surrogate pair" in out and "this line is not utf-8: bad byte" in out
     chat.chat(config, read=lambda prompt: (_ for _ in ()).throw(EOFError))

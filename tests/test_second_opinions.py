@@ -18,6 +18,7 @@ from ssppo_jax.evaluate import (
     evaluation_data,
     read_references,
 )
+from ssppo_jax.files import BYTE_ORDER_MARK
 from ssppo_jax.oracles.links import bradley_terry
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runtime import evaluation_params, longest_response
@@ -163,6 +164,10 @@ def test_references_are_found_by_id_text_or_instruction(tmp_path):
     assert read_references(str(lines), encoded("Hi", "Ho")) == [["by text"], ["by id"]]
     whole = tmp_path / "outputs.json"
     whole.write_text(json.dumps([{"instruction": "Hi", "output": "as AlpacaEval has it"}]))
+    assert read_references(str(whole), encoded("Hi")) == [["as AlpacaEval has it"]]
+    lines.write_text("\n".join(map(json.dumps, rows)))  # as an editor may save it
+    assert read_references(str(lines), encoded("Hi", "Ho")) == [["by text"], ["by id"]]
+    whole.write_bytes(BYTE_ORDER_MARK + whole.read_bytes())
     assert read_references(str(whole), encoded("Hi")) == [["as AlpacaEval has it"]]
 
 

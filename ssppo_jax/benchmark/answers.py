@@ -17,6 +17,7 @@ from ssppo_jax.benchmark.contract import Benchmark, Question
 from ssppo_jax.data import EncodedPrompt, addresses
 from ssppo_jax.data.chat import encode_chat, encode_text
 from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.files import file_digest
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.rollout.sample import sample_prompts
@@ -54,9 +55,7 @@ class Model:
         files = sorted({f for pattern in WEIGHED for f in self.folder.glob(pattern)})
         every = hashlib.sha256()
         for file in files:
-            with open(file, "rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
-            every.update(f"{file.name} {content}\n".encode())
+            every.update(f"{file.name} {file_digest(file)}\n".encode())
         return every.hexdigest()
 
     @functools.cached_property

@@ -136,13 +136,13 @@ def _same_answers(a: Result, b: Result) -> bool:
 def table(group: Sequence[Result]) -> str:
     """Return a table of results, the best by the headline metric first."""
     headline = group[0].record["headline"]
-    names = [n for n in dict.fromkeys(itertools.chain(*(r.metrics for r in group)))]
-    names = [n for n in (headline, *names) if n in names]
-    names = list(dict.fromkeys(names))[:8]
-    several = len({json.dumps(r.protocol, sort_keys=True) for r in group}) > 1
+    measured = set(itertools.chain(*(r.metrics for r in group)))
+    ordered = dict.fromkeys([headline, *itertools.chain(*(r.metrics for r in group))])
+    names = [name for name in ordered if name in measured][:8]
+    kinds = {json.dumps(r.protocol, sort_keys=True): None for r in group}
+    several = len(kinds) > 1
     heads = ["result", "model", *names, "tokens", "failed", "seed"]
     heads += ["settings"] if several else []
-    kinds = {json.dumps(r.protocol, sort_keys=True): None for r in group}
     letters = {kind: chr(ord("a") + i % 26) for i, kind in enumerate(kinds)}
     rows = []
     for one in sorted(group, key=lambda r: -_rank(r.metrics.get(headline))):
@@ -197,10 +197,12 @@ def _seeds(group: Sequence[Result]) -> list[str]:
         found.setdefault(same, []).append(one)
     rows = []
     for several in found.values():
-        seeds = {r.record["seed"] for r in several}
+        headline = several[0].record["headline"]
+        seeds = {
+            r.record["seed"]: r.metrics[headline].mean for r in several if headline in r.metrics
+        }
         if len(seeds) > 1:
-            headline = several[0].record["headline"]
-            mean = over_seeds([r.metrics[headline].mean for r in several])
+            mean = over_seeds(list(seeds.values()))
             rows.append([several[0].record["model"]["source"], headline, shown(mean), str(mean.n)])
     heads = ["model", "metric", "mean", "seeds"]
     return ["Over seeds:\n\n" + markdown(heads, rows)] if rows else []
@@ -330,10 +332,10 @@ def _run_seeds(runs: Sequence[Run]) -> list[str]:
         found.setdefault(same, []).append(run)
     rows = []
     for several in found.values():
-        rates = [rate.mean for run in several if (rate := _rate(run))]
+        rates = {run.config.get("seed"): rate.mean for run in several if (rate := _rate(run))}
         if len(rates) > 1:
             names = ", ".join(run.folder.name for run in several)
-            mean = over_seeds(rates)
+            mean = over_seeds(list(rates.values()))
             rows.append([names, shown(mean), str(mean.n)])
     heads = ["runs", "final win rate", "seeds"]
     return ["Over seeds:\n\n" + markdown(heads, rows)] if rows else []
@@ -362,14 +364,13 @@ def _changed_samples(runs: Sequence[Run]) -> list[str]:
 
 def draw_curves(runs: Sequence[Run], path: Path) -> bool:
     """Draw the runs' held-out win rates over iterations into a file; false if there are none."""
-    lines = {run.folder.name: _curve(run) for run in runs}
-    lines = {name: line for name, line in lines.items() if line}
+    lines = [(run.folder.name, line) for run in runs if (line := _curve(run))]
     if not lines:
         return False
     with drawing((8.4, 3.3)) as figure:
         ax = figure.subplots()
         whole_numbers(ax, "iteration")
-        for (name, line), colour in zip(lines.items(), itertools.cycle(COLOURS), strict=False):
+        for (name, line), colour in zip(lines, itertools.cycle(COLOURS), strict=False):
             x, value, low, high = map(list, zip(*line, strict=True))
             ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
             ax.plot(x, value, marker="o", markersize=3, color=colour, label=name)
@@ -386,7 +387,7 @@ def _curve(run: Run) -> list[tuple[float, float, float, float]]:
         values = row.get("values", {})
         if row.get("phase") == "evaluate" and "win_rate" in values:
             mean = float(values["win_rate"])
-            low, high = (float(values.get(f"win_rate_{end}") or mean) for end in ("low", "high"))
+            low, high = (float(values.get(f"win_rate_{end}", mean)) for end in ("low", "high"))
             found.append((float(row["iteration"]), mean, low, high))
     return found
 

@@ -115,7 +115,9 @@ def ratio_of(sums: Sequence[float], counts: Sequence[float]) -> Estimate:
     if not y.sum():
         return mean_of([])
     mean = float(x.sum() / y.sum())
-    if len(x) == 1 or np.allclose(x, mean * y):
+    if len(x) == 1:
+        return mean_of([mean])
+    if np.allclose(x, mean * y):
         return Estimate(mean, mean, mean, len(x))
     found = bootstrap(
         (x, y),
@@ -171,8 +173,6 @@ class Benchmark:
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stop: tuple[str, ...] = ()
     chat: bool = True
-    write_official: Callable[[Path, Sequence[Graded], Mapping[str, str]], list[str] | None] = (
-        no_files
-    )
+    write_official: Write = no_files
     whole: Callable[[Path], Whole] | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)

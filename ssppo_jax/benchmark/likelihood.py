@@ -75,8 +75,7 @@ class Likelihood:
     ) -> None:
         """Call done(i, [(log-prob, greedy), ...]) for each context as its batch ends.
 
-        Contexts must not be empty, and each must have as many continuations as the others of its
-        call; a continuation may be empty (log-prob 0).
+        Contexts must not be empty; a continuation may be empty (log-prob 0).
         """
         shapes: dict[tuple[int, int, int], list[int]] = {}
         for i, (context, ends) in enumerate(zip(contexts, continuations, strict=True)):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import importlib
 import json
 import zlib
@@ -76,12 +75,6 @@ def turns_of(row: dict[str, Any], place: str) -> list[str]:
     if not texts or not all(isinstance(text, str) for text in texts):
         raise DataError(f"{place}: question {row['question_id']}: its turns are no list of texts")
     return [str(text) for text in texts]
-
-
-def file_digest(path: Path) -> str:
-    """Return a file's SHA-256."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _file(source: str) -> Iterator[tuple[str, Any]]:

@@ -31,6 +31,8 @@ from ssppo_jax.types import Failed
 log = logging.getLogger(__name__)
 
 PATHS = ("path", "fewshot_path", "references", "difficulties", "templates")  # content is in digests
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "param_dtype",
+            "cache_dtype")  # fmt: skip
 SHOWN = ("benchmark.", "judge.")  # nodes of the config that a result holds
 MOST_FAILED = 0.5  # of the questions; with more failures there is no result
 
@@ -76,6 +78,7 @@ def _run_whole(
 ) -> dict[str, Any]:
     """Run a benchmark that samples or aggregates by itself."""
     start = time.perf_counter()
+    claim(folder, settings_of(config, benchmark, {"source": config.model.source}, None))
     done = whole(folder)
     about = done.model or model_of(config, Model(config))
     settings = settings_of(config, benchmark, about, None)
@@ -119,8 +122,7 @@ def settings_of(
     """Return what a result says of itself: the `protocol`, equal where results compare, the model
     and the seed."""
     own = {k: v for k, v in config.benchmark.items() if k not in ("name", *PATHS)}
-    sampling = {k: config.sampling[k] for k in ("temperature", "top_k", "top_p", "min_p",
-                                                "max_new_tokens")}  # fmt: skip
+    sampling = {name: config.sampling[name] for name in SAMPLING}
     asked = None
     if judge is not None:
         asked = judge.identity | {"max_tokens": config.judge.max_tokens or "the benchmark's"}
@@ -132,6 +134,7 @@ def settings_of(
         "prompting": {
             "chat_template": config.data.template if benchmark.chat else "none",
             "system_prompt": config.data.system_prompt if benchmark.chat else "",
+            "date": config.data.date if benchmark.chat else "",
         },
         "sampling": sampling,
         "judge": asked,
@@ -241,6 +244,8 @@ def dry_run(config: ConfigDict, benchmark: Benchmark, folder: Path) -> str:
     Tokens are counted with the model's own tokenizer. Answers that are not sampled yet count as
     `sampling.max_new_tokens`, so that the number is a bound.
     """
+    if benchmark.whole is not None:
+        return f"{config.benchmark.name} runs as a whole: what it will ask cannot be counted before"
     questions = _asked(config, benchmark)
     judge = _judge(config, benchmark, questions)
     model = Model(config)

@@ -19,7 +19,13 @@ from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.types import Prompt
 
 KEYS = (
-    Key("benchmark.limit", 0, "ask the first so many questions only; 0: all", cfg.non_negative),
+    Key(
+        "benchmark.limit",
+        0,
+        "ask the first so many questions only; 0: all. heldout and"
+        " published annotations are always whole",
+        cfg.non_negative,
+    ),
     Key(
         "judge.max_tokens",
         0,
@@ -66,8 +72,10 @@ def load(
     Raises:
         ConfigError: every problem at once.
     """
-    if name not in BENCHMARKS:
-        raise ConfigError(f"--name={name}: {_unknown(name)}")
+    try:
+        benchmark = cfg.component(BENCHMARKS, name)
+    except ConfigError as error:
+        raise ConfigError(f"--name={name}: {error}") from None
     config = cfg.load_config(spec) if spec else schema.base_config()
     given = dict(overrides)
     if judge.startswith(LOCAL):
@@ -76,13 +84,13 @@ def load(
         given["judge.model"] = judge
     given.pop("benchmark.name", None)
     with config.unlocked():
-        config.benchmark = cfg.component(BENCHMARKS, name)
+        config.benchmark = benchmark
         config.judge = cfg.component(JUDGES, given.get("judge.name", "endpoint"))
         for key in KEYS:
             node, leaf = key.path.split(".")
             with config[node].unlocked():
                 config[node][leaf] = key.default
-        if not spec:
+        if not spec and name != "heldout":  # its prompts are read as in training
             for path, value in DEFAULTS.items():
                 cfg.assign(config, (), path, value)
     if model:
@@ -100,14 +108,6 @@ def _chosen(config: ConfigDict, path: str, name: str) -> None:
     cfg.choose(config, path, tables[path], name)
 
 
-def _unknown(name: str) -> str:
-    try:
-        cfg.component(BENCHMARKS, name)
-    except ConfigError as error:
-        return str(error)
-    raise AssertionError
-
-
 def build(config: ConfigDict, overrides: Mapping[str, str]) -> Benchmark:
     """Return the configured benchmark; set the sampling keys that it asks for and no override
     does."""
@@ -117,6 +117,8 @@ def build(config: ConfigDict, overrides: Mapping[str, str]) -> Benchmark:
             f"benchmark {config.benchmark.name}: its factory returned a {type(made).__name__};"
             " return Benchmark(...) of ssppo_jax.benchmark.contract"
         )
+    if made.whole is None and not made.questions:
+        raise ConfigError(f"benchmark {config.benchmark.name} has no questions")
     _check_questions(made.questions)
     for path, value in made.sampling.items():
         if path not in overrides:

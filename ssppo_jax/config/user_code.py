@@ -5,7 +5,6 @@ An error in it is told with its file and line."""
 from __future__ import annotations
 
 import functools
-import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config.nodes import flatten, nearest
 from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.files import file_digest
 
 OWN = re.compile(r"(?P<file>[^\s,'\"]+\.py):(?P<name>\w+)")  # path/to/file.py:function
 
@@ -143,11 +143,6 @@ def load_object(spec: str) -> Any:
             f" {', '.join(given) or 'none'}"
         )
     return getattr(module, name)
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file's content."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @functools.cache

@@ -12,8 +12,9 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from ssppo_jax.config import expanded, file_digest, load_object, place_of
+from ssppo_jax.config import expanded, load_object, place_of
 from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.files import file_digest
 
 
 def load_environment(spec: str) -> Any:

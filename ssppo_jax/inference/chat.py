@@ -13,6 +13,7 @@ from ssppo_jax.data import EncodedPrompt, pad_batch
 from ssppo_jax.data.batches import bucket_of
 from ssppo_jax.data.chat import decode
 from ssppo_jax.data.prepare import encode
+from ssppo_jax.data.sources import check_prompt
 from ssppo_jax.distributed.mesh import put_rows
 from ssppo_jax.errors import DataError
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
@@ -59,10 +60,11 @@ class Conversation:
         settings = self.runtime.config.data
         prompt = Prompt(f"turn-{self.asked}", tuple(turns))
         try:
+            check_prompt(prompt)
             return encode([prompt], self.runtime.tokenizer, settings)[0][0]
-        except DataError as error:
+        except (DataError, ValueError) as error:
             raise DataError(
-                f"{error}\nbegin another conversation with /new, or raise"
+                f"{error}\nIf it is too long, begin another conversation with /new, or raise"
                 f" data.max_prompt_length={settings.max_prompt_length}"
             ) from None
 
@@ -103,6 +105,9 @@ def chat(config: ConfigDict, read: Callable[[str], str] = input) -> None:
         except (EOFError, KeyboardInterrupt):
             print()
             return
+        except UnicodeDecodeError as error:
+            print(f"this line is not {error.encoding}: {error.reason}")
+            continue
         if line == "/quit":
             return
         if line == "/new":

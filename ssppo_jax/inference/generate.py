@@ -88,6 +88,9 @@ def _prompts(
                 raise DataError(f"--prompt, {prompt.id}: {error}") from None
         field = config.data.source.get("prompt_field", "")  # where it is a key: of source jsonl
         given += jsonl(path=path, prompt_field=field) if path else []
+        twice = [name for name, n in Counter(p.id for p in given).items() if n > 1]
+        if twice:
+            raise DataError(f"{path}: the id {twice[0]!r} is that of a --prompt; give it another")
         return encode(given, runtime.tokenizer, config.data)[0]
     history = history_of(config.model.source)
     (encoded,), _ = prepare_heldout(

@@ -122,6 +122,7 @@ def sample(
         config.sampling[name] = value
     schema.check(config, jax.device_count())
     encoded = _encoded(policy, prompts)
+    _check_reach(policy, max(len(e.tokens) for e in encoded), config.sampling.max_new_tokens)
     runtime = dataclasses.replace(policy.runtime, config=config)
     kind = num_samples, sampling_params(config)
     if kind not in policy.samplers:
@@ -158,10 +159,22 @@ def score(
         [encode_response(runtime.tokenizer, e, text, runtime.eos, **how) for text in group]
         for e, group in zip(encoded, responses, strict=True)
     ]
+    for e, group in zip(encoded, ids, strict=True):
+        _check_reach(policy, len(e.tokens), max(map(len, group)))
     samples = _padded(ids)
     batch = batch_of(encoded, samples)
     logp, _ = score_rows(runtime, policy.scorer, policy.params, batch, "the policy")
     return logp.sum(-1)
+
+
+def _check_reach(policy: LoadedPolicy, prompt: int, response: int) -> None:
+    """Raise DataError where prompt and response have more tokens than the model has positions."""
+    reach = policy.runtime.arch.reach
+    if prompt + response > reach:
+        raise DataError(
+            f"a prompt of {prompt} tokens and a response of {response} make {prompt + response}"
+            f" positions, and the model reads {reach}; shorten one of them"
+        )
 
 
 def _encoded(policy: LoadedPolicy, prompts: Chat | Sequence[Chat]) -> list[EncodedPrompt]:

@@ -124,6 +124,8 @@ def _arch_problems(arch: Arch):
             return
     if arch.num_heads % arch.num_kv_heads:
         yield f"num_heads {arch.num_heads} must be a multiple of num_kv_heads {arch.num_kv_heads}"
+    if arch.rope_scaling is not None and not arch.rope_scaling.factor > 0:
+        yield f"the factor of rope scaling must be above 0, got {arch.rope_scaling.factor}"
     if arch.head_dim % 2:
         yield f"head_dim {arch.head_dim} must be even: RoPE rotates pairs"
     softcaps = ("attn_softcap", "final_softcap")

@@ -83,7 +83,7 @@ def arch_from_hf(config: dict[str, Any]) -> Arch:
         num_layers=config["num_hidden_layers"],
         num_heads=heads,
         num_kv_heads=_field(config, "num_key_value_heads") or heads,
-        head_dim=_field(config, "head_dim") or config["hidden_size"] // heads,
+        head_dim=_field(config, "head_dim") or config["hidden_size"] // max(heads, 1),
         mlp_dim=config["intermediate_size"],
         rope_theta=float(rope["rope_theta"]),
         norm_eps=float(config.get("rms_norm_eps", 1e-6)),

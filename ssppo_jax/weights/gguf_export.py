@@ -1,6 +1,7 @@
 """Write a Hugging Face folder as one GGUF file, for llama.cpp and what is built on it.
 
-Names and shapes are those of `gguf.convert_gguf`, which reads the file back. Vectors (norms and
+Names and shapes are those of `gguf.convert_gguf`, which reads back files with a tokenizer cut as
+smollm's or qwen2's and without llama3 scaling. Vectors (norms and
 biases) stay float32, as llama.cpp wants them; matrices have the asked dtype."""
 
 from __future__ import annotations
@@ -66,6 +67,10 @@ def save_gguf(folder: str | Path, path: str | Path, *, dtype: str = "source") ->
     arch, source = hf.read_arch(folder), hf.stored_dtype(folder)
     _check_family(arch, folder)
     name = str(source) if dtype == "source" else dtype
+    if name not in DTYPES:
+        raise ConfigError(
+            f"{folder} is stored in {name}, not in {', '.join(DTYPES)}; give a --dtype"
+        )
     kind = gguf.GGMLQuantizationType[DTYPES[name]]
     temporary = path.with_name(path.name + ".tmp")
     writer = gguf.GGUFWriter(temporary, ARCHITECTURES[arch.model_type])
@@ -177,8 +182,14 @@ def _write_settings(writer: Any, arch: Arch, gguf: Any) -> None:
 def _write_tokenizer(writer: Any, arch: Arch, folder: Path) -> None:
     """Write the tokens, their kinds, how they merge, the special ids and the chat template."""
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(
+            f"{folder} has no tokenizer.json; load its tokenizer with transformers and save it"
+        )
     stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     model = stored["model"]
+    if model["type"] != "BPE":
+        pre_of(stored, folder)  # refuses it
     by_id = {i: (token, NORMAL) for token, i in model["vocab"].items()}
     for token in stored["added_tokens"]:
         by_id[token["id"]] = (token["content"], CONTROL if token["special"] else USER)

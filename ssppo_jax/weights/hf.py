@@ -198,10 +198,8 @@ def write_texts(folder: Path, texts: Mapping[str, str] | None) -> None:
 
 def stored_dtype(folder: str | Path) -> np.dtype:
     """Return the dtype that most of a model folder's tensors are stored in."""
-    kinds: Counter[str] = Counter()
-    for file in _files(Path(folder)):
-        with safe_open(file, "numpy") as handle:
-            kinds.update(handle.get_slice(name).get_dtype() for name in handle.keys())  # noqa: SIM118
+    with _opened(Path(folder)) as where:
+        kinds = Counter(handle.get_slice(name).get_dtype() for name, handle in where.items())
     named = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
     found = [kind for kind, _ in kinds.most_common() if kind in named]
     return np.dtype(named[found[0]] if found else "float32")

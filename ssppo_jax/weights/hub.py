@@ -40,7 +40,7 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         log.warning("%s states no licence; look up that of the base model", card)
     from httpx2 import HTTPError
     from huggingface_hub import HfApi  # a second to import
-    from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
     api = HfApi(library_name="ssppo_jax")
     try:
@@ -53,6 +53,8 @@ def push(folder: Path, repo: str, *, private: bool = True) -> str:
         raise ConfigError(
             "no token of the Hugging Face Hub; run hf auth login, or set HF_TOKEN"
         ) from None
+    except HFValidationError as error:
+        raise ConfigError(f"--repo={repo}: {error}") from None
     except HfHubHTTPError as error:
         raise UserError(f"--repo={repo}: {_reason(error)}") from None
     except (OSError, HTTPError) as error:  # no network, or offline by HF_HUB_OFFLINE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,11 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from safetensors.numpy import save_file
 from tokenizers import AddedToken, Tokenizer
 
 from ssppo_jax.models.deberta import Ranker, RankerArch
-from ssppo_jax.weights.hf import flatten, insert, new_folder
+from ssppo_jax.weights.hf import flatten, insert, new_folder, save_tensors, write_json
 from ssppo_jax.weights.table import (
     EncoderError,
     Row,
@@ -156,10 +154,9 @@ def save_ranker(params: dict, made: RankerFolder, folder: Path) -> Path:
         for n, part in enumerate(parts):
             tensors[row.name.format(n)] = np.ascontiguousarray(part.T if row.transpose else part)
     with new_folder(folder, replace=True) as tmp:
-        save_file(tensors, tmp / "model.safetensors")
+        save_tensors(tensors, tmp / "model.safetensors")
         made.tokenizer.save(str(tmp / "tokenizer.json"))
-        text = json.dumps(made.config | {"torch_dtype": "float32"}, indent=2)
-        (tmp / "config.json").write_text(text, encoding="utf-8")
+        write_json(tmp / "config.json", made.config | {"torch_dtype": "float32"})
     return folder
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import importlib.metadata
 import re
 import shutil
@@ -17,7 +16,7 @@ import numpy as np
 
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import default_cache
+from ssppo_jax.files import default_cache, file_digest
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
@@ -155,7 +154,7 @@ def _beyond(tokenizer: Any, vocab_size: int, folder: str | Path) -> dict[int, st
 
 
 def _converted(path: Path, cache: Path) -> Path:
-    folder = cache / f"{path.stem}-{_sha256(path)[:16]}-v{_CONVERTER}"
+    folder = cache / f"{path.stem}-{file_digest(path)[:16]}-v{_CONVERTER}"
     return _made_once(folder, lambda: convert_gguf(path, folder))
 
 
@@ -202,7 +201,7 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
     if not isinstance(config, dict) or not isinstance(config.get("model.source"), str):
         raise DataError(f"{settings}: not the record of a run; put the run's own back")
     base = resolve(config["model.source"], cache)
-    folder = cache / f"{path.name}-{_sha256(path / MANIFEST)[:16]}-v{_CONVERTER}"
+    folder = cache / f"{path.name}-{file_digest(path / MANIFEST)[:16]}-v{_CONVERTER}"
 
     def make() -> Path:
         tree: dict = {}
@@ -243,11 +242,6 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("ab") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _downloaded(source: str) -> Path:

@@ -5,8 +5,10 @@ import json
 
 import numpy as np
 import pytest
+from matplotlib.axes import Axes
 
 from ssppo_jax.__main__ import main
+from ssppo_jax.benchmark import compare
 from ssppo_jax.benchmark.paired import agreement, over_seeds, paired_test
 from ssppo_jax.errors import ConfigError
 
@@ -89,6 +91,17 @@ def test_seeds_have_students_interval(tmp_path, capsys):
     found = over_seeds(means)
     assert (found.low, found.high) == pytest.approx((0.5 - half, 0.5 + half), abs=1e-6)
     assert "| runs/s0 | accuracy | 0.500" in told
+    again = result(tmp_path, "again", [0, 1, 1], seed=2)  # a seed that is there counts once
+    assert "| runs/s0 | accuracy | 0.500" in (told := compared(capsys, *several, again))
+    assert "| 3 |" in told and "| 4 |" not in told
+
+
+def test_results_without_the_headline_number_are_compared_all_the_same(tmp_path, capsys):
+    several = [result(tmp_path, f"s{i}", [0, 1, i / 2], seed=i) for i in range(2)]
+    for place in several:
+        record = json.loads((place / "result.json").read_text()) | {"headline": "other"}
+        (place / "result.json").write_text(json.dumps(record))
+    assert "accuracy" in compared(capsys, *several)
 
 
 def test_a_folder_without_results_is_named(tmp_path, capsys):
@@ -155,6 +168,24 @@ def test_runs_have_a_table_curves_and_what_they_answer_differently(tmp_path, cap
     assert "**p|1**" in told and told.index("**p|1**") < told.index("**p2**")
     assert (tmp_path / "page" / "curves.png").read_bytes()[1:4] == b"PNG"
     assert "curves.png" in (tmp_path / "page" / "compare.md").read_text()
+
+
+def test_runs_of_one_name_have_a_curve_each_and_a_bound_of_zero_is_one(tmp_path):
+    runs = []
+    for parent in "xy":
+        (tmp_path / parent).mkdir()
+        place = run_folder(tmp_path / parent, "run0", 0.4)
+        log = place / "metrics.jsonl"
+        log.write_text(log.read_text().replace('"win_rate_low": 0.35', '"win_rate_low": 0.0'))
+        config = json.loads((place / "config.json").read_text())["config"]
+        runs.append(compare.Run(place, config, {}))
+    assert compare._curve(runs[0])[1] == pytest.approx((1.0, 0.4, 0.0, 0.45))
+    drawn = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Axes, "plot", lambda self, x, y, **style: drawn.append(style["label"]))
+        patch.setattr(Axes, "legend", lambda self: None)
+        compare.draw_curves(runs, tmp_path / "curves.png")
+    assert drawn == ["run0", "run0"]
 
 
 def test_runs_with_other_oracles_are_refused_and_seeds_are_pooled(tmp_path, capsys):

@@ -38,13 +38,30 @@ def test_worked_examples_are_drawn_and_laid_out_as_the_harness_does(layout, tmp_
     assert asked == GOLDEN["prompts"][layout]
 
 
+def test_examples_of_the_hub_are_those_of_its_main_part(tmp_path, monkeypatch):
+    asked = []
+
+    def read(source, *, subset="", **more):
+        asked.append((source, subset))
+        return GOLDEN["train"]
+
+    monkeypatch.setattr(gsm8k, "read_rows", read)
+    for path in ("own.jsonl", "hf:openai/gsm8k"):
+        load("gsm8k", {"benchmark.path": path, "benchmark.fewshot_path": "hf:openai/gsm8k",
+                       "benchmark.num_fewshot": 1})  # fmt: skip
+    hub = ("hf:openai/gsm8k", "main")
+    assert asked == [("own.jsonl", ""), hub, hub, hub]
+
+
 def test_mathematics_is_checked_as_mathematics(tmp_path):
     rows = [
         {"problem": "Half?", "answer": "\\frac{1}{2}"},
         {"problem": "?", "solution": "\\boxed{3}"},
+        {"problem": "Nothing?", "answer": 0},
     ]
     _, benchmark = load("math", {"benchmark.path": jsonl(tmp_path / "x.jsonl", rows)})
-    first, second = benchmark.questions
+    first, second, third = benchmark.questions
+    assert benchmark.grade(third, ["So \\boxed{0}"], [])["accuracy"] == 1.0
     assert first.turns[0] == f"Half?\n{competition.INSTRUCTION}"
     assert benchmark.grade(first, ["So \\boxed{0.5}"], [])["accuracy"] == 1.0
     assert benchmark.grade(second, ["So \\boxed{4}"], [])["accuracy"] == 0.0

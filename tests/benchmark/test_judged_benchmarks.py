@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
-from small_benchmarks import canned, load, mt_files
+from small_benchmarks import canned, jsonl, load, mt_files
 
 from ssppo_jax.benchmark.answers import Model, answer_all, messages_of, open_answers
-from ssppo_jax.benchmark.contract import Graded, Question, Reply
-from ssppo_jax.benchmark.run import run_benchmark
+from ssppo_jax.benchmark.contract import Graded, Question, Reply, ratio_of
+from ssppo_jax.benchmark.result import read_result
+from ssppo_jax.benchmark.run import dry_run, run_benchmark
 from ssppo_jax.benchmark.tasks import alpaca_eval, arena_hard, mt_bench
+from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Failed
 
 CHATML = (
@@ -65,6 +67,11 @@ def test_the_preference_is_the_weight_of_the_two_tokens_alone():
         (Reply("Both"), None),
         (Reply("Both", top(Both=-0.1)), None),
         (Reply("m", None, {"m": 0.25, "M": 0.75}), 0.25),
+        # token probabilities that are not in OpenAI's form
+        (Reply("x", ["m"]), None),
+        (Reply("x", [{"top_logprobs": [{"token": "m"}]}]), None),
+        (Reply("x", [{"top_logprobs": [{"token": "m", "logprob": None}]}]), None),
+        (Reply("x", [{"top_logprobs": [{"token": "m", "logprob": 1e6}]}]), None),
     ],
 )
 def test_replies_without_probabilities_are_read_by_their_words(reply, chance):
@@ -99,6 +106,15 @@ def test_published_annotations_need_no_model(tmp_path):
     result = run_benchmark(config, benchmark, tmp_path)
     assert result["metrics"]["win_rate"]["mean"] == 50.0 and result["questions"] == 5
     assert result["model"]["source"] == "new"
+    assert "runs as a whole" in dry_run(config, benchmark, tmp_path)
+    rows[0]["preference"], rows[1]["preference"] = 0, "x"  # a draw, and what cannot be read
+    path = tmp_path / "others.json.gz"
+    path.write_bytes(gzip.compress(json.dumps(rows).encode()))
+    with pytest.raises(ConfigError, match="holds answers to other settings"):
+        run_benchmark(*load("alpaca_eval", {"benchmark.annotations": path}), tmp_path)
+    result = run_benchmark(*load("alpaca_eval", {"benchmark.annotations": path}), tmp_path / "two")
+    grades = list(read_result(tmp_path / "two").grades().values())
+    assert [row["grade"]["preference"] for row in grades] == [1.5, None, 1.5, 1.75, 2.0]
 
 
 # ---- Arena-Hard ----------------------------------------------------------------------------------
@@ -170,6 +186,28 @@ def test_each_turn_is_graded_with_its_own_template(tmp_path):
         "Rate the end.\nWrite {x}.\none {question}\nAgain.\ntwo",
     ]
     assert texts[1][0].endswith("\ntwo") and texts[1][1].endswith("\nfour")  # the reference answers
+
+
+def test_a_folder_of_ones_own_that_lacks_a_part_is_told(tmp_path):
+    given = mt_files(tmp_path)
+    prompts = tmp_path / "judge_prompts.jsonl"
+    whole = prompts.read_text()
+    prompts.write_text(
+        "".join(line + "\n" for line in whole.split("\n")[:-1] if "math" not in line)
+    )
+    with pytest.raises(DataError, match=r"no judge prompt single-math-v1, single-math-v1-multi-tu"):
+        load("mt_bench", given)
+    prompts.write_text(whole)
+    worked = tmp_path / "mt_bench" / "reference_answer" / "gpt-4.jsonl"
+    jsonl(worked, [{"question_id": 2, "choices": []}])
+    with pytest.raises(DataError, match=r"a row without choices\[0\]\.turns"):
+        load("mt_bench", given)
+
+
+def test_one_question_has_no_interval():
+    one, two = ratio_of([7.0], [1.0]), ratio_of([7.0, 8.0], [1.0, 1.0])
+    assert one.mean == 7.0 and not np.isfinite([one.low, one.high]).any()
+    assert two.mean == 7.5 and np.isfinite([two.low, two.high]).all()
 
 
 @pytest.mark.parametrize(

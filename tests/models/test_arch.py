@@ -132,6 +132,12 @@ def test_omitted_fields_mean_what_transformers_means():
     ("field", "value", "message"),
     [
         ("rope_scaling", "yes", "rope_scaling must be a JSON object, not 'yes'"),
+        ("num_attention_heads", 0, "num_heads must be a whole number >= 1, got 0"),
+        (
+            "rope_scaling",
+            {"type": "linear", "factor": 0},
+            "the factor of rope scaling must be above 0",
+        ),
         ("rope_theta", "large", "rope_theta must be a number, not 'large'"),
         ("rope_theta", float("inf"), "rope_theta must be a number, not inf"),
         ("rms_norm_eps", [], r"rms_norm_eps must be a number, not \[\]"),

@@ -19,10 +19,11 @@ from gguf_files import (
     vocabulary,
     write_gguf,
 )
+from safetensors.numpy import load_file, save_file
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 
 from ssppo_jax.__main__ import main
-from ssppo_jax.errors import ConfigError
+from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling, tiny_arch
 from ssppo_jax.weights import hf, names
 from ssppo_jax.weights.gguf import convert_gguf
@@ -171,6 +172,23 @@ def test_numbers_beyond_float16_are_refused_and_nothing_is_left(file, make_folde
     with pytest.raises(ConfigError, match=r"blk\.1\.ffn_up\.weight has numbers beyond float16"):
         save_gguf(tmp_path / "large", file, dtype="float16")
     assert not list(tmp_path.glob("out*"))
+
+
+def test_a_folder_that_cannot_be_written_so_is_refused(file, make_folder):
+    folder, _ = make_folder(arch_of())
+    tokenizer = folder / "tokenizer.json"
+    stored = json.loads(tokenizer.read_text())
+    stored["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["a", -1.0], ["b", -2.0]]}
+    tokenizer.write_text(json.dumps(stored))
+    with pytest.raises(ConfigError, match="Unigram"):
+        save_gguf(folder, file)
+    weights = next(folder.glob("*.safetensors"))
+    save_file({k: v.astype(np.float64) for k, v in load_file(weights).items()}, weights)
+    with pytest.raises(ConfigError, match="is stored in float64, not in"):
+        save_gguf(folder, file, dtype="source")
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(DataError, match="not a valid safetensors file"):
+        hf.stored_dtype(folder)
 
 
 def test_a_file_that_is_there_is_kept(file, make_folder):

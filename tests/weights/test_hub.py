@@ -106,6 +106,7 @@ def test_what_cannot_be_published_is_refused_before_anything_is_sent(hub, folder
         ([f"--folder={folder.parent}", "--repo=me/model"], f"holds no model; give {folder}"),
         ([f"--folder={folder / 'none'}", "--repo=me/model"], "give a run's policy or adapters"),
         ([f"--folder={folder}", "--repo=model"], "--repo=model: write it as owner/name"),
+        ([f"--folder={folder}", "--repo=me/my--model"], "--repo=me/my--model: "),
     ):
         assert main(["push", *argv]) == 78
         assert told in capsys.readouterr().err

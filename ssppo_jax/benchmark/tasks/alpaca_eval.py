@@ -30,12 +30,12 @@ from ssppo_jax.benchmark.contract import (
     Whole,
     mean_of,
 )
-from ssppo_jax.benchmark.rows import file_digest, read_rows
+from ssppo_jax.benchmark.rows import read_rows
 from ssppo_jax.benchmark.templates import fill, installed, read_text
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import write_json
+from ssppo_jax.files import file_digest, write_json
 from ssppo_jax.oracles.judge_prompts import STYLES, NoVerdict, probability
 from ssppo_jax.types import Failed
 
@@ -141,15 +141,15 @@ def chance_of_first(reply: Reply) -> float | None:
     """
     if reply.chances:
         return reply.chances[FIRST]
-    if isinstance(reply.tokens, list) and len(reply.tokens) == 1:
-        listed = {t["token"]: t["logprob"] for t in reply.tokens[0].get("top_logprobs") or []}
-        first, second = (math.exp(listed[t]) if t in listed else 0.0 for t in (FIRST, SECOND))
-        if first + second > 0:
-            return first / (first + second)
     try:
+        if isinstance(reply.tokens, list) and len(reply.tokens) == 1:
+            listed = {t["token"]: t["logprob"] for t in reply.tokens[0].get("top_logprobs") or []}
+            first, second = (math.exp(listed[t]) if t in listed else 0.0 for t in (FIRST, SECOND))
+            if first + second > 0:
+                return first / (first + second)
         return probability(STYLES["alpaca_eval"], reply.text, reply.tokens)
-    except NoVerdict:
-        return None
+    except (NoVerdict, LookupError, TypeError, AttributeError, OverflowError):
+        return None  # also of token probabilities in another form than OpenAI's
 
 
 # ---- aggregation ---------------------------------------------------------------------------------
@@ -257,9 +257,10 @@ def _published(annotations: str, difficulties: str) -> Benchmark:
                 f" {listed['win_rate']} (difference {gap:.1e}) and a length-controlled one of"
                 f" {listed['length_controlled_winrate'] or 'nothing'}"
             )
+        read = _numbers(frame["preference"]).where(_readable(frame["preference"]))
         rows = [
             {"id": str(i), "grade": {"preference": p}, "answers": [text]}
-            for i, (p, text) in enumerate(zip(frame.preference, frame.output_2, strict=True))
+            for i, (p, text) in enumerate(zip(read, frame.output_2, strict=True))
         ]
         digest = file_digest(expanded(annotations))
         return Whole(metrics, notes, {"source": names[0], "digest": digest}, rows)

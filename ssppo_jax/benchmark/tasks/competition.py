@@ -40,8 +40,9 @@ def math(
     rows = read_rows(path, fields=("problem",), what="mathematics problems", split=split)
     questions = []
     for i, row in enumerate(rows):
-        gold = row.get("answer") or boxed(str(row.get("solution", "")))
-        if not gold:
+        gold = row.get("answer")
+        gold = boxed(str(row.get("solution", ""))) if gold in (None, "") else gold
+        if gold in (None, ""):
             raise DataError(f"{path}: record {i + 1} has no answer, and no box in a solution")
         text = f"{row['problem']}\n{instruction}" if instruction else str(row["problem"])
         meta = {"answer": str(gold), "subject": row.get("subject", row.get("type", ""))}

