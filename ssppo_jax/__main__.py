@@ -162,7 +162,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
         )
         found.run, found.takes_config = run, "config" in required
         for flag, meaning in required.items():
-            kind = _path if flag in ("workdir", "output") else str
+            kind = {"workdir": _path, "output": _place}.get(flag, str)
             found.add_argument(f"--{flag}", action=_Once, required=True, help=meaning, type=kind)
         commands[name] = found
         return found
@@ -183,7 +183,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one = command("evaluate", _evaluate, "estimate the held-out win rate of two models",
                   config=config, candidate="a model", baseline="a model")  # fmt: skip
     one.add_argument(
-        "--output", action=_Once, type=_path, help="folder for the result and all texts"
+        "--output", action=_Once, type=_place, help="folder for the result and all texts"
     )
 
     one = command("benchmark", _benchmark, "ask a model a benchmark's questions and grade it",
@@ -194,14 +194,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
         "--judge", action=_Once, default="", help="an endpoint's model, or local:SOURCE"
     )
     one.add_argument("--config", action=_Once, default="", help="config whose keys are read")
-    one.add_argument("--output", action=_Once, type=_path, help="folder of the result")
+    one.add_argument("--output", action=_Once, type=_place, help="folder of the result")
     one.add_argument("--dry-run", action="store_true", help="print requests and tokens only")
 
     one = command("generate", _generate, "write responses as JSON lines", config=config)
     one.add_argument("--model", action=_Once, help="a model in place of model.source")
     one.add_argument("--prompt", action="append", help="a prompt; repeat for several")
     one.add_argument("--prompts", action=_Once, default="", help="JSONL file of prompts")
-    one.add_argument("--output", action=_Once, type=_path, help="file; default: standard output")
+    one.add_argument("--output", action=_Once, type=_place, help="file; default: standard output")
 
     one = command("chat", _chat, "talk with a model in the terminal", config=config)
     one.add_argument("--model", action=_Once, help="a model in place of model.source")
@@ -225,7 +225,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
         "--workdir", action="append", default=[], type=_path, help="a run, a result, or a folder"
         " of them; repeat for several"
     )  # fmt: skip
-    one.add_argument("--output", action=_Once, type=_path, help="folder for the page")
+    one.add_argument("--output", action=_Once, type=_place, help="folder for the page")
     one.add_argument("--mixed", action="store_true", help="also with different settings")
 
     one = command("sweep", _sweep, "train a grid of points and seeds: a config with sweep(add)",
@@ -259,13 +259,24 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one.add_argument("--prompts", action=_Once, type=_count, default=0, help="of an iteration")
     one.add_argument("--lengths", action="store_true", help="padding of long-tailed responses")
     one.add_argument("--price", action=_Once, type=_price, default=0.0, help="of a chip-hour")
-    one.add_argument("--output", action=_Once, type=_path, help="folder for plan.json")
+    one.add_argument("--output", action=_Once, type=_place, help="folder for plan.json")
     return parser, commands
 
 
 def _path(text: str) -> str:
     """Return a path with ~ as the home folder: a shell leaves it alone behind --workdir=."""
+    if not text:
+        raise argparse.ArgumentTypeError("no path is given; is a variable of the shell empty?")
     return text if "://" in text else str(expanded(text))
+
+
+def _place(text: str) -> str:
+    """Return a path on this machine's disk."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text}: only train works in a store, by its --workdir; give a path on a disk"
+        )
+    return _path(text)
 
 
 def _count(text: str) -> int:

@@ -119,6 +119,8 @@ def test_text_is_read_as_the_type_of_what_it_replaces(config, path, text, value)
         ("seed", "1.5", "expected a whole number, as in 0"),
         ("seed", "True", "expected a whole number"),
         ("seed", "", "expected a whole number"),
+        ("seed", "{{1}}", "expected a whole number"),
+        ("a.rate", "9" * 400, "expected a number that is not so large"),
         ("a.rate", "fast", "expected a number, as in 0.1"),
         ("a.rate", "True", "expected a number"),
         ("a.on", "2", "expected true or false"),
@@ -240,16 +242,35 @@ def test_a_missing_file_names_what_is_there(tmp_path):
         ("def get_config():\n    return {}[1]\n", 2, "KeyError: 1"),
         ("import no_such_module_here\n", 1, "ModuleNotFoundError"),
         ("def get_config(:\n", 1, "SyntaxError"),
+        ("\n\nimport broken_helper\n", 3, "SyntaxError"),
         ("def get_config():\n    pass\n", None, "TypeError"),  # called with an argument
     ],
 )
-def test_an_error_inside_a_config_file_is_told_by_file_and_line(tmp_path, text, line, message):
+def test_an_error_inside_a_config_file_is_told_by_file_and_line(
+    tmp_path, monkeypatch, text, line, message
+):
     path = write(tmp_path, text)
+    (tmp_path / "broken_helper.py").write_text("x = 1\ny = 2\n\n\n\ndef (:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ConfigError) as error:
         cfg.load_config(path if line else path + ":argument")
     assert str(error.value).startswith(
         f"{path}:{line}: " if line else f"{path}: "
     ) and message in str(error.value)
+
+
+def test_a_config_file_may_hold_a_dataclass_and_its_package_may_be_broken(tmp_path, monkeypatch):
+    text = "from __future__ import annotations\nimport dataclasses\n\n@dataclasses.dataclass\n"
+    text += "class Own:\n    rate: float = 0.5\n\ndef get_config():\n    return Own()\n"
+    assert cfg.load_config(write(tmp_path, text)).rate == 0.5
+    (tmp_path / "broken_package").mkdir()
+    (tmp_path / "broken_package" / "__init__.py").write_text("undefined_name\n")
+    (tmp_path / "broken_package" / "mine.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(
+        ConfigError, match=r"--config=broken_package\.mine: NameError: .*undefined_n"
+    ):
+        cfg.load_config("broken_package.mine")
 
 
 def test_a_config_files_own_refusal_keeps_its_words(tmp_path):

@@ -60,6 +60,7 @@ def test_every_component_can_be_named_and_its_defaults_pass(base, path, name):
 
 
 NUMBERS = {"positive": (0, -1), "non_negative": (-1,), "unit": (-0.5, 1.5), "fraction": (0, 1.5)}
+NUMBERS["is_seed"] = (-1, 2**32)
 
 
 @pytest.mark.parametrize(

@@ -119,7 +119,7 @@ def check_keywords(name: str, function: Callable) -> None:
     """Check that every setting of a function can be a key of a config.
 
     Raises:
-      ConfigError: a setting has no default, a default of None, or is not keyword-only.
+      ConfigError: a setting has no default, or is not keyword-only.
     """
     for p in inspect.signature(function).parameters.values():
         if p.kind is p.KEYWORD_ONLY and p.default is p.empty:

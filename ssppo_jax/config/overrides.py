@@ -24,6 +24,9 @@ from ssppo_jax.config.tables import known, own_too
 from ssppo_jax.config.user_code import renamed
 from ssppo_jax.errors import ConfigError
 
+# what ast.literal_eval raises at a text that is no literal
+NO_LITERAL = (ValueError, SyntaxError, TypeError, MemoryError, RecursionError)
+
 
 def override(
     config: ConfigDict,
@@ -110,7 +113,7 @@ def parse_value(text: str, default: Any) -> Any:
         return words[text.lower()]
     try:
         value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except NO_LITERAL:
         value = _number_or_text(text)
     if default is None:
         return value
@@ -126,7 +129,10 @@ def parse_value(text: str, default: Any) -> Any:
         and isinstance(value, (int, float))
         and not isinstance(value, bool)
     ):
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError:
+            raise ValueError("expected a number that is not so large") from None
     if isinstance(default, int) and isinstance(value, int) and not isinstance(value, bool):
         return value
     raise ValueError(f"expected {type_name(default)}, as in {default!r}")

@@ -48,7 +48,9 @@ def place_of(error: Exception, file: str) -> str:
 
 def _line_of(error: Exception, file: str) -> int | None:
     frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
-    return error.lineno if isinstance(error, SyntaxError) else (frames or [None])[-1]
+    if isinstance(error, SyntaxError) and error.filename == file:
+        return error.lineno
+    return (frames or [None])[-1]
 
 
 def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
@@ -201,6 +203,7 @@ def load_module(spec: str) -> ModuleType:
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"--config={spec}: {path} is not a Python file; its name must end in .py")
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module.__name__] = module  # dataclasses look it up
     run_file(module, module_spec.loader.exec_module, module)
     return module
 
@@ -229,6 +232,8 @@ def _config_file(spec: str) -> str:
         found = importlib.util.find_spec(given)
     except (ImportError, ValueError):
         found = None
+    except Exception as error:  # whatever the package around it raises
+        raise ConfigError(f"--config={spec}: {type(error).__name__}: {error}") from error
     if found is None or found.origin is None or not found.has_location:
         raise ConfigError(
             f"--config={spec}: no such config; {nearest(given, config_names())}the package has"

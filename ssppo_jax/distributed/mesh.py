@@ -62,7 +62,8 @@ def mesh_shape(sizes: dict[str, int], devices: int) -> Shape:
         shape[shape.index(-1)] = devices // known
     if int(np.prod(shape)) != devices:
         raise ConfigError(
-            f"mesh {sizes} needs {known} devices or a divisor's multiple; this run has {devices}"
+            f"mesh {sizes} needs {'a multiple of ' if -1 in shape else ''}{known} devices; this run"
+            f" has {devices}"
         )
     replica, data, fsdp, tensor = shape
     return replica, data, fsdp, tensor

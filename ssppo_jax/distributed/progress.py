@@ -18,10 +18,9 @@ def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True)
     """Make a tqdm over `work`: iterate over it, or give a total and call `.update(n)` inside a
     `with`.
 
-    On a terminal and in a notebook it is a bar; elsewhere (a log file) one line every 5 seconds and
-    one at the end.
-    Silent on every process but the first, and everywhere when the environment has
-    SSPPO_PROGRESS=off.
+    On a terminal and in a notebook it is a bar; elsewhere (a log file) a line every 5 seconds and
+    at the end, which may say the last one again. Silent on every process but the first, and
+    everywhere when the environment has SSPPO_PROGRESS=off.
 
     Args:
         work: what to iterate over, or how many units there are.

@@ -18,7 +18,7 @@ def meet(address: str, processes: int, index: int, timeout: float) -> None:
       ConfigError: a process does not come in time; the missing ones are named.
     """
     host, colon, port = address.rpartition(":")
-    if not (colon and host and port.isdecimal()):
+    if not (colon and host and port.isdecimal() and 0 < int(port) < 2**16):
         raise ConfigError(f"--coordinator={address}: give HOST:PORT of process 0")
     until = time.monotonic() + timeout
     if index:
@@ -46,8 +46,6 @@ def _gather(port: int, processes: int, until: float, timeout: float) -> None:
             listener.settimeout(max(until - time.monotonic(), 0.001))
             try:
                 guest = stack.enter_context(listener.accept()[0])
-                guest.settimeout(5.0)
-                number = int(guest.makefile().readline())
             except TimeoutError:
                 missing = ", ".join(str(p) for p in range(1, processes) if p not in here)
                 raise ConfigError(
@@ -55,7 +53,12 @@ def _gather(port: int, processes: int, until: float, timeout: float) -> None:
                     " of them with this --coordinator and --num_processes, each with a"
                     " --process_id of its own"
                 ) from None
-            except (OSError, ValueError):  # a port scanner, or one that left again
+            except OSError:  # one that left again
+                continue
+            try:
+                guest.settimeout(max(min(5.0, until - time.monotonic()), 0.001))
+                number = int(guest.makefile().readline())
+            except (OSError, ValueError):  # a port scanner, which may say nothing
                 continue
             if number in here or not 0 < number < processes:
                 raise ConfigError(
@@ -76,7 +79,7 @@ def _report(host: str, port: int, index: int, until: float, timeout: float) -> N
                 " missing: its log says"
             )
         try:
-            with socket.create_connection((host, port), timeout=min(left, 5.0)) as s:
+            with socket.create_connection((host.strip("[]"), port), timeout=min(left, 5.0)) as s:
                 s.settimeout(left)
                 s.sendall(f"{index}\n".encode())
                 if s.makefile("rb").readline() == _GO:

@@ -27,7 +27,7 @@ from ssppo_jax.plan.steps import PHASES, Planned, plan_step, rows_per_prompt
 from ssppo_jax.runs.throughput import Chip, chip_of
 from ssppo_jax.runtime import Runtime, make_decoder
 from ssppo_jax.weights import hf
-from ssppo_jax.weights.source import check_no_run
+from ssppo_jax.weights.source import check_no_run, resolve
 
 GIB = 2**30
 
@@ -74,6 +74,8 @@ def read_model(source: str) -> Arch:
     if path.is_dir():
         check_no_run(path)
         return hf.read_arch(path)
+    if source.startswith(("embedded:", "random:")) or source.lower().endswith(".gguf"):
+        return hf.read_arch(resolve(source))
     if path.suffix == ".json" and path.is_file():
         return arch_from_hf(hf.read_json(path))
     from huggingface_hub import hf_hub_download  # only needed here

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from ssppo_jax.data import GIVEN
 from ssppo_jax.distributed.mesh import shard_bytes
 from ssppo_jax.losses import ROWS
 from ssppo_jax.models import flops
@@ -96,7 +97,7 @@ def iteration_of(
     """
     c, found = runtime.config, {plan.phase: plan for plan in plans}
     needed = ("generate", "score", "train")
-    if any(name not in found or not found[name].fits for name in needed):
+    if not found.keys() >= set(needed) or not all(plan.fits for plan in plans):
         return None
     notes = ["responses of full length"]
     count = prompts or c.train.prompts_per_iteration
@@ -119,6 +120,9 @@ def iteration_of(
         "score": scored * (1 if c.train.reference_storage == "off" else 2),
         "train": steps * found["train"].slowest,
     }
+    if GIVEN.get(c.data.source.name, False):
+        seconds |= dict.fromkeys(("relay", "generate", "judge", "embed"), 0.0)
+        notes.append("responses are given: nothing is sampled or judged")
     saved = _saved(runtime, steps) / (hosts * DISK)
     beside = c.checkpoint.async_save
     seconds["checkpoint"] = max(0.0, saved - sum(seconds.values())) if beside else saved
@@ -131,7 +135,8 @@ def iteration_of(
         seconds["initial policy"] = each / (hosts * DISK)
         disk += ", and for reading the initial policy"
     notes.append(disk)
-    each = seconds["generate"] / (count * _samples(c))
+    mixed = 3 if ROWS.get(c.loss.name) == "opponent" else 1  # evaluations have no opponent
+    each = seconds["generate"] / mixed / (count * _samples(c))
     evaluations = each * c.data.heldout * _evaluated(c)
     return Iteration(count, seconds, evaluations, c.train.iterations, chips, tuple(notes))
 

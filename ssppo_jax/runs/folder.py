@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import shlex
 import shutil
 import sys
 from collections.abc import Iterable, Iterator
@@ -19,7 +20,7 @@ from ssppo_jax import files
 from ssppo_jax.config import expanded, flatten, user_files
 from ssppo_jax.data import EncodedPrompt, History, question
 from ssppo_jax.distributed import hosts
-from ssppo_jax.distributed.stop import RunLock
+from ssppo_jax.distributed.stop import RunLock, holder_of
 from ssppo_jax.errors import ConfigError, DataError
 
 log = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
         {
             "config": flatten(config),
             "files": user_files(config),
-            "command": " ".join(sys.argv),
+            "command": shlex.join(sys.argv),
             "version": version,
             "jax": jax.__version__,
             "devices": f"{jax.device_count()} x {device.device_kind}",
@@ -161,12 +162,21 @@ def opened(
     return files.read_json(finished) if finished.is_file() else None
 
 
+def config_of(run: Path) -> dict[str, Any]:
+    """Return {"a.b": value} of the config that a run's folder records; empty where it is no
+    run's."""
+    try:
+        record = files.read_json(run / "config.json")
+    except (DataError, OSError):
+        return {}
+    found = record.get("config") if isinstance(record, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def is_longer(workdir: Path, config: ConfigDict) -> bool:
     """Return whether a config has more iterations than the folder's run."""
-    path = workdir / "config.json"
-    return (
-        path.is_file() and files.read_json(path)["config"].get(LENGTH, 0) < config.train.iterations
-    )
+    wanted = config.train.iterations
+    return config_of(workdir).get(LENGTH, wanted) < wanted
 
 
 def portions_of(workdir: Path, config: ConfigDict) -> int:
@@ -203,7 +213,7 @@ def no_trace_of_failure(workdir: Path) -> Iterator[None]:
     try:
         yield
     except Exception:
-        if missing and hosts.is_first() and not computed(workdir):
+        if missing and hosts.is_first() and not computed(workdir) and not holder_of(workdir):
             shutil.rmtree(workdir, ignore_errors=True)
             for parent in missing[1:]:
                 with contextlib.suppress(OSError):  # by now another run's
@@ -297,7 +307,7 @@ def history_of(*sources: str) -> History:
         if run is None or run in known:
             continue
         known.add(run)
-        waiting.append(files.read_json(run / "config.json")["config"]["model.source"])
+        waiting.append(config_of(run)["model.source"])
         if not (run / "split.json").is_file():
             log.warning("%s does not say what it was trained on; the split is the config's", run)
             continue
@@ -313,8 +323,7 @@ def _run_of(source: str) -> Path | None:
     if not folder.is_dir():
         return None
     for place in (folder, *folder.parents[:2]):
-        settings = place / "config.json"
-        if settings.is_file() and "config" in files.read_json(settings):
+        if "model.source" in config_of(place):
             return place
     return None
 

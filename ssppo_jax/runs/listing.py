@@ -10,6 +10,7 @@ from typing import NamedTuple
 from ssppo_jax import files
 from ssppo_jax.distributed.stop import holder_of
 from ssppo_jax.errors import DataError
+from ssppo_jax.runs.folder import config_of
 from ssppo_jax.runs.metrics import read_metrics
 
 COLUMNS = ("run", "status", "iteration", "loss", "value", "reward", "win rate", "changed")
@@ -31,16 +32,8 @@ class Listed(NamedTuple):
 
 def list_runs(folder: Path) -> list[Listed]:
     """Return the runs in a folder and below it, the last changed first."""
-    found = [path.parent for path in sorted(folder.rglob("config.json")) if _is_run(path)]
+    found = [path.parent for path in sorted(folder.rglob("config.json")) if config_of(path.parent)]
     return sorted((_listed(run) for run in found), key=lambda run: -run.changed)
-
-
-def _is_run(path: Path) -> bool:
-    try:
-        record = files.read_json(path)
-    except (DataError, OSError):
-        return False
-    return isinstance(record, dict) and isinstance(record.get("config"), dict)
 
 
 def _is_fit(run: Path) -> bool:
@@ -52,7 +45,7 @@ def _is_fit(run: Path) -> bool:
 
 
 def _listed(run: Path) -> Listed:
-    config = files.read_json(run / "config.json")["config"]
+    config = config_of(run)
     log, result = run / "metrics.jsonl", run / "result.json"
     last: dict[str, float] = {}
     done, status = 0, "not begun"

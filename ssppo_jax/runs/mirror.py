@@ -33,7 +33,7 @@ import fsspec
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.stop import RunLock
 from ssppo_jax.errors import ConfigError, UserError, WriteError
-from ssppo_jax.files import default_cache, read_json, writing
+from ssppo_jax.files import default_cache, read_json, write_json, writing
 
 log = logging.getLogger(__name__)
 
@@ -126,6 +126,11 @@ class Mirror:
                 kept = self.folder / MARKER
                 if marker is not None and not (kept.is_file() and read_json(kept) == marker):
                     self._fetch()
+                if marker is None and self._read(OWNER) is None and (others := self._names()):
+                    raise ConfigError(
+                        f"--workdir={self.address} holds files of no run, such as {min(others)},"
+                        " which a run there would delete; give a place of its own"
+                    )
                 with writing(self.folder):
                     self.folder.mkdir(parents=True, exist_ok=True)
                 record = {"token": self.token, "pid": os.getpid(), "host": socket.gethostname()}
@@ -173,7 +178,7 @@ class Mirror:
             self._delete(gone)
             marker = {"run": self.token, "time": time.time()}
             self._write(MARKER, marker)
-            (self.folder / MARKER).write_text(json.dumps(marker), encoding="utf-8")
+            write_json(self.folder / MARKER, marker)
 
     def _files(self) -> dict[str, tuple]:
         """Return the files of the folder with what tells a changed one apart."""

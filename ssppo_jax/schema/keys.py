@@ -60,8 +60,13 @@ def _trackers(value: str) -> str | None:
     return None
 
 
+def is_seed(x) -> str | None:
+    """JAX folds 32 bits of a seed, so larger ones would repeat."""
+    return None if 0 <= x < 2**32 else f"from 0 to {2**32 - 1}"
+
+
 KEYS: tuple[Key, ...] = (
-    Key("seed", 0, "the run's seed; every random key is folded from it", cfg.non_negative),
+    Key("seed", 0, "the run's seed; every random key is folded from it", is_seed),
     # model
     Key(
         "model.source",

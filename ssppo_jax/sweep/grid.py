@@ -33,6 +33,7 @@ import numpy as np
 
 from ssppo_jax import config as cfg
 from ssppo_jax import schema
+from ssppo_jax.config.nodes import shown
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import read_json
 from ssppo_jax.runs import folder as run_folder
@@ -90,9 +91,10 @@ def plan(spec: str, workdir: Path, overrides: Mapping[str, str]) -> Grid:
     before, runs, problems = _seconds_before(workdir), [], []
     for seed in seeds:
         for label, point in points:
-            run, found = _planned(spec, workdir, overrides, label, point, seed)
+            run, found, longer = _planned(spec, workdir, overrides, label, point, seed)
             run.seconds = before.get(run.folder.name, 0.0) if run.folder.is_dir() else 0.0
-            read_result(run, measures)
+            if not longer:
+                read_result(run, measures)
             runs.append(run)
             problems += [problem for problem in found if problem not in problems]
     cfg.raise_problems(problems)
@@ -109,12 +111,7 @@ def read_result(run: Run, measures: tuple[Measure, ...]) -> None:
 
 def key_text(point: Point) -> str:
     """Return the keys of a point with their values, as in "loss.beta=0.1"."""
-    return ",".join(f"{key}={text(value)}" for key, value in point.items()) or "as-configured"
-
-
-def text(value: Any) -> str:
-    """Return a value as the command line takes it."""
-    return value if isinstance(value, str) else repr(value).replace(" ", "")
+    return ",".join(f"{key}={shown(value)}" for key, value in point.items()) or "as-configured"
 
 
 # ---- what the file asks for ----------------------------------------------------------------------
@@ -158,6 +155,8 @@ def _point_problems(spec: str, points: list[tuple[str, Point]]) -> list[str]:
     if not points:
         problems.append(f"{spec}: sweep(add) added nothing; call add() for the config as it stands")
     bare = [point for _, point in points]
+    if any(not isinstance(key, str) for point in bare for key in point):
+        return [f"{spec}: the keys of a point are texts, such as 'loss.beta'"]
     problems += [f"{spec}: added twice: {key_text(p)}" for i, p in enumerate(bare) if p in bare[:i]]
     if any("seed" in point for point in bare):
         problems.append(f"{spec}: seeds are not swept by add; write SEEDS = (0, 1, 2) in the file")
@@ -197,10 +196,14 @@ def _measures(spec: str, wanted: Any) -> tuple[tuple[Measure, ...], list[str]]:
 
 def _planned(
     spec: str, workdir: Path, overrides: Mapping[str, str], label: str, point: Point, seed: int
-) -> tuple[Run, list[str]]:
-    """Return one run, and what is wrong with it."""
+) -> tuple[Run, list[str], bool]:
+    """Return one run, what is wrong with it, and whether it makes a finished run longer."""
     name = label or key_text(point)
-    changes = {**overrides, **{key: text(value) for key, value in point.items()}, "seed": str(seed)}
+    changes = {
+        **overrides,
+        **{key: shown(value) for key, value in point.items()},
+        "seed": str(seed),
+    }
     folder = workdir / _folder_name(f"{name},seed={seed}")
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     command = [*TRAIN, f"--config={spec}", *flags, f"--workdir={folder}"]
@@ -208,7 +211,7 @@ def _planned(
     try:
         config = schema.load(spec, changes)
     except ConfigError as error:
-        return run, [f"{name}: {error}"]
+        return run, [f"{name}: {error}"], False
     flat, problems = cfg.flatten(config), []
     for key, value in point.items():
         actual = flat[key if key in flat else f"{key}.name"]
@@ -222,7 +225,7 @@ def _planned(
             f"{folder} holds a run with another configuration: {'; '.join(other)}; give a new"
             " --workdir"
         )
-    return run, problems
+    return run, problems, not problems and run_folder.is_longer(folder, config)
 
 
 def _seconds_before(workdir: Path) -> dict[str, float]:
@@ -238,8 +241,8 @@ def _seconds_before(workdir: Path) -> dict[str, float]:
 
 
 def _plain(value: Any) -> Any:
-    """Return NumPy scalars (np.logspace is a natural grid) and lists as what a config holds."""
-    value = value.item() if isinstance(value, np.generic) else value
+    """Return what NumPy gives (np.logspace is a natural grid) and lists as what a config holds."""
+    value = value.tolist() if isinstance(value, (np.generic, np.ndarray)) else value
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from tqdm import tqdm
 
+from ssppo_jax.config.overrides import NO_LITERAL
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError
@@ -146,7 +147,7 @@ def _value(text: str) -> Any:
     """Return a number, list or dict that the text writes in Python, else the text."""
     try:
         return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+    except NO_LITERAL:
         return text
 
 

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ssppo_jax.config.nodes import shown
 from ssppo_jax.files import write_lines
 from ssppo_jax.runs import folder as run_folder
-from ssppo_jax.sweep.grid import Grid, Run, key_text, text
+from ssppo_jax.sweep.grid import Grid, Run, key_text
 
 RUNS_NAMED = 5  # of those that lack a value
 
@@ -67,7 +68,7 @@ def table(grid: Grid) -> str:
     lines = [[*head, *map(str, grid.measures), "n", "failed", "unfinished"]]
     lines += [["---"] * len(lines[0])]
     for row in rows:
-        point = [text(row["point"][key]) if key in row["point"] else "" for key in keys]
+        point = [shown(row["point"][key]) if key in row["point"] else "" for key in keys]
         values = [_cell(row, str(measure)) for measure in grid.measures]
         counts = [str(row["n"]), str(row["failed"] or ""), str(row["unfinished"] or "")]
         lines.append([*([row["name"]] if labelled else point), *values, *counts])

@@ -1,5 +1,6 @@
 """Several processes are one run: the same losses, texts judged once, and nobody waits for ever."""
 
+import contextlib
 import json
 import os
 import re
@@ -222,6 +223,19 @@ def test_processes_that_never_start_are_named():
         second.result(20)
 
 
+@contextlib.contextmanager
+def silent(port):
+    """A connection of somebody else's, such as a port scanner's."""
+    while True:
+        try:
+            guest = socket.create_connection(("localhost", port), timeout=1.0)
+            break
+        except OSError:
+            time.sleep(0.05)
+    with guest:
+        yield
+
+
 def test_a_number_given_twice_and_a_taken_port_are_refused():
     port = free_port()
     first, twins = meeting(port, 3, 0), [meeting(port, 3, 1, 1.0) for _ in range(2)]
@@ -233,8 +247,18 @@ def test_a_number_given_twice_and_a_taken_port_are_refused():
         pytest.raises(ConfigError, match="cannot be had on this host"),
     ):
         meet(f"localhost:{s.getsockname()[1]}", 2, 0, 1.0)
-    with pytest.raises(ConfigError, match="give HOST:PORT"):
-        meet("localhost", 2, 0, 1.0)
+    for wrong in ("localhost", "localhost:99999"):
+        with pytest.raises(ConfigError, match="give HOST:PORT"):
+            meet(wrong, 2, 0, 1.0)
+
+
+def test_a_guest_that_says_nothing_is_passed_over(monkeypatch):
+    port = free_port()
+    first = meeting(port, 2, 0)
+    with silent(port):
+        time.sleep(0.3)
+        second = meeting(port, 2, 1)
+        assert [first.result(30), second.result(30)] == [None, None]
 
 
 # ---- flags and environment -----------------------------------------------------------------------

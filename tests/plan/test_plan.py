@@ -308,6 +308,23 @@ def test_an_iteration_without_a_portion_takes_the_papers_and_says_so(plans):
     large = [dataclasses.replace(p, fits=p.phase != "train") for p in plans.values()]
     assert iteration.iteration_of(runtime, large, CHIP, hosts=1) is None
     assert iteration.iteration_of(runtime, large[:2], CHIP, hosts=1) is None
+    relay = dataclasses.replace(plans["train"], phase="relay", fits=False)
+    assert iteration.iteration_of(runtime, [*plans.values(), relay], CHIP, hosts=1) is None
+
+
+def test_of_given_responses_nothing_is_sampled_and_evaluations_have_no_opponent(plans):
+    def found(**more):
+        runtime = plan.described(load(**more), ARCH, jax.devices())
+        return iteration.iteration_of(runtime, list(plans.values()), CHIP, hosts=1, prompts=64)
+
+    given = found(data__source="answered", loss="dpo")
+    assert given.seconds["generate"] == given.seconds["judge"] == given.evaluations == 0
+    assert given.seconds["train"] > 0 and "responses are given" in str(given.notes)
+    versus = found(loss="nash_md", sampling__num_samples="2")
+    plain = versus.seconds["generate"] / 3 / 64
+    config = load(loss="nash_md", sampling__num_samples="2")
+    held = config.data.heldout * (2 * config.eval.final_num_samples + config.eval.num_samples)
+    assert versus.evaluations == pytest.approx(plain * held)
 
 
 def test_pairrm_reads_what_its_config_file_says():
@@ -344,6 +361,7 @@ def test_mistakes_are_said_before_anything_is_compiled(argv, message, monkeypatc
 
 def test_a_model_without_a_config_says_what_to_type(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert plan.read_model("random:tiny").num_layers == 2
     with pytest.raises(ConfigError, match="llama3_70b, llama3_8b"):
         plan.read_model("nobody/no-such-model")
     for name, parameters in (("llama3_8b", 8.03e9), ("llama3_70b", 70.55e9)):

@@ -7,6 +7,7 @@ import pytest
 
 from ssppo_jax import schema
 from ssppo_jax.data import EncodedPrompt, History, question
+from ssppo_jax.distributed.stop import RunLock
 from ssppo_jax.errors import ConfigError, DataError, UserError
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.types import Prompt
@@ -67,6 +68,29 @@ def test_a_run_that_another_release_began_is_told_with_both_releases(tmp_path, c
     with pytest.raises(ConfigError) as refused:
         run_folder.claim(tmp_path, config, "1")
     assert "Release" not in str(refused.value)
+
+
+def test_config_files_of_other_programs_are_no_runs(tmp_path, config):
+    for text in ("// a comment\n{}", '{"config": {"a": 1}}', "5"):
+        (tmp_path / "config.json").write_text(text)
+        (tmp_path / "model").mkdir(exist_ok=True)
+        assert run_folder.history_of(str(tmp_path / "model")) == History(frozenset(), {})
+        (tmp_path / "result.json").write_text("{}")
+        assert not run_folder.is_longer(tmp_path, config)
+
+
+def test_a_start_that_another_one_overtook_leaves_its_folder(tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(UserError), run_folder.no_trace_of_failure(folder):
+        folder.mkdir()
+        with RunLock(folder):  # the other one
+            raise UserError("another run")
+    assert not folder.exists()
+    with ExitStack() as other, pytest.raises(UserError), run_folder.no_trace_of_failure(folder):
+        folder.mkdir()
+        other.enter_context(RunLock(folder))
+        (folder / "config.json").write_text("{}")
+        raise UserError("another run")
 
 
 def test_keys_that_train_nothing_may_change_and_are_listed(tmp_path, config, caplog):

@@ -251,5 +251,20 @@ def test_train_works_in_a_store_and_the_other_commands_say_that_they_do_not(
     command = ["train", "--config=smoke", "--config.train.batch_size=16"]
     assert main([*command, f"--workdir={address}"]) == 0
     assert "0.5" in capsys.readouterr().out and STORE.exists(f"{address}/result.json")
-    assert main(["sweep", "--config=smoke", f"--workdir={address}"]) == 78
-    assert "only train works in a store" in capsys.readouterr().err
+    for other in (
+        ["sweep", "--config=smoke", f"--workdir={address}"],
+        ["convert", "--input=random:tiny", f"--output={address}"],
+        ["generate", "--config=smoke", f"--output={address}"],
+        ["compare", f"--workdir={tmp_path}", f"--output={address}"],
+    ):
+        assert main(other) == 78
+        assert "only train works in a store" in capsys.readouterr().err
+    assert main([*command, "--workdir="]) == 78
+    assert "no path is given; is a variable of the shell empty?" in capsys.readouterr().err
+
+
+def test_what_others_keep_in_a_place_is_not_deleted(address):
+    STORE.pipe_file(f"{address}/precious/weights.safetensors", b"x")
+    with pytest.raises(ConfigError, match=r"holds files of no run, such as precious/weights"):
+        Mirror(address).__enter__()
+    assert STORE.cat_file(f"{address}/precious/weights.safetensors") == b"x"

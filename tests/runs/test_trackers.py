@@ -7,6 +7,7 @@ import logging
 import sys
 import threading
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from ssppo_jax.runs import metrics, trackers
 from ssppo_jax.runs.metrics import MetricLog, open_log, read_metrics
 from ssppo_jax.runs.report import build
 from ssppo_jax.runs.trackers import follow
+from ssppo_jax.runs.trackers.mlflow import MLflow
 from ssppo_jax.runs.trackers.protocol import Run, Tracker
 
 
@@ -451,6 +453,21 @@ def test_mlflow_gets_batches_that_it_takes_and_no_parameter_twice(tmp_path, mlfl
     assert calls_of(mlflow, "set_terminated") == 2 * [(("m1", "FINISHED"), {})]
     config = json.loads(calls_of(mlflow, "log_text")[0][0][1])
     assert config["loss.name"] == "s_sppo"
+
+
+def test_a_start_of_mlflow_that_failed_halfway_leaves_one_run(mlflow, monkeypatch):
+    def refuse(*_):
+        raise OSError("no artifact store")
+
+    tracker = MLflow()
+    run = Run(Path("r"), "project", "name", {"loss.name": "dpo"})
+    with monkeypatch.context() as patch:
+        patch.setattr(tracker.mlflow.MlflowClient(), "log_text", refuse, raising=False)
+        for _ in range(2):
+            with pytest.raises(OSError):
+                tracker.start(run)
+    assert tracker.start(run) == "m1"
+    assert len(calls_of(mlflow, "create_run")) == 1
 
 
 def test_mlflow_gets_names_that_it_takes(tmp_path, mlflow):

@@ -64,6 +64,7 @@ def test_every_point_that_cannot_run_is_told_before_any_runs(tmp_path, swept):
         ),
         ("add({'loss.beta': 0.1})", "", {"loss.bta": "0.2"}, "^1 problem.*\n.*no such key"),
         ("x = {}['a']", "", {}, r"grid\.py:\d+: KeyError: 'a'"),
+        ("add({1: 2})", "", {}, "the keys of a point are texts, such as 'loss.beta'"),
         ("add(label=3)", "", {}, 'label=3: must be a line of text, such as label="no gate"'),
         ("add(label='a\\nb')", "", {}, "must be a line of text"),
         (
@@ -128,6 +129,8 @@ def test_a_folder_of_another_configuration_is_not_taken_for_this_sweeps(tmp_path
         ConfigError, match=r"train\.epochs: the run has 1, given 2; give a new --workdir"
     ):
         grid.plan(spec, out, {"train.epochs": "2"})
+    (run,) = grid.plan(spec, out, {"train.iterations": "50"}).runs  # it can be made longer
+    assert run.status == "pending" and not run.values
 
 
 def test_what_a_sweep_runs_is_what_train_understands(tmp_path, swept, monkeypatch):
@@ -136,7 +139,7 @@ def test_what_a_sweep_runs_is_what_train_understands(tmp_path, swept, monkeypatc
     spec = swept(
         "import numpy as np\n"
         "add({'loss.name': 'dpo', 'loss.beta': np.float64(0.1), 'pairs.include_self': False})\n"
-        "add({'data.prompt_buckets': [128, 512], 'train.epochs': np.int64(2)})\n"
+        "add({'data.prompt_buckets': np.array([128, 512]), 'train.epochs': np.int64(2)})\n"
         "add()",
         "SEEDS = (5,)",
     )

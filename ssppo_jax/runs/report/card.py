@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ssppo_jax.config import expanded
 from ssppo_jax.runs.report.record import learns_from_given
 
 UNUSED = ("oracle.", "sampling.", "group.", "advantage.")  # where responses are given
@@ -31,7 +32,9 @@ def licence_of(source: str, folder: Path) -> str:
     card = folder / "README.md"
     text = card.read_text(encoding="utf-8", errors="replace") if card.is_file() else ""
     head = re.match(r"---\n(.*?)\n---", text, re.DOTALL)
-    found = re.search(r"^license:\s*([\w.-]+)\s*$", head[1], re.MULTILINE) if head else None
+    found = (
+        re.search(r"^license:\s*[\"']?([\w.-]+)[\"']?\s*$", head[1], re.MULTILINE) if head else None
+    )
     return found[1] if found else ""
 
 
@@ -59,7 +62,7 @@ def model_card(
     """
     source = str(config["model.source"])
     base = KNOWN_BASES.get(source, (source, ""))[0]
-    named = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base) is not None
+    named = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base) and not expanded(base).exists()
     name = str(config["loss.name"])
     papers = re.findall(r"arXiv\s*:?(\d{4}\.\d{5})", method)
     head = ["---", f"license: {licence or UNKNOWN}"]

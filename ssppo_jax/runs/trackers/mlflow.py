@@ -22,11 +22,12 @@ class MLflow(Tracker):
         # Its own tries take minutes and say each; the run tries again itself.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         self.mlflow = package("mlflow", "mlflow")
+        self.id = ""
 
     def start(self, run: Run) -> str:
         self.client = self.mlflow.MlflowClient()
-        if run.id:
-            self.id = run.id
+        self.id = run.id or self.id  # also of a start that failed behind create_run
+        if self.id:
             self.client.update_run(self.id, status="RUNNING")
         else:
             found = self.client.get_experiment_by_name(run.project)

@@ -31,6 +31,15 @@ def test_the_head_names_base_licence_and_library_as_the_hub_reads_them():
     assert card(adapter=True)[0]["library_name"] == "peft"
 
 
+def test_a_local_folder_is_no_name_on_the_hub(tmp_path, monkeypatch):
+    assert card(source="models/llama")[0]["base_model"] == "models/llama"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "llama").mkdir(parents=True)
+    assert "base_model" not in card(source="models/llama")[0]
+    (tmp_path / "README.md").write_text('---\nlicense: "mit"\n---\n')
+    assert licence_of("x", tmp_path) == "mit"
+
+
 def test_the_evaluation_stands_with_its_interval_and_its_limits():
     _, body = card(result=RESULT | GAIN)
     assert "**0.712** (95% interval 0.680 to 0.741, over 64 held-out prompts with 4" in body
