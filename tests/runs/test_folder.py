@@ -91,6 +91,7 @@ def test_a_start_that_another_one_overtook_leaves_its_folder(tmp_path):
         other.enter_context(RunLock(folder))
         (folder / "config.json").write_text("{}")
         raise UserError("another run")
+    assert (folder / "config.json").is_file()
 
 
 def test_keys_that_train_nothing_may_change_and_are_listed(tmp_path, config, caplog):
