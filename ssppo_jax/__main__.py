@@ -378,7 +378,7 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
                 workdir, on_saved = _folder(mirror.folder), mirror.push
             else:
                 stack.enter_context(no_trace_of_failure(Path(args.workdir)))
-                workdir, on_saved = _folder(args.workdir), _nothing
+                workdir, on_saved = _folder(args.workdir), lambda: None
             result = train(config, workdir, profile=args.profile, on_saved=on_saved)
             if hosts.is_first():
                 print(to_json(result))
@@ -395,10 +395,6 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
             raise
         raise told from error
     return 0
-
-
-def _nothing() -> None:
-    """Do nothing: a folder on a disk is brought nowhere."""
 
 
 def _fit(args: argparse.Namespace, overrides: dict[str, str]) -> int:

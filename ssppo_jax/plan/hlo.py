@@ -190,7 +190,11 @@ def _received(result: str, kind: str, ways: int, *, started: bool) -> float:
 
     The result of a started all-gather or reduce-scatter is (inputs, outputs), a started
     permutation's (input, output, marks)."""
-    sizes = [BYTES[dtype] * _size(dims) for dtype, dims in _ARRAY.findall(result) if dtype in BYTES]
+    sizes = [
+        BYTES[dtype] * math.prod(int(n) for n in dims.split(",") if n)
+        for dtype, dims in _ARRAY.findall(result)
+        if dtype in BYTES
+    ]
     if not sizes:
         return 0.0
     if started and kind in ("all-gather", "reduce-scatter"):
@@ -265,10 +269,3 @@ def _along(mesh: str, order: str | None, axes: str) -> np.ndarray | None:
     devices = devices.reshape(shape)
     width = math.prod(part for _, part in parts.values())
     return np.moveaxis(devices, along, range(-len(along), 0)).reshape(-1, width)
-
-
-def _size(dims: str) -> int:
-    size = 1
-    for n in filter(None, dims.split(",")):
-        size *= int(n)
-    return size

@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 from tqdm import tqdm
 
+from ssppo_jax.files import writing
 from ssppo_jax.sweep.grid import Grid, Run, read_result
 from ssppo_jax.sweep.table import number, write
 
 INTERRUPTED = 75  # what a run that was stopped and saved exits with, and so the sweep
+
+
+def output_of(run: Run) -> Path:
+    """Return the file that a run's process prints into."""
+    return run.folder / "output.log"
+
+
+def begin_output(run: Run) -> int:
+    """Make a run's folder and output; return the bytes that earlier attempts left in it."""
+    output = output_of(run)
+    with writing(output):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        output.touch()
+    return output.stat().st_size
 
 
 def finish(
@@ -21,17 +37,19 @@ def finish(
     progress: tqdm,
     *,
     code: int | None,  # None: it left none
-    output: Path,
     before: int,  # bytes of output that earlier attempts left
-    seconds: float,
+    start: float,  # of this one, by time.perf_counter
     told: bool,  # whether it was told to stop
 ) -> None:
     """Fill in what became of a run, write the table anew, and say so."""
+    seconds = time.perf_counter() - start
     run.seconds += seconds
     read_result(run, grid.measures)
     if run.status != "done":
         run.status = "stopped" if told or code == INTERRUPTED else "failed"
-        run.reason = f"{_cause(code)}: {last_line(output, since=before) or 'nothing was printed'}"
+        run.reason = (
+            f"{_cause(code)}: {last_line(output_of(run), since=before) or 'nothing was printed'}"
+        )
     write(grid, workdir)
     progress.write(f"{run.folder.name}: {_said(run)} ({seconds:.0f} s)", file=sys.stderr)
     if run.status != "stopped":

@@ -14,10 +14,9 @@ from tqdm import tqdm
 
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
-from ssppo_jax.files import writing
 from ssppo_jax.sweep import cores
 from ssppo_jax.sweep.grid import Grid, Run, plan
-from ssppo_jax.sweep.outcome import INTERRUPTED, finish, last_line
+from ssppo_jax.sweep.outcome import INTERRUPTED, begin_output, finish, last_line, output_of
 from ssppo_jax.sweep.plots import plot_courses, plot_points
 from ssppo_jax.sweep.submit import submit_all
 from ssppo_jax.sweep.table import other_points, table, write
@@ -79,7 +78,6 @@ class Job(NamedTuple):
 
     run: Run
     child: subprocess.Popen
-    output: Path
     before: int  # bytes of output that earlier attempts left
     start: float
 
@@ -115,7 +113,8 @@ def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
                 ended = [place for place, job in at_work.items() if job.child.poll() is not None]
                 for place in ended:
                     job = at_work.pop(place)
-                    _finish(job, grid, workdir, progress, told=told or stop.requested)
+                    end = {"code": job.child.returncode, "before": job.before, "start": job.start}
+                    finish(job.run, grid, workdir, progress, told=told or stop.requested, **end)
                 _show(at_work, progress)
         except BaseException:  # a second Ctrl-C: stop at once
             _kill(at_work)
@@ -141,16 +140,12 @@ def _shares(jobs: int) -> list[list[int]]:
 
 def _start(run: Run, share: list[int]) -> Job:
     """Start a run in its own process, its output added to output.log."""
-    output = run.folder / "output.log"
-    with writing(output):
-        run.folder.mkdir(parents=True, exist_ok=True)
-        output.touch()
-    before = output.stat().st_size if output.is_file() else 0
-    with open(output, "ab") as log, cores.held_to(share) as environment:
+    before = begin_output(run)
+    with open(output_of(run), "ab") as log, cores.held_to(share) as environment:
         child = subprocess.Popen(
             run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
-    return Job(run, child, output, before, time.perf_counter())
+    return Job(run, child, before, time.perf_counter())
 
 
 def _kill(at_work: dict[int, Job]) -> None:
@@ -162,23 +157,11 @@ def _kill(at_work: dict[int, Job]) -> None:
         job.run.seconds += time.perf_counter() - job.start
 
 
-def _finish(job: Job, grid: Grid, workdir: Path, progress: tqdm, *, told: bool) -> None:
-    finish(
-        job.run,
-        grid,
-        workdir,
-        progress,
-        code=job.child.returncode,
-        output=job.output,
-        before=job.before,
-        seconds=time.perf_counter() - job.start,
-        told=told,
-    )
-
-
 def _show(at_work: dict[int, Job], progress: tqdm) -> None:
     """Show the last line of each run at work, on a terminal."""
     if sys.stderr.isatty():
         room = 100 // max(len(at_work), 1)
-        lines = [f"{job.run.folder.name}: {last_line(job.output)}" for job in at_work.values()]
+        lines = [
+            f"{job.run.folder.name}: {last_line(output_of(job.run))}" for job in at_work.values()
+        ]
         progress.set_postfix_str(" | ".join(line[-room:] for line in lines))

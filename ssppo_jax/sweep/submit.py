@@ -12,15 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
-from tqdm import tqdm
-
 from ssppo_jax.config.overrides import NO_LITERAL
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.files import writing
 from ssppo_jax.sweep.grid import Grid, Run
-from ssppo_jax.sweep.outcome import finish
+from ssppo_jax.sweep.outcome import begin_output, finish, output_of
 from ssppo_jax.sweep.table import write
 from ssppo_jax.sweep.task import Task
 
@@ -107,7 +104,8 @@ def submit_all(
                 ended = _ended(at_work, slurm)
                 at_work = [one for one in at_work if one not in ended]
                 for one in ended:
-                    _record(one, grid, workdir, progress, told=told or stop.requested)
+                    end = {"code": one.code, "before": one.before, "start": one.start}
+                    finish(one.run, grid, workdir, progress, told=told or stop.requested, **end)
                     if one.run.status == "stopped" and again[one.run.folder] and not told:
                         again[one.run.folder] -= 1
                         waiting.append(one.run)
@@ -153,16 +151,10 @@ def _value(text: str) -> Any:
 
 def _submit(executor: submitit.Executor, runs: list[Run]) -> list[Submitted]:
     """Submit runs; several at a time are one array."""
-    before = []
-    for run in runs:
-        output = run.folder / "output.log"
-        with writing(output):
-            run.folder.mkdir(parents=True, exist_ok=True)
-            output.touch()
-        before.append(output.stat().st_size)
+    before = [begin_output(run) for run in runs]
     try:
         with executor.batch():
-            jobs = [executor.submit(Task(run.command, run.folder / "output.log")) for run in runs]
+            jobs = [executor.submit(Task(run.command, output_of(run))) for run in runs]
     except Exception as error:  # submitit's own, with what sbatch said
         _refuse(error)
     start = time.perf_counter()
@@ -221,17 +213,3 @@ def _tell(at_work: list[Submitted], slurm: bool) -> None:
         for one in at_work:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(int(one.job.job_id), signal.SIGTERM)
-
-
-def _record(one: Submitted, grid: Grid, workdir: Path, progress: tqdm, *, told: bool) -> None:
-    finish(
-        one.run,
-        grid,
-        workdir,
-        progress,
-        code=one.code,
-        output=one.run.folder / "output.log",
-        before=one.before,
-        seconds=time.perf_counter() - one.start,
-        told=told,
-    )
