@@ -113,8 +113,16 @@ def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
                 ended = [place for place, job in at_work.items() if job.child.poll() is not None]
                 for place in ended:
                     job = at_work.pop(place)
-                    end = {"code": job.child.returncode, "before": job.before, "start": job.start}
-                    finish(job.run, grid, workdir, progress, told=told or stop.requested, **end)
+                    finish(
+                        job.run,
+                        grid,
+                        workdir,
+                        progress,
+                        code=job.child.returncode,
+                        before=job.before,
+                        start=job.start,
+                        told=told or stop.requested,
+                    )
                 _show(at_work, progress)
         except BaseException:  # a second Ctrl-C: stop at once
             _kill(at_work)

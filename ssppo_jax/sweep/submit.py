@@ -104,8 +104,16 @@ def submit_all(
                 ended = _ended(at_work, slurm)
                 at_work = [one for one in at_work if one not in ended]
                 for one in ended:
-                    end = {"code": one.code, "before": one.before, "start": one.start}
-                    finish(one.run, grid, workdir, progress, told=told or stop.requested, **end)
+                    finish(
+                        one.run,
+                        grid,
+                        workdir,
+                        progress,
+                        code=one.code,
+                        before=one.before,
+                        start=one.start,
+                        told=told or stop.requested,
+                    )
                     if one.run.status == "stopped" and again[one.run.folder] and not told:
                         again[one.run.folder] -= 1
                         waiting.append(one.run)
