@@ -99,7 +99,8 @@ def load_rollout(path: Path, identity: dict) -> Rollout | None:
             arrays = {name: file[name] for name in named}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(
-            f"{path}: damaged rollout ({error}); delete the file to sample this iteration again"
+            f"{path}: damaged rollout ({error}); delete the file, and it is sampled again if the"
+            " policy that sampled it is still there"
         ) from error
     if meta["identity"] != identity:
         return None
