@@ -45,6 +45,7 @@ from ssppo_jax.config.user_code import (
     load_object,
     place_of,
     run_file,
+    told_by_line,
     user_files,
 )
 
@@ -91,6 +92,7 @@ __all__ = [
     "rule_problems",
     "run_file",
     "setting_problems",
+    "told_by_line",
     "unit",
     "user_files",
 ]

@@ -4,6 +4,7 @@ An error in it is told with its file and line."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -12,7 +13,7 @@ import linecache
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -44,6 +45,28 @@ def place_of(error: Exception, file: str) -> str:
     """Return "file:line: " of the line of a user's file that an error went through."""
     line = _line_of(error, str(expanded(file).resolve())) or _line_of(error, file)
     return file + (f":{line}" if line else "") + ": "
+
+
+@contextlib.contextmanager
+def told_by_line(spec: str, about: str) -> Iterator[None]:
+    """Tell what a user's function raises in the block by its line; of other functions nothing
+    is caught.
+
+    Args:
+      spec: path/to/file.py:name; or the name of a function that is not a user's own.
+      about: what was done, for the message.
+
+    Raises:
+      UserError: it raised something else than that.
+    """
+    own = OWN.fullmatch(spec)
+    try:
+        yield
+    except Exception as error:  # whatever a user's function can raise
+        if own is None or isinstance(error, UserError):
+            raise
+        place = place_of(error, own["file"])
+        raise UserError(f"{place}{type(error).__name__}: {error} (in {spec}, {about})") from error
 
 
 def _line_of(error: Exception, file: str) -> int | None:

@@ -12,8 +12,8 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-from ssppo_jax.config import expanded, load_object, place_of
-from ssppo_jax.errors import ConfigError, UserError
+from ssppo_jax.config import expanded, load_object, told_by_line
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.files import file_digest
 
 
@@ -54,13 +54,8 @@ def _made(spec: str, digest: str) -> Any:
     given = load_object(spec)
     if not callable(given) or hasattr(given, "rubric"):
         return given
-    try:
+    with told_by_line(spec, "making the environment"):
         return given()
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's function can raise
-        place = place_of(error, spec.rpartition(":")[0])
-        raise ConfigError(f"{place}{type(error).__name__}: {error} (in {spec}())") from error
 
 
 def rows_of(environment: Any) -> Iterator[dict]:

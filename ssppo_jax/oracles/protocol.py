@@ -17,18 +17,17 @@ An oracle is added by writing a factory: a function with keyword-only settings t
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jax.sharding import Mesh
 
-from ssppo_jax.config import OWN, place_of
+from ssppo_jax.config import OWN, told_by_line
 from ssppo_jax.errors import ConfigError, GateError, UserError
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.types import Failed, Prompt, Verdict
@@ -75,17 +74,16 @@ def require_oracle(made: Any, name: str) -> Oracle:
             f"oracle {name}: its factory returned a {type(made).__name__}. Return Oracle(ask) of"
             " ssppo_jax.oracles.protocol, where ask(prompts, responses) returns a Verdict."
         )
-    own = OWN.fullmatch(name)
-    return _guarded(made, name, own["file"]) if own else made
+    return _guarded(made, name) if OWN.fullmatch(name) else made
 
 
-def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
+def _guarded(oracle: Oracle, name: str) -> Oracle:
     """Return an oracle of a user's file whose mistakes are told by file and line, and which is
     asked about an empty response and a short one before anything is sampled."""
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         about = f"asked about {len(prompts)} prompts; ask(prompts, responses) returns a Verdict"
-        with told_by_line(name, file, about):
+        with told_by_line(name, about):
             verdict = oracle.ask(prompts, responses)
         if not isinstance(verdict, Verdict):
             raise UserError(
@@ -101,7 +99,7 @@ def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
         return verdict
 
     def check(prompts: list[Prompt]) -> None:
-        with told_by_line(name, file, "its check of the prompts"):
+        with told_by_line(name, "its check of the prompts"):
             oracle.check(prompts)
         verdict = ask(prompts[:1], [list(TRIED)])
         for own, found in zip(
@@ -111,23 +109,6 @@ def _guarded(oracle: Oracle, name: str, file: str) -> Oracle:
                 raise ConfigError(f"oracle {name}: for the responses {TRIED}: {found.reason}")
 
     return dataclasses.replace(oracle, ask=ask, check=check)
-
-
-@contextlib.contextmanager
-def told_by_line(name: str, file: str, about: str) -> Iterator[None]:
-    """Tell what a user's function raises in the block by the file's line.
-
-    Raises:
-      UserError: it raised something else than that.
-    """
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:  # whatever a user's function can raise
-        raise UserError(
-            f"{place_of(error, file)}{type(error).__name__}: {error} (in {name}, {about})"
-        ) from error
 
 
 # ---- checks --------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssppo_jax.config import load_function, place_of
+from ssppo_jax.config import load_function, told_by_line
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.oracles.protocol import TRIED, Oracle
 from ssppo_jax.types import Failed, Prompt, Verdict
@@ -131,15 +131,9 @@ def call(spec: str, function: Callable, given: dict[str, Any]) -> Any:
     Raises:
         UserError: it raised something; names the file's line.
     """
-    try:
+    with told_by_line(spec, "for which a response may be any text, also an empty one"):
         found = function(**given)
         return asyncio.run(found) if inspect.iscoroutine(found) else found
-    except Exception as error:  # whatever a user's function can raise
-        place = place_of(error, spec.rpartition(":")[0])
-        raise UserError(
-            f"{place}{type(error).__name__}: {error} (in {spec}; a response may be any text, also"
-            " an empty one)"
-        ) from error
 
 
 def numbers(spec: str, found: Any, count: int) -> list[float]:

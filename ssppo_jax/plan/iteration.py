@@ -105,7 +105,8 @@ def iteration_of(
         count = PORTION
         notes.append(f"{PORTION:,} prompts (the paper's; --prompts=N for yours)")
     chips = runtime.mesh.size
-    sampled = found["generate"].slowest * math.ceil(count / runtime.slots(_samples(c)))
+    alone = found["generate"].slowest * math.ceil(count / runtime.slots(_samples(c)))
+    sampled = alone
     if ROWS.get(c.loss.name) == "opponent":
         sampled *= 3
         notes.append("the opponent's mixture samples at half the policy's pace")
@@ -120,7 +121,8 @@ def iteration_of(
         "score": scored * (1 if c.train.reference_storage == "off" else 2),
         "train": steps * found["train"].slowest,
     }
-    if GIVEN.get(c.data.source.name, False):
+    given = GIVEN.get(c.data.source.name, False)
+    if given:
         seconds |= dict.fromkeys(("relay", "generate", "judge", "embed"), 0.0)
         notes.append("responses are given: nothing is sampled or judged")
     saved = _saved(runtime, steps) / (hosts * DISK)
@@ -135,8 +137,7 @@ def iteration_of(
         seconds["initial policy"] = each / (hosts * DISK)
         disk += ", and for reading the initial policy"
     notes.append(disk)
-    mixed = 3 if ROWS.get(c.loss.name) == "opponent" else 1  # evaluations have no opponent
-    each = seconds["generate"] / mixed / (count * _samples(c))
+    each = 0.0 if given else alone / (count * _samples(c))  # evaluations have no opponent
     evaluations = each * c.data.heldout * _evaluated(c)
     return Iteration(count, seconds, evaluations, c.train.iterations, chips, tuple(notes))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -11,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from ssppo_jax.config import OWN, bind, call_kwargs, user_files
+from ssppo_jax.config import bind, call_kwargs, told_by_line, user_files
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.mesh import make_mesh
@@ -26,7 +25,6 @@ from ssppo_jax.oracles.protocol import (
     oracle_identity,
     require_oracle,
     take_rows,
-    told_by_line,
     values_of,
     verdict_of,
 )
@@ -40,9 +38,7 @@ def build_oracle(config: ConfigDict) -> Oracle:
       ConfigError: its factory returns something else.
     """
     name = config.oracle.name
-    own = OWN.fullmatch(name)
-    told = told_by_line(name, own["file"], "making the oracle") if own else contextlib.nullcontext()
-    with told:
+    with told_by_line(name, "making the oracle"):
         made = bind(ORACLES, config.oracle)()
     return require_oracle(made, name)
 

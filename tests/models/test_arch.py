@@ -128,11 +128,17 @@ def test_omitted_fields_mean_what_transformers_means():
     assert (gemma.attn_softcap, gemma.final_softcap, gemma.max_positions) == (None, None, 131072)
 
 
+def test_no_heads_are_named_also_where_their_width_is_derived_from_them():
+    bare = {"model_type": "llama", "vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1}
+    bare |= {"intermediate_size": 64, "num_attention_heads": 0, "max_position_embeddings": 64}
+    with pytest.raises(ConfigError, match="num_heads must be a whole number >= 1, got 0"):
+        arch_from_hf(bare)
+
+
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
         ("rope_scaling", "yes", "rope_scaling must be a JSON object, not 'yes'"),
-        ("num_attention_heads", 0, "num_heads must be a whole number >= 1, got 0"),
         (
             "rope_scaling",
             {"type": "linear", "factor": 0},

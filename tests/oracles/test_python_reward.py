@@ -217,7 +217,7 @@ def test_what_an_environment_cannot_have_is_told(tmp_path):
     with pytest.raises(ConfigError, match="the Bare has no dataset; an environment has both"):
         SOURCES["environment"](environment="env.py:made")
     (tmp_path / "env.py").write_text("def made():\n    return {}['nothing']\n")
-    with pytest.raises(ConfigError, match=r"env.py:2: KeyError: 'nothing' \(in env.py:made\(\)\)"):
+    with pytest.raises(UserError, match=r"env.py:2: KeyError: 'nothing' \(in env.py:made, making"):
         SOURCES["environment"](environment="env.py:made")
     with pytest.raises(ConfigError, match=r"name the environment for both: --config.data.source"):
         SOURCES["environment"]()
