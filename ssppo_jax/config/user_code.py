@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -22,7 +23,6 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config.nodes import flatten, nearest
 from ssppo_jax.errors import ConfigError, UserError
-from ssppo_jax.files import file_digest
 
 OWN = re.compile(r"(?P<file>[^\s,'\"]+\.py):(?P<name>\w+)")  # path/to/file.py:function
 
@@ -159,7 +159,7 @@ def load_object(spec: str) -> Any:
         raise ConfigError(
             f"{spec!r}: no file {file!r} in {Path.cwd()}{'; ' + near.strip() if near else ''}"
         )
-    module = _user_module(str(path.resolve()), file_digest(path))
+    module = _user_module(str(path.resolve()), _digest(path))
     if not hasattr(module, name):
         own = [x for x in vars(module).values() if getattr(x, "__module__", "") == module.__name__]
         given = [x.__name__ for x in own if inspect.isfunction(x) and x.__name__[0] != "_"]
@@ -185,7 +185,11 @@ def user_files(config: Mapping[str, Any]) -> dict[str, str]:
     values = flatten(config).values() if isinstance(config, ConfigDict) else config.values()
     texts = [value for value in values if isinstance(value, str)]
     named = sorted({match["file"] for text in texts for match in OWN.finditer(text)})
-    return {file: file_digest(expanded(file)) for file in named if expanded(file).is_file()}
+    return {file: _digest(expanded(file)) for file in named if expanded(file).is_file()}
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 CONFIGS = Path(__file__).parents[1] / "configs"  # the package's own, named without a path
