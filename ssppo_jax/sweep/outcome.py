@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -14,6 +16,21 @@ from ssppo_jax.sweep.grid import Grid, Run, read_result
 from ssppo_jax.sweep.table import number, write
 
 INTERRUPTED = 75  # what a run that was stopped and saved exits with, and so the sweep
+
+
+@dataclasses.dataclass
+class Job:
+    """A run at work."""
+
+    run: Run
+    work: Any  # its subprocess.Popen, or submitit's job
+    before: int  # bytes of output that earlier attempts left
+    start: float = dataclasses.field(default_factory=time.perf_counter)
+
+    def give_up(self, why: str) -> None:
+        """Note that the run was ended at once."""
+        self.run.status, self.run.reason = "stopped", why
+        self.run.seconds += time.perf_counter() - self.start
 
 
 def output_of(run: Run) -> Path:
@@ -31,25 +48,19 @@ def begin_output(run: Run) -> int:
 
 
 def finish(
-    run: Run,
-    grid: Grid,
-    workdir: Path,
-    progress: tqdm,
-    *,
-    code: int | None,  # None: it left none
-    before: int,  # bytes of output that earlier attempts left
-    start: float,  # of this one, by time.perf_counter
-    told: bool,  # whether it was told to stop
+    job: Job, code: int | None, grid: Grid, workdir: Path, progress: tqdm, *, told: bool
 ) -> None:
-    """Fill in what became of a run, write the table anew, and say so."""
-    seconds = time.perf_counter() - start
+    """Fill in what became of a run, write the table anew, and say so.
+
+    `code` is its exit code, None if it left none. `told` says that it was told to stop.
+    """
+    run, seconds = job.run, time.perf_counter() - job.start
     run.seconds += seconds
     read_result(run, grid.measures)
     if run.status != "done":
         run.status = "stopped" if told or code == INTERRUPTED else "failed"
-        run.reason = (
-            f"{_cause(code)}: {last_line(output_of(run), since=before) or 'nothing was printed'}"
-        )
+        line = last_line(output_of(run), since=job.before)
+        run.reason = f"{_cause(code)}: {line or 'nothing was printed'}"
     write(grid, workdir)
     progress.write(f"{run.folder.name}: {_said(run)} ({seconds:.0f} s)", file=sys.stderr)
     if run.status != "stopped":

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -16,7 +15,7 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import RunLock, StopSignal
 from ssppo_jax.sweep import cores
 from ssppo_jax.sweep.grid import Grid, Run, plan
-from ssppo_jax.sweep.outcome import INTERRUPTED, begin_output, finish, last_line, output_of
+from ssppo_jax.sweep.outcome import INTERRUPTED, Job, begin_output, finish, last_line, output_of
 from ssppo_jax.sweep.plots import plot_courses, plot_points
 from ssppo_jax.sweep.submit import submit_all
 from ssppo_jax.sweep.table import other_points, table, write
@@ -73,15 +72,6 @@ def sweep(
 # ---- runs at work --------------------------------------------------------------------------------
 
 
-class Job(NamedTuple):
-    """A run at work, and where it writes."""
-
-    run: Run
-    child: subprocess.Popen
-    before: int  # bytes of output that earlier attempts left
-    start: float
-
-
 def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
     """Run everything that is not done, in the grid's order.
 
@@ -107,22 +97,14 @@ def _run_all(grid: Grid, workdir: Path, stop: StopSignal, jobs: int) -> None:
                     for job in at_work.values():
                         # SIGTERM whichever came: Ctrl-C has already reached the runs, and a second
                         # SIGINT would not let them save.
-                        job.child.terminate()
+                        job.work.terminate()
                     told = True
                 time.sleep(POLL_SECONDS)
-                ended = [place for place, job in at_work.items() if job.child.poll() is not None]
+                ended = [place for place, job in at_work.items() if job.work.poll() is not None]
+                stopping = told or stop.requested
                 for place in ended:
                     job = at_work.pop(place)
-                    finish(
-                        job.run,
-                        grid,
-                        workdir,
-                        progress,
-                        code=job.child.returncode,
-                        before=job.before,
-                        start=job.start,
-                        told=told or stop.requested,
-                    )
+                    finish(job, job.work.returncode, grid, workdir, progress, told=stopping)
                 _show(at_work, progress)
         except BaseException:  # a second Ctrl-C: stop at once
             _kill(at_work)
@@ -153,16 +135,15 @@ def _start(run: Run, share: list[int]) -> Job:
         child = subprocess.Popen(
             run.command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment
         )
-    return Job(run, child, before, time.perf_counter())
+    return Job(run, child, before)
 
 
 def _kill(at_work: dict[int, Job]) -> None:
     for job in at_work.values():
-        job.child.kill()
+        job.work.kill()
     for job in at_work.values():
-        job.child.wait()
-        job.run.status, job.run.reason = "stopped", "killed before it could save"
-        job.run.seconds += time.perf_counter() - job.start
+        job.work.wait()
+        job.give_up("killed before it could save")
 
 
 def _show(at_work: dict[int, Job], progress: tqdm) -> None:

@@ -10,14 +10,14 @@ import subprocess
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from ssppo_jax.config.overrides import NO_LITERAL
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.distributed.stop import StopSignal
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.sweep.grid import Grid, Run
-from ssppo_jax.sweep.outcome import begin_output, finish, output_of
+from ssppo_jax.sweep.outcome import Job, begin_output, finish, output_of
 from ssppo_jax.sweep.table import write
 from ssppo_jax.sweep.task import Task
 
@@ -34,28 +34,6 @@ RESUBMISSIONS = 20  # of a run that was stopped by someone else, and saved
 SHARED = (
     "name", "timeout_min", "mem_gb", "nodes", "cpus_per_task", "gpus_per_node", "tasks_per_node",
 )  # fmt: skip
-
-
-class Submitted(NamedTuple):
-    """A run at work as a job."""
-
-    run: Run
-    job: submitit.Job
-    before: int  # bytes of output that earlier attempts left
-    start: float
-
-    @property
-    def code(self) -> int | None:
-        """Return the exit code of process 0; None if it left none."""
-        job, until = self.job.task(0), time.monotonic() + LATE
-        while not job.paths.result_pickle.exists():  # a shared disk may show it late
-            if time.monotonic() > until:
-                return None
-            time.sleep(0.1)
-        try:
-            return job.result()
-        except Exception:  # submitit's own: the job could not start the command
-            return None
 
 
 def submit_all(
@@ -76,7 +54,7 @@ def submit_all(
         grid: the runs.
         workdir: the sweep's folder; `submitit/` in it holds the jobs' own logs.
         stop: says when to stop.
-        launcher: "slurm" or "local".
+        launcher: one of CLUSTERS.
         jobs: runs at one time; None: on SLURM all, else 1.
         options: parameters of submitit by name, as text.
 
@@ -88,7 +66,7 @@ def submit_all(
     waiting = [run for run in grid.runs if run.status != "done"]
     room = len(waiting) if slurm else jobs or 1
     again = dict.fromkeys((run.folder for run in waiting), RESUBMISSIONS)
-    at_work: list[Submitted] = []
+    at_work: list[Job] = []
     told = False
     with bar(len(waiting), what="sweep", unit="runs") as progress:
         try:
@@ -102,28 +80,33 @@ def submit_all(
                     del waiting[:count]
                 time.sleep(POLL_SECONDS)
                 ended = _ended(at_work, slurm)
-                at_work = [one for one in at_work if one not in ended]
-                for one in ended:
-                    finish(
-                        one.run,
-                        grid,
-                        workdir,
-                        progress,
-                        code=one.code,
-                        before=one.before,
-                        start=one.start,
-                        told=told or stop.requested,
-                    )
-                    if one.run.status == "stopped" and again[one.run.folder] and not told:
-                        again[one.run.folder] -= 1
-                        waiting.append(one.run)
+                at_work = [job for job in at_work if job not in ended]
+                until = time.monotonic() + LATE
+                for job in ended:
+                    code, stopping = _code(job.work, until), told or stop.requested
+                    finish(job, code, grid, workdir, progress, told=stopping)
+                    if job.run.status == "stopped" and again[job.run.folder] and not told:
+                        again[job.run.folder] -= 1
+                        waiting.append(job.run)
         except BaseException:  # a second Ctrl-C: stop at once
-            for one in at_work:
-                one.job.cancel(check=False)
-                one.run.status, one.run.reason = "stopped", "cancelled before it could save"
-                one.run.seconds += time.perf_counter() - one.start
+            for job in at_work:
+                job.work.cancel(check=False)
+                job.give_up("cancelled before it could save")
             write(grid, workdir)
             raise
+
+
+def _code(job: submitit.Job, until: float) -> int | None:
+    """Return the exit code of process 0; None if it left none until a monotonic time."""
+    first = job.task(0)
+    while not first.paths.result_pickle.exists():  # a shared disk may show it late
+        if time.monotonic() > until:
+            return None
+        time.sleep(0.1)
+    try:
+        return first.result()
+    except Exception:  # submitit's own: the job could not start the command
+        return None
 
 
 def _executor(
@@ -157,67 +140,55 @@ def _value(text: str) -> Any:
         return text
 
 
-def _submit(executor: submitit.Executor, runs: list[Run]) -> list[Submitted]:
+def _submit(executor: submitit.Executor, runs: list[Run]) -> list[Job]:
     """Submit runs; several at a time are one array."""
     before = [begin_output(run) for run in runs]
     try:
         with executor.batch():
             jobs = [executor.submit(Task(run.command, output_of(run))) for run in runs]
     except Exception as error:  # submitit's own, with what sbatch said
-        _refuse(error)
-    start = time.perf_counter()
-    return [
-        Submitted(run, job, size, start) for run, job, size in zip(runs, jobs, before, strict=True)
-    ]
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise ConfigError(
+            f"the jobs could not be submitted: {said[-1]}; look at the --job_option options"
+        ) from error
+    return [Job(*one) for one in zip(runs, jobs, before, strict=True)]
 
 
-def _refuse(error: Exception) -> NoReturn:
-    said = str(error).strip().splitlines() or [type(error).__name__]
-    raise ConfigError(
-        f"the jobs could not be submitted: {said[-1]}; look at the --job_option options"
-    ) from error
-
-
-def _ended(at_work: list[Submitted], slurm: bool) -> list[Submitted]:
+def _ended(at_work: list[Job], slurm: bool) -> list[Job]:
     """Return the jobs that are over.
 
     A job that left a result may still be in SLURM's queue: SLURM stopped it and will start it
     again. So the queue alone says what is over.
     """
     if not slurm:
-        return [one for one in at_work if one.job.done()]
+        return [job for job in at_work if job.work.done()]
     known = _queue(at_work)
-    return [] if known is None else [one for one in at_work if one.job.job_id not in known]
+    return [] if known is None else [job for job in at_work if job.work.job_id not in known]
 
 
-def _queue(at_work: list[Submitted]) -> set[str] | None:
+def _queue(at_work: list[Job]) -> set[str] | None:
     """Return which jobs wait or run; None if SLURM does not answer.
 
     submitit asks sacct, which is silent on a cluster without accounting.
     """
-    command = [
-        "squeue",
-        "--noheader",
-        "--array",
-        "--format=%i",
-        f"--jobs={','.join(_arrays(at_work))}",
-    ]
+    jobs = f"--jobs={','.join(_arrays(at_work))}"
+    command = ["squeue", "--noheader", "--array", "--format=%i", jobs]
     asked = subprocess.run(command, capture_output=True, text=True)
     if asked.returncode and "Invalid job id" not in asked.stderr:
         return None
     return set(asked.stdout.split())
 
 
-def _arrays(at_work: list[Submitted]) -> list[str]:
-    return sorted({one.job.job_id.partition("_")[0] for one in at_work})
+def _arrays(at_work: list[Job]) -> list[str]:
+    return sorted({job.work.job_id.partition("_")[0] for job in at_work})
 
 
-def _tell(at_work: list[Submitted], slurm: bool) -> None:
+def _tell(at_work: list[Job], slurm: bool) -> None:
     """Cancel the jobs that wait, and tell those at work to save."""
     if slurm and at_work:
         subprocess.run(["scancel", "--state=PENDING", *_arrays(at_work)])
         subprocess.run(["scancel", "--signal=TERM", "--state=RUNNING", *_arrays(at_work)])
     elif not slurm:
-        for one in at_work:
+        for job in at_work:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(int(one.job.job_id), signal.SIGTERM)
+                os.kill(int(job.work.job_id), signal.SIGTERM)

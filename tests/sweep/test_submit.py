@@ -7,6 +7,9 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from swept import write_swept
@@ -14,6 +17,7 @@ from swept import write_swept
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.sweep import grid, submit
+from ssppo_jax.sweep.outcome import Job
 from ssppo_jax.sweep.run import sweep
 
 TRAINER = """
@@ -136,7 +140,7 @@ def test_jobs_that_the_queue_does_not_know_are_over_and_silence_says_nothing(tmp
     def job(name):
         paths = type("Paths", (), {"result_pickle": tmp_path / f"{name}_result"})
         one = type("Job", (), {"job_id": name, "paths": paths, "task": lambda self, _: self})()
-        return submit.Submitted(None, one, 0, 0.0)
+        return Job(None, one, 0)
 
     def squeue(body):
         script = tmp_path / "squeue"
@@ -145,7 +149,7 @@ def test_jobs_that_the_queue_does_not_know_are_over_and_silence_says_nothing(tmp
 
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     jobs = [job("12_0"), job("12_1"), job("13")]
-    names = lambda: [one.job.job_id for one in submit._ended(jobs, slurm=True)]  # noqa: E731
+    names = lambda: [one.work.job_id for one in submit._ended(jobs, slurm=True)]  # noqa: E731
     squeue('test "$4" = --jobs=12,13 && echo 12_1 && echo 13')
     assert names() == ["12_0"]
     squeue("echo 'slurm_load_jobs error: Invalid job id specified' >&2; exit 1")
@@ -155,3 +159,29 @@ def test_jobs_that_the_queue_does_not_know_are_over_and_silence_says_nothing(tmp
     squeue("echo 12_0; echo 12_1; echo 13")
     (tmp_path / "13_result").touch()  # stopped and saved, and SLURM will start it again
     assert names() == []
+
+
+class Lost:
+    """A job that is over and leaves no result, as one that SLURM cancels while it waits."""
+
+    paths = SimpleNamespace(result_pickle=Path("/nowhere"))
+
+    def done(self):
+        return True
+
+    def task(self, _):
+        return self
+
+
+def test_jobs_that_leave_no_result_are_waited_for_together(tmp_path, monkeypatch):
+    """A sweep of a hundred jobs that is stopped must not take ten seconds for each of them."""
+    executor = SimpleNamespace(batch=nullcontext, submit=lambda task: Lost())
+    monkeypatch.setattr(submit, "_executor", lambda *_: executor)
+    monkeypatch.setattr(submit, "LATE", 1.0)
+    spec, out = swept(tmp_path, *(beta / 10 for beta in range(1, 13))), tmp_path / "out"
+    start = time.perf_counter()
+    assert sweep(spec, out, {}, launcher="local", jobs=12) == 1
+    assert time.perf_counter() - start < 10
+    runs = json.loads((out / "sweep.json").read_text())["runs"]
+    wanted = "the job ended without an exit code: nothing was printed"
+    assert {run["reason"] for run in runs} == {wanted}
