@@ -133,12 +133,11 @@ def _asked(
 
     cfg.run_file(module, module.sweep, add)
     given = getattr(module, "SEEDS", (own_seed,))
-    seeds = tuple(given) if isinstance(given, (tuple, list, range)) else (given,)
+    seeds = tuple(given) if isinstance(given, tuple | list | range) else ()
     measures, problems = _measures(spec, getattr(module, "METRICS", METRICS))
     problems = _point_problems(spec, points) + problems
-    listed = isinstance(given, (tuple, list, range))
     numbers = all(type(s) is int and s >= 0 for s in seeds)
-    if not (listed and seeds and numbers and len(set(seeds)) == len(seeds)):
+    if not (seeds and numbers and len(set(seeds)) == len(seeds)):
         problems.append(
             f"{spec}: SEEDS={given!r}: must be distinct whole numbers from 0, such as (0, 1, 2)"
         )
@@ -199,11 +198,8 @@ def _planned(
 ) -> tuple[Run, list[str], bool]:
     """Return one run, what is wrong with it, and whether it makes a finished run longer."""
     name = label or key_text(point)
-    changes = {
-        **overrides,
-        **{key: shown(value) for key, value in point.items()},
-        "seed": str(seed),
-    }
+    changes = dict(overrides) | {key: shown(value) for key, value in point.items()}
+    changes["seed"] = str(seed)
     folder = workdir / _folder_name(f"{name},seed={seed}")
     flags = [f"--config.{key}={value}" for key, value in changes.items()]
     command = [*TRAIN, f"--config={spec}", *flags, f"--workdir={folder}"]

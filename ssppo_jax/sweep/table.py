@@ -11,8 +11,7 @@ import numpy as np
 import pandas as pd
 
 from ssppo_jax.config.nodes import shown
-from ssppo_jax.files import write_lines
-from ssppo_jax.runs import folder as run_folder
+from ssppo_jax.files import write_json, write_lines
 from ssppo_jax.sweep.grid import Grid, Run, key_text
 
 RUNS_NAMED = 5  # of those that lack a value
@@ -126,7 +125,7 @@ def _missing(grid: Grid) -> list[str]:
 def write(grid: Grid, workdir: Path) -> None:
     """Write sweep.json, with every run's values, and sweep.md, as things stand."""
     records = [dataclasses.asdict(run) | {"folder": str(run.folder)} for run in grid.runs]
-    run_folder.write_json(workdir / "sweep.json", {"runs": records, "table": summary(grid)})
+    write_json(workdir / "sweep.json", {"runs": records, "table": summary(grid)})
     write_lines(workdir / "sweep.md", [table(grid), *other_points(grid, workdir)])
 
 
