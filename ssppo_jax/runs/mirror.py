@@ -122,11 +122,11 @@ class Mirror:
         self._lock.__enter__()
         try:
             with self._naming("read"):
-                marker = self._read(MARKER)
-                kept = self.folder / MARKER
-                if marker is not None and not (kept.is_file() and read_json(kept) == marker):
+                marker, owner, kept = self._read(MARKER), self._read(OWNER), self.folder / MARKER
+                if marker and not (kept.is_file() and read_json(kept) == marker):
                     self._fetch()
-                if marker is None and self._read(OWNER) is None and (others := self._names()):
+                new = not marker and "token" not in owner  # a run of a disk has an owner without
+                if new and (others := self._names() - {OWNER}):
                     raise ConfigError(
                         f"--workdir={self.address} holds files of no run, such as {min(others)},"
                         " which a run there would delete; give a place of its own"
@@ -160,7 +160,7 @@ class Mirror:
     def _push(self) -> None:
         with self._busy, self._naming("written"):
             owner = self._read(OWNER)
-            if owner is None or owner["token"] != self.token:
+            if owner.get("token") != self.token:
                 raise UserError(
                     f"{self.address} was taken over by another run ({_said(owner)}); this one ends."
                     f" What it has computed is in {self.folder}"
@@ -204,11 +204,11 @@ class Mirror:
                 self.store.rm_file(f"{self.root}/{name}")
             self._there.pop(name, None)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            return json.loads(self.store.cat_file(f"{self.root}/{name}"))
-        except FileNotFoundError:
-            return None
+    def _read(self, name: str) -> dict[str, Any]:
+        """Return a record of the store; empty where there is none."""
+        with contextlib.suppress(FileNotFoundError):
+            return json.loads(self.store.cat_file(f"{self.root}/{name}") or b"{}")
+        return {}
 
     def _write(self, name: str, value: dict[str, Any]) -> None:
         self.store.pipe_file(f"{self.root}/{name}", json.dumps(value).encode())
@@ -241,7 +241,7 @@ def _checkpoint(name: str) -> str | None:
     return found[0] if found else None
 
 
-def _said(owner: dict[str, Any] | None) -> str:
-    if owner is None:
+def _said(owner: dict[str, Any]) -> str:
+    if not owner:
         return f"{OWNER} was deleted"
     return f"pid {owner['pid']} on host {owner['host']}, since {owner['since']}"

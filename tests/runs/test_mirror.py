@@ -268,3 +268,13 @@ def test_what_others_keep_in_a_place_is_not_deleted(address):
     with pytest.raises(ConfigError, match=r"holds files of no run, such as precious/weights"):
         Mirror(address).__enter__()
     assert STORE.cat_file(f"{address}/precious/weights.safetensors") == b"x"
+
+
+@pytest.mark.parametrize("lock", ["", '{"pid": 1, "host": "h", "since": "now"}'])
+def test_a_run_of_a_disk_that_was_copied_there_is_not_deleted(address, lock):
+    """It brings its own run.lock along: an empty one, or of a killed run one with its holder."""
+    STORE.pipe_file(f"{address}/run.lock", lock.encode())
+    STORE.pipe_file(f"{address}/checkpoints/step_00000001/meta.json", b"x")
+    with pytest.raises(ConfigError, match=r"holds files of no run, such as checkpoints/"):
+        Mirror(address).__enter__()
+    assert STORE.cat_file(f"{address}/checkpoints/step_00000001/meta.json") == b"x"
