@@ -4,6 +4,7 @@ Stand-ins of the packages are here; `make trackers` runs the real ones and reads
 
 import json
 import logging
+import re
 import sys
 import threading
 import types
@@ -147,6 +148,13 @@ def test_damaged_files_do_not_stop_a_run(tmp_path, caplog):
             write(log, 4)
         assert tracker.ids == [""]
     assert caplog.text.count("shown.json is damaged") == 3
+
+
+def test_a_log_that_was_edited_does_not_end_a_run_that_is_done(tmp_path, caplog):
+    (tmp_path / "metrics.jsonl").write_text("edited by hand\n")
+    with opened(tmp_path, Recorder()) as log:
+        write(log, 1)
+    assert re.search(r"shown lacks \d records of this run: JSONDecodeError", caplog.text)
 
 
 def test_a_kill_while_a_record_is_sent_does_not_send_it_twice(tmp_path):

@@ -88,7 +88,8 @@ class Follower:
         if self._thread is None:
             return
         self._thread.join(max(0.0, until - time.monotonic()))
-        lacking = len(list(read_records(self.run.folder / "metrics.jsonl"))) - self.shown.records
+        lines = (self.run.folder / "metrics.jsonl").read_bytes().count(b"\n")
+        lacking = lines - self.shown.records
         if self._thread.is_alive():
             log.warning("%s does not end in time, and the run does not wait for it", self.name)
             self.shown.failures += 1
@@ -147,9 +148,8 @@ class Follower:
     def _catch_up(self) -> None:
         """Show all records that are in the log and not shown, then new samples."""
         if self._log is None:
-            self._start()
-        assert self._log is not None
-        while records := self._read():
+            self._log = self._start()
+        while records := _whole_records(self._log):
             before = self.shown.records
             self.shown.records += len(records)
             self._save()  # before they are shown: after a kill none is shown twice
@@ -162,7 +162,7 @@ class Follower:
                     raise
         self._show_samples()
 
-    def _start(self) -> None:
+    def _start(self) -> BinaryIO:
         self.shown.id = self.tracker.start(dataclasses.replace(self.run, id=self.shown.id))
         if self.tracker.remade:
             self.shown.records, self.shown.ahead, self.shown.tables = 0, [], []
@@ -170,20 +170,7 @@ class Follower:
         file = open(self.run.folder / "metrics.jsonl", "rb")  # noqa: SIM115  open until the end
         for _ in range(self.shown.records):
             file.readline()
-        self._log = file
-
-    def _read(self) -> list[tuple[int, dict]]:
-        """Read records that are whole, with their places in the file."""
-        assert self._log is not None
-        found: list[tuple[int, dict]] = []
-        while len(found) < BATCH:
-            place = self._log.tell()
-            line = self._log.readline()
-            if not line.endswith(b"\n"):
-                self._log.seek(place)
-                break
-            found.append((place, json.loads(line)))
-        return found
+        return file
 
     def _show(self, record: dict[str, Any]) -> None:
         self._step = record["step"]
@@ -218,6 +205,19 @@ class Follower:
 
     def _save(self) -> None:
         write_json(self._place, dataclasses.asdict(self.shown))
+
+
+def _whole_records(log: BinaryIO) -> list[tuple[int, dict]]:
+    """Read a batch of records that are whole, with their places in the file."""
+    found: list[tuple[int, dict]] = []
+    while len(found) < BATCH:
+        place = log.tell()
+        line = log.readline()
+        if not line.endswith(b"\n"):
+            log.seek(place)
+            break
+        found.append((place, json.loads(line)))
+    return found
 
 
 def _key(record: dict) -> list:
