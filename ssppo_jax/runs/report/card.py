@@ -17,7 +17,13 @@ SHOWN = (  # settings in the card's table; config.json of the run has all
 )  # fmt: skip
 SECRETS = re.compile(r"key|token$|password|secret", re.IGNORECASE)
 KNOWN_BASES = {"embedded:smollm2": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+IN_A_CELL = str.maketrans({"|": "\\|", "\n": " "})  # what would end a cell of a table
 UNKNOWN = "other"  # the Hub's word for a licence that it has no name for
+
+
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings but for those whose names sound like a secret's."""
+    return {k: v for k, v in config.items() if not SECRETS.search(k.rpartition(".")[2])}
 
 
 def licence_of(source: str, folder: Path) -> str:
@@ -60,6 +66,7 @@ def model_card(
       version: of this package.
       adapter: the folder holds adapters in PEFT's format, and not a whole model.
     """
+    config = public(config)
     source = str(config["model.source"])
     base = KNOWN_BASES.get(source, (source, ""))[0]
     named = re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w./-]+)?", base) and not expanded(base).exists()
@@ -165,10 +172,12 @@ def _evaluation(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[st
 
 
 def _settings(config: Mapping[str, Any]) -> list[str]:
-    shown = {k: v for k, v in config.items() if k.startswith(SHOWN) and not SECRETS.search(k)}
-    if learns_from_given(config):
-        shown = {k: v for k, v in shown.items() if not k.startswith(UNUSED)}
-    return [f"| `{key}` | `{value}` |" for key, value in sorted(shown.items()) if value != ""]
+    unused = UNUSED if learns_from_given(config) else ()
+    return [
+        f"| `{key}` | `{str(value).translate(IN_A_CELL)}` |"
+        for key, value in sorted(config.items())
+        if key.startswith(SHOWN) and not key.startswith(unused) and value != ""
+    ]
 
 
 def _licence(base: str, licence: str) -> str:

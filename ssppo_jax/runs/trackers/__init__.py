@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config import discover, entry, flatten
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.runs.report.card import SECRETS
+from ssppo_jax.runs.report.card import public
 from ssppo_jax.runs.trackers.follow import Follower
 from ssppo_jax.runs.trackers.protocol import Run, Tracker
 
@@ -53,11 +53,10 @@ def made(config: ConfigDict) -> dict[str, Tracker]:
 
 def followers(trackers: Mapping[str, Tracker], config: ConfigDict, workdir: Path) -> list[Follower]:
     """Return a follower of the run's log for each tracker."""
-    shown = {k: v for k, v in flatten(config).items() if not SECRETS.search(k.rpartition(".")[2])}
     run = Run(
         folder=workdir,
         project=config.tracking.project,
         name=config.tracking.run_name or workdir.resolve().name,
-        config=shown,
+        config=public(flatten(config)),
     )
     return [Follower(name, tracker, run) for name, tracker in trackers.items()]

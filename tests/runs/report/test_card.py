@@ -76,7 +76,14 @@ def test_an_unknown_licence_is_said_and_not_guessed(tmp_path):
     assert licence_of(str(tmp_path), tmp_path) == "llama3.1"
 
 
-@pytest.mark.parametrize("key", ["oracle.api_key_env", "oracle.password"])
+def test_a_setting_stays_in_its_cell_whatever_stands_in_it():
+    config = flatten(schema.load("smoke", {})) | {"sampling.stop": "a|b\nc"}
+    given = {"method": "", "licence": "", "prompts": PROMPTS, "version": "9"}
+    lines = model_card(config, RESULT, **given).split("\n")
+    assert "| `sampling.stop` | `a\\|b c` |" in lines
+
+
+@pytest.mark.parametrize("key", ["oracle.api_key_env", "oracle.password", "data.source.token"])
 def test_settings_that_may_hold_a_secret_are_left_out(key):
     config = flatten(schema.load("smoke", {})) | {key: "hidden-value"}
     given = {"method": "", "licence": "", "prompts": PROMPTS, "version": "9"}
