@@ -146,6 +146,17 @@ def parse_json(text: bytes, path: Path) -> Any:
         raise DataError(f"{path}: not JSON: {error}") from error
 
 
+def run_config(folder: Path) -> dict[str, Any]:
+    """Return {"a.b": value} of the config that a run's folder records; empty where it is no
+    run's."""
+    try:
+        record = read_json(folder / "config.json")
+    except (DataError, OSError):
+        return {}
+    found = record.get("config") if isinstance(record, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's content."""
     with open(path, "rb") as file:

@@ -22,6 +22,7 @@ from ssppo_jax.data import EncodedPrompt, History, question
 from ssppo_jax.distributed import hosts
 from ssppo_jax.distributed.stop import RunLock, holder_of
 from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.files import run_config
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +66,8 @@ def claim(workdir: Path, config: ConfigDict, version: str) -> None:
     if path.is_file() and computed(workdir):
         _continue(workdir, config)
         return
-    taken = [name for name in EXPORTS if _holds_something(workdir / name)]
+    places = [workdir / name for name in EXPORTS]
+    taken = [path.name for path in places if path.is_file() or any(path.glob("*"))]
     if taken:
         raise ConfigError(
             f"{workdir} has no config.json, but holds {' and '.join(taken)}, where this run would"
@@ -105,12 +107,9 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
     """
     path, result = workdir / "config.json", workdir / "result.json"
     record = files.read_json(path)
-    old, new = record["config"], json.loads(json.dumps(flatten(config)))
-    changes = [
-        {"key": key, "from": old.get(key), "to": new.get(key)}
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    length = record["config"][LENGTH]
+    changed = _changed(record["config"], config)
+    changes = [{"key": key, "from": old, "to": new} for key, (old, new) in changed.items()]
     before, now = record.get("files", {}), user_files(config)
     changes += [
         {"file": name, "from": before.get(name), "to": now[name]}
@@ -131,7 +130,7 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
                 " next rollout is one of a policy that is gone, so"
                 f" {LENGTH} cannot be raised; give --workdir a new folder"
             )
-        result.rename(workdir / f"result_{old[LENGTH]}.json")
+        result.rename(workdir / f"result_{length}.json")
     for change in changes:
         if "file" in change:
             log.warning(
@@ -141,8 +140,8 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
         else:
             log.info("changed: %s=%s, was %s", change["key"], change["to"], change["from"])
     record |= {
-        "began": {LENGTH: old[LENGTH]} | record.get("began", {}),
-        "config": new,
+        "began": {LENGTH: length} | record.get("began", {}),
+        "config": flatten(config),
         "files": now,
     }
     files.write_json(path, record | {"changes": record.get("changes", []) + changes})
@@ -162,21 +161,10 @@ def opened(
     return files.read_json(finished) if finished.is_file() else None
 
 
-def config_of(run: Path) -> dict[str, Any]:
-    """Return {"a.b": value} of the config that a run's folder records; empty where it is no
-    run's."""
-    try:
-        record = files.read_json(run / "config.json")
-    except (DataError, OSError):
-        return {}
-    found = record.get("config") if isinstance(record, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
 def is_longer(workdir: Path, config: ConfigDict) -> bool:
     """Return whether a config has more iterations than the folder's run."""
     wanted = config.train.iterations
-    return config_of(workdir).get(LENGTH, wanted) < wanted
+    return run_config(workdir).get(LENGTH, wanted) < wanted
 
 
 def portions_of(workdir: Path, config: ConfigDict) -> int:
@@ -186,15 +174,37 @@ def portions_of(workdir: Path, config: ConfigDict) -> int:
     return began.get(LENGTH, config.train.iterations)
 
 
-def _holds_something(path: Path) -> bool:
-    return path.is_file() or (path.is_dir() and any(path.iterdir()))
-
-
 def differences(workdir: Path, config: ConfigDict) -> list[str]:
-    """List the keys in which a folder's run differs from a config, except those that may change."""
+    """List the keys in which a folder's run differs from a config, except those that may change.
+
+    Raises:
+      ConfigError: the folder's config.json is another program's.
+    """
     path = workdir / "config.json"
-    found = _differing(path, config) if path.is_file() else []
-    return found if computed(workdir) else []
+    if not path.is_file():
+        return []
+    record = files.read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
+        raise ConfigError(
+            f"{path} is no config of a run, but of another program (of a model?); give --workdir a"
+            " folder of its own"
+        )
+    if not computed(workdir):
+        return []
+    free, found = _free(flatten(config)), []
+    for key, (old, new) in _changed(record["config"], config).items():
+        longer = key == LENGTH and old is not None and new > old
+        if not longer and not key.startswith(free):
+            hint = f" (it may be raised above {old})" if key == LENGTH else ""
+            found.append(f"{key}: the run has {old!r}, given {new!r}{hint}")
+    return found
+
+
+def _changed(old: dict[str, Any], config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Return both values of every key that differs; None stands for a key that is not there."""
+    new = json.loads(json.dumps(flatten(config)))  # a tuple is a list in the record
+    pairs = {key: (old.get(key), new.get(key)) for key in sorted(old.keys() | new.keys())}
+    return {key: (was, now) for key, (was, now) in pairs.items() if was != now}
 
 
 def computed(workdir: Path) -> bool:
@@ -221,36 +231,10 @@ def no_trace_of_failure(workdir: Path) -> Iterator[None]:
         raise
 
 
-def _differing(path: Path, config: ConfigDict) -> list[str]:
-    """List the keys in which a run's config.json differs from a config.
-
-    Raises:
-      ConfigError: the file is another program's.
-    """
-    record = files.read_json(path)
-    if not isinstance(record, dict) or not isinstance(record.get("config"), dict):
-        raise ConfigError(
-            f"{path} is no config of a run, but of another program (of a model?); give --workdir a"
-            " folder of its own"
-        )
-    old, new = record["config"], json.loads(json.dumps(flatten(config)))
-    return [
-        f"{key}: the run has {old.get(key)!r}, given {new.get(key)!r}{_hint(key, old)}"
-        for key in sorted(old.keys() | new.keys())
-        if not key.startswith(_free(new))
-        and old.get(key) != new.get(key)
-        and not (key == LENGTH and new[key] > old.get(key, new[key]))
-    ]
-
-
 def _free(flat: dict) -> tuple[str, ...]:
     """Return what may change: no evaluations where they choose what is trained."""
     selects = bool(flat.get("train.select_by"))
     return tuple(key for key in FREE_TO_CHANGE if not (selects and key.startswith("eval.")))
-
-
-def _hint(key: str, old: dict) -> str:
-    return f" (it may be raised above {old.get(key)})" if key == LENGTH else ""
 
 
 def digest(config: ConfigDict) -> str:
@@ -307,7 +291,7 @@ def history_of(*sources: str) -> History:
         if run is None or run in known:
             continue
         known.add(run)
-        waiting.append(config_of(run)["model.source"])
+        waiting.append(run_config(run)["model.source"])
         if not (run / "split.json").is_file():
             log.warning("%s does not say what it was trained on; the split is the config's", run)
             continue
@@ -323,7 +307,7 @@ def _run_of(source: str) -> Path | None:
     if not folder.is_dir():
         return None
     for place in (folder, *folder.parents[:2]):
-        if "model.source" in config_of(place):
+        if "model.source" in run_config(place):
             return place
     return None
 

@@ -10,7 +10,6 @@ from typing import NamedTuple
 from ssppo_jax import files
 from ssppo_jax.distributed.stop import holder_of
 from ssppo_jax.errors import DataError
-from ssppo_jax.runs.folder import config_of
 from ssppo_jax.runs.metrics import read_metrics
 
 COLUMNS = ("run", "status", "iteration", "loss", "value", "reward", "win rate", "changed")
@@ -32,8 +31,9 @@ class Listed(NamedTuple):
 
 def list_runs(folder: Path) -> list[Listed]:
     """Return the runs in a folder and below it, the last changed first."""
-    found = [path.parent for path in sorted(folder.rglob("config.json")) if config_of(path.parent)]
-    return sorted((_listed(run) for run in found), key=lambda run: -run.changed)
+    below = [path.parent for path in sorted(folder.rglob("config.json"))]
+    runs = [_listed(run) for run in below if files.run_config(run)]
+    return sorted(runs, key=lambda run: -run.changed)
 
 
 def _is_fit(run: Path) -> bool:
@@ -45,7 +45,7 @@ def _is_fit(run: Path) -> bool:
 
 
 def _listed(run: Path) -> Listed:
-    config = config_of(run)
+    config = files.run_config(run)
     log, result = run / "metrics.jsonl", run / "result.json"
     last: dict[str, float] = {}
     done, status = 0, "not begun"

@@ -16,7 +16,7 @@ import numpy as np
 
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import default_cache, file_digest
+from ssppo_jax.files import default_cache, file_digest, run_config
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
@@ -64,7 +64,7 @@ def resolve(source: str, cache_dir: str | Path | None = None) -> Path:
     if path.is_dir():
         if (path / MANIFEST).is_file():
             return _from_checkpoint(path, cache)
-        if _is_run(path) and (path / "policy" / "config.json").is_file():
+        if run_config(path) and (path / "policy" / "config.json").is_file():
             return path / "policy"  # what a finished run exported
         check_no_run(path)
         return path
@@ -170,7 +170,7 @@ def check_no_run(path: Path) -> None:
         what, run = "holds a run's checkpoints", path.parent
     elif (path / "sweep.json").is_file():
         what, run = "is the folder of a sweep; each of its runs has a folder in it", None
-    elif _is_run(path):
+    elif run_config(path):
         what, run = "is a run's folder", path
     elif not (path / "config.json").is_file() and any(path.glob("*/policy/config.json")):
         what, run = "is a folder of runs", min(path.glob("*/policy/config.json")).parents[1]
@@ -184,11 +184,6 @@ def check_no_run(path: Path) -> None:
     raise ConfigError(f"model source '{path}' {what}; give a model of it: {give}")
 
 
-def _is_run(path: Path) -> bool:
-    """Return whether a folder is a run's own: its config.json holds the run's configuration."""
-    return (path / "config.json").is_file() and "config" in hf.read_json(path / "config.json")
-
-
 def _from_checkpoint(path: Path, cache: Path) -> Path:
     """Export a training checkpoint's policy with its run's architecture and tokenizer."""
     settings = path.resolve().parents[1] / "config.json"
@@ -197,8 +192,8 @@ def _from_checkpoint(path: Path, cache: Path) -> Path:
             f"{path} is a training checkpoint away from its run: {settings} is missing; leave it in"
             " place"
         )
-    config = hf.read_json(settings).get("config")
-    if not isinstance(config, dict) or not isinstance(config.get("model.source"), str):
+    config = run_config(settings.parent)
+    if not isinstance(config.get("model.source"), str):
         raise DataError(f"{settings}: not the record of a run; put the run's own back")
     base = resolve(config["model.source"], cache)
     folder = cache / f"{path.name}-{file_digest(path / MANIFEST)[:16]}-v{_CONVERTER}"
