@@ -77,43 +77,26 @@ def model_card(
     head += [f"library_name: {'peft' if adapter else 'transformers'}"]
     head += ["pipeline_tag: text-generation", "tags:", "- ssppo_jax", f"- {name}", "---"]
     what = "adapters for" if adapter else "a model trained from"
-    text = [
-        *head,
-        "",
+    cited = [f"- The method: https://arxiv.org/abs/{paper}" for paper in papers]
+    parts = [
+        "\n".join(head),
         f"# {base.rpartition('/')[2]} after {name}",
-        "",
         f"This folder holds {what} `{base}`. It was made with ssppo_jax {version}.",
-        "",
         "## Method",
-        "",
         f"`{name}`: {' '.join(method.partition(chr(10) * 2)[0].split())}",
-        "",
         _how(config),
-        "",
         "## Data",
-        "",
-        *_data(config, prompts),
-        "",
+        _data(config, prompts),
         "## Evaluation",
-        "",
         *_evaluation(config, result),
-        "",
         "## Settings",
-        "",
-        "| key | value |",
-        "|---|---|",
-        *_settings(config),
-        "",
+        "\n".join(["| key | value |", "|---|---|", *_settings(config)]),
         "## Licence",
-        "",
         _licence(base, licence),
-        "",
         "## Citation",
-        "",
-        *[f"- The method: https://arxiv.org/abs/{paper}" for paper in papers],
-        f"- The software: ssppo_jax {version}",
+        "\n".join([*cited, f"- The software: ssppo_jax {version}"]),
     ]
-    return "\n".join(text) + "\n"
+    return "\n\n".join(parts) + "\n"
 
 
 def _how(config: Mapping[str, Any]) -> str:
@@ -127,18 +110,19 @@ def _how(config: Mapping[str, Any]) -> str:
     )
 
 
-def _data(config: Mapping[str, Any], prompts: Mapping[str, Any]) -> list[str]:
+def _data(config: Mapping[str, Any], prompts: Mapping[str, Any]) -> str:
     given = {k.removeprefix("data.source."): v for k, v in config.items() if "data.source." in k}
     name = given.pop("name", "")
     settings = ", ".join(f"{key} `{value}`" for key, value in given.items() if value != "")
-    return [
+    return (
         f"Prompts: source `{name}`{' (' + settings + ')' if settings else ''};"
         f" {prompts.get('train_prompts', '?')} trained on, {prompts.get('heldout_prompts', '?')}"
         f" held out, {len(prompts.get('too_long', []))} left out as too long."
-    ]
+    )
 
 
 def _evaluation(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
+    """Return paragraphs of what was measured, and of what that does not tell."""
     lines: list[str] = []
     if learns_from_given(config):
         rows = f"{result['prompts']:g} held-out rows" if "prompts" in result else "held-out rows"
@@ -147,8 +131,8 @@ def _evaluation(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[st
             lines.append(
                 f"- `{key}` of {rows}: {result[key]:.4g} (95% interval {low:.4g} to {high:.4g})"
             )
-        lines = lines or ["No rows were held out, so nothing was measured."]
-        return [*lines, "", "This says how likely given responses are, not what people prefer."]
+        measured = "\n".join(lines) or "No rows were held out, so nothing was measured."
+        return [measured, "This says how likely given responses are, not what people prefer."]
     if "win_rate" in result:
         lines.append(
             f"Win rate against the starting model: **{result['win_rate']:.3f}** (95% interval"
@@ -158,16 +142,14 @@ def _evaluation(config: Mapping[str, Any], result: Mapping[str, Any]) -> list[st
     for key, value in result.items():
         if key.endswith("_gain") and f"{key}_low" in result:
             part = key.removesuffix("_gain")
-            lines += [
-                "",
+            lines.append(
                 f"`{part}`: {result[part]:.3f}, from {result[part + '_start']:.3f} (gain"
-                f" {value:.3f}, {result[key + '_low']:.3f} to {result[key + '_high']:.3f}).",
-            ]
-    lines += [
-        "",
+                f" {value:.3f}, {result[key + '_low']:.3f} to {result[key + '_high']:.3f})."
+            )
+    lines.append(
         f"The oracle `{config['oracle.name']}` that trained the policy judged this. It measures"
-        " what was optimised, not what people prefer.",
-    ]
+        " what was optimised, not what people prefer."
+    )
     return lines
 
 
