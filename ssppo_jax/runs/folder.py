@@ -119,16 +119,15 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
     if not changes or (result.is_file() and not is_longer(workdir, config)):
         return
     if result.is_file():
+        why, lag = "", config.train.rollout_lag
         if not any(workdir.glob("checkpoints/step_*")):
+            why = "kept no checkpoint (checkpoint.final=false)"
+        elif lag:
+            why = f"with train.rollout_lag={lag} its next rollout is one of a policy that is gone"
+        if why:
             raise ConfigError(
-                f"{workdir} is finished and kept no checkpoint (checkpoint.final=false), so"
-                f" {LENGTH} cannot be raised; give --workdir a new folder"
-            )
-        if config.train.rollout_lag:
-            raise ConfigError(
-                f"{workdir} is finished, and with train.rollout_lag={config.train.rollout_lag} its"
-                " next rollout is one of a policy that is gone, so"
-                f" {LENGTH} cannot be raised; give --workdir a new folder"
+                f"{workdir} is finished and {why}, so {LENGTH} cannot be raised; give --workdir a"
+                " new folder"
             )
         result.rename(workdir / f"result_{length}.json")
     for change in changes:
@@ -250,12 +249,7 @@ def claim_split(
     """Write split.json into a new folder, or check that the folder's run has this very split.
 
     It says by digests what is trained on and held out, for later evaluations (`history_of`).
-
-    Args:
-      workdir: the run's folder.
-      train: prompts that are trained on.
-      heldout: prompts that are not.
-      identity: their fingerprint, with their token ids.
+    `identity` is the prompts' fingerprint, with their token ids.
 
     Raises:
       ConfigError: the folder's run began with other prompts, or with other ids of them.

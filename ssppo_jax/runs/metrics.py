@@ -75,10 +75,6 @@ class MetricLog:
 
     A line is `{"step", "iteration", "phase", "values": {...}, "wall": {"time", ...}}`. Values that
     are NaN or infinite are null, because NaN is not JSON, and are listed in `"nonfinite": [names]`.
-
-    Args:
-        folder: the run's folder.
-        followers: of trackers.
     """
 
     def __init__(self, folder: str | Path, followers: Sequence[Follower] = ()):
@@ -259,9 +255,8 @@ def _distinct(
 ) -> float:
     """Return distinct n-grams / n-grams of each group, averaged over the groups that have any."""
     token, vocabulary = code, codes = _rank(rows)
-    for shift in range(
-        1, n
-    ):  # ranks are dense, so the product never overflows and equal codes are equal n-grams
+    # Ranks are dense, so the product never overflows and equal codes are equal n-grams.
+    for shift in range(1, n):
         code, codes = _rank(code[:, :-1] * vocabulary + token[:, shift:])
     real = np.arange(code.shape[1]) < (lengths - n + 1)[:, None]
     if not real.any():

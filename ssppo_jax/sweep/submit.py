@@ -48,12 +48,11 @@ def submit_all(
     """Run everything that is not done. On SLURM all runs are one array job.
 
     A job that is preempted or reaches its time limit saves, and is submitted again. After a stop,
-    jobs that wait are cancelled and those at work are told to save.
+    jobs that wait are cancelled and those at work are told to save. `submitit/` in the sweep's
+    folder holds the jobs' own logs.
 
     Args:
-        grid: the runs.
-        workdir: the sweep's folder; `submitit/` in it holds the jobs' own logs.
-        stop: says when to stop.
+        grid, workdir, stop: the runs, the sweep's folder, and when to stop.
         launcher: one of CLUSTERS.
         jobs: runs at one time; None: on SLURM all, else 1.
         options: parameters of submitit by name, as text.

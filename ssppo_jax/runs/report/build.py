@@ -133,10 +133,5 @@ def _extent(run: Run) -> list[tuple[str, str]]:
 
 
 def _versions_here() -> dict[str, str]:
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    python = {"python": platform.python_version()}
+    return python | {name: metadata.version(name) for name in PACKAGES}
