@@ -109,14 +109,9 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
     record = files.read_json(path)
     length = record["config"][LENGTH]
     changed = _changed(record["config"], config)
-    changes = [{"key": key, "from": old, "to": new} for key, (old, new) in changed.items()]
     before, now = record.get("files", {}), user_files(config)
-    changes += [
-        {"file": name, "from": before.get(name), "to": now[name]}
-        for name in now
-        if before.get(name) != now[name]
-    ]
-    if not changes or (result.is_file() and not is_longer(workdir, config)):
+    edited = [name for name in now if before.get(name) != now[name]]
+    if not (changed or edited) or (result.is_file() and config.train.iterations <= length):
         return
     if result.is_file():
         why, lag = "", config.train.rollout_lag
@@ -130,14 +125,12 @@ def _continue(workdir: Path, config: ConfigDict) -> None:
                 " new folder"
             )
         result.rename(workdir / f"result_{length}.json")
-    for change in changes:
-        if "file" in change:
-            log.warning(
-                "%s changed since the run began; what it judged or trained so far stands",
-                change["file"],
-            )
-        else:
-            log.info("changed: %s=%s, was %s", change["key"], change["to"], change["from"])
+    for key, (old, new) in changed.items():
+        log.info("changed: %s=%s, was %s", key, new, old)
+    for name in edited:
+        log.warning("%s changed since the run began; what it judged or trained so far stands", name)
+    changes = [{"key": key, "from": old, "to": new} for key, (old, new) in changed.items()]
+    changes += [{"file": name, "from": before.get(name), "to": now[name]} for name in edited]
     record |= {
         "began": {LENGTH: length} | record.get("began", {}),
         "config": flatten(config),

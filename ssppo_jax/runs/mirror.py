@@ -119,8 +119,8 @@ class Mirror:
     # ---- here ------------------------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._lock.__enter__()
-        try:
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(self._lock)
             with self._naming("read"):
                 marker, owner, kept = self._read(MARKER), self._read(OWNER), self.folder / MARKER
                 if marker and not (kept.is_file() and read_json(kept) == marker):
@@ -136,9 +136,7 @@ class Mirror:
                 record = {"token": self.token, "pid": os.getpid(), "host": socket.gethostname()}
                 record["since"] = time.strftime("%Y-%m-%d %H:%M:%S")
                 self._write(OWNER, record)
-        except BaseException:
-            self._lock.__exit__()
-            raise
+            stack.pop_all()  # from here on the lock is held until the end
 
     def _fetch(self) -> None:
         """Put the store's folder in the place of this machine's."""
