@@ -18,7 +18,6 @@ from ssppo_jax.data import EncodedPrompt, addresses
 from ssppo_jax.data.chat import encode_chat, encode_text
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import file_digest
-from ssppo_jax.oracles.answers import said
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.rollout.sample import sample_prompts
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
@@ -203,11 +202,6 @@ def said_before(text: str, stop: Sequence[str]) -> str:
     return text[: min((end for end in ends if end >= 0), default=len(text))]
 
 
-def without_thinking(text: str) -> str:
-    """Return an answer as a judge reads it: what follows the thinking."""
-    return said(text).strip("\n")
-
-
 def _encode(runtime: Runtime, chat: list[dict], templated: bool) -> Any:
     data = runtime.config.data
     if templated:
@@ -222,5 +216,4 @@ def widths(lengths: Sequence[int]) -> tuple[int, ...]:
     widths = [SHORTEST]
     while widths[-1] < max(lengths):
         widths.append(2 * widths[-1])
-    needed = [w for w in widths if w >= min(lengths)]
-    return tuple(needed)
+    return tuple(width for width in widths if width >= min(lengths))

@@ -29,8 +29,6 @@ from ssppo_jax.types import Failed
 
 RESAMPLES = 2000  # of the bootstrap over questions
 SEED = 0  # of all intervals: two results with equal grades have equal intervals
-
-
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 

@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from ssppo_jax.benchmark.answers import Model
 from ssppo_jax.benchmark.contract import Reply, Request
 from ssppo_jax.benchmark.likelihood import Likelihood
-from ssppo_jax.config import Hidden, NonNegative, Positive, bind, call_kwargs, positive
+from ssppo_jax.config import Hidden, NonNegative, Positive, bind, positive
 from ssppo_jax.data.chat import encode_chat, encode_text
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import ConfigError, DataError
@@ -27,7 +27,6 @@ from ssppo_jax.oracles.endpoint import (
     PER_REPLY,
     PER_TOKEN,
     Endpoint,
-    Send,
     address_rule,
     variable_rule,
 )
@@ -91,7 +90,6 @@ def endpoint(
                 " --judge=MODEL with --config.judge.base_url=ADDRESS/v1, or a model of your own"
                 " in this process: --judge=local:SOURCE"
             )
-        most = 1 << 16
         server = Endpoint(
             url=base_url.rstrip("/") + "/chat/completions",
             api_key_env=api_key_env,
@@ -100,16 +98,9 @@ def endpoint(
             retry_delay=retry_delay,
             timeout=timeout,
             deadline=deadline,
-            largest=PER_REPLY + PER_TOKEN * most,
+            largest=PER_REPLY + PER_TOKEN * (1 << 16),
             node="judge",
         )
-
-        def one(send: Send, progress: Any, add: Add, request: Request) -> Reply | Failed:
-            answer = server.ask(send, body_of(request, model), _read)
-            if not isinstance(answer, Failed):
-                add(request, answer)
-            progress.update()
-            return answer
 
         def ask(requests: Sequence[Request], add: Add) -> list[Reply | Failed]:
             server.half_open()
@@ -118,7 +109,15 @@ def endpoint(
                 server.connected() as send,
                 ThreadPoolExecutor(concurrency) as pool,
             ):
-                return list(pool.map(functools.partial(one, send, progress, add), requests))
+
+                def one(request: Request) -> Reply | Failed:
+                    answer = server.ask(send, body_of(request, model), _read)
+                    if not isinstance(answer, Failed):
+                        add(request, answer)
+                    progress.update()
+                    return answer
+
+                return list(pool.map(one, requests))
 
         return Judge(ask, {"kind": "endpoint", "model": model, "version": version})
 
@@ -224,12 +223,6 @@ def build_judge(config: ConfigDict) -> Judge:
         ConfigError: none is named.
     """
     return bind(JUDGES, config.judge)()(config, config.benchmark.name)
-
-
-def is_named(config: ConfigDict) -> bool:
-    """Say if a judge is configured."""
-    settings = call_kwargs(JUDGES, config.judge)
-    return bool(settings.get("model") or settings.get("source"))
 
 
 class Replies:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssppo_jax import __version__
-from ssppo_jax.benchmark.contract import Graded, Question
+from ssppo_jax.benchmark.contract import Benchmark, Graded, Question
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import Estimate
 from ssppo_jax.files import read_json, read_records, to_json, write_json, write_records
@@ -72,10 +72,9 @@ def versions() -> dict[str, str]:
 
 def write_result(
     folder: Path,
+    benchmark: Benchmark,
     settings: Mapping[str, Any],
     metrics: Mapping[str, Estimate],
-    headline: str,
-    paired: str,
     graded: Sequence[Graded],
     *,
     notes: Sequence[str] = (),
@@ -88,8 +87,8 @@ def write_result(
     tokens = [n for g in graded for n in g.tokens]
     characters = [len(text) for g in graded for text in g.answers]
     result = dict(settings) | {
-        "headline": headline,
-        "paired": paired or headline,
+        "headline": benchmark.headline,
+        "paired": benchmark.paired or benchmark.headline,
         "metrics": {name: e._asdict() for name, e in metrics.items()},
         "questions": len(graded) or len(rows),
         "failures": sum(failed.values()),
@@ -135,12 +134,11 @@ def read_result(folder: Path) -> Result:
 
 
 def _estimate(fields: Mapping[str, Any]) -> Estimate:
-    def number(x: Any) -> float:
-        return float("nan") if x is None else float(x)
-
-    return Estimate(
-        number(fields["mean"]), number(fields["low"]), number(fields["high"]), int(fields["n"])
+    mean, low, high = (
+        float("nan") if fields[name] is None else float(fields[name])
+        for name in ("mean", "low", "high")
     )
+    return Estimate(mean, low, high, int(fields["n"]))
 
 
 def different(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:

@@ -12,20 +12,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssppo_jax.benchmark.answers import (
-    Answer,
-    Model,
-    answer_all,
-    known_answers,
-    open_answers,
-    without_thinking,
-)
+from ssppo_jax.benchmark.answers import Answer, Model, answer_all, known_answers, open_answers
 from ssppo_jax.benchmark.contract import Benchmark, Graded, Question, Reply, Request, Whole
-from ssppo_jax.benchmark.judges import Judge, Replies, build_judge, is_named
+from ssppo_jax.benchmark.judges import Judge, Replies, build_judge
 from ssppo_jax.benchmark.result import claim, digest_of, write_result
+from ssppo_jax.benchmark.templates import as_file_name
 from ssppo_jax.config import flatten
 from ssppo_jax.data.chat import encode_text
-from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.errors import GateError
+from ssppo_jax.oracles.answers import said
 from ssppo_jax.types import Failed
 
 log = logging.getLogger(__name__)
@@ -56,17 +51,18 @@ def run_benchmark(config: ConfigDict, benchmark: Benchmark, folder: Path) -> dic
     answered = answer_all(model, benchmark, questions, store)
     graded = grade_all(config, benchmark, judge, folder, questions, answered)
     check_failures(graded, folder)
-    judged_by = judge.identity["model"] if judge else ""
-    names = {"model": name_of(config.model.source), "judge": judged_by}
+    names = {
+        "model": name_of(config.model.source),
+        "judge": judge.identity["model"] if judge else "",
+    }
     official = folder / "official"
     official.mkdir(exist_ok=True)
-    notes = list(benchmark.write_official(official, graded, names) or [])
+    notes = benchmark.write_official(official, graded, names) or []
     return write_result(
         folder,
+        benchmark,
         settings,
         benchmark.aggregate(graded),
-        benchmark.headline,
-        benchmark.paired,
         graded,
         notes=notes,
         seconds=time.perf_counter() - start,
@@ -81,13 +77,11 @@ def _run_whole(
     claim(folder, settings_of(config, benchmark, {"source": config.model.source}, None))
     done = whole(folder)
     about = done.model or model_of(config, Model(config))
-    settings = settings_of(config, benchmark, about, None)
     return write_result(
         folder,
-        settings,
+        benchmark,
+        settings_of(config, benchmark, about, None),
         done.metrics,
-        benchmark.headline,
-        benchmark.paired,
         [],
         notes=done.notes,
         seconds=time.perf_counter() - start,
@@ -103,7 +97,8 @@ def _asked(config: ConfigDict, benchmark: Benchmark) -> list[Question]:
 def _judge(config: ConfigDict, benchmark: Benchmark, questions: Sequence[Question]) -> Judge | None:
     """Return the judge; none where the benchmark asks none."""
     probe = benchmark.requests(questions[0], ["" for _ in questions[0].turns])
-    return build_judge(config) if probe or is_named(config) else None
+    named = config.judge.get("model") or config.judge.get("source")
+    return build_judge(config) if probe or named else None
 
 
 def model_of(config: ConfigDict, model: Model) -> dict[str, Any]:
@@ -157,8 +152,7 @@ def name_of(source: str) -> str:
         parts = [parts[-3], parts[-1]]
     else:
         parts = parts[-1:]
-    kept = "-".join(parts) or "model"
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in kept)
+    return as_file_name("-".join(parts)) or "model"
 
 
 def grade_all(
@@ -186,18 +180,18 @@ def grade_all(
             graded.append(Graded(question, [], [], [], answers))
             continue
         own, tokens = [a.text for a in answers], [a.tokens for a in answers]
-        said = _said(replies, requests, failures)
-        if isinstance(said, Failed):
-            graded.append(Graded(question, own, tokens, [], said))
+        heard = _heard(replies, requests, failures)
+        if isinstance(heard, Failed):
+            graded.append(Graded(question, own, tokens, [], heard))
             continue
-        grade = benchmark.grade(question, _spoken(own), said)
-        graded.append(Graded(question, own, tokens, said, grade))
+        grade = benchmark.grade(question, _spoken(own), heard)
+        graded.append(Graded(question, own, tokens, heard, grade))
     return graded
 
 
 def _spoken(texts: Sequence[str]) -> list[str]:
-    """Return answers as they are graded: without the thinking."""
-    return [without_thinking(text) for text in texts]
+    """Return answers as they are graded: what follows the thinking."""
+    return [said(text).strip("\n") for text in texts]
 
 
 def _limited(config: ConfigDict, request: Request) -> Request:
@@ -205,7 +199,7 @@ def _limited(config: ConfigDict, request: Request) -> Request:
     return request._replace(max_tokens=most) if most else request
 
 
-def _said(
+def _heard(
     replies: Replies | None, requests: Sequence[Request], failures: Mapping[str, Failed]
 ) -> list[Reply] | Failed:
     """Return the replies to the requests, or the first failure."""
@@ -300,9 +294,3 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append(f"  failures {result['failures']} of {result['questions']}")
     lines += [f"  note: {note}" for note in result["notes"]]
     return "\n".join(lines)
-
-
-def not_possible(config: ConfigDict) -> None:
-    """Refuse what no benchmark can do."""
-    if config.lora.rank:
-        raise ConfigError("lora.rank: a benchmark runs an exported model; give RUN/policy")

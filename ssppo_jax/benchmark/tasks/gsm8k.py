@@ -53,10 +53,9 @@ def gsm8k(
           all stand in the one user turn.
         apply_chat_template: false asks in plain text, as for a model without a chat.
     """
-    subset = "main" if path.startswith("hf:") else ""
-    fields = ("question", "answer")
-    rows = read_rows(path, fields=fields, what="GSM8K questions", split=split, subset=subset)
-    drawn = _examples(rows, num_fewshot, fewshot_path, subset)
+    rows = _read(path, what="GSM8K questions", split=split)
+    pool = fewshot_path or ("hf:openai/gsm8k" if path.startswith("hf:") else "")
+    drawn = _examples(rows, num_fewshot, pool)
     questions = []
     for i, (row, shots) in enumerate(zip(rows, drawn, strict=True)):
         _check(row, i)
@@ -114,23 +113,19 @@ def _check(row: Mapping[str, Any], index: int) -> None:
         )
 
 
-def _examples(
-    rows: Sequence[dict], number: int, path: str, subset: str
-) -> list[list[dict[str, Any]]]:
+def _read(path: str, *, what: str, split: str, key: str = "path") -> list[dict[str, Any]]:
+    subset = "main" if path.startswith("hf:") else ""
+    fields = ("question", "answer")
+    return read_rows(path, fields=fields, what=what, split=split, subset=subset, key=key)
+
+
+def _examples(rows: Sequence[dict], number: int, path: str) -> list[list[dict[str, Any]]]:
     """Draw each question's worked examples, one question after the other from one seed."""
     if not number:
         return [[] for _ in rows]
-    given = path or ("hf:openai/gsm8k" if subset else "")
-    pool = read_rows(
-        given,
-        fields=("question", "answer"),
-        what="worked examples",
-        key="fewshot_path",
-        split="train",
-        subset="main" if given.startswith("hf:") else "",
-    )
+    pool = _read(path, what="worked examples", split="train", key="fewshot_path")
     if number > len(pool):
-        raise DataError(f"{given}: {len(pool)} worked examples, and num_fewshot={number}")
+        raise DataError(f"{path}: {len(pool)} worked examples, and num_fewshot={number}")
     rng = random.Random(FEWSHOT_SEED)
     return [rng.sample(pool, number) for _ in rows]
 

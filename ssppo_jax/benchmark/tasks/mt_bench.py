@@ -26,7 +26,7 @@ from ssppo_jax.benchmark.contract import (
 )
 from ssppo_jax.benchmark.rows import read_rows, turns_of
 from ssppo_jax.benchmark.tasks.arena_hard import answer_record
-from ssppo_jax.benchmark.templates import fill, installed
+from ssppo_jax.benchmark.templates import as_file_name, fill, installed
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import DataError
 from ssppo_jax.evaluate import Estimate
@@ -190,7 +190,7 @@ def write(folder: Path, graded: Sequence[Graded], names: Mapping[str, str]) -> l
                 }
             )
     write_records(folder / "model_answer" / f"{names['model']}.jsonl", answers)
-    judge = "".join(c if c.isalnum() or c in "-_." else "-" for c in names["judge"]) or "judge"
+    judge = as_file_name(names["judge"]) or "judge"
     write_records(folder / "model_judgment" / f"{judge}_single.jsonl", judgments)
     return [f"{unreadable} ratings are unreadable and left out"] if unreadable else []
 
