@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ssppo_jax.distributed.mesh import replicated, row_sharding, shard_bytes, ways_of
 from ssppo_jax.losses import ROWS
@@ -52,6 +53,11 @@ def rows_per_prompt(runtime: Runtime) -> int:
     return {"group": runtime.config.sampling.num_samples, "response": 1}.get(kind or "", 2)
 
 
+def samples_per_prompt(config: ConfigDict) -> int:
+    """Return the responses to a prompt that one batch of sampling makes."""
+    return 1 if ROWS.get(config.loss.name) == "opponent" else config.sampling.num_samples
+
+
 def micro_batches(runtime: Runtime) -> tuple[int, int]:
     """Return how many micro-batches a step of full rows has, and the rows of one.
 
@@ -74,7 +80,7 @@ def _relay(runtime: Runtime) -> Planned | None:
 
 def _generate(runtime: Runtime) -> Planned:
     c, mesh = runtime.config, runtime.sampling_mesh
-    k = 1 if ROWS.get(c.loss.name) == "opponent" else c.sampling.num_samples
+    k = samples_per_prompt(c)
     sampler = runtime.make_sampler(num_samples=k, sampling=rollout_params(c))
     b, p, t = sampler.slots, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, mesh)
