@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import bootstrap
 
-from ssppo_jax.evaluate import Estimate, mean_interval
+from ssppo_jax.evaluate.estimates import Estimate, mean_interval
 from ssppo_jax.types import Failed
 
 RESAMPLES = 2000  # of the bootstrap over questions
@@ -90,6 +90,11 @@ def no_requests(question: Question, answers: list[str]) -> list[Request]:
 def no_files(folder: Path, graded: Sequence[Graded], names: Mapping[str, str]) -> list[str] | None:
     """Write nothing: the default of `Benchmark.write_official`."""
     return None
+
+
+def as_file_name(text: str) -> str:
+    """Return a text with a dash for everything that may not stand in the name of a file."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
 
 
 def means(graded: Sequence[Graded]) -> dict[str, Estimate]:

@@ -231,6 +231,7 @@ class Replies:
     def __init__(self, path: Path, judge: Judge):
         self.judge = judge
         self.store: KeyedStore[Reply] = KeyedStore(path, _kept)
+        self.failed: dict[str, Failed] = {}
 
     def key(self, request: Request) -> str:
         content = json.dumps([self.judge.identity, request], sort_keys=True)
@@ -241,18 +242,24 @@ class Replies:
         keyed = {self.key(request): request for request in requests}
         return [request for key, request in keyed.items() if key not in self.store.known]
 
-    def ask(self, requests: Sequence[Request]) -> dict[str, Failed]:
-        """Ask what has no reply yet; return the failures by key. Replies are kept as they come."""
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Ask what has no reply yet. Replies are kept on disk as they come, failures in memory."""
         missing = self.missing(requests)
         if not missing:
-            return {}
+            return
 
         def add(request: Request, reply: Reply) -> None:
             self.store.add({self.key(request): reply._asdict()}, sync=False)
 
-        answers = self.judge.ask(missing, add)
-        pairs = zip(missing, answers, strict=True)
-        return {self.key(request): a for request, a in pairs if isinstance(a, Failed)}
+        for request, answer in zip(missing, self.judge.ask(missing, add), strict=True):
+            if isinstance(answer, Failed):
+                self.failed[self.key(request)] = answer
+
+    def to(self, requests: Sequence[Request]) -> list[Reply] | Failed:
+        """Return the replies to requests that were asked, or the first failure."""
+        keys = [self.key(request) for request in requests]
+        failed = next((self.failed[key] for key in keys if key in self.failed), None)
+        return failed or [self.store.known[key] for key in keys]
 
 
 def _kept(fields: dict[str, Any]) -> Reply:

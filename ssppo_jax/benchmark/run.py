@@ -3,20 +3,20 @@ command."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from ssppo_jax.benchmark.answers import Answer, Model, answer_all, known_answers, open_answers
-from ssppo_jax.benchmark.contract import Benchmark, Graded, Question, Reply, Request, Whole
+from ssppo_jax.benchmark.contract import Benchmark, Graded, Question, Request, as_file_name
 from ssppo_jax.benchmark.judges import Judge, Replies, build_judge
 from ssppo_jax.benchmark.result import claim, digest_of, write_result
-from ssppo_jax.benchmark.templates import as_file_name
 from ssppo_jax.config import flatten
 from ssppo_jax.data.chat import encode_text
 from ssppo_jax.errors import GateError
@@ -40,8 +40,25 @@ def run_benchmark(config: ConfigDict, benchmark: Benchmark, folder: Path) -> dic
         GateError: more than half of the questions failed; what succeeded is kept.
     """
     start = time.perf_counter()
-    if benchmark.whole is not None:
-        return _run_whole(config, benchmark, benchmark.whole, folder)
+    graded: list[Graded] = []
+    rows: list[dict[str, Any]] = []
+    if benchmark.whole is None:
+        settings, graded, notes = _answered(config, benchmark, folder)
+        metrics = benchmark.aggregate(graded)
+    else:
+        claim(folder, settings_of(config, benchmark, {"source": config.model.source}, None))
+        metrics, notes, model, rows = benchmark.whole(folder)
+        settings = settings_of(config, benchmark, model or model_of(config, Model(config)), None)
+    seconds = time.perf_counter() - start
+    return write_result(
+        folder, benchmark, settings, metrics, graded, notes=notes, seconds=seconds, rows=rows
+    )
+
+
+def _answered(
+    config: ConfigDict, benchmark: Benchmark, folder: Path
+) -> tuple[dict[str, Any], list[Graded], list[str]]:
+    """Answer and grade a benchmark's questions; return also its settings, and notes."""
     questions = _asked(config, benchmark)
     judge = _judge(config, benchmark, questions)
     model = Model(config)
@@ -51,42 +68,11 @@ def run_benchmark(config: ConfigDict, benchmark: Benchmark, folder: Path) -> dic
     answered = answer_all(model, benchmark, questions, store)
     graded = grade_all(config, benchmark, judge, folder, questions, answered)
     check_failures(graded, folder)
-    names = {
-        "model": name_of(config.model.source),
-        "judge": judge.identity["model"] if judge else "",
-    }
+    judged_by = judge.identity["model"] if judge else ""
+    names = {"model": name_of(config.model.source), "judge": judged_by}
     official = folder / "official"
     official.mkdir(exist_ok=True)
-    notes = benchmark.write_official(official, graded, names) or []
-    return write_result(
-        folder,
-        benchmark,
-        settings,
-        benchmark.aggregate(graded),
-        graded,
-        notes=notes,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _run_whole(
-    config: ConfigDict, benchmark: Benchmark, whole: Callable[[Path], Whole], folder: Path
-) -> dict[str, Any]:
-    """Run a benchmark that samples or aggregates by itself."""
-    start = time.perf_counter()
-    claim(folder, settings_of(config, benchmark, {"source": config.model.source}, None))
-    done = whole(folder)
-    about = done.model or model_of(config, Model(config))
-    return write_result(
-        folder,
-        benchmark,
-        settings_of(config, benchmark, about, None),
-        done.metrics,
-        [],
-        notes=done.notes,
-        seconds=time.perf_counter() - start,
-        rows=done.rows,
-    )
+    return settings, graded, benchmark.write_official(official, graded, names) or []
 
 
 def _asked(config: ConfigDict, benchmark: Benchmark) -> list[Question]:
@@ -164,50 +150,40 @@ def grade_all(
     answered: Sequence[list[Answer] | Failed],
 ) -> list[Graded]:
     """Ask the judge about all answers, and grade them."""
-    texts = [None if isinstance(a, Failed) else [x.text for x in a] for a in answered]
-    asked: list[list[Request]] = []
-    for question, own in zip(questions, texts, strict=True):
-        requests = [] if own is None else benchmark.requests(question, _spoken(own))
-        asked.append([_limited(config, request) for request in requests])
-    failures: dict[str, Failed] = {}
-    replies: Replies | None = None
-    if judge is not None:
-        replies = Replies(folder / "replies.jsonl", judge)
-        failures = replies.ask([request for requests in asked for request in requests])
+    texts = [[] if isinstance(a, Failed) else _spoken(a) for a in answered]
+    asked = [
+        [] if isinstance(answers, Failed) else _requests(config, benchmark, question, own)
+        for question, answers, own in zip(questions, answered, texts, strict=True)
+    ]
+    replies = Replies(folder / "replies.jsonl", judge) if judge else None
+    if replies is not None:
+        replies.ask(list(itertools.chain(*asked)))
     graded = []
-    for question, requests, answers in zip(questions, asked, answered, strict=True):
+    for question, requests, answers, own in zip(questions, asked, answered, texts, strict=True):
         if isinstance(answers, Failed):
             graded.append(Graded(question, [], [], [], answers))
             continue
-        own, tokens = [a.text for a in answers], [a.tokens for a in answers]
-        heard = _heard(replies, requests, failures)
+        whole, tokens = [a.text for a in answers], [a.tokens for a in answers]
+        heard = replies.to(requests) if replies is not None else []
         if isinstance(heard, Failed):
-            graded.append(Graded(question, own, tokens, [], heard))
-            continue
-        grade = benchmark.grade(question, _spoken(own), heard)
-        graded.append(Graded(question, own, tokens, heard, grade))
+            graded.append(Graded(question, whole, tokens, [], heard))
+        else:
+            grade = benchmark.grade(question, own, heard)
+            graded.append(Graded(question, whole, tokens, heard, grade))
     return graded
 
 
-def _spoken(texts: Sequence[str]) -> list[str]:
+def _spoken(answers: Sequence[Answer]) -> list[str]:
     """Return answers as they are graded: what follows the thinking."""
-    return [said(text).strip("\n") for text in texts]
+    return [said(answer.text).strip("\n") for answer in answers]
 
 
-def _limited(config: ConfigDict, request: Request) -> Request:
-    most = config.judge.max_tokens
-    return request._replace(max_tokens=most) if most else request
-
-
-def _heard(
-    replies: Replies | None, requests: Sequence[Request], failures: Mapping[str, Failed]
-) -> list[Reply] | Failed:
-    """Return the replies to the requests, or the first failure."""
-    if replies is None:
-        return []
-    keys = [replies.key(request) for request in requests]
-    failed = next((failures[key] for key in keys if key in failures), None)
-    return failed or [replies.store.known[key] for key in keys]
+def _requests(
+    config: ConfigDict, benchmark: Benchmark, question: Question, texts: list[str]
+) -> list[Request]:
+    """Return what the judge is asked, with as many tokens for a reply as the config says."""
+    found, most = benchmark.requests(question, texts), config.judge.max_tokens
+    return [request._replace(max_tokens=most) for request in found] if most else found
 
 
 def check_failures(graded: Sequence[Graded], folder: Path) -> None:
@@ -254,8 +230,7 @@ def dry_run(config: ConfigDict, benchmark: Benchmark, folder: Path) -> str:
     requests, fresh_tokens = [], 0
     for question, own in zip(questions, known, strict=True):
         missing = len(question.turns) - len(own)
-        texts = _spoken([a.text for a in own]) + [""] * missing
-        found = [_limited(config, r) for r in benchmark.requests(question, texts)]
+        found = _requests(config, benchmark, question, _spoken(own) + [""] * missing)
         requests += found
         fresh_tokens += missing * len(found) * config.sampling.max_new_tokens
     missing_requests = Replies(folder / "replies.jsonl", judge).missing(requests)

@@ -1,5 +1,4 @@
-"""Fill templates of judges, make names of files, and find files of packages that are installed but
-not imported."""
+"""Fill templates of judges, and find the files of packages that are installed but not imported."""
 
 from __future__ import annotations
 
@@ -15,11 +14,6 @@ def fill(template: str, fields: Mapping[str, str]) -> str:
     """Replace {name} of the known names in one pass, so that braces in the texts stay."""
     names = "|".join(map(re.escape, fields))
     return re.sub(r"\{(" + names + r")\}", lambda match: fields[match[1]], template)
-
-
-def as_file_name(text: str) -> str:
-    """Return a text with a dash for everything that may not stand in the name of a file."""
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
 
 
 def installed(distribution: str, file: str, *, remedy: str) -> Path:

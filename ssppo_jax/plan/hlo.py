@@ -209,12 +209,19 @@ def _groups(line: str) -> np.ndarray | None:
         rows = [row.split(",") for row in re.findall(r"\{([\d,]+)\}", listed[1])]
         return np.array(rows, int) if len({len(row) for row in rows}) == 1 else None
     if range_ := _RANGE.search(line):
-        shape, whole, order = (
-            [int(n) for n in part.split(",")] if part else None for part in range_.groups()
-        )
-        devices = np.arange(math.prod(whole or ())).reshape(whole or ())
-        return devices.transpose(order).reshape(shape or ())
+        return _turned(range_[2], range_[3]).reshape(_numbers(range_[1]))
     return None
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _turned(sizes: str, order: str | None) -> np.ndarray:
+    """Return a range of devices, reshaped to sizes and transposed by an order of the axes."""
+    shape = _numbers(sizes)
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    return devices.transpose(_numbers(order)) if order else devices
 
 
 def _pairs(line: str) -> np.ndarray | None:
@@ -256,12 +263,10 @@ def _along(mesh: str, order: str | None, axes: str) -> np.ndarray | None:
         before, part = parts.get(name, (1, 1))
         along.append(len(shape) + 1)
         shape += [before, part, size // (before * part)]
-    devices = np.arange(math.prod(sizes.values()))
     if order and (turned := _TURNED.search(order)):
-        rows, axes_order = ([int(n) for n in part.split(",")] for part in turned.groups("0"))
-        devices = devices.reshape(rows).transpose(axes_order if turned[2] else None)
-    elif order:
-        devices = np.array(order.split(","), int)
-    devices = devices.reshape(shape)
+        devices = _turned(turned[1], turned[2])
+    else:
+        devices = np.array(_numbers(order) if order else range(math.prod(shape)))
     width = math.prod(part for _, part in parts.values())
-    return np.moveaxis(devices, along, range(-len(along), 0)).reshape(-1, width)
+    moved = np.moveaxis(devices.reshape(shape), along, range(-len(along), 0))
+    return moved.reshape(-1, width)

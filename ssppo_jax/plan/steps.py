@@ -84,17 +84,17 @@ def _generate(runtime: Runtime) -> Planned:
     sampler = runtime.make_sampler(num_samples=k, sampling=rollout_params(c))
     b, p, t = sampler.slots, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, mesh)
-    fields: dict[str, Any] = {
-        "tokens": rows((b, p), jnp.int32),
-        "length": rows((b,), jnp.int32),
-        "address": rows((b,), jnp.uint32),
-    }
+    prompts = Prompts(
+        tokens=rows((b, p), jnp.int32),
+        length=rows((b,), jnp.int32),
+        address=rows((b,), jnp.uint32),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     step = jax.jit(in_one_batch(sampler))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
     beside = runtime.beside_sampling
-    arguments = (runtime.abstract_sampling_params, Prompts(**fields), key)
+    arguments = (runtime.abstract_sampling_params, prompts, key)
     return Planned("generate", step, arguments, work, work, b * k * t, beside)
 
 

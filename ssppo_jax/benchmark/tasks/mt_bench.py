@@ -21,12 +21,13 @@ from ssppo_jax.benchmark.contract import (
     Question,
     Reply,
     Request,
+    as_file_name,
     mean_of,
     ratio_of,
 )
 from ssppo_jax.benchmark.rows import read_rows, turns_of
 from ssppo_jax.benchmark.tasks.arena_hard import answer_record
-from ssppo_jax.benchmark.templates import as_file_name, fill, installed
+from ssppo_jax.benchmark.templates import fill, installed
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import DataError
 from ssppo_jax.evaluate import Estimate
