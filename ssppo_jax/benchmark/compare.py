@@ -242,18 +242,17 @@ def _changed(
     one, two = first.grades(), other.grades()
     lines = [f"Changed most from {first.name} to {other.name}:"]
     for name in most:
-        asked = one[name].get("turns", [""])
-        lines.append(
-            f"- **{name}** ({gaps[name]:+.3g}) {_cut(asked[0])}\n"
-            f"    - {first.name}: {_cut(_last(one[name]))}\n"
-            f"    - {other.name}: {_cut(_last(two[name]))}"
-        )
+        asked = one[name].get("turns", [""])[0]
+        last = [str((grades[name].get("answers") or [""])[-1]) for grades in (one, two)]
+        head = f"**{name}** ({gaps[name]:+.3g}) {_cut(asked)}"
+        lines.append(_both(head, (first.name, other.name), last))
     return "\n".join(lines)
 
 
-def _last(row: Mapping[str, Any]) -> str:
-    answers = row.get("answers") or [""]
-    return str(answers[-1])
+def _both(head: str, names: Sequence[str], texts: Sequence[str]) -> str:
+    """Return two texts under each other, as an item of a list."""
+    pairs = zip(names, texts, strict=True)
+    return "\n    - ".join([f"- {head}", *(f"{name}: {_cut(text)}" for name, text in pairs)])
 
 
 def _cut(text: str) -> str:
@@ -348,13 +347,9 @@ def _changed_samples(runs: Sequence[Run]) -> list[str]:
         return []
     alike = token_jaccard([[one[p], two[p]] for p in common])[:, 0, 1]
     most = [common[i] for i in np.argsort(alike)[:SHOWN]]
-    lines = [f"Answered most differently by {runs[0].folder.name} and {runs[1].folder.name}:"]
-    for prompt in most:
-        lines.append(
-            f"- **{_cut(prompt)}**\n"
-            f"    - {runs[0].folder.name}: {_cut(one[prompt])}\n"
-            f"    - {runs[1].folder.name}: {_cut(two[prompt])}"
-        )
+    names = [run.folder.name for run in runs[:2]]
+    lines = [f"Answered most differently by {names[0]} and {names[1]}:"]
+    lines += [_both(f"**{_cut(p)}**", names, (one[p], two[p])) for p in most]
     return ["\n".join(lines)]
 
 

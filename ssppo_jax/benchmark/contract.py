@@ -82,16 +82,6 @@ class Graded(NamedTuple):
 Write = Callable[[Path, Sequence["Graded"], Mapping[str, str]], list[str] | None]
 
 
-def no_requests(question: Question, answers: list[str]) -> list[Request]:
-    """Ask no judge: the default of `Benchmark.requests`."""
-    return []
-
-
-def no_files(folder: Path, graded: Sequence[Graded], names: Mapping[str, str]) -> list[str] | None:
-    """Write nothing: the default of `Benchmark.write_official`."""
-    return None
-
-
 def as_file_name(text: str) -> str:
     """Return a text with a dash for everything that may not stand in the name of a file."""
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
@@ -171,11 +161,11 @@ class Benchmark:
     grade: Callable[[Question, list[str], list[Reply]], Grade | Failed]
     headline: str
     paired: str = ""
-    requests: Callable[[Question, list[str]], list[Request]] = no_requests
+    requests: Callable[[Question, list[str]], list[Request]] = lambda question, answers: []
     aggregate: Callable[[Sequence[Graded]], dict[str, Estimate]] = means
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stop: tuple[str, ...] = ()
     chat: bool = True
-    write_official: Write = no_files
+    write_official: Write = lambda folder, graded, names: None
     whole: Callable[[Path], Whole] | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -4,7 +4,6 @@ rates with their intervals, `references` reads fixed outputs."""
 from ssppo_jax.evaluate.estimates import Estimate, intervals, logged, shown
 from ssppo_jax.evaluate.policies import (
     HeldOut,
-    build_second_opinions,
     compare,
     compare_all,
     evaluate,
@@ -17,7 +16,6 @@ from ssppo_jax.evaluate.references import read_references
 __all__ = [
     "Estimate",
     "HeldOut",
-    "build_second_opinions",
     "compare",
     "compare_all",
     "evaluate",

@@ -186,15 +186,6 @@ def compare_all(
     )
 
 
-def build_second_opinions(config: ConfigDict) -> dict[str, Oracle]:
-    """Return the oracles of `eval.oracles` by their labels.
-
-    Raises:
-        ConfigError: see `oracles.named`.
-    """
-    return build_named(config.eval.oracles, ORACLES)
-
-
 def evaluation_data(config: ConfigDict) -> dict[str, Any]:
     """Return the `data` node of held-out prompts: with `eval.system_prompt`, if there is one."""
     own = config.eval.system_prompt
@@ -299,7 +290,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
         seed=config.seed,
         history=history_of(candidate, baseline),
     )
-    oracles = {"": build_oracle(config)} | build_second_opinions(config)
+    oracles = {"": build_oracle(config)} | build_named(config.eval.oracles, ORACLES)
     for oracle in oracles.values():
         place_oracle(oracle, runtimes[0].mesh)
         oracle.check([e.prompt for e in encoded[0]])

@@ -103,7 +103,8 @@ def _score(runtime: Runtime) -> Planned:
     b, k = micro_batches(runtime)[1], rows_per_prompt(runtime)
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, runtime.mesh)
-    fields = (
+    arguments = (
+        runtime.abstract_params,
         rows((b, p), jnp.int32),
         rows((b,), jnp.int32),
         rows((b, k, t), jnp.int32),
@@ -112,7 +113,6 @@ def _score(runtime: Runtime) -> Planned:
     step = jax.jit(make_score_step(runtime.make_apply()))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
     beside = shard_bytes(runtime.abstract_state.opt_state)
-    arguments = (runtime.abstract_params, *fields)
     return Planned("score", step, arguments, work, work, b * k * t, beside)
 
 

@@ -11,8 +11,6 @@ games stay together; the official tool resamples games."""
 
 from __future__ import annotations
 
-import importlib.resources
-import json
 import math
 import re
 import time
@@ -38,7 +36,7 @@ from ssppo_jax.benchmark.templates import fill
 from ssppo_jax.config import positive
 from ssppo_jax.errors import DataError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import write_records
+from ssppo_jax.files import read_json, write_records
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.types import Failed
 
@@ -80,11 +78,7 @@ def arena_hard(
             f"{references}: no answer to {len(lacking)} of {len(rows)} questions, such as"
             f" {lacking[0]}; a win rate over the rest would be another benchmark"
         )
-    template = json.loads(
-        importlib.resources.files("ssppo_jax")
-        .joinpath("benchmark/tasks/arena_hard_v01.json")
-        .read_text(encoding="utf-8")
-    )
+    template = read_json(Path(__file__).with_name("arena_hard_v01.json"))
     return Benchmark(
         f"arena-hard-v0.1, template {template['version']}, against {player}",
         questions,
@@ -113,24 +107,16 @@ def _references(path: str) -> tuple[dict[str, str], str]:
 
 def requests_of(template: Mapping[str, str], question: Question, answer: str) -> list[Request]:
     """Return the two games' requests: the reference is A in the first and B in the second."""
-    pairs = (question.meta["reference"], answer), (answer, question.meta["reference"])
-    return [
-        Request(
-            [
-                {"role": "system", "content": template["system_prompt"]},
-                {
-                    "role": "user",
-                    "content": fill(
-                        template["prompt_template"],
-                        {"question_1": question.turns[0], "answer_1": a, "answer_2": b},
-                    ),
-                },
-            ],
-            tuple(f"[[{verdict}]]" for verdict in VERDICTS),
-            max_tokens=4096,
-        )
-        for a, b in pairs
-    ]
+    reference, found = question.meta["reference"], []
+    for a, b in ((reference, answer), (answer, reference)):
+        fields = {"question_1": question.turns[0], "answer_1": a, "answer_2": b}
+        chat = [
+            {"role": "system", "content": template["system_prompt"]},
+            {"role": "user", "content": fill(template["prompt_template"], fields)},
+        ]
+        verdicts = tuple(f"[[{verdict}]]" for verdict in VERDICTS)
+        found.append(Request(chat, verdicts, max_tokens=4096))
+    return found
 
 
 def verdict_of(reply: Reply) -> str | None:
