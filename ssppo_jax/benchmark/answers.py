@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from ssppo_jax.benchmark.contract import Benchmark, Question
+from ssppo_jax.benchmark.contract import Benchmark, Question, digest_of
 from ssppo_jax.data import EncodedPrompt, addresses
 from ssppo_jax.data.chat import encode_chat, encode_text
 from ssppo_jax.errors import ConfigError, DataError
@@ -101,8 +100,7 @@ def messages_of(question: Question, answers: Sequence[str]) -> list[dict]:
 
 def key_of(question: Question, answers: Sequence[str]) -> str:
     """Return what the answer to the next turn is kept under."""
-    content = json.dumps([question.id, messages_of(question, answers)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return digest_of([question.id, messages_of(question, answers)])
 
 
 def known_answers(question: Question, store: KeyedStore[Answer]) -> list[Answer]:

@@ -16,6 +16,8 @@ A benchmark is added by writing a factory: a function with keyword-only settings
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -80,6 +82,11 @@ class Graded(NamedTuple):
 
 
 Write = Callable[[Path, Sequence["Graded"], Mapping[str, str]], list[str] | None]
+
+
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def as_file_name(text: str) -> str:

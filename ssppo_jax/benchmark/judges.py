@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax.benchmark.answers import Model
-from ssppo_jax.benchmark.contract import Reply, Request
+from ssppo_jax.benchmark.contract import Reply, Request, digest_of
 from ssppo_jax.benchmark.likelihood import Likelihood
 from ssppo_jax.config import Hidden, NonNegative, Positive, bind, positive
 from ssppo_jax.data.chat import encode_chat, encode_text
@@ -234,8 +233,7 @@ class Replies:
         self.failed: dict[str, Failed] = {}
 
     def key(self, request: Request) -> str:
-        content = json.dumps([self.judge.identity, request], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return digest_of([self.judge.identity, request])
 
     def missing(self, requests: Sequence[Request]) -> list[Request]:
         """Return the requests without a reply, equal ones once."""

@@ -6,7 +6,6 @@ grades.jsonl   a line for each question: answers, token counts, replies, grade
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssppo_jax import __version__
-from ssppo_jax.benchmark.contract import Benchmark, Graded, Question
+from ssppo_jax.benchmark.contract import Benchmark, Graded
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import Estimate
 from ssppo_jax.files import read_json, read_records, to_json, write_json, write_records
@@ -51,12 +50,6 @@ class Result(NamedTuple):
         """Return the line of each question, by id."""
         path = self.folder / GRADES
         return {row["id"]: row for row in read_records(path)} if path.is_file() else {}
-
-
-def digest_of(questions: Sequence[Question]) -> str:
-    """Return the SHA-256 of what is asked."""
-    asked = [[q.id, q.turns, q.before, q.temperature] for q in questions]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
@@ -178,6 +171,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that answers depend on: not the judge, which may be another one."""
-    protocol = {k: v for k, v in settings["protocol"].items() if k != "judge"}
+    """Return the settings that answers depend on: not the judge nor what it compares them with."""
+    graded_by = ("judge", "references")
+    protocol = {k: v for k, v in settings["protocol"].items() if k not in graded_by}
     return {"model": settings["model"], "seed": settings["seed"], **protocol}

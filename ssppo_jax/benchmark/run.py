@@ -14,9 +14,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from ssppo_jax.benchmark.answers import Answer, Model, answer_all, known_answers, open_answers
-from ssppo_jax.benchmark.contract import Benchmark, Graded, Question, Request, as_file_name
+from ssppo_jax.benchmark.contract import (
+    Benchmark,
+    Graded,
+    Question,
+    Request,
+    as_file_name,
+    digest_of,
+)
 from ssppo_jax.benchmark.judges import Judge, Replies, build_judge
-from ssppo_jax.benchmark.result import claim, digest_of, write_result
+from ssppo_jax.benchmark.result import claim, write_result
 from ssppo_jax.config import flatten
 from ssppo_jax.data.chat import encode_text
 from ssppo_jax.errors import GateError
@@ -107,11 +114,13 @@ def settings_of(
     asked = None
     if judge is not None:
         asked = judge.identity | {"max_tokens": config.judge.max_tokens or "the benchmark's"}
+    content = [[q.id, q.turns, q.before, q.temperature] for q in questions]
     protocol = {
         "benchmark": config.benchmark.name,
         "version": benchmark.version,
         "settings": own,
-        "asked": f"{len(questions)} questions, SHA-256 {digest_of(questions)[:16]}",
+        "asked": f"{len(questions)} questions, SHA-256 {digest_of(content)[:16]}",
+        "references": f"SHA-256 {digest_of([dict(q.meta) for q in questions])[:16]}",
         "prompting": {
             "chat_template": config.data.template if benchmark.chat else "none",
             "system_prompt": config.data.system_prompt if benchmark.chat else "",

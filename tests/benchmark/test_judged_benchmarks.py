@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
-from small_benchmarks import canned, jsonl, load, mt_files
+from small_benchmarks import arena_files, canned, jsonl, load, mt_files
 
 from ssppo_jax.benchmark.answers import Model, answer_all, messages_of, open_answers
 from ssppo_jax.benchmark.contract import Graded, Question, Reply, ratio_of
-from ssppo_jax.benchmark.result import read_result
-from ssppo_jax.benchmark.run import dry_run, run_benchmark
+from ssppo_jax.benchmark.result import different, read_result
+from ssppo_jax.benchmark.run import dry_run, run_benchmark, settings_of
 from ssppo_jax.benchmark.tasks import alpaca_eval, arena_hard, mt_bench
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Failed
@@ -155,6 +155,18 @@ def test_the_win_rate_is_bradley_terrys_maximum_likelihood():
     best = minimize_scalar(nll, bounds=(-5, 5), method="bounded", options={"xatol": 1e-9}).x
     assert found.mean == pytest.approx(100 / (1 + np.exp(-best)), abs=1e-4)
     assert found.low < found.mean < found.high and found.n == 60
+
+
+def test_other_reference_answers_are_other_settings(tmp_path):
+    """Of the same model's name and the same questions: the two results stood in one table."""
+    protocols = []
+    for text in ("reference", "another"):
+        given = arena_files(tmp_path, text=text)
+        config, benchmark = load("arena_hard", given)
+        settings = settings_of(config, benchmark, {}, None, benchmark.questions)
+        protocols.append(settings["protocol"])
+    (gap,) = different(*protocols)
+    assert gap.startswith("references: ")
 
 
 # ---- MT-Bench ------------------------------------------------------------------------------------
