@@ -309,7 +309,8 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
     if reference is not None:
         opponents["reference"] = reference
     views = compare_all(config, oracles, encoded[0], sampled["candidate"].texts, opponents)
-    main = views.found[""][""]
+    main, own = views.found[""][""], config.oracle.name
+    own = f"{own} of the config" if own in views.found else own
     result = {
         "candidate": candidate,
         "baseline": baseline,
@@ -317,7 +318,7 @@ def evaluate(config: ConfigDict, *, candidate: str, baseline: str, output: Path 
         "by_prompt": main.by_prompt,
         "oracles": {label: _record(by[""]) for label, by in views.found.items() if label},
         "reference": {
-            label or config.oracle.name: _record(by["reference"])
+            label or own: _record(by["reference"])
             for label, by in views.found.items()
             if "reference" in by
         },
