@@ -179,14 +179,14 @@ def aggregate(frame: pd.DataFrame, difficulties: str = "") -> tuple[dict[str, Es
     A preference of 0 is a draw in older files (1.5). What is not in [1, 2] is left out, as the
     package does, and counted. The length-controlled interval is from the package's standard error.
     """
-    preference, valid = _numbers(frame["preference"]), _readable(frame["preference"])
-    kept = preference[valid].to_numpy(np.float64) - 1
+    preference = _read(frame["preference"])
+    kept = preference.dropna().to_numpy(np.float64) - 1
     metrics = {
         "win_rate": mean_of(100 * kept),
         "discrete_win_rate": mean_of(50 * (1 + np.sign(kept - 0.5))),
     }
     notes = []
-    if unreadable := (~valid).sum():
+    if unreadable := preference.isna().sum():
         notes.append(f"{unreadable} of {len(frame)} preferences are unreadable and left out")
     found, note = length_controlled(frame, difficulties)
     if found is None:
@@ -194,12 +194,10 @@ def aggregate(frame: pd.DataFrame, difficulties: str = "") -> tuple[dict[str, Es
     return metrics | {"length_controlled_winrate": found}, notes
 
 
-def _numbers(preference: pd.Series) -> pd.Series:
-    return pd.to_numeric(preference, errors="coerce").replace({0.0: 1.5})
-
-
-def _readable(preference: pd.Series) -> pd.Series:
-    return _numbers(preference).between(1, 2)
+def _read(preference: pd.Series) -> pd.Series:
+    """Return preferences in [1, 2], of which 0 is a draw, and NaN for what is none."""
+    numbers = pd.to_numeric(preference, errors="coerce").replace({0.0: 1.5})
+    return numbers.where(numbers.between(1, 2))
 
 
 def length_controlled(frame: pd.DataFrame, difficulties: str) -> tuple[Estimate | None, str]:
@@ -239,8 +237,8 @@ def _published(annotations: str, difficulties: str) -> Benchmark:
     names = sorted({str(name) for name in frame.generator_2})
     if len(names) != 1:
         raise DataError(f"{annotations}: outputs of several models: {', '.join(names[:5])}")
-
-    if not _readable(frame["preference"]).any():
+    read = _read(frame["preference"])
+    if not read.notna().any():
         raise DataError(f"{annotations}: not one preference from 1 to 2 (0: a draw)")
 
     def whole(folder: Path) -> Whole:
@@ -253,7 +251,6 @@ def _published(annotations: str, difficulties: str) -> Benchmark:
                 f" {listed['win_rate']} (difference {gap:.1e}) and a length-controlled one of"
                 f" {listed['length_controlled_winrate'] or 'nothing'}"
             )
-        read = _numbers(frame["preference"]).where(_readable(frame["preference"]))
         rows = [
             {"id": str(i), "grade": {"preference": p}, "answers": [text]}
             for i, (p, text) in enumerate(zip(read, frame.output_2, strict=True))

@@ -58,13 +58,16 @@ def gsm8k(
     drawn = _examples(rows, num_fewshot, pool)
     questions = []
     for i, (row, shots) in enumerate(zip(rows, drawn, strict=True)):
-        _check(row, i)
+        answer = str(row["answer"])
+        if STRICT.search(answer) is None:
+            raise DataError(
+                f"GSM8K question {i + 1}: its answer ends in no '#### N': {answer[-60:]!r}"
+            )
         before, asked = _layout(
             str(row["question"]), shots, apply_chat_template and fewshot_as_multiturn
         )
-        questions.append(
-            Question(str(i), (asked,), before, {"gold": _normal(str(row["answer"])), "doc": row})
-        )
+        meta = {"gold": _normal(answer), "doc": row}
+        questions.append(Question(str(i), (asked,), before, meta))
     return Benchmark(
         VERSION,
         questions,
@@ -103,14 +106,6 @@ def _normal(text: str) -> str:
     for pattern in IGNORED:
         text = pattern.sub("", text)
     return text.lower()
-
-
-def _check(row: Mapping[str, Any], index: int) -> None:
-    if STRICT.search(str(row["answer"])) is None:
-        raise DataError(
-            f"GSM8K question {index + 1}: its answer ends in no '#### N':"
-            f" {str(row['answer'])[-60:]!r}"
-        )
 
 
 def _read(path: str, *, what: str, split: str, key: str = "path") -> list[dict[str, Any]]:
