@@ -59,22 +59,28 @@ def compare(folders: Sequence[Path], *, mixed: bool) -> tuple[str, list[Run]]:
 
 
 def _read(folders: Sequence[Path]) -> tuple[list[Run], list[Result]]:
-    runs: list[Run] = []
-    results: list[Result] = []
+    """Read the folders themselves, or the runs and results directly inside of them."""
+    found: list[Run | Result] = []
     for folder in folders:
-        found = list(_inside(folder))
-        if not found:
+        whole = _of(folder)
+        inside = map(_of, sorted(folder.iterdir())) if whole is None else [whole]
+        kept = [one for one in inside if one is not None]
+        if not kept:
             raise DataError(
                 f"{folder}: neither a run nor the result of a benchmark, and holds none; a result"
                 f" has {RESULT}, a run config.json and metrics.jsonl"
             )
-        for place in found:
-            if is_run(place):
-                config, done = read_json(place / "config.json")["config"], place / RESULT
-                runs.append(Run(place, config, read_json(done) if done.is_file() else {}))
-            else:
-                results.append(read_result(place))
-    return runs, results
+        found += kept
+    runs = [one for one in found if isinstance(one, Run)]
+    return runs, [one for one in found if isinstance(one, Result)]
+
+
+def _of(folder: Path) -> Run | Result | None:
+    """Read a folder; None where it is neither a run's nor a result's."""
+    if is_run(folder):
+        config, done = read_json(folder / "config.json")["config"], folder / RESULT
+        return Run(folder, config, read_json(done) if done.is_file() else {})
+    return read_result(folder) if is_result(folder) else None
 
 
 def is_run(folder: Path) -> bool:
@@ -89,14 +95,6 @@ def is_result(folder: Path) -> bool:
         return False
     record = read_json(path)
     return isinstance(record, dict) and "protocol" in record
-
-
-def _inside(folder: Path) -> Iterable[Path]:
-    """Yield the folder itself, or the runs and results directly inside of it."""
-    if is_run(folder) or is_result(folder):
-        yield folder
-    elif folder.is_dir():
-        yield from (f for f in sorted(folder.iterdir()) if is_run(f) or is_result(f))
 
 
 def grouped(items: Iterable[Item], kind: Callable[[Item], str]) -> list[list[Item]]:
