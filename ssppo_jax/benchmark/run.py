@@ -32,7 +32,8 @@ from ssppo_jax.types import Failed
 
 log = logging.getLogger(__name__)
 
-PATHS = ("path", "fewshot_path", "references", "difficulties", "templates")  # content is in digests
+# files, whose content is in digests
+PATHS = ("path", "fewshot_path", "references", "difficulties", "templates", "folder")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "param_dtype",
             "cache_dtype")  # fmt: skip
 SHOWN = ("benchmark.", "judge.")  # nodes of the config that a result holds

@@ -34,6 +34,11 @@ def asked(instruction):
     return Question("0", (instruction,), meta={"reference": "old", "generator": "g", "dataset": ""})
 
 
+def protocol_of(name, given):
+    config, benchmark = load(name, given)
+    return settings_of(config, benchmark, {}, None, benchmark.questions)["protocol"]
+
+
 # ---- AlpacaEval ----------------------------------------------------------------------------------
 
 
@@ -159,13 +164,10 @@ def test_the_win_rate_is_bradley_terrys_maximum_likelihood():
 
 def test_other_reference_answers_are_other_settings(tmp_path):
     """Of the same model's name and the same questions: the two results stood in one table."""
-    protocols = []
-    for text in ("reference", "another"):
-        given = arena_files(tmp_path, text=text)
-        config, benchmark = load("arena_hard", given)
-        settings = settings_of(config, benchmark, {}, None, benchmark.questions)
-        protocols.append(settings["protocol"])
-    (gap,) = different(*protocols)
+    one, two = (
+        protocol_of("arena_hard", arena_files(tmp_path, text=text)) for text in ("old", "new")
+    )
+    (gap,) = different(one, two)
     assert gap.startswith("references: ")
 
 
@@ -214,6 +216,11 @@ def test_a_folder_of_ones_own_that_lacks_a_part_is_told(tmp_path):
     jsonl(worked, [{"question_id": 2, "choices": []}])
     with pytest.raises(DataError, match=r"a row without choices\[0\]\.turns"):
         load("mt_bench", given)
+
+
+def test_the_same_files_in_another_folder_are_the_same_settings(tmp_path):
+    one, two = (protocol_of("mt_bench", mt_files(tmp_path / place)) for place in ("one", "two"))
+    assert one == two
 
 
 def test_one_question_has_no_interval():
