@@ -59,6 +59,8 @@ def test_samples_come_one_list_for_each_prompt_and_the_seed_changes_them(policy)
         ssppo_jax.sample(policy, [[{"role": "assistant", "content": "x"}]])
     with pytest.raises(DataError, match="dropped 1 of 1 prompts longer than 256 tokens"):
         ssppo_jax.sample(policy, "x" * 400)
+    with pytest.raises(ConfigError, match="num_samples=0: give 1 or more"):
+        ssppo_jax.sample(policy, "Say hi.", num_samples=0)
 
 
 def test_positions_that_the_model_does_not_have_are_refused(policy):
@@ -100,3 +102,5 @@ def test_scores_are_those_of_one_forward_pass_over_prompt_and_response(policy):
     np.testing.assert_allclose(found.ravel(), wanted, atol=1e-3)
     with pytest.raises(DataError, match=r"given 1 lists of \[2\] texts for 2 prompts"):
         ssppo_jax.score(policy, prompts, responses[:1])
+    with pytest.raises(DataError, match="a list of texts for each prompt"):
+        ssppo_jax.score(policy, prompts, ["Hey", "Yes"])  # it scored each letter as a response

@@ -16,6 +16,7 @@ from transformers.utils import chat_template_utils
 from ssppo_jax.__main__ import main
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.data.prepare import prepare_heldout
+from ssppo_jax.data.sources import quickstart
 from ssppo_jax.errors import ConfigError, GateError
 from ssppo_jax.evaluate import HeldOut, compare, evaluate
 from ssppo_jax.files import to_json
@@ -149,6 +150,20 @@ def test_a_run_that_continues_another_ones_policy_holds_out_what_that_one_did(ru
     second = began(own, tmp_path / "second")
     first, again = (json.loads((x / "split.json").read_text()) for x in (run, second))
     assert again["heldout"] == first["heldout"] and again["trained"] == first["trained"]
+
+
+def test_an_oracle_asked_twice_with_other_settings_has_both_views_of_the_reference(
+    tmp_path, unsampled
+):
+    """The second one stood in the place of the config's own."""
+    file = tmp_path / "reference.jsonl"
+    rows = [{"prompt": prompt.text, "output": "text"} for prompt in quickstart()]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    asked = {"oracle__name": "length", "eval__oracles": "length", "eval__reference_outputs": file}
+    result = evaluate(
+        configure(**asked, **ONE), candidate="random:tiny", baseline="random:tiny", output=None
+    )
+    assert set(result["reference"]) == {"length", "length of the config"}
 
 
 # ---- each side in its own words

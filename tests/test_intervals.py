@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from ssppo_jax.errors import UserError
-from ssppo_jax.evaluate import (
+from ssppo_jax.evaluate.estimates import (
     cross_win_probability,
     length_controlled_win_rate,
     mean_interval,

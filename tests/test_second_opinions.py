@@ -12,14 +12,15 @@ from ssppo_jax import schema
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import (
-    build_second_opinions,
     compare,
     compare_all,
     evaluation_data,
     read_references,
 )
 from ssppo_jax.files import BYTE_ORDER_MARK
+from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.links import bradley_terry
+from ssppo_jax.oracles.named import build_named
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.runtime import evaluation_params, longest_response
 from ssppo_jax.schema.between import evaluated
@@ -44,7 +45,7 @@ def test_every_oracle_meets_every_opponent_on_the_same_responses():
     asked = encoded("Describe the ocean waves", "Name a green vegetable")
     own = [["the ocean has waves"], ["cabbage is a vegetable"]]
     opponents = {"": [["ocean", "x"], ["sorry", "y"]], "previous": [["a" * 50], ["a" * 50]]}
-    oracles = {"": Oracle(longer)} | build_second_opinions(configure(eval__oracles="keywords"))
+    oracles = {"": Oracle(longer)} | build_named("keywords", ORACLES)
     found = compare_all(configure(), oracles, asked, own, opponents)
     values = found.values()
     assert {name: values[name] for name in values if name.endswith("/win_rate")} == {

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,12 +12,11 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from ssppo_jax.benchmark.contract import Benchmark, Question
+from ssppo_jax.benchmark.contract import Benchmark, Question, digest_of
 from ssppo_jax.data import EncodedPrompt, addresses
 from ssppo_jax.data.chat import encode_chat, encode_text
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import file_digest
-from ssppo_jax.oracles.answers import said
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.rollout.sample import sample_prompts
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
@@ -102,8 +100,7 @@ def messages_of(question: Question, answers: Sequence[str]) -> list[dict]:
 
 def key_of(question: Question, answers: Sequence[str]) -> str:
     """Return what the answer to the next turn is kept under."""
-    content = json.dumps([question.id, messages_of(question, answers)], sort_keys=True)
-    return hashlib.sha256(content.encode()).hexdigest()
+    return digest_of([question.id, messages_of(question, answers)])
 
 
 def known_answers(question: Question, store: KeyedStore[Answer]) -> list[Answer]:
@@ -203,11 +200,6 @@ def said_before(text: str, stop: Sequence[str]) -> str:
     return text[: min((end for end in ends if end >= 0), default=len(text))]
 
 
-def without_thinking(text: str) -> str:
-    """Return an answer as a judge reads it: what follows the thinking."""
-    return said(text).strip("\n")
-
-
 def _encode(runtime: Runtime, chat: list[dict], templated: bool) -> Any:
     data = runtime.config.data
     if templated:
@@ -222,5 +214,4 @@ def widths(lengths: Sequence[int]) -> tuple[int, ...]:
     widths = [SHORTEST]
     while widths[-1] < max(lengths):
         widths.append(2 * widths[-1])
-    needed = [w for w in widths if w >= min(lengths)]
-    return tuple(needed)
+    return tuple(width for width in widths if width >= min(lengths))

@@ -8,6 +8,7 @@ from pathlib import Path
 from ssppo_jax.benchmark import run, settings
 from ssppo_jax.benchmark.contract import Benchmark
 from ssppo_jax.distributed.stop import RunLock
+from ssppo_jax.errors import ConfigError
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 
@@ -24,7 +25,8 @@ def benchmark_command(
 ) -> int:
     """Run one benchmark and print its result; 0 if there is one."""
     config = settings.load(name, overrides, spec=spec, model=model, judge=judge)
-    run.not_possible(config)
+    if config.lora.rank:
+        raise ConfigError("lora.rank: a benchmark runs an exported model; give RUN/policy")
     benchmark: Benchmark = settings.build(config, overrides)
     folder = Path(output or f"runs/{name}-{run.name_of(config.model.source)}")
     if dry:

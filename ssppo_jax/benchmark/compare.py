@@ -6,9 +6,9 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ssppo_jax.runs.report.plots import COLOURS, drawing, whole_numbers
 
 SHOWN = 5  # answers that changed most
 CUT = 300  # characters shown of an answer
+Item = TypeVar("Item")
 RUN_PROTOCOL = ("oracle.", "eval.", "data.", "model.source")  # keys that a run's win rate is of
 
 
@@ -47,7 +48,8 @@ def compare(folders: Sequence[Path], *, mixed: bool) -> tuple[str, list[Run]]:
     """
     runs, results = _read(folders)
     parts = []
-    for name, group in _by_benchmark(results).items():
+    for group in grouped(results, lambda one: one.protocol["benchmark"]):
+        name = group[0].protocol["benchmark"]
         _check_comparable(group, mixed)
         parts += [f"## {name}", table(group), *_seeds(group), *_pairs(group), *_judges(group)]
     if runs:
@@ -57,24 +59,28 @@ def compare(folders: Sequence[Path], *, mixed: bool) -> tuple[str, list[Run]]:
 
 
 def _read(folders: Sequence[Path]) -> tuple[list[Run], list[Result]]:
-    runs: list[Run] = []
-    results: list[Result] = []
+    """Read the folders themselves, or the runs and results directly inside of them."""
+    found: list[Run | Result] = []
     for folder in folders:
-        found = list(_inside(folder))
-        if not found:
+        whole = _of(folder)
+        inside = map(_of, sorted(folder.iterdir())) if whole is None else [whole]
+        kept = [one for one in inside if one is not None]
+        if not kept:
             raise DataError(
                 f"{folder}: neither a run nor the result of a benchmark, and holds none; a result"
                 f" has {RESULT}, a run config.json and metrics.jsonl"
             )
-        for place in found:
-            if is_run(place):
-                config = read_json(place / "config.json")["config"]
-                done = place / RESULT
-                result = read_json(done) if done.is_file() else {}
-                runs.append(Run(place, config, result))
-            else:
-                results.append(read_result(place))
-    return runs, results
+        found += kept
+    runs = [one for one in found if isinstance(one, Run)]
+    return runs, [one for one in found if isinstance(one, Result)]
+
+
+def _of(folder: Path) -> Run | Result | None:
+    """Read a folder; None where it is neither a run's nor a result's."""
+    if is_run(folder):
+        config, done = read_json(folder / "config.json")["config"], folder / RESULT
+        return Run(folder, config, read_json(done) if done.is_file() else {})
+    return read_result(folder) if is_result(folder) else None
 
 
 def is_run(folder: Path) -> bool:
@@ -91,19 +97,16 @@ def is_result(folder: Path) -> bool:
     return isinstance(record, dict) and "protocol" in record
 
 
-def _inside(folder: Path) -> Iterable[Path]:
-    """Yield the folder itself, or the runs and results directly inside of it."""
-    if is_run(folder) or is_result(folder):
-        yield folder
-    elif folder.is_dir():
-        yield from (f for f in sorted(folder.iterdir()) if is_run(f) or is_result(f))
+def grouped(items: Iterable[Item], kind: Callable[[Item], str]) -> list[list[Item]]:
+    """Return the items of each kind together, in the order in which the kinds occur."""
+    found: dict[str, list[Item]] = {}
+    for item in items:
+        found.setdefault(kind(item), []).append(item)
+    return list(found.values())
 
 
-def _by_benchmark(results: Sequence[Result]) -> dict[str, list[Result]]:
-    found: dict[str, list[Result]] = {}
-    for result in results:
-        found.setdefault(result.protocol["benchmark"], []).append(result)
-    return found
+def _settings(result: Result) -> str:
+    return json.dumps(result.protocol, sort_keys=True)
 
 
 def _check_comparable(group: Sequence[Result | Run], mixed: bool) -> None:
@@ -136,14 +139,12 @@ def _same_answers(a: Result, b: Result) -> bool:
 def table(group: Sequence[Result]) -> str:
     """Return a table of results, the best by the headline metric first."""
     headline = group[0].record["headline"]
-    measured = set(itertools.chain(*(r.metrics for r in group)))
-    ordered = dict.fromkeys([headline, *itertools.chain(*(r.metrics for r in group))])
-    names = [name for name in ordered if name in measured][:8]
-    kinds = {json.dumps(r.protocol, sort_keys=True): None for r in group}
-    several = len(kinds) > 1
-    heads = ["result", "model", *names, "tokens", "failed", "seed"]
-    heads += ["settings"] if several else []
+    measured = dict.fromkeys(itertools.chain(*(r.metrics for r in group)))
+    names = sorted(measured, key=lambda name: name != headline)[:8]
+    kinds = list(dict.fromkeys(map(_settings, group)))
     letters = {kind: chr(ord("a") + i % 26) for i, kind in enumerate(kinds)}
+    heads = ["result", "model", *names, "tokens", "failed", "seed"]
+    heads += ["settings"] if kinds[1:] else []
     rows = []
     for one in sorted(group, key=lambda r: -_rank(r.metrics.get(headline))):
         record = one.record
@@ -155,14 +156,12 @@ def table(group: Sequence[Result]) -> str:
             f"{record['failures']} of {record['questions']}",
             str(record["seed"]),
         ]
-        cells += [letters[json.dumps(one.protocol, sort_keys=True)]] if several else []
+        cells += [letters[_settings(one)]] if kinds[1:] else []
         rows.append(cells)
     text = markdown(heads, rows)
-    if several:
-        first = json.loads(next(iter(kinds)))
-        for kind, letter in itertools.islice(letters.items(), 1, None):
-            gaps = "; ".join(different(first, json.loads(kind)))
-            text += f"\n\nSettings {letter} differ from a: {gaps}"
+    for kind in kinds[1:]:
+        gaps = "; ".join(different(json.loads(kinds[0]), json.loads(kind)))
+        text += f"\n\nSettings {letters[kind]} differ from a: {gaps}"
     return text
 
 
@@ -191,20 +190,23 @@ def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _seeds(group: Sequence[Result]) -> list[str]:
     """Return the means over seeds of results that differ in the seed alone."""
-    found: dict[str, list[Result]] = {}
-    for one in group:
-        same = json.dumps([one.protocol, one.record["model"]["digest"]], sort_keys=True)
-        found.setdefault(same, []).append(one)
-    rows = []
-    for several in found.values():
-        headline = several[0].record["headline"]
-        seeds = {
+    found = []
+    for several in grouped(group, lambda r: f"{_settings(r)} {r.record['model']['digest']}"):
+        headline, model = several[0].record["headline"], several[0].record["model"]["source"]
+        means = {
             r.record["seed"]: r.metrics[headline].mean for r in several if headline in r.metrics
         }
-        if len(seeds) > 1:
-            mean = over_seeds(list(seeds.values()))
-            rows.append([several[0].record["model"]["source"], headline, shown(mean), str(mean.n)])
-    heads = ["model", "metric", "mean", "seeds"]
+        found.append(([model, headline], means))
+    return _means(["model", "metric", "mean", "seeds"], found)
+
+
+def _means(heads: Sequence[str], found: Iterable[tuple[list[str], dict[Any, float]]]) -> list[str]:
+    """Return a table of means over seeds; each row has its first cells and a value a seed."""
+    rows = []
+    for cells, values in found:
+        if len(values) > 1:
+            mean = over_seeds(list(values.values()))
+            rows.append([*cells, shown(mean), str(mean.n)])
     return ["Over seeds:\n\n" + markdown(heads, rows)] if rows else []
 
 
@@ -218,9 +220,8 @@ def _pairs(group: Sequence[Result]) -> list[str]:
         values = values_of(other.grades(), metric)
         test = paired_test(base, values)
         if test is not None:
-            gap = shown(test.difference)
-            n = str(test.difference.n)
-            rows.append([f"{other.name} - {first.name}", metric, gap, f"{test.p_value:.4f}", n])
+            gap, p = test.difference, f"{test.p_value:.4f}"
+            rows.append([f"{other.name} - {first.name}", metric, shown(gap), p, str(gap.n)])
             changed.append(_changed(first, other, base, values))
     if not rows:
         return []
@@ -239,18 +240,17 @@ def _changed(
     one, two = first.grades(), other.grades()
     lines = [f"Changed most from {first.name} to {other.name}:"]
     for name in most:
-        asked = one[name].get("turns", [""])
-        lines.append(
-            f"- **{name}** ({gaps[name]:+.3g}) {_cut(asked[0])}\n"
-            f"    - {first.name}: {_cut(_last(one[name]))}\n"
-            f"    - {other.name}: {_cut(_last(two[name]))}"
-        )
+        asked = one[name].get("turns", [""])[0]
+        last = [str((grades[name].get("answers") or [""])[-1]) for grades in (one, two)]
+        head = f"**{name}** ({gaps[name]:+.3g}) {_cut(asked)}"
+        lines.append(_both(head, (first.name, other.name), last))
     return "\n".join(lines)
 
 
-def _last(row: Mapping[str, Any]) -> str:
-    answers = row.get("answers") or [""]
-    return str(answers[-1])
+def _both(head: str, names: Sequence[str], texts: Sequence[str]) -> str:
+    """Return two texts under each other, as an item of a list."""
+    pairs = zip(names, texts, strict=True)
+    return "\n    - ".join([f"- {head}", *(f"{name}: {_cut(text)}" for name, text in pairs)])
 
 
 def _cut(text: str) -> str:
@@ -326,19 +326,12 @@ def _final_length(run: Run) -> str:
 
 def _run_seeds(runs: Sequence[Run]) -> list[str]:
     """Return the final win rates over runs that differ in the seed alone."""
-    found: dict[str, list[Run]] = {}
-    for run in runs:
-        same = json.dumps({k: v for k, v in run.config.items() if k != "seed"}, sort_keys=True)
-        found.setdefault(same, []).append(run)
-    rows = []
-    for several in found.values():
+    found = []
+    for several in grouped(runs, lambda run: json.dumps(run.config | {"seed": 0}, sort_keys=True)):
+        names = ", ".join(run.folder.name for run in several)
         rates = {run.config.get("seed"): rate.mean for run in several if (rate := _rate(run))}
-        if len(rates) > 1:
-            names = ", ".join(run.folder.name for run in several)
-            mean = over_seeds(list(rates.values()))
-            rows.append([names, shown(mean), str(mean.n)])
-    heads = ["runs", "final win rate", "seeds"]
-    return ["Over seeds:\n\n" + markdown(heads, rows)] if rows else []
+        found.append(([names], rates))
+    return _means(["runs", "final win rate", "seeds"], found)
 
 
 def _changed_samples(runs: Sequence[Run]) -> list[str]:
@@ -352,13 +345,9 @@ def _changed_samples(runs: Sequence[Run]) -> list[str]:
         return []
     alike = token_jaccard([[one[p], two[p]] for p in common])[:, 0, 1]
     most = [common[i] for i in np.argsort(alike)[:SHOWN]]
-    lines = [f"Answered most differently by {runs[0].folder.name} and {runs[1].folder.name}:"]
-    for prompt in most:
-        lines.append(
-            f"- **{_cut(prompt)}**\n"
-            f"    - {runs[0].folder.name}: {_cut(one[prompt])}\n"
-            f"    - {runs[1].folder.name}: {_cut(two[prompt])}"
-        )
+    names = [run.folder.name for run in runs[:2]]
+    lines = [f"Answered most differently by {names[0]} and {names[1]}:"]
+    lines += [_both(f"**{_cut(p)}**", names, (one[p], two[p])) for p in most]
     return ["\n".join(lines)]
 
 
@@ -401,13 +390,10 @@ def leaderboard(folder: Path) -> str | None:
     None if the folder holds none.
     """
     results = [read_result(f) for f in sorted(folder.iterdir()) if is_result(f)]
-    groups: dict[str, list[Result]] = {}
-    for one in results:
-        groups.setdefault(json.dumps(one.protocol, sort_keys=True), []).append(one)
-    if not groups:
+    if not results:
         return None
     parts = ["# Leaderboard", "Results stand in one table if all their settings are the same."]
-    for group in groups.values():
+    for group in grouped(results, _settings):
         protocol = group[0].protocol
         judge = protocol["judge"]
         by = f", judged by {judge['model']}" if judge else ""

@@ -16,6 +16,8 @@ A benchmark is added by writing a factory: a function with keyword-only settings
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -24,13 +26,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.stats import bootstrap
 
-from ssppo_jax.evaluate import Estimate, mean_interval
+from ssppo_jax.evaluate.estimates import Estimate, mean_interval
 from ssppo_jax.types import Failed
 
 RESAMPLES = 2000  # of the bootstrap over questions
 SEED = 0  # of all intervals: two results with equal grades have equal intervals
-
-
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -84,14 +84,14 @@ class Graded(NamedTuple):
 Write = Callable[[Path, Sequence["Graded"], Mapping[str, str]], list[str] | None]
 
 
-def no_requests(question: Question, answers: list[str]) -> list[Request]:
-    """Ask no judge: the default of `Benchmark.requests`."""
-    return []
+def digest_of(value: Any) -> str:
+    """Return the SHA-256 of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def no_files(folder: Path, graded: Sequence[Graded], names: Mapping[str, str]) -> list[str] | None:
-    """Write nothing: the default of `Benchmark.write_official`."""
-    return None
+def as_file_name(text: str) -> str:
+    """Return a text with a dash for everything that may not stand in the name of a file."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in text)
 
 
 def means(graded: Sequence[Graded]) -> dict[str, Estimate]:
@@ -168,11 +168,11 @@ class Benchmark:
     grade: Callable[[Question, list[str], list[Reply]], Grade | Failed]
     headline: str
     paired: str = ""
-    requests: Callable[[Question, list[str]], list[Request]] = no_requests
+    requests: Callable[[Question, list[str]], list[Request]] = lambda question, answers: []
     aggregate: Callable[[Sequence[Graded]], dict[str, Estimate]] = means
     sampling: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     stop: tuple[str, ...] = ()
     chat: bool = True
-    write_official: Write = no_files
+    write_official: Write = lambda folder, graded, names: None
     whole: Callable[[Path], Whole] | None = None
     details: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,9 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax.benchmark.answers import Model
-from ssppo_jax.benchmark.contract import Reply, Request
+from ssppo_jax.benchmark.contract import Reply, Request, digest_of
 from ssppo_jax.benchmark.likelihood import Likelihood
-from ssppo_jax.config import Hidden, NonNegative, Positive, bind, call_kwargs, positive
+from ssppo_jax.config import Hidden, NonNegative, Positive, bind, positive
 from ssppo_jax.data.chat import encode_chat, encode_text
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import ConfigError, DataError
@@ -27,7 +26,6 @@ from ssppo_jax.oracles.endpoint import (
     PER_REPLY,
     PER_TOKEN,
     Endpoint,
-    Send,
     address_rule,
     variable_rule,
 )
@@ -91,7 +89,6 @@ def endpoint(
                 " --judge=MODEL with --config.judge.base_url=ADDRESS/v1, or a model of your own"
                 " in this process: --judge=local:SOURCE"
             )
-        most = 1 << 16
         server = Endpoint(
             url=base_url.rstrip("/") + "/chat/completions",
             api_key_env=api_key_env,
@@ -100,16 +97,9 @@ def endpoint(
             retry_delay=retry_delay,
             timeout=timeout,
             deadline=deadline,
-            largest=PER_REPLY + PER_TOKEN * most,
+            largest=PER_REPLY + PER_TOKEN * (1 << 16),
             node="judge",
         )
-
-        def one(send: Send, progress: Any, add: Add, request: Request) -> Reply | Failed:
-            answer = server.ask(send, body_of(request, model), _read)
-            if not isinstance(answer, Failed):
-                add(request, answer)
-            progress.update()
-            return answer
 
         def ask(requests: Sequence[Request], add: Add) -> list[Reply | Failed]:
             server.half_open()
@@ -118,7 +108,15 @@ def endpoint(
                 server.connected() as send,
                 ThreadPoolExecutor(concurrency) as pool,
             ):
-                return list(pool.map(functools.partial(one, send, progress, add), requests))
+
+                def one(request: Request) -> Reply | Failed:
+                    answer = server.ask(send, body_of(request, model), _read)
+                    if not isinstance(answer, Failed):
+                        add(request, answer)
+                    progress.update()
+                    return answer
+
+                return list(pool.map(one, requests))
 
         return Judge(ask, {"kind": "endpoint", "model": model, "version": version})
 
@@ -226,40 +224,40 @@ def build_judge(config: ConfigDict) -> Judge:
     return bind(JUDGES, config.judge)()(config, config.benchmark.name)
 
 
-def is_named(config: ConfigDict) -> bool:
-    """Say if a judge is configured."""
-    settings = call_kwargs(JUDGES, config.judge)
-    return bool(settings.get("model") or settings.get("source"))
-
-
 class Replies:
     """The replies of a judge, kept on disk under what was asked, so that none is paid for twice."""
 
     def __init__(self, path: Path, judge: Judge):
         self.judge = judge
         self.store: KeyedStore[Reply] = KeyedStore(path, _kept)
+        self.failed: dict[str, Failed] = {}
 
     def key(self, request: Request) -> str:
-        content = json.dumps([self.judge.identity, request], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()
+        return digest_of([self.judge.identity, request])
 
     def missing(self, requests: Sequence[Request]) -> list[Request]:
         """Return the requests without a reply, equal ones once."""
         keyed = {self.key(request): request for request in requests}
         return [request for key, request in keyed.items() if key not in self.store.known]
 
-    def ask(self, requests: Sequence[Request]) -> dict[str, Failed]:
-        """Ask what has no reply yet; return the failures by key. Replies are kept as they come."""
+    def ask(self, requests: Sequence[Request]) -> None:
+        """Ask what has no reply yet. Replies are kept on disk as they come, failures in memory."""
         missing = self.missing(requests)
         if not missing:
-            return {}
+            return
 
         def add(request: Request, reply: Reply) -> None:
             self.store.add({self.key(request): reply._asdict()}, sync=False)
 
-        answers = self.judge.ask(missing, add)
-        pairs = zip(missing, answers, strict=True)
-        return {self.key(request): a for request, a in pairs if isinstance(a, Failed)}
+        for request, answer in zip(missing, self.judge.ask(missing, add), strict=True):
+            if isinstance(answer, Failed):
+                self.failed[self.key(request)] = answer
+
+    def to(self, requests: Sequence[Request]) -> list[Reply] | Failed:
+        """Return the replies to requests that were asked, or the first failure."""
+        keys = [self.key(request) for request in requests]
+        failed = next((self.failed[key] for key in keys if key in self.failed), None)
+        return failed or [self.store.known[key] for key in keys]
 
 
 def _kept(fields: dict[str, Any]) -> Reply:

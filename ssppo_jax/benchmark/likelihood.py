@@ -20,7 +20,7 @@ from ssppo_jax.runtime import Runtime
 from ssppo_jax.types import Array, PyTree
 
 AT_ONCE = 8  # token positions whose logits exist at one time
-SHORTEST = 32, 4  # slots of contexts and of continuations
+SHORTEST, SHORTEST_END = 32, 4  # slots of contexts and of continuations
 
 Scored = tuple[Float[Array, "B K T"], Bool[Array, "B K T"]]
 
@@ -79,10 +79,7 @@ class Likelihood:
         """
         shapes: dict[tuple[int, int, int], list[int]] = {}
         for i, (context, ends) in enumerate(zip(contexts, continuations, strict=True)):
-            p, t = (
-                _slots(n, least)
-                for n, least in zip((len(context), max(map(len, ends))), SHORTEST, strict=True)
-            )
+            p, t = _slots(len(context), SHORTEST), _slots(max(map(len, ends)), SHORTEST_END)
             shapes.setdefault((p, len(ends), t), []).append(i)
         with bar(len(contexts), what=what, unit="requests") as progress:
             for shape, rows in sorted(shapes.items()):

@@ -27,17 +27,23 @@ def values_of(grades: Mapping[str, Mapping[str, Any]], metric: str) -> dict[str,
     return {name: float(x) for name, x in found.items() if x is not None and x == x}
 
 
+def _common(
+    first: Mapping[str, float], second: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the values of the questions that both results have, in one order."""
+    names = [name for name in first if name in second]
+    return np.array([first[n] for n in names]), np.array([second[n] for n in names])
+
+
 def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> Paired | None:
     """Compare two results on the questions that both have; None if there are fewer than two.
 
     The p-value is that of the permutation test that flips the signs of differences
     (`scipy.stats.permutation_test`): it assumes no distribution, and holds for accuracies.
     """
-    common = [name for name in first if name in second]
-    if len(common) < 2:
+    a, b = _common(first, second)
+    if len(a) < 2:
         return None
-    a = np.array([first[name] for name in common])
-    b = np.array([second[name] for name in common])
     difference = mean_of(b - a)
     if not (b - a).any():
         return Paired(difference, 1.0)
@@ -69,17 +75,15 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 def agreement(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float] | None:
     """Say how far two judges agree on the same answers: Spearman's correlation and, over pairs of
     questions that neither ties, the share that both order alike."""
-    common = [name for name in first if name in second]
-    if len(common) < 3:
+    a, b = _common(first, second)
+    if len(a) < 3:
         return None
-    a = np.array([first[name] for name in common])
-    b = np.array([second[name] for name in common])
     upper = np.triu_indices(len(a), 1)
     gaps_a, gaps_b = (np.sign(x[:, None] - x[None, :])[upper] for x in (a, b))
     decided = (gaps_a != 0) & (gaps_b != 0)
     constant = (a == a[0]).all() or (b == b[0]).all()
     return {
-        "questions": float(len(common)),
+        "questions": float(len(a)),
         "spearman": float("nan") if constant else float(stats.spearmanr(a, b).statistic),
         "same_order": float((gaps_a == gaps_b)[decided].mean()) if decided.any() else float("nan"),
     }

@@ -6,7 +6,6 @@ grades.jsonl   a line for each question: answers, token counts, replies, grade
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 from collections import Counter
@@ -18,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssppo_jax import __version__
-from ssppo_jax.benchmark.contract import Graded, Question
+from ssppo_jax.benchmark.contract import Benchmark, Graded
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import Estimate
 from ssppo_jax.files import read_json, read_records, to_json, write_json, write_records
@@ -53,12 +52,6 @@ class Result(NamedTuple):
         return {row["id"]: row for row in read_records(path)} if path.is_file() else {}
 
 
-def digest_of(questions: Sequence[Question]) -> str:
-    """Return the SHA-256 of what is asked."""
-    asked = [[q.id, q.turns, q.before, q.temperature] for q in questions]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
-
-
 def versions() -> dict[str, str]:
     """Return the versions of Python and of the packages that are here."""
     found = {"python": platform.python_version(), "ssppo_jax": __version__}
@@ -72,10 +65,9 @@ def versions() -> dict[str, str]:
 
 def write_result(
     folder: Path,
+    benchmark: Benchmark,
     settings: Mapping[str, Any],
     metrics: Mapping[str, Estimate],
-    headline: str,
-    paired: str,
     graded: Sequence[Graded],
     *,
     notes: Sequence[str] = (),
@@ -88,8 +80,8 @@ def write_result(
     tokens = [n for g in graded for n in g.tokens]
     characters = [len(text) for g in graded for text in g.answers]
     result = dict(settings) | {
-        "headline": headline,
-        "paired": paired or headline,
+        "headline": benchmark.headline,
+        "paired": benchmark.paired or benchmark.headline,
         "metrics": {name: e._asdict() for name, e in metrics.items()},
         "questions": len(graded) or len(rows),
         "failures": sum(failed.values()),
@@ -135,12 +127,11 @@ def read_result(folder: Path) -> Result:
 
 
 def _estimate(fields: Mapping[str, Any]) -> Estimate:
-    def number(x: Any) -> float:
-        return float("nan") if x is None else float(x)
-
-    return Estimate(
-        number(fields["mean"]), number(fields["low"]), number(fields["high"]), int(fields["n"])
+    mean, low, high = (
+        float("nan") if fields[name] is None else float(fields[name])
+        for name in ("mean", "low", "high")
     )
+    return Estimate(mean, low, high, int(fields["n"]))
 
 
 def different(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
@@ -180,6 +171,7 @@ def claim(folder: Path, settings: Mapping[str, Any]) -> None:
 
 
 def _fixed(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that answers depend on: not the judge, which may be another one."""
-    protocol = {k: v for k, v in settings["protocol"].items() if k != "judge"}
+    """Return the settings that answers depend on: not the judge nor what it compares them with."""
+    graded_by = ("judge", "references")
+    protocol = {k: v for k, v in settings["protocol"].items() if k not in graded_by}
     return {"model": settings["model"], "seed": settings["seed"], **protocol}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ssppo_jax.config import expanded
+from ssppo_jax.data.sources import load_table
 from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.files import read_lines
 
@@ -106,7 +107,12 @@ def _parsed(blob: bytes, place: str) -> Any:
 
 
 def _tfds(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    library = _require("tensorflow_datasets", "tensorflow-datasets")
+    try:
+        library = importlib.import_module("tensorflow_datasets")
+    except ImportError:
+        raise ConfigError(
+            "this needs tensorflow_datasets: pip install tensorflow-datasets"
+        ) from None
     try:
         found = library.builder_from_directory(str(expanded(source))).as_data_source(split=split)
     except Exception as error:  # unknown split, no such files: many types, all the user's to fix
@@ -117,16 +123,5 @@ def _tfds(source: str, split: str) -> Iterator[tuple[str, Any]]:
 
 
 def _hub(source: str, split: str, subset: str) -> Iterator[tuple[str, Any]]:
-    library = _require("datasets", "'ssppo_jax[hf]'")
-    try:
-        found = library.load_dataset(source, subset or None, split=split)
-    except Exception as error:  # no network, no such id, gated: many types
-        raise DataError(f"hf:{source}, split {split!r}, cannot be loaded: {error}") from None
+    found = load_table(source, split=split, subset=subset, revision="")
     yield from ((f"hf:{source}[{split}]:{i + 1}", dict(row)) for i, row in enumerate(found))
-
-
-def _require(module: str, install: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ImportError:
-        raise ConfigError(f"this needs {module}: pip install {install}") from None

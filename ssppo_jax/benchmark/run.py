@@ -3,34 +3,37 @@ command."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssppo_jax.benchmark.answers import (
-    Answer,
-    Model,
-    answer_all,
-    known_answers,
-    open_answers,
-    without_thinking,
+from ssppo_jax.benchmark.answers import Answer, Model, answer_all, known_answers, open_answers
+from ssppo_jax.benchmark.contract import (
+    Benchmark,
+    Graded,
+    Question,
+    Request,
+    as_file_name,
+    digest_of,
 )
-from ssppo_jax.benchmark.contract import Benchmark, Graded, Question, Reply, Request, Whole
-from ssppo_jax.benchmark.judges import Judge, Replies, build_judge, is_named
-from ssppo_jax.benchmark.result import claim, digest_of, write_result
+from ssppo_jax.benchmark.judges import Judge, Replies, build_judge
+from ssppo_jax.benchmark.result import claim, write_result
 from ssppo_jax.config import flatten
 from ssppo_jax.data.chat import encode_text
-from ssppo_jax.errors import ConfigError, GateError
+from ssppo_jax.errors import GateError
+from ssppo_jax.oracles.answers import said
 from ssppo_jax.types import Failed
 
 log = logging.getLogger(__name__)
 
-PATHS = ("path", "fewshot_path", "references", "difficulties", "templates")  # content is in digests
+# files, whose content is in digests
+PATHS = ("path", "fewshot_path", "references", "difficulties", "templates", "folder")
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens", "param_dtype",
             "cache_dtype")  # fmt: skip
 SHOWN = ("benchmark.", "judge.")  # nodes of the config that a result holds
@@ -45,8 +48,25 @@ def run_benchmark(config: ConfigDict, benchmark: Benchmark, folder: Path) -> dic
         GateError: more than half of the questions failed; what succeeded is kept.
     """
     start = time.perf_counter()
-    if benchmark.whole is not None:
-        return _run_whole(config, benchmark, benchmark.whole, folder)
+    graded: list[Graded] = []
+    rows: list[dict[str, Any]] = []
+    if benchmark.whole is None:
+        settings, graded, notes = _answered(config, benchmark, folder)
+        metrics = benchmark.aggregate(graded)
+    else:
+        claim(folder, settings_of(config, benchmark, {"source": config.model.source}, None))
+        metrics, notes, model, rows = benchmark.whole(folder)
+        settings = settings_of(config, benchmark, model or model_of(config, Model(config)), None)
+    seconds = time.perf_counter() - start
+    return write_result(
+        folder, benchmark, settings, metrics, graded, notes=notes, seconds=seconds, rows=rows
+    )
+
+
+def _answered(
+    config: ConfigDict, benchmark: Benchmark, folder: Path
+) -> tuple[dict[str, Any], list[Graded], list[str]]:
+    """Answer and grade a benchmark's questions; return also its settings, and notes."""
     questions = _asked(config, benchmark)
     judge = _judge(config, benchmark, questions)
     model = Model(config)
@@ -60,39 +80,7 @@ def run_benchmark(config: ConfigDict, benchmark: Benchmark, folder: Path) -> dic
     names = {"model": name_of(config.model.source), "judge": judged_by}
     official = folder / "official"
     official.mkdir(exist_ok=True)
-    notes = list(benchmark.write_official(official, graded, names) or [])
-    return write_result(
-        folder,
-        settings,
-        benchmark.aggregate(graded),
-        benchmark.headline,
-        benchmark.paired,
-        graded,
-        notes=notes,
-        seconds=time.perf_counter() - start,
-    )
-
-
-def _run_whole(
-    config: ConfigDict, benchmark: Benchmark, whole: Callable[[Path], Whole], folder: Path
-) -> dict[str, Any]:
-    """Run a benchmark that samples or aggregates by itself."""
-    start = time.perf_counter()
-    claim(folder, settings_of(config, benchmark, {"source": config.model.source}, None))
-    done = whole(folder)
-    about = done.model or model_of(config, Model(config))
-    settings = settings_of(config, benchmark, about, None)
-    return write_result(
-        folder,
-        settings,
-        done.metrics,
-        benchmark.headline,
-        benchmark.paired,
-        [],
-        notes=done.notes,
-        seconds=time.perf_counter() - start,
-        rows=done.rows,
-    )
+    return settings, graded, benchmark.write_official(official, graded, names) or []
 
 
 def _asked(config: ConfigDict, benchmark: Benchmark) -> list[Question]:
@@ -103,7 +91,8 @@ def _asked(config: ConfigDict, benchmark: Benchmark) -> list[Question]:
 def _judge(config: ConfigDict, benchmark: Benchmark, questions: Sequence[Question]) -> Judge | None:
     """Return the judge; none where the benchmark asks none."""
     probe = benchmark.requests(questions[0], ["" for _ in questions[0].turns])
-    return build_judge(config) if probe or is_named(config) else None
+    named = config.judge.get("model") or config.judge.get("source")
+    return build_judge(config) if probe or named else None
 
 
 def model_of(config: ConfigDict, model: Model) -> dict[str, Any]:
@@ -126,11 +115,13 @@ def settings_of(
     asked = None
     if judge is not None:
         asked = judge.identity | {"max_tokens": config.judge.max_tokens or "the benchmark's"}
+    content = [[q.id, q.turns, q.before, q.temperature] for q in questions]
     protocol = {
         "benchmark": config.benchmark.name,
         "version": benchmark.version,
         "settings": own,
-        "asked": f"{len(questions)} questions, SHA-256 {digest_of(questions)[:16]}",
+        "asked": f"{len(questions)} questions, SHA-256 {digest_of(content)[:16]}",
+        "references": f"SHA-256 {digest_of([dict(q.meta) for q in questions])[:16]}",
         "prompting": {
             "chat_template": config.data.template if benchmark.chat else "none",
             "system_prompt": config.data.system_prompt if benchmark.chat else "",
@@ -157,8 +148,7 @@ def name_of(source: str) -> str:
         parts = [parts[-3], parts[-1]]
     else:
         parts = parts[-1:]
-    kept = "-".join(parts) or "model"
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in kept)
+    return as_file_name("-".join(parts)) or "model"
 
 
 def grade_all(
@@ -170,50 +160,40 @@ def grade_all(
     answered: Sequence[list[Answer] | Failed],
 ) -> list[Graded]:
     """Ask the judge about all answers, and grade them."""
-    texts = [None if isinstance(a, Failed) else [x.text for x in a] for a in answered]
-    asked: list[list[Request]] = []
-    for question, own in zip(questions, texts, strict=True):
-        requests = [] if own is None else benchmark.requests(question, _spoken(own))
-        asked.append([_limited(config, request) for request in requests])
-    failures: dict[str, Failed] = {}
-    replies: Replies | None = None
-    if judge is not None:
-        replies = Replies(folder / "replies.jsonl", judge)
-        failures = replies.ask([request for requests in asked for request in requests])
+    texts = [[] if isinstance(a, Failed) else _spoken(a) for a in answered]
+    asked = [
+        [] if isinstance(answers, Failed) else _requests(config, benchmark, question, own)
+        for question, answers, own in zip(questions, answered, texts, strict=True)
+    ]
+    replies = Replies(folder / "replies.jsonl", judge) if judge else None
+    if replies is not None:
+        replies.ask(list(itertools.chain(*asked)))
     graded = []
-    for question, requests, answers in zip(questions, asked, answered, strict=True):
+    for question, requests, answers, own in zip(questions, asked, answered, texts, strict=True):
         if isinstance(answers, Failed):
             graded.append(Graded(question, [], [], [], answers))
             continue
-        own, tokens = [a.text for a in answers], [a.tokens for a in answers]
-        said = _said(replies, requests, failures)
-        if isinstance(said, Failed):
-            graded.append(Graded(question, own, tokens, [], said))
-            continue
-        grade = benchmark.grade(question, _spoken(own), said)
-        graded.append(Graded(question, own, tokens, said, grade))
+        whole, tokens = [a.text for a in answers], [a.tokens for a in answers]
+        heard = replies.to(requests) if replies is not None else []
+        if isinstance(heard, Failed):
+            graded.append(Graded(question, whole, tokens, [], heard))
+        else:
+            grade = benchmark.grade(question, own, heard)
+            graded.append(Graded(question, whole, tokens, heard, grade))
     return graded
 
 
-def _spoken(texts: Sequence[str]) -> list[str]:
-    """Return answers as they are graded: without the thinking."""
-    return [without_thinking(text) for text in texts]
+def _spoken(answers: Sequence[Answer]) -> list[str]:
+    """Return answers as they are graded: what follows the thinking."""
+    return [said(answer.text).strip("\n") for answer in answers]
 
 
-def _limited(config: ConfigDict, request: Request) -> Request:
-    most = config.judge.max_tokens
-    return request._replace(max_tokens=most) if most else request
-
-
-def _said(
-    replies: Replies | None, requests: Sequence[Request], failures: Mapping[str, Failed]
-) -> list[Reply] | Failed:
-    """Return the replies to the requests, or the first failure."""
-    if replies is None:
-        return []
-    keys = [replies.key(request) for request in requests]
-    failed = next((failures[key] for key in keys if key in failures), None)
-    return failed or [replies.store.known[key] for key in keys]
+def _requests(
+    config: ConfigDict, benchmark: Benchmark, question: Question, texts: list[str]
+) -> list[Request]:
+    """Return what the judge is asked, with as many tokens for a reply as the config says."""
+    found, most = benchmark.requests(question, texts), config.judge.max_tokens
+    return [request._replace(max_tokens=most) for request in found] if most else found
 
 
 def check_failures(graded: Sequence[Graded], folder: Path) -> None:
@@ -260,8 +240,7 @@ def dry_run(config: ConfigDict, benchmark: Benchmark, folder: Path) -> str:
     requests, fresh_tokens = [], 0
     for question, own in zip(questions, known, strict=True):
         missing = len(question.turns) - len(own)
-        texts = _spoken([a.text for a in own]) + [""] * missing
-        found = [_limited(config, r) for r in benchmark.requests(question, texts)]
+        found = _requests(config, benchmark, question, _spoken(own) + [""] * missing)
         requests += found
         fresh_tokens += missing * len(found) * config.sampling.max_new_tokens
     missing_requests = Replies(folder / "replies.jsonl", judge).missing(requests)
@@ -300,9 +279,3 @@ def table(result: Mapping[str, Any]) -> str:
     lines.append(f"  failures {result['failures']} of {result['questions']}")
     lines += [f"  note: {note}" for note in result["notes"]]
     return "\n".join(lines)
-
-
-def not_possible(config: ConfigDict) -> None:
-    """Refuse what no benchmark can do."""
-    if config.lora.rank:
-        raise ConfigError("lora.rank: a benchmark runs an exported model; give RUN/policy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 
 import jax
@@ -119,8 +118,7 @@ def chat(config: ConfigDict, read: Callable[[str], str] = input) -> None:
 def _say(conversation: Conversation, line: str) -> None:
     try:
         for piece in conversation.answer(line):
-            sys.stdout.write(piece)
-            sys.stdout.flush()
+            print(piece, end="", flush=True)
         if conversation.cut:
             print(" [cut at sampling.max_new_tokens]", end="")
     except KeyboardInterrupt:

@@ -112,8 +112,11 @@ def sample(
       **settings: of `sampling`: temperature, top_k, top_p, min_p, max_new_tokens.
 
     Raises:
-      ConfigError: no such setting. DataError: a prompt that cannot be read, or is too long.
+      ConfigError: no such setting, or no sample is asked for. DataError: a prompt that cannot be
+        read, or is too long.
     """
+    if num_samples < 1:
+        raise ConfigError(f"num_samples={num_samples}: give 1 or more")
     config = policy.runtime.config.copy_and_resolve_references()
     known = ("temperature", "top_k", "top_p", "min_p", "max_new_tokens")
     for name, value in settings.items():
@@ -147,6 +150,10 @@ def score(
     """
     runtime = policy.runtime
     encoded = _encoded(policy, prompts)
+    if any(isinstance(group, str) for group in responses):
+        raise DataError(
+            "score takes a list of texts for each prompt, as [[TEXT], ...]; a text given"
+        )
     sizes = {len(group) for group in responses}
     if len(responses) != len(encoded) or len(sizes) != 1 or 0 in sizes:
         raise DataError(

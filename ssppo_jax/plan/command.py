@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,17 +63,17 @@ def plan_command(
         found = plan(config, arch, devices, phases, progress.update, per_node=machine.per_node)
     for one in found:
         print(describe(one, chip))
-    hosts = len({device.process_index for device in devices})
     runtime = described(config, arch, devices)
     if lengths:
         print(uneven_of(runtime, found))
-    iteration = iteration_of(runtime, found, chip, hosts=hosts, prompts=prompts)
+    iteration = iteration_of(runtime, found, chip, hosts=machine.hosts, prompts=prompts)
     records, fits = [record(one) for one in found], all(one.fits for one in found)
     best: Tried | None = None
     if searched:
         tried = _search(path, overrides, arch, machine, prompts)
         print(ranking(tried, iteration))
-        best = tried[0] if _faster(tried[0].iteration, iteration) else None
+        own = math.inf if iteration is None else iteration.total
+        best = tried[0] if tried[0].seconds < own else None
         print(_recommended(best, iteration))
         records += [record(p, one.training | one.sampling) for one in tried for p in one.plans]
         fits = fits or best is not None
@@ -84,8 +85,8 @@ def plan_command(
     if output is not None:
         write_json(output / "plan.json", records)
         if line is not None:
-            own = {} if best is None else {"overrides": best.training | best.sampling}
-            write_json(output / "iteration.json", record_iteration(line, price) | own)
+            changed = {} if best is None else {"overrides": best.training | best.sampling}
+            write_json(output / "iteration.json", record_iteration(line, price) | changed)
     return 0 if fits else 1
 
 
@@ -98,11 +99,6 @@ def _search(
 
     with bar(None, what="compile", unit="layouts") as progress:
         return search(load, arch, machine, prompts=prompts, progress=progress.update)
-
-
-def _faster(found: Iteration | None, configured: Iteration | None) -> bool:
-    """Return whether a layout fits and beats the config's own."""
-    return found is not None and (configured is None or found.total < configured.total)
 
 
 def _recommended(best: Tried | None, configured: Iteration | None) -> str:

@@ -42,9 +42,8 @@ class Plan:
     peak: float | None  # bytes the compiler needs; None where it gave up, see `refusal`
     refusal: str
     compile_seconds: float
-    collectives: (
-        dict[str, float] | None
-    )  # bytes received, by kind; None: the compiler could not write its program down
+    # bytes received, by kind; None: the compiler could not write its program down
+    collectives: dict[str, float] | None
     flops: float  # recomputation included
     seconds: dict[str, float]  # at the roofline: compute, memory, and network if it is known
     tokens_per_second: float  # of completions, of all chips, at the slowest of these
@@ -82,9 +81,8 @@ def read_model(source: str) -> Arch:
 
     repo, _, revision = source.partition("@")
     try:
-        return arch_from_hf(
-            hf.read_json(Path(hf_hub_download(repo, "config.json", revision=revision or None)))
-        )
+        file = hf_hub_download(repo, "config.json", revision=revision or None)
+        return arch_from_hf(hf.read_json(Path(file)))
     except (OSError, ValueError) as error:
         names = sorted(file.stem for file in (CONFIGS / "models").glob("*.json"))
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -207,9 +205,7 @@ def counted(runtime: Runtime, planned: Planned, chip: Chip) -> dict[str, float]:
 def _sent(program: jax.stages.Compiled, longest: int) -> list[Collective] | None:
     try:
         return collectives(program.as_text() or "", longest)
-    except (
-        JaxRuntimeError
-    ):  # of some programs for three-dimensional slices this compiler's own text is not sound
+    except JaxRuntimeError:  # of some programs for 3D slices the compiler's own text is not sound
         return None
 
 
@@ -239,9 +235,14 @@ KNOBS = {
 
 
 def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
-    """Count the bytes of one chip by what they hold, from shapes: where to look when a step does
-    not fit.
+    """Count the bytes of one chip by what they hold, from shapes, the largest first: where to look
+    when a step does not fit.
     """
+    held = _held(runtime, planned)
+    return dict(sorted(held.items(), key=lambda item: -item[1]))
+
+
+def _held(runtime: Runtime, planned: Planned) -> dict[str, float]:
     c, arch = runtime.config, runtime.arch
     sampling = planned.phase == "generate"
     mesh = runtime.sampling_mesh if sampling else runtime.mesh
@@ -254,20 +255,15 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
     if planned.beside:
         held["training state, waiting"] = planned.beside
     if planned.phase == "relay":
-        return _largest_first(
-            held | {"sampling's copy": shard_bytes(runtime.abstract_sampling_params)}
-        )
+        return held | {"sampling's copy": shard_bytes(runtime.abstract_sampling_params)}
     if sampling:
         slots, k = _batch(runtime, planned)
         slot, rows = runtime.slot(k), slots / ways
-        return _largest_first(
-            held | {"keys and values": rows * slot.cache, "logits": rows * slot.logits}
-        )
+        return held | {"keys and values": rows * slot.cache, "logits": rows * slot.logits}
     rows, k = c.train.batch_size / c.train.micro_batches / ways, rows_per_prompt(runtime)
     chunk = min(c.model.attention_chunk or max(p, t), max(p, t))
-    held["attention scores"] = (
-        rows * heads * 4 * max(min(p, chunk) * p, k * min(t, chunk) * (p + t))
-    )
+    widest = max(min(p, chunk) * p, k * min(t, chunk) * (p + t))
+    held["attention scores"] = rows * heads * 4 * widest
     held["logits"] = rows * k * t * min(c.model.logprob_chunk, arch.vocab_size) / tensor * 4
     if planned.phase == "train":
         state = planned.arguments[0]
@@ -277,33 +273,18 @@ def memory_of(runtime: Runtime, planned: Planned) -> dict[str, float]:
         held["gradients"] = trained if single else trained * 4 / runtime.param_dtype.itemsize
         per_token = float(arch.hidden_size)
         if c.model.remat != "full":
-            wide = (
-                2 * arch.num_heads * arch.head_dim
-                + 2 * arch.num_kv_heads * arch.head_dim
-                + 2 * arch.mlp_dim
-            )
-            per_token = 2 * arch.hidden_size + wide / tensor * _kept_products(c.model.remat)
+            wide = 2 * (arch.num_heads + arch.num_kv_heads) * arch.head_dim + 2 * arch.mlp_dim
+            kept = {"none": 2, "dots": 1, "offload": 0}[c.model.remat]  # arrays of each product
+            per_token = 2 * arch.hidden_size + wide / tensor * kept
         held["kept activations"] = rows * (p + k * t) * per_token * size * arch.num_layers
         if c.model.remat == "none":
-            held["kept activations"] += (
-                rows * heads * 4 * (p * p + k * t * (p + t)) * arch.num_layers
-            )
-    return _largest_first(held)
-
-
-def _kept_products(remat: str) -> int:
-    """Return the arrays of a layer's width that the device keeps for each product."""
-    return {"none": 2, "dots": 1, "offload": 0}[remat]
-
-
-def _largest_first(held: dict[str, float]) -> dict[str, float]:
-    return dict(sorted(held.items(), key=lambda item: -item[1]))
+            scores = p * p + k * t * (p + t)
+            held["kept activations"] += rows * heads * 4 * scores * arch.num_layers
+    return held
 
 
 def _refusal(error: str, held: dict[str, float]) -> str:
-    first = next(
-        (line for line in error.splitlines() if "RESOURCE_EXHAUSTED" in line), error.splitlines()[0]
-    )
+    first = next(line for line in error.splitlines() if "RESOURCE_EXHAUSTED" in line)
     largest = next(iter(held))
     size = held[largest] / GIB
     return (
@@ -321,9 +302,8 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     """
     c = runtime.config
     if planned.phase == "relay":
-        return float(
-            shard_bytes(runtime.abstract_params) + shard_bytes(runtime.abstract_sampling_params)
-        )
+        copies = runtime.abstract_params, runtime.abstract_sampling_params
+        return float(sum(map(shard_bytes, copies)))
     sampling = planned.phase == "generate"
     mesh = runtime.sampling_mesh if sampling else runtime.mesh
     ways, fsdp = batch_ways(mesh.axis_sizes), mesh.shape["fsdp"]
@@ -331,18 +311,15 @@ def traffic(runtime: Runtime, planned: Planned) -> float:
     gathered = shard_bytes(params) * fsdp * (2 if fsdp > 1 else 1)
     if sampling:
         (slots, k), t = _batch(runtime, planned), c.sampling.max_new_tokens
-        rows = slots / ways
-        seen = rows * (
-            c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2
-        )  # a prompt's are shared by its K
+        # keys and values of a prompt are shared by its K
+        seen = slots / ways * (c.data.prompt_buckets[-1] * t + k * t * (t + 1) / 2)
         return (t + 1) * gathered + seen * runtime.slot(k).token
     if planned.phase == "score":
         return gathered
     passes = 3 if c.model.remat == "full" else 2
     state = planned.arguments[0]
-    update = 2 * shard_bytes(state.opt_state) + 5 * shard_bytes(
-        state.params
-    )  # gradient and update twice, new once
+    # gradient and update twice, new parameters once
+    update = 2 * shard_bytes(state.opt_state) + 5 * shard_bytes(state.params)
     kept = memory_of(runtime, planned)["kept activations"]
     return c.train.micro_batches * (passes * gathered + 2 * kept) + update
 

@@ -102,17 +102,16 @@ def collectives(text: str, longest: int = 0) -> list[Collective]:
     A loop counts as often as the compiler says, else as often as its counter's stride fits into the
     largest constant of its condition. That is exact for scans and for the compiler's own loops over
     the parts of a product. A loop that ends by what it computes, as decoding does, counts `longest`
-    times if that is given. An all-reduce passes its
-    array twice, and a reduce-scatter all its parts. Copies that the compiler makes of one
-    collective to overlap it share a channel and count once, where they run least often. Of a
-    fusion that reduces and scatters, the copy behind a loop is the loop's last pass.
+    times if that is given. An all-reduce passes its array twice, and a reduce-scatter all its
+    parts. Copies that the compiler makes of one collective to overlap it share a channel and count
+    once, where they run least often. Of a fusion that reduces and scatters, the copy behind a loop
+    is the loop's last pass.
     """
-    computations = _computations(text)
-    entry = next((name for name, (is_entry, _) in computations.items() if is_entry), None)
+    computations, entry = _computations(text)
     once: dict[str, Collective] = {}  # by channel
 
     def walk(name: str, passes: int) -> None:
-        for line in computations.get(name, (False, []))[1]:
+        for line in computations.get(name, []):
             if found := _KIND.search(line):
                 channel = re.search(r"channel_id=(\d+)", line)
                 key = channel[1] if channel else f"{name}: {line}"
@@ -127,47 +126,44 @@ def collectives(text: str, longest: int = 0) -> list[Collective]:
             elif found := _SLICES.search(line):
                 kind = found[3].lower().replace("_", "-")
                 size = _received(found[1], kind, 1, started=False)
-                once[f"{name}: {line}"] = Collective(
-                    kind, size, passes, None, None, _many(found[2])
-                )
+                slices = _many(found[2])
+                once[f"{name}: {line}"] = Collective(kind, size, passes, None, None, slices)
             if bounds := _LOOP.search(line):
                 known = _KNOWN.search(line)
-                trips = (
-                    int(known[1]) if known else _trips(computations, bounds[1], bounds[2], longest)
-                )
-                walk(bounds[2], passes * trips)
+                condition, body = bounds.groups()
+                trips = int(known[1]) if known else _trips(computations, condition, body, longest)
+                walk(body, passes * trips)
                 continue
             for called in _CALLED.findall(line):
                 if called in computations and called != name:
                     walk(called, passes)
 
-    if entry is not None:
-        walk(entry, 1)
+    walk(entry, 1)
     return list(once.values())
 
 
-def _computations(text: str) -> dict[str, tuple[bool, list[str]]]:
-    """Map each computation's name to (whether it is the entry, its lines)."""
-    found: dict[str, tuple[bool, list[str]]] = defaultdict(lambda: (False, []))
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """Return the lines of each computation by its name, and the name of the entry."""
+    found: dict[str, list[str]] = {}
     lines: list[str] = []
+    entry = ""
     for line in text.splitlines():
         if head := _HEAD.match(line):
-            lines = []
-            found[head[2]] = (bool(head[1]), lines)
+            lines = found[head[2]] = []
+            if head[1] and not entry:
+                entry = head[2]
         else:
             lines.append(line)
-    return dict(found)
+    return found, entry
 
 
-def _trips(
-    computations: dict[str, tuple[bool, list[str]]], condition: str, body: str, longest: int
-) -> int:
-    lines = computations.get(condition, (False, []))[1]
+def _trips(computations: dict[str, list[str]], condition: str, body: str, longest: int) -> int:
+    lines = computations.get(condition, [])
     bound = max((int(n) for line in lines for n in _BOUND.findall(line)), default=1)
     counters = [int(found[1]) for line in lines if (found := _ELEMENT.search(line))]
     if len(counters) != 1:
         return longest or bound
-    return -(-bound // _stride(computations.get(body, (False, []))[1], counters[0]))
+    return -(-bound // _stride(computations.get(body, []), counters[0]))
 
 
 def _stride(lines: list[str], counter: int) -> int:
@@ -213,12 +209,19 @@ def _groups(line: str) -> np.ndarray | None:
         rows = [row.split(",") for row in re.findall(r"\{([\d,]+)\}", listed[1])]
         return np.array(rows, int) if len({len(row) for row in rows}) == 1 else None
     if range_ := _RANGE.search(line):
-        shape, whole, order = (
-            [int(n) for n in part.split(",")] if part else None for part in range_.groups()
-        )
-        devices = np.arange(math.prod(whole or ())).reshape(whole or ())
-        return devices.transpose(order).reshape(shape or ())
+        return _turned(range_[2], range_[3]).reshape(_numbers(range_[1]))
     return None
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(n) for n in text.split(",")]
+
+
+def _turned(sizes: str, order: str | None) -> np.ndarray:
+    """Return a range of devices, reshaped to sizes and transposed by an order of the axes."""
+    shape = _numbers(sizes)
+    devices = np.arange(math.prod(shape)).reshape(shape)
+    return devices.transpose(_numbers(order)) if order else devices
 
 
 def _pairs(line: str) -> np.ndarray | None:
@@ -260,12 +263,10 @@ def _along(mesh: str, order: str | None, axes: str) -> np.ndarray | None:
         before, part = parts.get(name, (1, 1))
         along.append(len(shape) + 1)
         shape += [before, part, size // (before * part)]
-    devices = np.arange(math.prod(sizes.values()))
     if order and (turned := _TURNED.search(order)):
-        rows, axes_order = ([int(n) for n in part.split(",")] for part in turned.groups("0"))
-        devices = devices.reshape(rows).transpose(axes_order if turned[2] else None)
-    elif order:
-        devices = np.array(order.split(","), int)
-    devices = devices.reshape(shape)
+        devices = _turned(turned[1], turned[2])
+    else:
+        devices = np.array(_numbers(order) if order else range(math.prod(shape)))
     width = math.prod(part for _, part in parts.values())
-    return np.moveaxis(devices, along, range(-len(along), 0)).reshape(-1, width)
+    moved = np.moveaxis(devices.reshape(shape), along, range(-len(along), 0))
+    return moved.reshape(-1, width)

@@ -19,7 +19,7 @@ from ssppo_jax.distributed.mesh import shard_bytes
 from ssppo_jax.losses import ROWS
 from ssppo_jax.models import flops
 from ssppo_jax.plan.compile import Plan
-from ssppo_jax.plan.steps import micro_batches, rows_per_prompt
+from ssppo_jax.plan.steps import micro_batches, rows_per_prompt, samples_per_prompt
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER
 from ssppo_jax.runs.throughput import Chip
 from ssppo_jax.runtime import Runtime
@@ -105,7 +105,7 @@ def iteration_of(
         count = PORTION
         notes.append(f"{PORTION:,} prompts (the paper's; --prompts=N for yours)")
     chips = runtime.mesh.size
-    alone = found["generate"].slowest * math.ceil(count / runtime.slots(_samples(c)))
+    alone = found["generate"].slowest * math.ceil(count / runtime.slots(samples_per_prompt(c)))
     sampled = alone
     if ROWS.get(c.loss.name) == "opponent":
         sampled *= 3
@@ -137,14 +137,9 @@ def iteration_of(
         seconds["initial policy"] = each / (hosts * DISK)
         disk += ", and for reading the initial policy"
     notes.append(disk)
-    each = 0.0 if given else alone / (count * _samples(c))  # evaluations have no opponent
+    each = 0.0 if given else alone / (count * samples_per_prompt(c))  # evaluations have no opponent
     evaluations = each * c.data.heldout * _evaluated(c)
     return Iteration(count, seconds, evaluations, c.train.iterations, chips, tuple(notes))
-
-
-def _samples(config: ConfigDict) -> int:
-    """Return the responses to a prompt that one batch of sampling makes."""
-    return 1 if ROWS.get(config.loss.name) == "opponent" else config.sampling.num_samples
 
 
 def _evaluated(config: ConfigDict) -> int:

@@ -137,15 +137,13 @@ class _Searcher:
     def __init__(self, load, arch: Arch, machine: Machine, prompts: int):
         self.load, self.arch, self.machine, self.prompts = load, arch, machine, prompts
         self.chip = known_chip(machine.devices)
-        self.hosts = len({device.process_index for device in machine.devices})
-        self.counts: dict[tuple, Plan | None] = {}
-        self.compiled: dict[tuple, Plan | None] = {}
+        self.plans: dict[tuple, Plan | None] = {}
 
     def bound(self, training: Setting, sampling: Setting) -> float | None:
         """Return the least seconds of an iteration; None where the layout cannot be."""
         try:
             runtime = self._runtime(training, sampling)
-            plans = [self._counted(runtime, phase) for phase in (*SAMPLING, *TRAINING)]
+            plans = [self._once(runtime, phase, self._counted) for phase in (*SAMPLING, *TRAINING)]
         except ConfigError:
             return None
         found = self._iteration(runtime, [plan for plan in plans if plan is not None])
@@ -156,33 +154,34 @@ class _Searcher:
         runtime = self._runtime(training, sampling)
         plans = []
         for phase in (*TRAINING, *SAMPLING):
-            key = self._key(runtime, phase)
-            if key not in self.compiled:
-                planned = plan_step(runtime, phase)
-                self.compiled[key] = planned and compiled(
-                    runtime, planned, self.chip, self.machine.per_node
-                )
-            plan = self.compiled[key]
-            plans += [] if plan is None else [plan]
-            if plan is not None and not plan.fits:
-                break
+            plan = self._once(runtime, phase, self._compiled)
+            if plan is not None:
+                plans.append(plan)
+                if not plan.fits:
+                    break
         return Tried(training, sampling, plans, self._iteration(runtime, plans))
 
     def _runtime(self, training: Setting, sampling: Setting) -> Runtime:
         return described(self.load(training | sampling), self.arch, self.machine.devices)
 
     def _iteration(self, runtime: Runtime, plans: list[Plan]) -> Iteration | None:
-        return iteration_of(runtime, plans, self.chip, hosts=self.hosts, prompts=self.prompts)
+        hosts = self.machine.hosts
+        return iteration_of(runtime, plans, self.chip, hosts=hosts, prompts=self.prompts)
 
-    def _counted(self, runtime: Runtime, phase: str) -> Plan | None:
-        """Return a step as it is counted, or None where there is none."""
-        key = self._key(runtime, phase)
-        if key not in self.counts:
+    def _once(
+        self, runtime: Runtime, phase: str, make: Callable[[Runtime, Planned], Plan]
+    ) -> Plan | None:
+        """Return a step as `make` plans it, the same at every call; None where there is none."""
+        key = (make, *self._key(runtime, phase))
+        if key not in self.plans:
             planned = plan_step(runtime, phase)
-            self.counts[key] = planned and self._uncompiled(runtime, planned)
-        return self.counts[key]
+            self.plans[key] = planned and make(runtime, planned)
+        return self.plans[key]
 
-    def _uncompiled(self, runtime: Runtime, planned: Planned) -> Plan:
+    def _compiled(self, runtime: Runtime, planned: Planned) -> Plan:
+        return compiled(runtime, planned, self.chip, self.machine.per_node)
+
+    def _counted(self, runtime: Runtime, planned: Planned) -> Plan:
         held = memory_of(runtime, planned)
         # Of what is counted, this is held at one time for certain.
         least = sum(held.get(name, 0.0) for name in ("parameters", "optimizer", "kept activations"))

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from ssppo_jax.distributed.mesh import replicated, row_sharding, shard_bytes, ways_of
 from ssppo_jax.losses import ROWS
@@ -52,6 +53,11 @@ def rows_per_prompt(runtime: Runtime) -> int:
     return {"group": runtime.config.sampling.num_samples, "response": 1}.get(kind or "", 2)
 
 
+def samples_per_prompt(config: ConfigDict) -> int:
+    """Return the responses to a prompt that one batch of sampling makes."""
+    return 1 if ROWS.get(config.loss.name) == "opponent" else config.sampling.num_samples
+
+
 def micro_batches(runtime: Runtime) -> tuple[int, int]:
     """Return how many micro-batches a step of full rows has, and the rows of one.
 
@@ -74,21 +80,21 @@ def _relay(runtime: Runtime) -> Planned | None:
 
 def _generate(runtime: Runtime) -> Planned:
     c, mesh = runtime.config, runtime.sampling_mesh
-    k = 1 if ROWS.get(c.loss.name) == "opponent" else c.sampling.num_samples
+    k = samples_per_prompt(c)
     sampler = runtime.make_sampler(num_samples=k, sampling=rollout_params(c))
     b, p, t = sampler.slots, c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, mesh)
-    fields: dict[str, Any] = {
-        "tokens": rows((b, p), jnp.int32),
-        "length": rows((b,), jnp.int32),
-        "address": rows((b,), jnp.uint32),
-    }
+    prompts = Prompts(
+        tokens=rows((b, p), jnp.int32),
+        length=rows((b,), jnp.int32),
+        address=rows((b,), jnp.uint32),
+    )
     key = jax.eval_shape(lambda: jax.random.key(0))
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(mesh))
     step = jax.jit(in_one_batch(sampler))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
     beside = runtime.beside_sampling
-    arguments = (runtime.abstract_sampling_params, Prompts(**fields), key)
+    arguments = (runtime.abstract_sampling_params, prompts, key)
     return Planned("generate", step, arguments, work, work, b * k * t, beside)
 
 
@@ -97,7 +103,8 @@ def _score(runtime: Runtime) -> Planned:
     b, k = micro_batches(runtime)[1], rows_per_prompt(runtime)
     p, t = c.data.prompt_buckets[-1], c.sampling.max_new_tokens
     rows = partial(_rows, runtime.mesh)
-    fields = (
+    arguments = (
+        runtime.abstract_params,
         rows((b, p), jnp.int32),
         rows((b,), jnp.int32),
         rows((b, k, t), jnp.int32),
@@ -106,7 +113,6 @@ def _score(runtime: Runtime) -> Planned:
     step = jax.jit(make_score_step(runtime.make_apply()))
     work = flops.forward(runtime.arch, np.full(b, p), np.full((b, k), t))
     beside = shard_bytes(runtime.abstract_state.opt_state)
-    arguments = (runtime.abstract_params, *fields)
     return Planned("score", step, arguments, work, work, b * k * t, beside)
 
 

@@ -16,16 +16,14 @@ def describe(plan: Plan, chip: Chip) -> str:
     held = ", ".join(f"{name} {_gib(size)}" for name, size in plan.memory.items())
     if plan.peak is None:
         return (
-            f"{plan.phase}: does NOT fit {_gib(chip.memory)} a chip\n  counted: {held}\n "
-            f" {plan.refusal}"
+            f"{plan.phase}: does NOT fit {_gib(chip.memory)} a chip\n  counted: {held}"
+            f"\n  {plan.refusal}"
         )
     fits = "fits" if plan.fits else "does NOT fit"
     sent = "not known: the compiler could not write its program down"
     if plan.collectives is not None:
-        sent = (
-            ", ".join(f"{kind} {_gib(size)}" for kind, size in plan.collectives.items())
-            or "nothing"
-        )
+        parts = (f"{kind} {_gib(size)}" for kind, size in plan.collectives.items())
+        sent = ", ".join(parts) or "nothing"
     times = ", ".join(f"{name} {1e3 * seconds:.1f} ms" for name, seconds in plan.seconds.items())
     return (
         f"{plan.phase}: {_gib(plan.peak)} of {_gib(chip.memory)} at the peak, {fits}\n  counted:"
@@ -100,11 +98,8 @@ def _peak(plan: Plan) -> str:
 
 def record(plan: Plan, overrides: dict[str, object] | None = None) -> dict:
     """Return what goes into plan.json."""
-    return (
-        dataclasses.asdict(plan)
-        | {"binds": plan.binds}
-        | ({"overrides": overrides} if overrides else {})
-    )
+    changed = {"overrides": overrides} if overrides else {}
+    return dataclasses.asdict(plan) | {"binds": plan.binds} | changed
 
 
 def record_iteration(found: Iteration, price: float) -> dict:

@@ -8,7 +8,7 @@ import importlib.util
 import math
 import os
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -81,6 +81,10 @@ class Machine(NamedTuple):
     devices: list[jax.Device]
     per_node: int  # devices within one fast network: of a GPU node, or of a TPU slice
 
+    @property
+    def hosts(self) -> int:
+        return len({device.process_index for device in self.devices})
+
 
 def machine_of(topology: str) -> Machine:
     """Describe TPU slices such as 'v5e:8x8' and 'v5e:8x8x2', or GPUs such as 'h100:8' and
@@ -126,18 +130,8 @@ def _gpus(topology: str, name: str, nodes: int, each: int) -> list[jax.Device]:
         name=name.upper(),
     )
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from jax.experimental import topologies
-
-    try:
-        described = topologies.get_topology_desc(
-            "", "cuda", topology=f"1x{nodes}x{each}", target_config=target
-        )
-    except Exception as error:  # JAX and the plug-in raise kinds of their own
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--topology={topology}: the GPU compiler does not describe it ({reason})"
-        ) from None
-    return list(described.devices)
+    shape = {"topology": f"1x{nodes}x{each}", "target_config": target}
+    return _devices(topology, "GPU", platform="cuda", topology_name="", **shape)
 
 
 def _slices(topology: str, name: str, slices: int) -> list[jax.Device]:
@@ -148,18 +142,7 @@ def _slices(topology: str, name: str, slices: int) -> list[jax.Device]:
         )
     for variable, value in SILENT.items():
         os.environ.setdefault(variable, value)
-    from jax.experimental import topologies
-
-    try:
-        described = topologies.get_topology_desc(
-            platform="tpu", topology_name=name, num_slices=slices
-        )
-    except Exception as error:  # JAX and the plug-in raise kinds of their own
-        reason = str(error).splitlines()[0]
-        raise ConfigError(
-            f"--topology={topology}: the TPU compiler does not know it ({reason})"
-        ) from None
-    found = list(described.devices)
+    found = _devices(topology, "TPU", platform="tpu", topology_name=name, num_slices=slices)
     wanted = slices * math.prod(map(int, name.partition(":")[2].split("x")))
     if len(found) != wanted:
         raise ConfigError(
@@ -167,3 +150,16 @@ def _slices(topology: str, name: str, slices: int) -> list[jax.Device]:
             f" {len(found)}"
         )
     return found
+
+
+def _devices(topology: str, kind: str, **how: Any) -> list[jax.Device]:
+    """Return the devices that a compiler describes."""
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(**how).devices)
+    except Exception as error:  # JAX and the plug-in raise kinds of their own
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"--topology={topology}: the {kind} compiler does not know it ({reason})"
+        ) from None

@@ -14,7 +14,6 @@ from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.evaluate import (
     HeldOut,
-    build_second_opinions,
     compare_all,
     intervals,
     logged,
@@ -25,6 +24,8 @@ from ssppo_jax.evaluate import (
 )
 from ssppo_jax.files import read_json, read_records
 from ssppo_jax.losses import ROWS
+from ssppo_jax.oracles import ORACLES
+from ssppo_jax.oracles.named import build_named
 from ssppo_jax.oracles.protocol import Oracle
 from ssppo_jax.rollout.given import HeldOutRows
 from ssppo_jax.rollout.judge import place_oracle
@@ -69,7 +70,7 @@ class Evaluation:
     ):
         self.config, self.workdir, self.stopped = runtime.config, workdir, stopped
         self.heldout = HeldOut(runtime, heldout)
-        self.others = build_second_opinions(self.config)
+        self.others = build_named(self.config.eval.oracles, ORACLES)
         for other in self.others.values():
             place_oracle(other, runtime.mesh)
             other.check([e.prompt for e in heldout])

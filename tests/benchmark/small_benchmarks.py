@@ -14,14 +14,14 @@ def jsonl(path, rows):
     return str(path)
 
 
-def arena_files(folder, n=3):
+def arena_files(folder, n=3, text="reference"):
     """Keys of an Arena-Hard with n short questions."""
     asked = [{"question_id": f"q{i}", "turns": [{"content": f"say {i}"}]} for i in range(n)]
     answered = [
         {
             "question_id": f"q{i}",
             "model_id": "old",
-            "choices": [{"index": 0, "turns": [{"content": f"reference {i}"}]}],
+            "choices": [{"index": 0, "turns": [{"content": f"{text} {i}"}]}],
         }
         for i in range(n)
     ]

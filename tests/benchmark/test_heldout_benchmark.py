@@ -27,9 +27,7 @@ def test_each_prompt_has_its_win_rate_and_a_failed_one_is_counted(tmp_path, monk
     benchmark = task.heldout(configure())
     done = benchmark.whole(tmp_path)
     settings = {"protocol": {"benchmark": "heldout"}, "model": {"source": "m"}, "seed": 0}
-    write_result(
-        tmp_path, settings, done.metrics, benchmark.headline, benchmark.paired, [], rows=done.rows
-    )
+    write_result(tmp_path, benchmark, settings, done.metrics, [], rows=done.rows)
     grades = read_result(tmp_path).grades()
     assert grades["a"] == {
         "id": "a",

@@ -8,12 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy.optimize import minimize_scalar
-from small_benchmarks import canned, jsonl, load, mt_files
+from small_benchmarks import arena_files, canned, jsonl, load, mt_files
 
 from ssppo_jax.benchmark.answers import Model, answer_all, messages_of, open_answers
 from ssppo_jax.benchmark.contract import Graded, Question, Reply, ratio_of
-from ssppo_jax.benchmark.result import read_result
-from ssppo_jax.benchmark.run import dry_run, run_benchmark
+from ssppo_jax.benchmark.result import different, read_result
+from ssppo_jax.benchmark.run import dry_run, run_benchmark, settings_of
 from ssppo_jax.benchmark.tasks import alpaca_eval, arena_hard, mt_bench
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.types import Failed
@@ -32,6 +32,11 @@ def top(**logprobs):
 
 def asked(instruction):
     return Question("0", (instruction,), meta={"reference": "old", "generator": "g", "dataset": ""})
+
+
+def protocol_of(name, given):
+    config, benchmark = load(name, given)
+    return settings_of(config, benchmark, {}, None, benchmark.questions)["protocol"]
 
 
 # ---- AlpacaEval ----------------------------------------------------------------------------------
@@ -157,6 +162,15 @@ def test_the_win_rate_is_bradley_terrys_maximum_likelihood():
     assert found.low < found.mean < found.high and found.n == 60
 
 
+def test_other_reference_answers_are_other_settings(tmp_path):
+    """Of the same model's name and the same questions: the two results stood in one table."""
+    one, two = (
+        protocol_of("arena_hard", arena_files(tmp_path, text=text)) for text in ("old", "new")
+    )
+    (gap,) = different(one, two)
+    assert gap.startswith("references: ")
+
+
 # ---- MT-Bench ------------------------------------------------------------------------------------
 
 
@@ -202,6 +216,11 @@ def test_a_folder_of_ones_own_that_lacks_a_part_is_told(tmp_path):
     jsonl(worked, [{"question_id": 2, "choices": []}])
     with pytest.raises(DataError, match=r"a row without choices\[0\]\.turns"):
         load("mt_bench", given)
+
+
+def test_the_same_files_in_another_folder_are_the_same_settings(tmp_path):
+    one, two = (protocol_of("mt_bench", mt_files(tmp_path / place)) for place in ("one", "two"))
+    assert one == two
 
 
 def test_one_question_has_no_interval():

@@ -179,35 +179,29 @@ def aggregate(frame: pd.DataFrame, difficulties: str = "") -> tuple[dict[str, Es
     A preference of 0 is a draw in older files (1.5). What is not in [1, 2] is left out, as the
     package does, and counted. The length-controlled interval is from the package's standard error.
     """
-    preference, valid = _numbers(frame["preference"]), _readable(frame["preference"])
-    kept = preference[valid].to_numpy(np.float64) - 1
+    preference = _read(frame["preference"])
+    kept = preference.dropna().to_numpy(np.float64) - 1
     metrics = {
         "win_rate": mean_of(100 * kept),
         "discrete_win_rate": mean_of(50 * (1 + np.sign(kept - 0.5))),
     }
-    notes = [f"{(~valid).sum()} of {len(frame)} preferences are unreadable and left out"]
-    notes = notes if (~valid).any() else []
+    notes = []
+    if unreadable := preference.isna().sum():
+        notes.append(f"{unreadable} of {len(frame)} preferences are unreadable and left out")
     found, note = length_controlled(frame, difficulties)
-    notes += [note] if note else []
-    if found is not None:
-        rate, error, count = found
-        low, high = rate - Z * error, rate + Z * error
-        metrics["length_controlled_winrate"] = Estimate(rate, low, high, count)
-    return metrics, notes
+    if found is None:
+        return metrics, [*notes, note]
+    return metrics | {"length_controlled_winrate": found}, notes
 
 
-def _numbers(preference: pd.Series) -> pd.Series:
-    return pd.to_numeric(preference, errors="coerce").replace({0.0: 1.5})
+def _read(preference: pd.Series) -> pd.Series:
+    """Return preferences in [1, 2], of which 0 is a draw, and NaN for what is none."""
+    numbers = pd.to_numeric(preference, errors="coerce").replace({0.0: 1.5})
+    return numbers.where(numbers.between(1, 2))
 
 
-def _readable(preference: pd.Series) -> pd.Series:
-    return _numbers(preference).between(1, 2)
-
-
-def length_controlled(
-    frame: pd.DataFrame, difficulties: str
-) -> tuple[tuple[float, float, int] | None, str]:
-    """Return the package's length-controlled rate, its standard error and count; or why not."""
+def length_controlled(frame: pd.DataFrame, difficulties: str) -> tuple[Estimate | None, str]:
+    """Return the package's length-controlled rate by its standard error; or none, and why."""
     try:
         from alpaca_eval.metrics import glm_winrate
     except ImportError as error:
@@ -232,8 +226,8 @@ def length_controlled(
             f" be fitted ({text}); give the file df_gamed.csv of tatsu-lab/alpaca_eval:"
             " --config.benchmark.difficulties=FILE"
         )
-    rate, width = found["length_controlled_winrate"], found["lc_standard_error"]
-    return (float(rate), float(width), int(found["n_total"])), ""
+    rate, half = float(found["length_controlled_winrate"]), Z * float(found["lc_standard_error"])
+    return Estimate(rate, rate - half, rate + half, int(found["n_total"])), ""
 
 
 def _published(annotations: str, difficulties: str) -> Benchmark:
@@ -243,8 +237,8 @@ def _published(annotations: str, difficulties: str) -> Benchmark:
     names = sorted({str(name) for name in frame.generator_2})
     if len(names) != 1:
         raise DataError(f"{annotations}: outputs of several models: {', '.join(names[:5])}")
-
-    if not _readable(frame["preference"]).any():
+    read = _read(frame["preference"])
+    if not read.notna().any():
         raise DataError(f"{annotations}: not one preference from 1 to 2 (0: a draw)")
 
     def whole(folder: Path) -> Whole:
@@ -257,7 +251,6 @@ def _published(annotations: str, difficulties: str) -> Benchmark:
                 f" {listed['win_rate']} (difference {gap:.1e}) and a length-controlled one of"
                 f" {listed['length_controlled_winrate'] or 'nothing'}"
             )
-        read = _numbers(frame["preference"]).where(_readable(frame["preference"]))
         rows = [
             {"id": str(i), "grade": {"preference": p}, "answers": [text]}
             for i, (p, text) in enumerate(zip(read, frame.output_2, strict=True))
@@ -290,31 +283,12 @@ def _write(
 ) -> list[str]:
     """Write model_outputs.json, reference_outputs.json and annotations.json as the package does."""
     frame = _frame(graded).assign(generator_2=names["model"])
-    outputs = [
-        {
-            "dataset": row.dataset,
-            "instruction": row.instruction,
-            "output": row.output_2,
-            "generator": names["model"],
-        }
-        for row in frame.itertuples()
-    ]
-    references = [
-        {
-            "dataset": row.dataset,
-            "instruction": row.instruction,
-            "output": row.output_1,
-            "generator": row.generator_1,
-        }
-        for row in frame.itertuples()
-    ]
-    records = frame.assign(annotator=f"{ANNOTATOR} by {names['judge']}").to_dict("records")
-    for name, rows in (
-        ("model_outputs", outputs),
-        ("reference_outputs", references),
-        ("annotations", records),
-    ):
-        write_json(folder / f"{name}.json", rows)
+    for name, n in (("model_outputs", 2), ("reference_outputs", 1)):
+        outputs = frame.rename(columns={f"output_{n}": "output", f"generator_{n}": "generator"})
+        columns = ["dataset", "instruction", "output", "generator"]
+        write_json(folder / f"{name}.json", outputs[columns].to_dict("records"))
+    annotations = frame.assign(annotator=f"{ANNOTATOR} by {names['judge']}")
+    write_json(folder / "annotations.json", annotations.to_dict("records"))
     return aggregate(frame, difficulties)[1]
 
 

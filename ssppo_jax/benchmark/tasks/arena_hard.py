@@ -11,8 +11,7 @@ games stay together; the official tool resamples games."""
 
 from __future__ import annotations
 
-import importlib.resources
-import json
+import math
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -28,6 +27,7 @@ from ssppo_jax.benchmark.contract import (
     Question,
     Reply,
     Request,
+    as_file_name,
     mean_of,
     ratio_of,
 )
@@ -36,7 +36,7 @@ from ssppo_jax.benchmark.templates import fill
 from ssppo_jax.config import positive
 from ssppo_jax.errors import DataError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import write_records
+from ssppo_jax.files import read_json, write_records
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.types import Failed
 
@@ -78,11 +78,7 @@ def arena_hard(
             f"{references}: no answer to {len(lacking)} of {len(rows)} questions, such as"
             f" {lacking[0]}; a win rate over the rest would be another benchmark"
         )
-    template = json.loads(
-        importlib.resources.files("ssppo_jax")
-        .joinpath("benchmark/tasks/arena_hard_v01.json")
-        .read_text(encoding="utf-8")
-    )
+    template = read_json(Path(__file__).with_name("arena_hard_v01.json"))
     return Benchmark(
         f"arena-hard-v0.1, template {template['version']}, against {player}",
         questions,
@@ -111,24 +107,16 @@ def _references(path: str) -> tuple[dict[str, str], str]:
 
 def requests_of(template: Mapping[str, str], question: Question, answer: str) -> list[Request]:
     """Return the two games' requests: the reference is A in the first and B in the second."""
-    pairs = (question.meta["reference"], answer), (answer, question.meta["reference"])
-    return [
-        Request(
-            [
-                {"role": "system", "content": template["system_prompt"]},
-                {
-                    "role": "user",
-                    "content": fill(
-                        template["prompt_template"],
-                        {"question_1": question.turns[0], "answer_1": a, "answer_2": b},
-                    ),
-                },
-            ],
-            tuple(f"[[{verdict}]]" for verdict in VERDICTS),
-            max_tokens=4096,
-        )
-        for a, b in pairs
-    ]
+    reference, found = question.meta["reference"], []
+    for a, b in ((reference, answer), (answer, reference)):
+        fields = {"question_1": question.turns[0], "answer_1": a, "answer_2": b}
+        chat = [
+            {"role": "system", "content": template["system_prompt"]},
+            {"role": "user", "content": fill(template["prompt_template"], fields)},
+        ]
+        verdicts = tuple(f"[[{verdict}]]" for verdict in VERDICTS)
+        found.append(Request(chat, verdicts, max_tokens=4096))
+    return found
 
 
 def verdict_of(reply: Reply) -> str | None:
@@ -137,30 +125,26 @@ def verdict_of(reply: Reply) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def points(verdict: str, weight: int) -> float:
-    """Return what A is ahead by: `weight`, 1, 0, -1 or -`weight`."""
-    table = dict(zip(VERDICTS, (weight, 1, 0, -1, -weight), strict=True))
-    return float(table[verdict])
-
-
 def grade(replies: list[Reply], weight: int) -> Grade | Failed:
     """Return the weighted wins, losses and ties of the model over the games that can be read."""
-    verdicts = [verdict_of(reply) for reply in replies]
-    if not any(verdicts):
-        return Failed(UNREADABLE)
-    ahead = [None if v is None else points(v, weight) for v in verdicts]
-    ahead[0] = None if ahead[0] is None else -ahead[0]  # the reference is A in the first game
+    lead = dict(zip(VERDICTS, (weight, 1, 0, -1, -weight), strict=True))  # of A over B
+    ahead = [  # what the model is ahead by: it is B in the first game and A in the second
+        None if verdict is None else float(sign * lead[verdict])
+        for verdict, sign in zip(map(verdict_of, replies), (-1, 1), strict=True)
+    ]
     games = [x for x in ahead if x is not None]
+    if not games:
+        return Failed(UNREADABLE)
     wins = sum(x for x in games if x > 0)
     losses = sum(-x for x in games if x < 0)
     ties = float(sum(x == 0 for x in games))
-    won = [None if x is None else float(x > 0) + 0.5 * float(x == 0) for x in ahead]
+    second, first = (math.nan if x is None else (x > 0) + 0.5 * (x == 0) for x in ahead)
     return {
         "wins": wins,
         "losses": losses,
         "ties": ties,
-        "won_second": float("nan") if won[0] is None else won[0],
-        "won_first": float("nan") if won[1] is None else won[1],
+        "won_second": second,
+        "won_first": first,
         "unreadable_games": float(len(replies) - len(games)),
         "win_rate": 100 * (wins + ties / 2) / (wins + losses + ties),
     }
@@ -199,7 +183,7 @@ def write(folder: Path, graded: Sequence[Graded], names: Mapping[str, str]) -> l
             }
         )
     write_records(folder / "model_answer" / f"{names['model']}.jsonl", answers)
-    judge = "".join(c if c.isalnum() or c in "-_." else "-" for c in names["judge"]) or "judge"
+    judge = as_file_name(names["judge"]) or "judge"
     write_records(folder / "model_judgment" / judge / f"{names['model']}.jsonl", judgments)
     return [f"{unreadable:g} games are unreadable and left out"] if unreadable else []
 

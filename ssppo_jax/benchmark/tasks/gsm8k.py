@@ -53,19 +53,21 @@ def gsm8k(
           all stand in the one user turn.
         apply_chat_template: false asks in plain text, as for a model without a chat.
     """
-    subset = "main" if path.startswith("hf:") else ""
-    fields = ("question", "answer")
-    rows = read_rows(path, fields=fields, what="GSM8K questions", split=split, subset=subset)
-    drawn = _examples(rows, num_fewshot, fewshot_path, subset)
+    rows = _read(path, what="GSM8K questions", split=split)
+    pool = fewshot_path or ("hf:openai/gsm8k" if path.startswith("hf:") else "")
+    drawn = _examples(rows, num_fewshot, pool)
     questions = []
     for i, (row, shots) in enumerate(zip(rows, drawn, strict=True)):
-        _check(row, i)
+        answer = str(row["answer"])
+        if STRICT.search(answer) is None:
+            raise DataError(
+                f"GSM8K question {i + 1}: its answer ends in no '#### N': {answer[-60:]!r}"
+            )
         before, asked = _layout(
             str(row["question"]), shots, apply_chat_template and fewshot_as_multiturn
         )
-        questions.append(
-            Question(str(i), (asked,), before, {"gold": _normal(str(row["answer"])), "doc": row})
-        )
+        meta = {"gold": _normal(answer), "doc": row}
+        questions.append(Question(str(i), (asked,), before, meta))
     return Benchmark(
         VERSION,
         questions,
@@ -106,31 +108,19 @@ def _normal(text: str) -> str:
     return text.lower()
 
 
-def _check(row: Mapping[str, Any], index: int) -> None:
-    if STRICT.search(str(row["answer"])) is None:
-        raise DataError(
-            f"GSM8K question {index + 1}: its answer ends in no '#### N':"
-            f" {str(row['answer'])[-60:]!r}"
-        )
+def _read(path: str, *, what: str, split: str, key: str = "path") -> list[dict[str, Any]]:
+    subset = "main" if path.startswith("hf:") else ""
+    fields = ("question", "answer")
+    return read_rows(path, fields=fields, what=what, split=split, subset=subset, key=key)
 
 
-def _examples(
-    rows: Sequence[dict], number: int, path: str, subset: str
-) -> list[list[dict[str, Any]]]:
+def _examples(rows: Sequence[dict], number: int, path: str) -> list[list[dict[str, Any]]]:
     """Draw each question's worked examples, one question after the other from one seed."""
     if not number:
         return [[] for _ in rows]
-    given = path or ("hf:openai/gsm8k" if subset else "")
-    pool = read_rows(
-        given,
-        fields=("question", "answer"),
-        what="worked examples",
-        key="fewshot_path",
-        split="train",
-        subset="main" if given.startswith("hf:") else "",
-    )
+    pool = _read(path, what="worked examples", split="train", key="fewshot_path")
     if number > len(pool):
-        raise DataError(f"{given}: {len(pool)} worked examples, and num_fewshot={number}")
+        raise DataError(f"{path}: {len(pool)} worked examples, and num_fewshot={number}")
     rng = random.Random(FEWSHOT_SEED)
     return [rng.sample(pool, number) for _ in rows]
 

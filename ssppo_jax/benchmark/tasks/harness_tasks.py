@@ -69,12 +69,9 @@ def lm_eval(
             random_seed=config.seed,
             bootstrap_iters=1000,
         )
-        (folder / "official").mkdir(exist_ok=True)
         shown = ("results", "versions", "n-shot", "n-samples", "higher_is_better")
-        write_json(
-            folder / "official" / "results.json",
-            {key: found[key] for key in shown if key in found},
-        )
+        kept = {key: found[key] for key in shown if key in found}
+        write_json(folder / "official" / "results.json", kept)
         return Whole(_metrics(found), [], {}, _rows(found))
 
     def grade(*_: Any) -> Failed:

@@ -21,6 +21,7 @@ from ssppo_jax.benchmark.contract import (
     Question,
     Reply,
     Request,
+    as_file_name,
     mean_of,
     ratio_of,
 )
@@ -190,7 +191,7 @@ def write(folder: Path, graded: Sequence[Graded], names: Mapping[str, str]) -> l
                 }
             )
     write_records(folder / "model_answer" / f"{names['model']}.jsonl", answers)
-    judge = "".join(c if c.isalnum() or c in "-_." else "-" for c in names["judge"]) or "judge"
+    judge = as_file_name(names["judge"]) or "judge"
     write_records(folder / "model_judgment" / f"{judge}_single.jsonl", judgments)
     return [f"{unreadable} ratings are unreadable and left out"] if unreadable else []
 
