@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from ml_collections import ConfigDict
 
-from ssppo_jax.config.nodes import flatten, leaf_of, nearest, parent_of, type_name
+from ssppo_jax.config.nodes import flatten, leaf_of, nearest, of_type, parent_of, type_name
 from ssppo_jax.config.rules import Rule
 from ssppo_jax.config.tables import Table, entry, known, own_too
 from ssppo_jax.config.user_code import OWN
@@ -103,16 +103,12 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
         )
     for keyword, value in overrides.items():
         default = defaults[keyword]
-        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(
-            default, bool
-        )
-        if not (default is None or same or (isinstance(default, float) and type(value) is int)):
+        if not of_type(value, default):
             raise ConfigError(
                 f"{name} takes {keyword}={value!r}: expected {type_name(default)}, as in"
                 f" {default!r}"
             )
-    node = ConfigDict({"name": name, **defaults, **overrides})
-    return node.lock()
+    return ConfigDict({"name": name, **defaults, **overrides}).lock()
 
 
 def check_keywords(name: str, function: Callable) -> None:

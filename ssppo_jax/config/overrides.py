@@ -18,7 +18,7 @@ from ssppo_jax.config.components import (
     keyword_meanings,
     keyword_rules,
 )
-from ssppo_jax.config.nodes import flatten, leaf_of, nearest, parent_of, shown, type_name
+from ssppo_jax.config.nodes import flatten, leaf_of, nearest, of_type, parent_of, shown, type_name
 from ssppo_jax.config.rules import Hidden, OneOf, fraction, non_negative, positive, unit
 from ssppo_jax.config.tables import known, own_too
 from ssppo_jax.config.user_code import renamed
@@ -115,8 +115,6 @@ def parse_value(text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
     except NO_LITERAL:
         value = _number_or_text(text)
-    if default is None:
-        return value
     if isinstance(default, tuple):
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if all(isinstance(v, float) for v in default):
@@ -124,18 +122,12 @@ def parse_value(text: str, default: Any) -> Any:
         if {type(v) for v in values} <= {type(v) for v in default}:
             return values
         raise ValueError(f"expected a list such as {shown(default)}")
-    if (
-        isinstance(default, float)
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-    ):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ValueError("expected a number that is not so large") from None
-    if isinstance(default, int) and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"expected {type_name(default)}, as in {default!r}")
+    if not of_type(value, default):
+        raise ValueError(f"expected {type_name(default)}, as in {default!r}")
+    try:
+        return float(value) if isinstance(default, float) else value
+    except OverflowError:
+        raise ValueError("expected a number that is not so large") from None
 
 
 def _number_or_text(text: str):

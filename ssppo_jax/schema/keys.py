@@ -423,12 +423,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "train.epochs", 1, "passes over an iteration's rollout (TRL's num_iterations)", cfg.positive
     ),
-    Key(
-        "train.batch_size",
-        64,
-        "prompts per optimizer step, over all devices",
-        cfg.positive,
-    ),
+    Key("train.batch_size", 64, "prompts per optimizer step, over all devices", cfg.positive),
     Key("train.micro_batches", 1, "gradient accumulation: parts a batch is cut into", cfg.positive),
     Key(
         "train.max_token_len",
