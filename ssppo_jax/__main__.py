@@ -538,7 +538,8 @@ def _runs(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _compare(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ssppo_jax.benchmark.compare import compare_command
 
-    return compare_command(args.workdir, mixed=args.mixed, output=args.output or "")
+    output = str(_folder(args.output)) if args.output else ""
+    return compare_command(args.workdir, mixed=args.mixed, output=output)
 
 
 def _sweep(args: argparse.Namespace, overrides: dict[str, str]) -> int:
