@@ -130,11 +130,16 @@ def check_keywords(name: str, function: Callable) -> None:
             )
 
 
-def by_hand(config: ConfigDict, components: Iterable[Component]) -> list[str]:
-    """List the components whose name a config file sets without choosing them by `select`."""
-    problems = []
+def by_hand(config: ConfigDict, keys: Iterable[Key], components: Iterable[Component]) -> list[str]:
+    """List what a config file sets that it cannot: values of another kind than the default, such as
+    None, and names of components that are not chosen by `select`."""
+    problems, flat = [], flatten(config)
+    expected = {key.path: key.default for key in keys}
     for c in components:
         node = parent_of(config, c.path)[leaf_of(c.path)]
+        expected[f"{c.path}.name"] = c.default
+        if node.name is None:
+            continue
         try:
             check_keywords(node.name, entry(c.table, node.name))
             wanted = keyword_defaults(c.table[node.name])
@@ -147,7 +152,12 @@ def by_hand(config: ConfigDict, components: Iterable[Component]) -> list[str]:
                 f" ({', '.join(lacking)}) are missing; write"
                 f' select(config, "{c.path}", "{node.name}"), of ssppo_jax.schema'
             )
-    return problems
+        expected |= {f"{c.path}.{name}": wanted[name] for name in wanted if name in node}
+    return problems + [
+        f"{path}={flat[path]!r}: expected {type_name(default)}, as in {default!r}"
+        for path, default in expected.items()
+        if not of_type(flat[path], default)
+    ]
 
 
 def call_kwargs(table: Mapping[str, Callable], node: Mapping[str, Any]) -> dict[str, Any]:

@@ -43,20 +43,26 @@ def override(
     that takes more than its own node."""
     by_path = {c.path: c for c in components}
     problems, rest, refused = [], {}, []
-    loss_first = sorted(overrides.items(), key=lambda item: item[0] != "loss.name")
-    for path, text in loss_first:  # a loss may bring other keys
-        base = path.removesuffix(".name")
-        if base in by_path:
-            try:
-                if chosen is None:
-                    choose(config, base, by_path[base].table, text)
-                else:
-                    chosen(config, base, text)
-            except ConfigError as e:
-                problems.append(f"--config.{path}={text}: {e}")
-                refused.append(base + ".")
-        else:
+    loss_first = sorted(overrides, key=lambda path: path not in ("loss", "loss.name"))
+    for path in loss_first:  # a loss may bring other keys
+        text, base = overrides[path], path.removesuffix(".name")
+        if base not in by_path:
             rest[path] = text
+            continue
+        if path != base and base in overrides:
+            problems.append(
+                f"--config.{path}={text}: --config.{base}={overrides[base]} is given too; leave one"
+                " out"
+            )
+            continue
+        try:
+            if chosen is None:
+                choose(config, base, by_path[base].table, text)
+            else:
+                chosen(config, base, text)
+        except ConfigError as e:
+            problems.append(f"--config.{path}={text}: {e}")
+            refused.append(base + ".")
     known = flatten(config)
     for path, text in rest.items():
         if path.startswith(tuple(refused)):  # its keywords are not known; its name is reported

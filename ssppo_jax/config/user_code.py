@@ -236,6 +236,8 @@ def load_module(spec: str) -> ModuleType:
 def _config_file(spec: str) -> str:
     """Return the file that a spec names: one of the package's configs, a path, or a module."""
     given = spec.partition(":")[0]
+    if given.startswith("~"):  # a shell leaves it alone behind --config=
+        given = str(expanded(given))
     if given in config_names():
         return str(CONFIGS / f"{given}.py")
     if Path(given).is_file():
