@@ -12,10 +12,19 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from ssppo_jax import __version__
 from ssppo_jax.config import expanded
+from ssppo_jax.config.options import (
+    Options,
+    as_utf_8,
+    option_of,
+    path_on_disk,
+    path_or_address,
+    positive_number,
+    split_overrides,
+    whole_number,
+)
 from ssppo_jax.distributed import backend
 from ssppo_jax.errors import ConfigError, Interrupted, LostProcess, UserError, WriteError
 from ssppo_jax.files import to_json, writing
@@ -69,7 +78,7 @@ def _flush() -> None:
 
 
 def _run(argv: list[str]) -> int:
-    argv = [_text(arg) for arg in argv]
+    argv = [as_utf_8(arg) for arg in argv]
     parser, commands = _parsers()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(parser.format_help())
@@ -83,7 +92,7 @@ def _run(argv: list[str]) -> int:
         raise ConfigError(f"no command {argv[0]!r}; {hint}there is: {', '.join(commands)}")
     backend.leave_out_tpu()
     command = commands[argv[0]]
-    rest, overrides = _split_overrides(argv[1:])
+    rest, overrides = split_overrides(argv[1:])
     if {"-h", "--help"} & set(rest):
         print(command.format_help())
         if command.takes_config:
@@ -104,49 +113,15 @@ def _run(argv: list[str]) -> int:
     return command.run(args, overrides)
 
 
-def _text(arg: str) -> str:
-    """Return an argument as UTF-8 text; where the locale says ASCII, it came as escaped bytes."""
-    try:
-        arg.encode()
-        return arg
-    except UnicodeEncodeError:
-        pass
-    try:
-        return os.fsencode(arg).decode("utf-8")
-    except UnicodeError:
-        raise ConfigError(f"the argument {arg!a} is not UTF-8; write it in UTF-8") from None
-
-
 # ---- options -------------------------------------------------------------------------------------
 
 
-class _Command(argparse.ArgumentParser):
-    """Parse one command's options, each given once; report a mistake as a ConfigError."""
+class _Command(Options):
+    """Hold the options of a command and what it does."""
 
     run: Callable[[argparse.Namespace, dict[str, str]], int]
     config_help: Callable[[list[str], dict[str, str]], str]  # of a command that takes a config
     takes_config = False
-
-    def __init__(self, *args, **how):
-        super().__init__(*args, **how)
-        self.register("action", None, _Once)  # of an option that names no action
-
-    @property
-    def flags(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings if flag != "-h"]
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog.split()[-1]}: {message}")
-
-
-class _Once(argparse.Action):
-    """Store one value and refuse a second one."""
-
-    def __call__(self, parser, namespace, value, option=None):
-        if getattr(namespace, f"_{self.dest}", False):
-            raise argparse.ArgumentError(self, "given twice; it takes one value")
-        setattr(namespace, f"_{self.dest}", True)
-        setattr(namespace, self.dest, value)
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
@@ -165,8 +140,9 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
         found.run, found.config_help = run, _config_help
         found.takes_config = "config" in required
         for flag, meaning in required.items():
-            on_disk = flag in ("workdir", "output") and name != "train"
-            kind = _place if on_disk else _path if flag == "workdir" else str
+            kind: Callable[[str], str] = str
+            if flag in ("workdir", "output"):
+                kind = path_or_address if name == "train" else path_on_disk
             found.add_argument(f"--{flag}", required=True, help=meaning, type=kind)
         commands[name] = found
         return found
@@ -186,7 +162,7 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     one = command("evaluate", _evaluate, "estimate the held-out win rate of two models",
                   config=config, candidate="a model", baseline="a model")  # fmt: skip
-    one.add_argument("--output", type=_place, help="folder for the result and all texts")
+    one.add_argument("--output", type=path_on_disk, help="folder for the result and all texts")
 
     one = command("benchmark", _benchmark, "ask a model a benchmark's questions and grade it",
                   name="gsm8k, alpaca_eval, ...; a wrong name lists them")  # fmt: skip
@@ -194,14 +170,14 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one.add_argument("--model", default="", help="a model")
     one.add_argument("--judge", default="", help="an endpoint's model, or local:SOURCE")
     one.add_argument("--config", default="", help="config whose keys are read")
-    one.add_argument("--output", type=_place, help="folder of the result")
+    one.add_argument("--output", type=path_on_disk, help="folder of the result")
     one.add_argument("--dry-run", action="store_true", help="print requests and tokens only")
 
     one = command("generate", _generate, "write responses as JSON lines", config=config)
     one.add_argument("--model", help="a model in place of model.source")
     one.add_argument("--prompt", action="append", help="a prompt; repeat for several")
     one.add_argument("--prompts", default="", help="JSONL file of prompts")
-    one.add_argument("--output", type=_place, help="file; default: standard output")
+    one.add_argument("--output", type=path_on_disk, help="file; default: standard output")
 
     one = command("chat", _chat, "talk with a model in the terminal", config=config)
     one.add_argument("--model", help="a model in place of model.source")
@@ -222,13 +198,15 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     one = command("compare", _compare, "put runs or benchmark results side by side")
     several = "a run, a result, or a folder of them; repeat for several"
-    one.add_argument("--workdir", action="append", default=[], type=_place, help=several)
-    one.add_argument("--output", type=_place, help="folder for the page")
+    one.add_argument("--workdir", action="append", default=[], type=path_on_disk, help=several)
+    one.add_argument("--output", type=path_on_disk, help="folder for the page")
     one.add_argument("--mixed", action="store_true", help="also with different settings")
 
     one = command("sweep", _sweep, "train a grid of points and seeds: a config with sweep(add)",
                   config=config, workdir="folder of the sweep")  # fmt: skip
-    one.add_argument("--jobs", type=_count, help="runs at one time; default: 1, and all on SLURM")
+    one.add_argument(
+        "--jobs", type=whole_number, help="runs at one time; default: 1, and all on SLURM"
+    )
     one.add_argument(
         "--launcher",
         choices=("processes", "slurm", "local"),
@@ -249,66 +227,17 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     one.add_argument("--model", help="a model, a config.json, or llama3_8b")
     one.add_argument("--phases", default="relay,generate,score,train", help="which steps")
     one.add_argument("--search", action="store_true", help="search layouts by an iteration's time")
-    one.add_argument("--prompts", type=_count, default=0, help="of an iteration")
+    one.add_argument("--prompts", type=whole_number, default=0, help="of an iteration")
     one.add_argument("--lengths", action="store_true", help="padding of long-tailed responses")
-    one.add_argument("--price", type=_price, default=0.0, help="of a chip-hour")
-    one.add_argument("--output", type=_place, help="folder for plan.json")
+    one.add_argument("--price", type=positive_number, default=0.0, help="of a chip-hour")
+    one.add_argument("--output", type=path_on_disk, help="folder for plan.json")
     return parser, commands
-
-
-def _path(text: str) -> str:
-    """Return a path with ~ as the home folder: a shell leaves it alone behind --workdir=."""
-    if not text:
-        raise argparse.ArgumentTypeError("no path is given; is a variable of the shell empty?")
-    return text if "://" in text else str(expanded(text))
-
-
-def _place(text: str) -> str:
-    """Return a path on this machine's disk."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(
-            f"{text}: only train works in a store, by its --workdir; give a path on a disk"
-        )
-    return _path(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
-    return int(text)
-
-
-def _price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a positive number")
-    return value
-
-
-def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Part the --config.KEY=VALUE overrides from a command's own options."""
-    rest: list[str] = []
-    overrides: dict[str, str] = {}
-    for arg in argv:
-        if not arg.startswith("--config."):
-            rest.append(arg)
-            continue
-        key, equals, value = arg.removeprefix("--config.").partition("=")
-        if not equals:
-            raise ConfigError(f"{arg}: write it as --config.{key}=VALUE")
-        if key in overrides:
-            raise ConfigError(f"--config.{key} is given twice: {overrides[key]} and {value}")
-        overrides[key] = value
-    return rest, overrides
 
 
 def _config_help(rest: list[str], overrides: dict[str, str]) -> str:
     from ssppo_jax import schema
 
-    name = _given(rest, "--config")
+    name = option_of(rest, "--config")
     config = schema.load(name, overrides) if name else schema.base_config()
     where = f" of {name}" if name else ", at their defaults"
     return f"config keys{where}\n{schema.help_text(config)}"
@@ -317,16 +246,9 @@ def _config_help(rest: list[str], overrides: dict[str, str]) -> str:
 def _benchmark_help(rest: list[str], overrides: dict[str, str]) -> str:
     from ssppo_jax.benchmark import settings
 
-    name = _given(rest, "--name") or "gsm8k"
-    config = settings.load(name, overrides, judge=_given(rest, "--judge"))
+    name = option_of(rest, "--name") or "gsm8k"
+    config = settings.load(name, overrides, judge=option_of(rest, "--judge"))
     return f"config keys of {name}\n{settings.help_text(config)}"
-
-
-def _given(rest: list[str], flag: str) -> str:
-    """Return an option's value, or "", where help is asked for and others may be missing."""
-    parser = _Command("help", add_help=False, allow_abbrev=False)
-    parser.add_argument(flag, dest="value", default="")
-    return parser.parse_known_args(rest)[0].value
 
 
 def _load(args: argparse.Namespace, overrides: dict[str, str]):
