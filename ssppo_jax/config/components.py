@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from ssppo_jax.config.nodes import flatten, leaf_of, nearest, of_type, parent_of, type_name
 from ssppo_jax.config.rules import Rule
-from ssppo_jax.config.tables import Table, entry, known, own_too
+from ssppo_jax.config.tables import Table, choices, entry
 from ssppo_jax.config.user_code import OWN
 from ssppo_jax.errors import ConfigError
 
@@ -87,9 +87,7 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
       ConfigError: no such name, or no such keyword; the nearest one is named.
     """
     if not isinstance(name, str):
-        raise ConfigError(
-            f"{name!r} is no name; allowed: {', '.join(known(table))}{own_too(table)}"
-        )
+        raise ConfigError(f"{name!r} is no name; allowed: {choices(table)}")
     if isinstance(table, Table):
         table.enter(name)  # a file that changed is read again where it is chosen
     function = entry(table, name)

@@ -20,7 +20,7 @@ from ssppo_jax.config.components import (
 )
 from ssppo_jax.config.nodes import flatten, leaf_of, nearest, of_type, parent_of, shown, type_name
 from ssppo_jax.config.rules import Hidden, OneOf, fraction, non_negative, positive, unit
-from ssppo_jax.config.tables import known, own_too
+from ssppo_jax.config.tables import choices, known
 from ssppo_jax.config.user_code import renamed
 from ssppo_jax.errors import ConfigError
 
@@ -192,8 +192,7 @@ def help_text(keys: Iterable[Key], components: Iterable[Component], config: Conf
         lines.append(f"  --config.{key.path}={shown(flat[key.path])}\n        {meaning}")
     for c in components:
         name = flat[f"{c.path}.name"]
-        names = ", ".join(known(c.table)) + own_too(c.table)
-        lines.append(f"  --config.{c.path}.name={name}\n        {c.meaning}: {names}")
+        lines.append(f"  --config.{c.path}.name={name}\n        {c.meaning}: {choices(c.table)}")
         meanings = keyword_meanings(c.table[name])
         for keyword in keyword_defaults(c.table[name]):
             value = flat[f"{c.path}.{keyword}"]
