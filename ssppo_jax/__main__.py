@@ -251,6 +251,9 @@ def _benchmark_help(rest: list[str], overrides: dict[str, str]) -> str:
     return f"config keys of {name}\n{settings.help_text(config)}"
 
 
+# ---- commands ------------------------------------------------------------------------------------
+
+
 def _load(args: argparse.Namespace, overrides: dict[str, str]):
     """Load the config with its overrides and check it on this machine's devices.
 
@@ -281,9 +284,6 @@ def _folder(path: str | Path) -> Path:
             f"{path}: no file can be written there ({error.strerror}); give another folder"
         ) from None
     return Path(path)
-
-
-# ---- commands ------------------------------------------------------------------------------------
 
 
 def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
