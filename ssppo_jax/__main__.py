@@ -5,25 +5,32 @@ from __future__ import annotations
 import argparse
 import contextlib
 import difflib
-import importlib.util
 import io
 import logging
 import os
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 from ssppo_jax import __version__
 from ssppo_jax.config import expanded
+from ssppo_jax.config.options import (
+    Options,
+    as_utf_8,
+    option_of,
+    path_on_disk,
+    path_or_address,
+    positive_number,
+    split_overrides,
+    whole_number,
+)
+from ssppo_jax.distributed import backend
 from ssppo_jax.errors import ConfigError, Interrupted, LostProcess, UserError, WriteError
-from ssppo_jax.files import default_cache, to_json, writing
+from ssppo_jax.files import to_json, writing
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
-LARGEST_CACHE = 4 * 2**30  # bytes of compiled programs that are kept; the longest unused go first
 
 RENAMED = {("plan", "--sweep"): "--search"}  # a command's options of earlier releases
 
@@ -71,7 +78,7 @@ def _flush() -> None:
 
 
 def _run(argv: list[str]) -> int:
-    argv = [_text(arg) for arg in argv]
+    argv = [as_utf_8(arg) for arg in argv]
     parser, commands = _parsers()
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(parser.format_help())
@@ -83,13 +90,13 @@ def _run(argv: list[str]) -> int:
         near = difflib.get_close_matches(argv[0], commands, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise ConfigError(f"no command {argv[0]!r}; {hint}there is: {', '.join(commands)}")
-    _leave_out_tpu()
+    backend.leave_out_tpu()
     command = commands[argv[0]]
-    rest, overrides = _split_overrides(argv[1:])
+    rest, overrides = split_overrides(argv[1:])
     if {"-h", "--help"} & set(rest):
         print(command.format_help())
         if command.takes_config:
-            print((command.config_help or _config_help)(rest, overrides))
+            print(command.config_help(rest, overrides))
         return 0
     if overrides and not command.takes_config:
         raise ConfigError(f"{argv[0]} takes no --config keys")
@@ -106,45 +113,15 @@ def _run(argv: list[str]) -> int:
     return command.run(args, overrides)
 
 
-def _text(arg: str) -> str:
-    """Return an argument as UTF-8 text; where the locale says ASCII, it came as escaped bytes."""
-    try:
-        arg.encode()
-        return arg
-    except UnicodeEncodeError:
-        pass
-    try:
-        return os.fsencode(arg).decode("utf-8")
-    except UnicodeError:
-        raise ConfigError(f"the argument {arg!a} is not UTF-8; write it in UTF-8") from None
-
-
 # ---- options -------------------------------------------------------------------------------------
 
 
-class _Command(argparse.ArgumentParser):
-    """Parse one command's options; report a mistake as a ConfigError."""
+class _Command(Options):
+    """Hold the options of a command and what it does."""
 
     run: Callable[[argparse.Namespace, dict[str, str]], int]
+    config_help: Callable[[list[str], dict[str, str]], str]  # of a command that takes a config
     takes_config = False
-    config_help: Callable[[list[str], dict[str, str]], str] | None = None
-
-    @property
-    def flags(self) -> list[str]:
-        return [flag for action in self._actions for flag in action.option_strings if flag != "-h"]
-
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{self.prog.split()[-1]}: {message}")
-
-
-class _Once(argparse.Action):
-    """Store one value and refuse a second one."""
-
-    def __call__(self, parser, namespace, value, option=None):
-        if getattr(namespace, f"_{self.dest}", False):
-            raise argparse.ArgumentError(self, "given twice; it takes one value")
-        setattr(namespace, f"_{self.dest}", True)
-        setattr(namespace, self.dest, value)
 
 
 def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
@@ -156,14 +133,17 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
     subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=_Command)
     commands: dict[str, _Command] = {}
 
-    def command(name: str, run, text: str, /, **required: str):
+    def command(name: str, run, text: str, /, **required: str) -> _Command:
         found = subparsers.add_parser(
             name, help=text, description=text, epilog=MODELS, allow_abbrev=False
         )
-        found.run, found.takes_config = run, "config" in required
+        found.run, found.config_help = run, _config_help
+        found.takes_config = "config" in required
         for flag, meaning in required.items():
-            kind = {"workdir": _path, "output": _place}.get(flag, str)
-            found.add_argument(f"--{flag}", action=_Once, required=True, help=meaning, type=kind)
+            kind: Callable[[str], str] = str
+            if flag in ("workdir", "output"):
+                kind = path_or_address if name == "train" else path_on_disk
+            found.add_argument(f"--{flag}", required=True, help=meaning, type=kind)
         commands[name] = found
         return found
 
@@ -173,43 +153,39 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
                   config=config, workdir=workdir)  # fmt: skip
     one.add_argument("--profile", action="store_true", help="trace one iteration into profile/")
     group = one.add_argument_group("several processes (nothing is needed under srun or mpirun)")
-    group.add_argument("--coordinator", action=_Once, default="", help="HOST:PORT, or auto")
-    group.add_argument("--num_processes", action=_Once, default="", help="how many there are")
-    group.add_argument("--process_id", action=_Once, default="", help="this one, from 0")
+    group.add_argument("--coordinator", default="", help="HOST:PORT, or auto")
+    group.add_argument("--num_processes", default="", help="how many there are")
+    group.add_argument("--process_id", default="", help="this one, from 0")
 
     command("fit", _fit, "fit a reward model or a PairRM on preference pairs (fit.head)",
             config=config, workdir="folder of the fit")  # fmt: skip
 
     one = command("evaluate", _evaluate, "estimate the held-out win rate of two models",
                   config=config, candidate="a model", baseline="a model")  # fmt: skip
-    one.add_argument(
-        "--output", action=_Once, type=_place, help="folder for the result and all texts"
-    )
+    one.add_argument("--output", type=path_on_disk, help="folder for the result and all texts")
 
     one = command("benchmark", _benchmark, "ask a model a benchmark's questions and grade it",
                   name="gsm8k, alpaca_eval, ...; a wrong name lists them")  # fmt: skip
     one.takes_config, one.config_help = True, _benchmark_help
-    one.add_argument("--model", action=_Once, default="", help="a model")
-    one.add_argument(
-        "--judge", action=_Once, default="", help="an endpoint's model, or local:SOURCE"
-    )
-    one.add_argument("--config", action=_Once, default="", help="config whose keys are read")
-    one.add_argument("--output", action=_Once, type=_place, help="folder of the result")
+    one.add_argument("--model", default="", help="a model")
+    one.add_argument("--judge", default="", help="an endpoint's model, or local:SOURCE")
+    one.add_argument("--config", default="", help="config whose keys are read")
+    one.add_argument("--output", type=path_on_disk, help="folder of the result")
     one.add_argument("--dry-run", action="store_true", help="print requests and tokens only")
 
     one = command("generate", _generate, "write responses as JSON lines", config=config)
-    one.add_argument("--model", action=_Once, help="a model in place of model.source")
+    one.add_argument("--model", help="a model in place of model.source")
     one.add_argument("--prompt", action="append", help="a prompt; repeat for several")
-    one.add_argument("--prompts", action=_Once, default="", help="JSONL file of prompts")
-    one.add_argument("--output", action=_Once, type=_place, help="file; default: standard output")
+    one.add_argument("--prompts", default="", help="JSONL file of prompts")
+    one.add_argument("--output", type=path_on_disk, help="file; default: standard output")
 
     one = command("chat", _chat, "talk with a model in the terminal", config=config)
-    one.add_argument("--model", action=_Once, help="a model in place of model.source")
+    one.add_argument("--model", help="a model in place of model.source")
 
     one = command("convert", _convert, "write a model as a Hugging Face folder or a .gguf file",
                   input="a model", output="new folder, or new file NAME.gguf")  # fmt: skip
-    one.add_argument("--dtype", action=_Once, default="source",
-                     choices=("source", "float32", "bfloat16", "float16"))  # fmt: skip
+    dtypes = ("source", "float32", "bfloat16", "float16")
+    one.add_argument("--dtype", default="source", choices=dtypes)
 
     command("report", _report, "write a run's report, one HTML file", workdir="folder of a run")
 
@@ -221,21 +197,18 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
             workdir="folder that holds runs")  # fmt: skip
 
     one = command("compare", _compare, "put runs or benchmark results side by side")
-    one.add_argument(
-        "--workdir", action="append", default=[], type=_path, help="a run, a result, or a folder"
-        " of them; repeat for several"
-    )  # fmt: skip
-    one.add_argument("--output", action=_Once, type=_place, help="folder for the page")
+    several = "a run, a result, or a folder of them; repeat for several"
+    one.add_argument("--workdir", action="append", default=[], type=path_on_disk, help=several)
+    one.add_argument("--output", type=path_on_disk, help="folder for the page")
     one.add_argument("--mixed", action="store_true", help="also with different settings")
 
     one = command("sweep", _sweep, "train a grid of points and seeds: a config with sweep(add)",
                   config=config, workdir="folder of the sweep")  # fmt: skip
     one.add_argument(
-        "--jobs", action=_Once, type=_count, help="runs at one time; default: 1, and all on SLURM"
+        "--jobs", type=whole_number, help="runs at one time; default: 1, and all on SLURM"
     )
     one.add_argument(
         "--launcher",
-        action=_Once,
         choices=("processes", "slurm", "local"),
         default="processes",
         help="children of this process, or jobs of submitit",
@@ -251,94 +224,53 @@ def _parsers() -> tuple[argparse.ArgumentParser, dict[str, _Command]]:
 
     one = command("plan", _plan, "compile a config's steps for a described slice or node",
                   config=config, topology="such as v5e:4x4 or h100:8")  # fmt: skip
-    one.add_argument("--model", action=_Once, help="a model, a config.json, or llama3_8b")
-    one.add_argument(
-        "--phases", action=_Once, default="relay,generate,score,train", help="which steps"
-    )
+    one.add_argument("--model", help="a model, a config.json, or llama3_8b")
+    one.add_argument("--phases", default="relay,generate,score,train", help="which steps")
     one.add_argument("--search", action="store_true", help="search layouts by an iteration's time")
-    one.add_argument("--prompts", action=_Once, type=_count, default=0, help="of an iteration")
+    one.add_argument("--prompts", type=whole_number, default=0, help="of an iteration")
     one.add_argument("--lengths", action="store_true", help="padding of long-tailed responses")
-    one.add_argument("--price", action=_Once, type=_price, default=0.0, help="of a chip-hour")
-    one.add_argument("--output", action=_Once, type=_place, help="folder for plan.json")
+    one.add_argument("--price", type=positive_number, default=0.0, help="of a chip-hour")
+    one.add_argument("--output", type=path_on_disk, help="folder for plan.json")
     return parser, commands
-
-
-def _path(text: str) -> str:
-    """Return a path with ~ as the home folder: a shell leaves it alone behind --workdir=."""
-    if not text:
-        raise argparse.ArgumentTypeError("no path is given; is a variable of the shell empty?")
-    return text if "://" in text else str(expanded(text))
-
-
-def _place(text: str) -> str:
-    """Return a path on this machine's disk."""
-    if "://" in text:
-        raise argparse.ArgumentTypeError(
-            f"{text}: only train works in a store, by its --workdir; give a path on a disk"
-        )
-    return _path(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1")
-    return int(text)
-
-
-def _price(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} must be a positive number")
-    return value
-
-
-def _split_overrides(argv: list[str]) -> tuple[list[str], dict[str, str]]:
-    """Part the --config.KEY=VALUE overrides from a command's own options."""
-    rest: list[str] = []
-    overrides: dict[str, str] = {}
-    for arg in argv:
-        if not arg.startswith("--config."):
-            rest.append(arg)
-            continue
-        key, equals, value = arg.removeprefix("--config.").partition("=")
-        if not equals:
-            raise ConfigError(f"{arg}: write it as --config.{key}=VALUE")
-        if key in overrides:
-            raise ConfigError(f"--config.{key} is given twice: {overrides[key]} and {value}")
-        overrides[key] = value
-    return rest, overrides
 
 
 def _config_help(rest: list[str], overrides: dict[str, str]) -> str:
     from ssppo_jax import schema
 
-    parser = _Command("help", add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", default="")
-    name = parser.parse_known_args(rest)[0].config
+    name = option_of(rest, "--config")
     config = schema.load(name, overrides) if name else schema.base_config()
     where = f" of {name}" if name else ", at their defaults"
     return f"config keys{where}\n{schema.help_text(config)}"
 
 
+def _benchmark_help(rest: list[str], overrides: dict[str, str]) -> str:
+    from ssppo_jax.benchmark import settings
+
+    name = option_of(rest, "--name") or "gsm8k"
+    config = settings.load(name, overrides, judge=option_of(rest, "--judge"))
+    return f"config keys of {name}\n{settings.help_text(config)}"
+
+
+# ---- commands ------------------------------------------------------------------------------------
+
+
 def _load(args: argparse.Namespace, overrides: dict[str, str]):
-    """Load the config with its overrides and check it on this machine's devices."""
+    """Load the config with its overrides and check it on this machine's devices.
+
+    A --model stands in place of model.source."""
     import jax
 
     from ssppo_jax import schema
 
-    _keep_compiled()
-    return schema.load(args.config, overrides, jax.device_count())
+    backend.keep_compiled()
+    config = schema.load(args.config, overrides, jax.device_count())
+    if getattr(args, "model", None):
+        config.model.source = args.model
+    return config
 
 
 def _folder(path: str | Path) -> Path:
     """Make the folder now: a path that cannot be written to should cost a second, not a run."""
-    if "://" in str(path):
-        raise ConfigError(
-            f"{path}: only train works in a store, by its --workdir; copy the folder to a disk"
-        )
     try:
         Path(path).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -352,9 +284,6 @@ def _folder(path: str | Path) -> Path:
             f"{path}: no file can be written there ({error.strerror}); give another folder"
         ) from None
     return Path(path)
-
-
-# ---- commands ------------------------------------------------------------------------------------
 
 
 def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -425,7 +354,7 @@ def _evaluate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 
 def _benchmark(args: argparse.Namespace, overrides: dict[str, str]) -> int:
-    _keep_compiled()
+    backend.keep_compiled()
     from ssppo_jax.benchmark.command import benchmark_command
 
     return benchmark_command(
@@ -439,45 +368,29 @@ def _benchmark(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     )
 
 
-def _benchmark_help(rest: list[str], overrides: dict[str, str]) -> str:
-    from ssppo_jax.benchmark import settings
-
-    parser = _Command("help", add_help=False, allow_abbrev=False)
-    parser.add_argument("--name", default="gsm8k")
-    parser.add_argument("--judge", default="")
-    args = parser.parse_known_args(rest)[0]
-    config = settings.load(args.name, overrides, judge=args.judge)
-    return f"config keys of {args.name}\n{settings.help_text(config)}"
-
-
 def _generate(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
     from ssppo_jax.distributed.stop import StopSignal
     from ssppo_jax.inference.generate import respond, respond_into
 
-    if args.output:
-        _folder(Path(args.output).parent)
-        if Path(args.output).is_dir():
-            raise ConfigError(
-                f"--output={args.output} is a folder; give a file, such as"
-                f" {Path(args.output) / 'responses.jsonl'}"
-            )
-    if args.model:
-        config.model.source = args.model
-    if args.output:
-        try:
-            with StopSignal() as stop:
-                count = respond_into(
-                    Path(args.output), config, args.prompt, args.prompts, stopped=stop.agreed
-                )
-        except Interrupted:
-            print(f"stopped; the same command continues {args.output}", file=sys.stderr)
-            return INTERRUPTED
-        print(f"{args.output}: {count} responses", file=sys.stderr)
-    else:
+    if not args.output:
         rows = respond(config, args.prompt, args.prompts)
         with writing("standard output"):
             sys.stdout.write("".join(to_json(row) + "\n" for row in rows))
+        return 0
+    output = Path(args.output)
+    _folder(output.parent)
+    if output.is_dir():
+        raise ConfigError(
+            f"--output={output} is a folder; give a file, such as {output / 'responses.jsonl'}"
+        )
+    try:
+        with StopSignal() as stop:
+            count = respond_into(output, config, args.prompt, args.prompts, stopped=stop.agreed)
+    except Interrupted:
+        print(f"stopped; the same command continues {output}", file=sys.stderr)
+        return INTERRUPTED
+    print(f"{output}: {count} responses", file=sys.stderr)
     return 0
 
 
@@ -485,8 +398,6 @@ def _chat(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     config = _load(args, overrides)
     from ssppo_jax.inference.chat import chat
 
-    if args.model:
-        config.model.source = args.model
     chat(config)
     return 0
 
@@ -549,7 +460,8 @@ def _runs(args: argparse.Namespace, overrides: dict[str, str]) -> int:
 def _compare(args: argparse.Namespace, overrides: dict[str, str]) -> int:
     from ssppo_jax.benchmark.compare import compare_command
 
-    return compare_command(args.workdir, mixed=args.mixed, output=args.output or "")
+    output = str(_folder(args.output)) if args.output else ""
+    return compare_command(args.workdir, mixed=args.mixed, output=output)
 
 
 def _sweep(args: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -593,42 +505,6 @@ def _plan(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         lengths=args.lengths,
         output=_folder(args.output) if args.output else None,
     )
-
-
-# ---- what JAX is told before it starts -----------------------------------------------------------
-
-
-def _leave_out_tpu() -> None:
-    """Keep JAX from looking for a TPU where only its compiler is installed, for planning.
-
-    What the user says in JAX_PLATFORMS stands.
-    """
-    absent = importlib.util.find_spec("libtpu") is None
-    if "JAX_PLATFORMS" in os.environ or absent or _has_chip():
-        return
-    plugins = ("jax_cuda12_plugin", "jax_cuda13_plugin")
-    gpu = any(importlib.util.find_spec(name) for name in plugins)
-    has_gpu = gpu and os.path.exists("/dev/nvidiactl")
-    os.environ["JAX_PLATFORMS"] = "cuda,cpu" if has_gpu else "cpu"
-
-
-def _has_chip() -> bool:
-    """Return whether the system shows a TPU: /dev/accel0 or, on newer machines, a vfio group."""
-    return os.path.exists("/dev/accel0") or os.path.exists("/dev/vfio/0")
-
-
-def _keep_compiled() -> None:
-    """Let JAX keep programs that took over a second to compile in $SSPPO_CACHE/compiled.
-
-    Another folder in JAX_COMPILATION_CACHE_DIR stands, and JAX_ENABLE_COMPILATION_CACHE=0 too.
-    """
-    import jax
-
-    # Runs that share the folder clear it of old programs together; one that is gone is compiled.
-    warnings.filterwarnings("ignore", r"Error (reading|writing) persistent compilation cache")
-    if jax.config.values["jax_compilation_cache_dir"] is None:
-        jax.config.update("jax_compilation_cache_dir", str(default_cache() / "compiled"))
-        jax.config.update("jax_compilation_cache_max_size", LARGEST_CACHE)
 
 
 if __name__ == "__main__":

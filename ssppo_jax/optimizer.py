@@ -72,15 +72,7 @@ def sgd(*, momentum: NonNegative = 0.0):
     return optax.trace(decay=momentum) if momentum else optax.identity()
 
 
-OPTIMIZERS = Table(
-    {
-        "rmsprop": rmsprop,
-        "adamw": adamw,
-        "lion": lion,
-        "sgd": sgd,
-    },
-    "optimizers",
-)
+OPTIMIZERS = Table({"rmsprop": rmsprop, "adamw": adamw, "lion": lion, "sgd": sgd}, "optimizers")
 
 STATE_DTYPES = ("param", "float32", "bfloat16")
 ROUNDINGS = ("master", "stochastic", "nearest")
@@ -318,10 +310,7 @@ def make_run_optimizer(
     if OWN.fullmatch(c.name):
         check_transform(c.name, transform)
     made = make_optimizer(
-        transform,
-        c.learning_rate,
-        max_grad_norm=c.max_grad_norm,
-        state_dtype=state_dtype,
+        transform, c.learning_rate, max_grad_norm=c.max_grad_norm, state_dtype=state_dtype
     )
     if rounding == "master":
         made = with_master(made)

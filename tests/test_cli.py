@@ -260,6 +260,7 @@ PLACES = (
     ["evaluate", *SMALL, "--candidate=random:tiny", "--baseline=random:tiny", "--output={}"],
     ["generate", *SMALL, "--output={}/x.jsonl"],
     ["convert", "--input=random:tiny", "--output={}/x"],
+    ["compare", "--workdir=.", "--output={}"],
 )
 
 

@@ -8,8 +8,8 @@ import pytest
 
 CODE = """
 import jax, jax.numpy as jnp, logging
-from ssppo_jax.__main__ import _keep_compiled
-_keep_compiled()
+from ssppo_jax.distributed.backend import keep_compiled
+keep_compiled()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((3, 3)))

@@ -167,6 +167,11 @@ def test_a_named_component_starts_from_its_defaults_whatever_the_order(config, o
     assert cfg.call_kwargs(TABLE, config.part) == {"depth": 2}
 
 
+def test_a_component_named_in_both_ways_is_refused(config):
+    problems = cfg.override(config, {"part": "deep", "part.name": "plain"}, COMPONENTS)
+    assert problems == ["--config.part.name=plain: --config.part=deep is given too; leave one out"]
+
+
 def test_a_keyword_of_another_component_is_unknown(config):
     (problem,) = overridden(config, part="deep", part__rate="0.1")
     assert problem.startswith("--config.part.rate: no such key")
@@ -205,7 +210,7 @@ def test_ranges_and_non_finite_numbers_are_refused_by_name(config):
         (cfg.non_negative, (0, 1), (-1e-9,)),
         (cfg.unit, (0, 0.5, 1), (-0.1, 1.1)),
         (cfg.fraction, (0.1, 1), (0, 1.1)),
-        (cfg.increasing, ((1,), (1, 2)), ((), (0, 1), (2, 1), (1, 1))),
+        (cfg.increasing, ((1,), (1, 2)), ((), (0, 1), (2, 1), (1, 1), (1.0, 2), ("1",), (None,))),
     ],
 )
 def test_rules_draw_the_line_where_they_say(rule, good, bad):

@@ -94,6 +94,7 @@ def test_the_temperature_of_log_probs_and_the_reference_belong_to_a_runs_fingerp
 def test_a_choice_against_the_method_stands_and_is_said():
     config = load(loss__name="dr_grpo", advantage__name="grpo")
     assert config.advantage.name == "grpo"
+    assert load(advantage="grpo", loss="dr_grpo").advantage.name == "grpo"  # in any order
     (note,) = schema.method_notes(config)
     assert "loss.name=dr_grpo with advantage.name=grpo is not the published method" in note
     (note,) = schema.method_notes(load(loss__name="dr_grpo"))
@@ -183,6 +184,9 @@ def test_a_config_is_named_from_anywhere(tmp_path, monkeypatch):
         cfg.load_config("configs/smoke.py")
     with pytest.raises(ConfigError, match=r"no such config; did you mean 'quickstart'"):
         cfg.load_config("quikstart")
+    monkeypatch.setenv("HOME", str(tmp_path))  # a shell leaves ~ alone behind --config=
+    (tmp_path / "mine.py").write_text("def get_config():\n    return 3\n")
+    assert cfg.load_config("~/mine.py") == 3
 
 
 def test_a_run_says_what_its_loss_brought(caplog):

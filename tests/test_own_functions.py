@@ -61,6 +61,16 @@ def test_a_loss_of_a_file_is_chosen_with_its_keywords_and_its_rows(loss_file):
     loss_file.write_text(LOSS.format(rows="group"))
     schema.load("smoke", {"loss.name": "mine.py:mine", "advantage.name": "grpo"})
     assert ROWS["mine.py:mine"] == "group"  # the file was read again
+    loss_file.write_text(LOSS.format(rows="pair").replace("ROWS, TIES", "ROWS, TYPES"))
+    schema.load("smoke", {"loss.name": "mine.py:mine"})
+    assert "mine.py:mine" not in TIES
+
+
+def test_rows_of_no_kind_are_refused_each_time(loss_file):
+    loss_file.write_text(LOSS.format(rows="pairs"))
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"mine\.py: ROWS = 'pairs'; allowed: pair, group"):
+            schema.load("smoke", {"loss.name": "mine.py:mine"})
 
 
 @pytest.mark.parametrize(

@@ -299,6 +299,19 @@ def test_a_typo_or_wrong_type_in_a_config_file_is_told_by_line_with_the_nearest_
         schema.load(str(path), {})
 
 
+def test_a_value_of_another_kind_in_a_config_file_is_refused(tmp_path):
+    path = tmp_path / "c.py"
+    for line, told in (
+        ("config.sampling.top_k = None", "sampling.top_k=None: expected a whole number, as in 0"),
+        ("config.loss.beta = None", "loss.beta=None: expected a number, as in 0.001"),
+        ("config.loss.name = None", "loss.name=None: expected str, as in 's_sppo'"),
+        ("config.checkpoint.keep = True", "checkpoint.keep=True: expected a whole number"),
+    ):
+        path.write_text(f"{CONFIG}    {line}\n    return config\n")
+        with pytest.raises(ConfigError, match=f"(?s)1 problem.*{re.escape(told)}"):
+            schema.load(str(path), {})
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

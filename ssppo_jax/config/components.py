@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, get_type_hints
 
 from ml_collections import ConfigDict
 
-from ssppo_jax.config.nodes import flatten, leaf_of, nearest, parent_of, type_name
+from ssppo_jax.config.nodes import flatten, leaf_of, nearest, of_type, parent_of, type_name
 from ssppo_jax.config.rules import Rule
-from ssppo_jax.config.tables import Table, entry, known, own_too
+from ssppo_jax.config.tables import Table, choices, entry
 from ssppo_jax.config.user_code import OWN
 from ssppo_jax.errors import ConfigError
 
@@ -87,9 +87,7 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
       ConfigError: no such name, or no such keyword; the nearest one is named.
     """
     if not isinstance(name, str):
-        raise ConfigError(
-            f"{name!r} is no name; allowed: {', '.join(known(table))}{own_too(table)}"
-        )
+        raise ConfigError(f"{name!r} is no name; allowed: {choices(table)}")
     if isinstance(table, Table):
         table.enter(name)  # a file that changed is read again where it is chosen
     function = entry(table, name)
@@ -103,16 +101,12 @@ def component(table: Mapping[str, Callable], name: str, /, **overrides) -> Confi
         )
     for keyword, value in overrides.items():
         default = defaults[keyword]
-        same = isinstance(value, type(default)) and isinstance(value, bool) == isinstance(
-            default, bool
-        )
-        if not (default is None or same or (isinstance(default, float) and type(value) is int)):
+        if not of_type(value, default):
             raise ConfigError(
                 f"{name} takes {keyword}={value!r}: expected {type_name(default)}, as in"
                 f" {default!r}"
             )
-    node = ConfigDict({"name": name, **defaults, **overrides})
-    return node.lock()
+    return ConfigDict({"name": name, **defaults, **overrides}).lock()
 
 
 def check_keywords(name: str, function: Callable) -> None:
@@ -134,11 +128,16 @@ def check_keywords(name: str, function: Callable) -> None:
             )
 
 
-def by_hand(config: ConfigDict, components: Iterable[Component]) -> list[str]:
-    """List the components whose name a config file sets without choosing them by `select`."""
-    problems = []
+def by_hand(config: ConfigDict, keys: Iterable[Key], components: Iterable[Component]) -> list[str]:
+    """List what a config file sets that it cannot: values of another kind than the default, such as
+    None, and names of components that are not chosen by `select`."""
+    problems, flat = [], flatten(config)
+    expected = {key.path: key.default for key in keys}
     for c in components:
         node = parent_of(config, c.path)[leaf_of(c.path)]
+        expected[f"{c.path}.name"] = c.default
+        if node.name is None:
+            continue
         try:
             check_keywords(node.name, entry(c.table, node.name))
             wanted = keyword_defaults(c.table[node.name])
@@ -151,7 +150,12 @@ def by_hand(config: ConfigDict, components: Iterable[Component]) -> list[str]:
                 f" ({', '.join(lacking)}) are missing; write"
                 f' select(config, "{c.path}", "{node.name}"), of ssppo_jax.schema'
             )
-    return problems
+        expected |= {f"{c.path}.{name}": wanted[name] for name in wanted if name in node}
+    return problems + [
+        f"{path}={flat[path]!r}: expected {type_name(default)}, as in {default!r}"
+        for path, default in expected.items()
+        if not of_type(flat[path], default)
+    ]
 
 
 def call_kwargs(table: Mapping[str, Callable], node: Mapping[str, Any]) -> dict[str, Any]:

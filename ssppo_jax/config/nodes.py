@@ -55,6 +55,15 @@ def type_name(value: Any) -> str:
     )
 
 
+def of_type(value: Any, default: Any) -> bool:
+    """Return whether a value may take a default's place: a whole number is a number, no switch is
+    either, and anything may take the place of None."""
+    if default is None:
+        return True
+    kinds = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
+
+
 def raise_problems(problems: list[str]) -> None:
     """Raise one error that lists every problem.
 

@@ -18,9 +18,9 @@ from ssppo_jax.config.components import (
     keyword_meanings,
     keyword_rules,
 )
-from ssppo_jax.config.nodes import flatten, leaf_of, nearest, parent_of, shown, type_name
+from ssppo_jax.config.nodes import flatten, leaf_of, nearest, of_type, parent_of, shown, type_name
 from ssppo_jax.config.rules import Hidden, OneOf, fraction, non_negative, positive, unit
-from ssppo_jax.config.tables import known, own_too
+from ssppo_jax.config.tables import choices, known
 from ssppo_jax.config.user_code import renamed
 from ssppo_jax.errors import ConfigError
 
@@ -43,20 +43,26 @@ def override(
     that takes more than its own node."""
     by_path = {c.path: c for c in components}
     problems, rest, refused = [], {}, []
-    loss_first = sorted(overrides.items(), key=lambda item: item[0] != "loss.name")
-    for path, text in loss_first:  # a loss may bring other keys
-        base = path.removesuffix(".name")
-        if base in by_path:
-            try:
-                if chosen is None:
-                    choose(config, base, by_path[base].table, text)
-                else:
-                    chosen(config, base, text)
-            except ConfigError as e:
-                problems.append(f"--config.{path}={text}: {e}")
-                refused.append(base + ".")
-        else:
+    loss_first = sorted(overrides, key=lambda path: path not in ("loss", "loss.name"))
+    for path in loss_first:  # a loss may bring other keys
+        text, base = overrides[path], path.removesuffix(".name")
+        if base not in by_path:
             rest[path] = text
+            continue
+        if path != base and base in overrides:
+            problems.append(
+                f"--config.{path}={text}: --config.{base}={overrides[base]} is given too; leave one"
+                " out"
+            )
+            continue
+        try:
+            if chosen is None:
+                choose(config, base, by_path[base].table, text)
+            else:
+                chosen(config, base, text)
+        except ConfigError as e:
+            problems.append(f"--config.{path}={text}: {e}")
+            refused.append(base + ".")
     known = flatten(config)
     for path, text in rest.items():
         if path.startswith(tuple(refused)):  # its keywords are not known; its name is reported
@@ -115,8 +121,6 @@ def parse_value(text: str, default: Any) -> Any:
         value = ast.literal_eval(text)
     except NO_LITERAL:
         value = _number_or_text(text)
-    if default is None:
-        return value
     if isinstance(default, tuple):
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,)
         if all(isinstance(v, float) for v in default):
@@ -124,18 +128,12 @@ def parse_value(text: str, default: Any) -> Any:
         if {type(v) for v in values} <= {type(v) for v in default}:
             return values
         raise ValueError(f"expected a list such as {shown(default)}")
-    if (
-        isinstance(default, float)
-        and isinstance(value, (int, float))
-        and not isinstance(value, bool)
-    ):
-        try:
-            return float(value)
-        except OverflowError:
-            raise ValueError("expected a number that is not so large") from None
-    if isinstance(default, int) and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise ValueError(f"expected {type_name(default)}, as in {default!r}")
+    if not of_type(value, default):
+        raise ValueError(f"expected {type_name(default)}, as in {default!r}")
+    try:
+        return float(value) if isinstance(default, float) else value
+    except OverflowError:
+        raise ValueError("expected a number that is not so large") from None
 
 
 def _number_or_text(text: str):
@@ -194,8 +192,7 @@ def help_text(keys: Iterable[Key], components: Iterable[Component], config: Conf
         lines.append(f"  --config.{key.path}={shown(flat[key.path])}\n        {meaning}")
     for c in components:
         name = flat[f"{c.path}.name"]
-        names = ", ".join(known(c.table)) + own_too(c.table)
-        lines.append(f"  --config.{c.path}.name={name}\n        {c.meaning}: {names}")
+        lines.append(f"  --config.{c.path}.name={name}\n        {c.meaning}: {choices(c.table)}")
         meanings = keyword_meanings(c.table[name])
         for keyword in keyword_defaults(c.table[name]):
             value = flat[f"{c.path}.{keyword}"]

@@ -51,7 +51,7 @@ def one_of(*allowed) -> Rule:
 
 
 def increasing(x) -> str | None:
-    ok = len(x) > 0 and all(v > 0 for v in x) and list(x) == sorted(set(x))
+    ok = len(x) > 0 and all(isinstance(v, int) and v > 0 for v in x) and list(x) == sorted(set(x))
     return None if ok else "increasing positive integers, e.g. (64,128,256)"
 
 

@@ -27,7 +27,8 @@ class Table(dict[str, Callable]):
     def __init__(self, found: Mapping[str, Callable], group: str):
         super().__init__(found)
         self.group = group
-        self.entered: list[Callable[[str, ModuleType], None]] = []  # called with each newcomer
+        # called with each newcomer, which they may refuse
+        self.entered: list[Callable[[str, ModuleType], None]] = []
 
     @functools.cached_property
     def plugins(self) -> dict[str, importlib.metadata.EntryPoint]:
@@ -37,17 +38,16 @@ class Table(dict[str, Callable]):
 
     def enter(self, name: str) -> None:
         """Enter the plug-in, or the function of a user's file, that a name means; else nothing."""
-        own = OWN.fullmatch(name)
-        if own:
+        if OWN.fullmatch(name):
             function = load_function(name)
         elif name not in self and name in self.plugins:
             function = _plugin(self.plugins[name])
         else:
             return
         if self.get(name) is not function:
-            self[name] = function
             for hear in self.entered:
                 hear(name, sys.modules[function.__module__])
+            self[name] = function
 
 
 def _plugin(point: importlib.metadata.EntryPoint) -> Callable:
@@ -72,10 +72,8 @@ def entry(table: Mapping[str, Callable], name: str) -> Callable:
     if name not in table:
         if name.endswith(".py"):
             raise ConfigError(f"{name!r} is a file; name its function, as in {name}:FUNCTION")
-        more = own_too(table)
         raise ConfigError(
-            f"{name!r} is not known; {nearest(name, known(table))}allowed:"
-            f" {', '.join(known(table))}{more}"
+            f"{name!r} is not known; {nearest(name, known(table))}allowed: {choices(table)}"
         )
     return table[name]
 
@@ -85,9 +83,10 @@ def known(table: Mapping[str, Callable]) -> list[str]:
     return sorted({*table, *(table.plugins if isinstance(table, Table) else ())})
 
 
-def own_too(table: Mapping[str, Callable]) -> str:
-    """Return what a list of a table's names ends with."""
-    return "; or path/to/file.py:FUNCTION" if isinstance(table, Table) else ""
+def choices(table: Mapping[str, Callable]) -> str:
+    """Return what may be chosen of a table, as a message lists it."""
+    own = "; or path/to/file.py:FUNCTION" if isinstance(table, Table) else ""
+    return ", ".join(known(table)) + own
 
 
 def discover(paths: Iterable[str], package: str, table: str) -> Table:

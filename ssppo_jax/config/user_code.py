@@ -172,9 +172,13 @@ def load_object(spec: str) -> Any:
 
 @functools.cache
 def _user_module(path: str, digest: str) -> ModuleType:
-    name = f"_user_{Path(path).stem}_{digest[:8]}"
+    return _executed(f"_user_{Path(path).stem}_{digest[:8]}", path)
+
+
+def _executed(name: str, path: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None  # its name ends in .py
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"{path} is not a Python file; its name must end in .py")
     module = sys.modules[name] = importlib.util.module_from_spec(spec)  # dataclasses look it up
     run_file(module, spec.loader.exec_module, module)
     return module
@@ -226,18 +230,14 @@ def load_module(spec: str) -> ModuleType:
       ConfigError: no such file, or the file itself raised something: file:line and what.
     """
     path = _config_file(spec)
-    module_spec = importlib.util.spec_from_file_location("_config_" + Path(path).stem, path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"--config={spec}: {path} is not a Python file; its name must end in .py")
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module.__name__] = module  # dataclasses look it up
-    run_file(module, module_spec.loader.exec_module, module)
-    return module
+    return _executed(f"_config_{Path(path).stem}", path)
 
 
 def _config_file(spec: str) -> str:
     """Return the file that a spec names: one of the package's configs, a path, or a module."""
     given = spec.partition(":")[0]
+    if given.startswith("~"):  # a shell leaves it alone behind --config=
+        given = str(expanded(given))
     if given in config_names():
         return str(CONFIGS / f"{given}.py")
     if Path(given).is_file():

@@ -43,6 +43,7 @@ def _adopt(name: str, module: ModuleType) -> None:
         raise ConfigError(f"{module.__file__}: ROWS = {rows!r}; allowed: {', '.join(ROW_KINDS)}")
     ROWS[name] = rows
     for table, known in ((TIES, "TIES"), (COMPANIONS, "COMPANIONS")):
+        table.pop(name, None)  # of the file as it was
         if own in getattr(module, known, {}):
             table[name] = getattr(module, known)[own]
 

@@ -17,6 +17,7 @@ a response, as in TRL."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -168,20 +169,14 @@ def _clipped(
 
 
 def _gated(
-    u: Tokens,
-    advantage: Tokens,
-    gate: str,
-    positive: float,
-    negative: float,
-    names: tuple[str, str],
+    loss: str, u: Tokens, advantage: Tokens, gate: str, positive: float, negative: float
 ) -> Gated:
     """Apply the gate to every token, with one temperature for A > 0 and another for A <= 0."""
-    field = names[0].partition("_")[0] + "_gate"
     allowed = "must be one of " + ", ".join(sorted(losses.RATIO_GATES))
-    require(gate in losses.RATIO_GATES, field, gate, allowed, "see ratio_gates.py")
+    require(gate in losses.RATIO_GATES, f"{loss}_gate", gate, allowed, "see ratio_gates.py")
     least = math.pi / 2 if gate == "arctan_log_affine" else 0.0
-    for name, value in zip(names, (positive, negative), strict=True):
-        rule = f"must be > 0 and >= {least:.4g} for {gate}"
+    for sign, value in (("pos", positive), ("neg", negative)):
+        name, rule = f"{loss}_temperature_{sign}", f"must be > 0 and >= {least:.4g} for {gate}"
         require(value > 0 and value >= least, name, value, rule, "10 is usual")
     temperature = jnp.where(advantage > 0, positive, negative).astype(u.dtype)
     return losses.RATIO_GATES[gate](u, temperature)
@@ -219,8 +214,7 @@ def sspo(
       beta: weight of the KL to the reference (k3); 0 leaves it out
     """
     policy, batch, u, advantage = _group(policy, batch)
-    names = ("sspo_temperature_pos", "sspo_temperature_neg")
-    gated = _gated(u, advantage, sspo_gate, sspo_temperature_pos, sspo_temperature_neg, names)
+    gated = _gated("sspo", u, advantage, sspo_gate, sspo_temperature_pos, sspo_temperature_neg)
     s = ratio(sequence_mean(gated.log_f, batch.mask))
     metrics = _over_responses("sequence_weight", s, batch)
     metrics["effective_update_ratio"] = weighted_mean(gated.slope, _tokens(batch))
@@ -251,17 +245,10 @@ def sapo(
       loss_agg_mode: token-mean, seq-mean-token-mean, seq-mean-token-sum or seq-mean-token-sum-norm
     """
     policy, batch, u, advantage = _group(policy, batch)
-    names = ("sapo_temperature_pos", "sapo_temperature_neg")
-    gated = _gated(u, advantage, sapo_gate, sapo_temperature_pos, sapo_temperature_neg, names)
+    gated = _gated("sapo", u, advantage, sapo_gate, sapo_temperature_pos, sapo_temperature_neg)
+    gain = ratio(gated.log_f) * advantage
     metrics: Metrics = {"effective_update_ratio": weighted_mean(gated.slope, _tokens(batch))}
-    return _finish(
-        ratio(gated.log_f) * advantage,
-        policy,
-        batch,
-        metrics,
-        beta=beta,
-        loss_agg_mode=loss_agg_mode,
-    )
+    return _finish(gain, policy, batch, metrics, beta=beta, loss_agg_mode=loss_agg_mode)
 
 
 # ---- sequence ratios -----------------------------------------------------------------------------
@@ -386,14 +373,7 @@ def rloo(
 
 
 def _ppo(
-    policy: Policy,
-    batch: Batch,
-    epsilon: float,
-    epsilon_high: float,
-    delta: float,
-    beta: float,
-    loss_agg_mode: str,
-    max_completion_length: int = 0,
+    policy: Policy, batch: Batch, epsilon: float, epsilon_high: float, delta: float, **finish: Any
 ) -> tuple[Mean, Metrics]:
     """Return the clipped token surrogate, which GRPO and its relatives average differently."""
     low, high = _clip_range(epsilon, epsilon_high)
@@ -401,16 +381,7 @@ def _ppo(
     require(delta == 0 or delta > 1 + high, "delta", delta, rule, "0: no cap")
     policy, batch, u, advantage = _group(policy, batch)
     gain, under, over = _clipped(ratio(u), advantage, low, high, delta)
-    metrics = _clip_metrics(under, over, _tokens(batch))
-    return _finish(
-        gain,
-        policy,
-        batch,
-        metrics,
-        beta=beta,
-        loss_agg_mode=loss_agg_mode,
-        max_completion_length=max_completion_length,
-    )
+    return _finish(gain, policy, batch, _clip_metrics(under, over, _tokens(batch)), **finish)
 
 
 def grpo(
@@ -435,7 +406,8 @@ def grpo(
       beta: weight of the KL to the reference (k3); 0 leaves it out
       loss_agg_mode: token-mean, seq-mean-token-mean, seq-mean-token-sum or seq-mean-token-sum-norm
     """
-    return _ppo(policy, batch, epsilon, epsilon_high, delta, beta, loss_agg_mode)
+    clip = (epsilon, epsilon_high, delta)
+    return _ppo(policy, batch, *clip, beta=beta, loss_agg_mode=loss_agg_mode)
 
 
 def dr_grpo(
@@ -462,8 +434,8 @@ def dr_grpo(
     """
     given = max_completion_length
     require(given >= 0, "max_completion_length", given, "must be >= 0", "0 means T itself")
-    clip = (epsilon, epsilon_high, delta)
-    return _ppo(policy, batch, *clip, beta, "seq-mean-token-sum-norm", max_completion_length)
+    clip, mode = (epsilon, epsilon_high, delta), "seq-mean-token-sum-norm"
+    return _ppo(policy, batch, *clip, beta=beta, loss_agg_mode=mode, max_completion_length=given)
 
 
 def bnpo(
@@ -487,7 +459,8 @@ def bnpo(
       delta: cap on r for responses of negative advantage, above 1 + epsilon_high; 0: none
       beta: weight of the KL to the reference (k3); 0 leaves it out
     """
-    return _ppo(policy, batch, epsilon, epsilon_high, delta, beta, "token-mean")
+    clip = (epsilon, epsilon_high, delta)
+    return _ppo(policy, batch, *clip, beta=beta, loss_agg_mode="token-mean")
 
 
 def dapo(
@@ -513,7 +486,8 @@ def dapo(
       delta: cap on r for responses of negative advantage, above 1 + epsilon_high; 0: none
       beta: weight of the KL to the reference (k3); 0 leaves it out
     """
-    return _ppo(policy, batch, epsilon, epsilon_high, delta, beta, "token-mean")
+    clip = (epsilon, epsilon_high, delta)
+    return _ppo(policy, batch, *clip, beta=beta, loss_agg_mode="token-mean")
 
 
 def cispo(

@@ -83,9 +83,9 @@ def function_problems(config: ConfigDict, known: list[str]) -> list[str]:
 
 def _call_problems(config: ConfigDict) -> list[str]:
     """List the functions of a user's own that do not take the arguments they will be given."""
-    problems = []
+    problems, flat = [], cfg.flatten(config)
     for c in COMPONENTS:
-        name = cfg.flatten(config)[f"{c.path}.name"]
+        name = flat[f"{c.path}.name"]
         if c.path not in CALLS or not cfg.OWN.fullmatch(name):
             continue
         count, contract = CALLS[c.path]

@@ -5,9 +5,12 @@ The defaults are the S-SPPO paper's where it states them (arXiv 2606.01561)."""
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 from ssppo_jax import config as cfg
 from ssppo_jax.config import Component, Key
+from ssppo_jax.config.rules import Rule
 from ssppo_jax.data import SOURCES
 from ssppo_jax.data.chat import DATE
 from ssppo_jax.data.framing import template_problem
@@ -36,28 +39,22 @@ def _layer_rule(value) -> str | None:
     )
 
 
-def _pattern(value: str) -> str | None:
-    try:
-        re.compile(value)
-    except re.error as error:
-        return f"a regular expression ({error})"
-    return None
+def _readable(read: Callable[[str], Any], what: str) -> Rule:
+    """Allow what `read` takes; tell its error otherwise."""
+
+    def rule(value: str) -> str | None:
+        try:
+            read(value)
+        except (ConfigError, re.error) as error:
+            return f"{what} ({error})"
+        return None
+
+    return rule
 
 
-def oracles_rule(value: str) -> str | None:
-    try:
-        read_named(value, ORACLES)
-    except ConfigError as error:
-        return f"oracles ({error})"
-    return None
-
-
-def _trackers(value: str) -> str | None:
-    try:
-        names_of(value)
-    except ConfigError as error:
-        return f"trackers, separated by commas ({error})"
-    return None
+_pattern = _readable(re.compile, "a regular expression")
+_trackers = _readable(names_of, "trackers, separated by commas")
+oracles_rule = _readable(lambda value: read_named(value, ORACLES), "oracles")
 
 
 def is_seed(x) -> str | None:
@@ -423,12 +420,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "train.epochs", 1, "passes over an iteration's rollout (TRL's num_iterations)", cfg.positive
     ),
-    Key(
-        "train.batch_size",
-        64,
-        "prompts per optimizer step, over all devices",
-        cfg.positive,
-    ),
+    Key("train.batch_size", 64, "prompts per optimizer step, over all devices", cfg.positive),
     Key("train.micro_batches", 1, "gradient accumulation: parts a batch is cut into", cfg.positive),
     Key(
         "train.max_token_len",

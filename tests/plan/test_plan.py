@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
 
-from ssppo_jax import __main__, schema
+from ssppo_jax import schema
 from ssppo_jax.__main__ import main
+from ssppo_jax.distributed import backend
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models import flops
 from ssppo_jax.models.arch import tiny_arch
@@ -387,11 +388,11 @@ def test_the_tpu_compiler_alone_does_not_make_a_run_look_for_a_tpu(
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if said:
         monkeypatch.setenv("JAX_PLATFORMS", said)
-    monkeypatch.setattr(__main__, "_has_chip", lambda: chip)
+    monkeypatch.setattr(backend, "_has_chip", lambda: chip)
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: name if name == "libtpu" and libtpu else None
     )
-    __main__._leave_out_tpu()
+    backend.leave_out_tpu()
     assert os.environ.get("JAX_PLATFORMS") == want
 
 
