@@ -30,6 +30,7 @@ from ssppo_jax.errors import ConfigError, Interrupted, LostProcess, UserError, W
 from ssppo_jax.files import to_json, writing
 
 INTERRUPTED = 75  # sysexits EX_TEMPFAIL: run the same command again
+STOPPED = 130  # 128 + SIGINT: Ctrl-C where there is nothing to save
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has left
 
 RENAMED = {("plan", "--sweep"): "--search"}  # a command's options of earlier releases
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command and return the exit code.
 
     0 is success, 65 bad data, 70 a failed gate, 74 a full disk, 75 interrupted, 78 a bad
-    configuration.
+    configuration, 130 stopped by Ctrl-C with nothing to save.
     """
     argv = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.encoding.lower() != "utf-8":
@@ -62,6 +63,9 @@ def main(argv: list[str] | None = None) -> int:
         if isinstance(error, LostProcess):
             os._exit(error.exit_code)  # at its end JAX would wait for the other, and abort
         return error.exit_code
+    except KeyboardInterrupt:
+        print("\nstopped by Ctrl-C", file=sys.stderr, flush=True)
+        return STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is flushed
         return BROKEN_PIPE

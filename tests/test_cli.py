@@ -172,6 +172,15 @@ def test_whoever_reads_the_output_may_leave_early(tmp_path):
     assert process.returncode == 141
 
 
+def test_ctrl_c_ends_a_command_in_a_line(capsys, monkeypatch):
+    def plan(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("ssppo_jax.plan.command.plan_command", plan)
+    assert main(["plan", SMOKE, "--topology=v5e:2x2"]) == 130
+    assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
+
+
 def test_help_of_a_config_lists_every_key_with_that_configs_value(capsys):
     assert main(["train", SMOKE, "--config.loss=dpo", "--config.seed=7", "--help"]) == 0
     out = capsys.readouterr().out
