@@ -214,6 +214,22 @@ def first_failure(answers: Iterable[Any]) -> Failed | None:
     return next((answer for answer in answers if isinstance(answer, Failed)), None)
 
 
+def by_name(
+    names: Sequence[str], groups: Sequence[Sequence[Sequence[float] | Failed]]
+) -> tuple[dict[str, np.ndarray], tuple[Failed | None, ...]]:
+    """Return each named number of the responses, [B,K] float64, and the failures of the prompts.
+
+    A prompt with a failed response has NaN for all of them.
+    """
+    failed = tuple(first_failure(group) for group in groups)
+    nothing = [np.nan] * len(names)
+    table = [
+        [row if failure is None else nothing for row in group]
+        for group, failure in zip(groups, failed, strict=True)
+    ]
+    return dict(zip(names, np.moveaxis(np.array(table, np.float64), 2, 0), strict=True)), failed
+
+
 class Kept(NamedTuple):
     """The prompts an oracle could judge, and the counts of those it could not."""
 
