@@ -16,9 +16,15 @@ from ssppo_jax.data import SOURCES
 from ssppo_jax.data.tasks import library
 from ssppo_jax.errors import ConfigError, DataError, UserError
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.oracles.protocol import Oracle, checked, consult, drop_failed, open_journal
+from ssppo_jax.oracles.protocol import (
+    Oracle,
+    checked,
+    concatenated,
+    consult,
+    drop_failed,
+    open_journal,
+)
 from ssppo_jax.oracles.sandbox.worker import Worker
-from ssppo_jax.rollout.judge import concatenated
 from ssppo_jax.types import Prompt
 
 SUMS = SOURCES["reasoning_gym"](size=6, settings='{"max_terms": 3}')
