@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +75,26 @@ def require_oracle(made: Any, name: str) -> Oracle:
             " ssppo_jax.oracles.protocol, where ask(prompts, responses) returns a Verdict."
         )
     return _guarded(made, name) if OWN.fullmatch(name) else made
+
+
+def asking(
+    members: Collection[Oracle],
+    ask: Callable[[list[Prompt], list[list[str]]], Verdict],
+    check: Callable[[list[Prompt]], None],
+) -> Oracle:
+    """Return an oracle that asks others, and is placed and portioned as they need it."""
+
+    def place(mesh: Mesh) -> None:
+        for member in members:
+            member.place(mesh)
+
+    return Oracle(
+        ask,
+        check,
+        place,
+        on_device=any(member.on_device for member in members),
+        at_once=min(member.at_once for member in members),
+    )
 
 
 def _guarded(oracle: Oracle, name: str) -> Oracle:

@@ -143,7 +143,7 @@ def test_what_the_oracles_cannot_judge_is_told_before_anything_is_sampled(files)
         ('{"math": {}}', "'math' names no oracle"),
         ("[]", "members must be a JSON object"),
         ('{"math": {"oracle": 5}}', "5 is no name; allowed: "),
-        ('{"math": {"oracle": "by_source"}}', "it is by_source itself"),
+        ('{"math": {"oracle": "by_source"}}', "'math': by_source cannot be its own member"),
         ('{"math": {"oracle": "length", "temperature": -1.0}}', "must be 0 or more"),
     ):
         with pytest.raises(ConfigError, match=told):
