@@ -44,33 +44,11 @@ def grade(oracle, gold, *texts):
 # ---- reasoning-gym
 
 TASKS = (
-    *(
-        "chain_sum",
-        "basic_arithmetic",
-        "gsm_symbolic",
-        "gcd",
-        "lcm",
-        "prime_factorization",
-        "simple_equations",
-    ),
-    *(
-        "number_sorting",
-        "letter_counting",
-        "spell_backward",
-        "calendar_arithmetic",
-        "countdown",
-        "leg_counting",
-    ),
-    *(
-        "fraction_simplification",
-        "base_conversion",
-        "arc_1d",
-        "rearc",
-        "mini_sudoku",
-        "string_insertion",
-        "n_queens",
-    ),
-    *("polynomial_multiplication", "time_intervals", "word_ladder"),
+    *("chain_sum", "basic_arithmetic", "gsm_symbolic", "gcd", "lcm", "prime_factorization"),
+    *("simple_equations", "number_sorting", "letter_counting", "spell_backward", "countdown"),
+    *("calendar_arithmetic", "leg_counting", "fraction_simplification", "base_conversion"),
+    *("arc_1d", "rearc", "mini_sudoku", "string_insertion", "n_queens", "time_intervals"),
+    *("polynomial_multiplication", "word_ladder"),
 )
 
 
