@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ssppo_jax.oracles.equal import value_of
 from ssppo_jax.oracles.written import LONGEST, Quantity, bare, characters, quantity, untexed
@@ -262,7 +262,8 @@ def _number_in(statement: str) -> str | None:
         return statement
     if not WORD.search(statement):
         return value_of(statement)
-    part = max(_with_digits(statement), key=re.Match.end, default=None)
+    parts = (part for part in EXPRESSION.finditer(statement) if DIGIT.search(part[0]))
+    part = max(parts, key=re.Match.end, default=None)
     if part is None:
         return None
     before, rest = statement[: part.start()].rstrip(), statement[part.start() :].strip(" =*")
@@ -271,10 +272,6 @@ def _number_in(statement: str) -> str | None:
     if quantity(rest) is not None:
         return rest
     return None if AFTER_NO_ANSWER.match(statement, part.end()) else _tidied(part[0])
-
-
-def _with_digits(statement: str) -> Iterable[re.Match]:
-    return (part for part in EXPRESSION.finditer(statement) if DIGIT.search(part[0]))
 
 
 def _tidied(expression: str) -> str | None:
