@@ -29,7 +29,7 @@ from ssppo_jax.oracles.endpoint import (
     address_rule,
     variable_rule,
 )
-from ssppo_jax.oracles.judge_prompts import NoVerdict
+from ssppo_jax.oracles.judge_prompts import NoVerdict, completion
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.runtime import with_source
 from ssppo_jax.types import Failed
@@ -136,15 +136,7 @@ def body_of(request: Request, model: str) -> dict[str, Any]:
 
 def _read(content: bytes) -> Reply:
     """Return the text of a chat completion; raise NoVerdict where there is none."""
-    try:
-        choice = json.loads(content)["choices"][0]
-        text = choice["message"]["content"]
-        logprobs = choice.get("logprobs") or {}
-        tokens = logprobs.get("content")
-    except (ValueError, RecursionError):
-        raise NoVerdict("the judge's reply is not JSON") from None
-    except (LookupError, TypeError, AttributeError):
-        raise NoVerdict("the judge's reply is not a chat completion") from None
+    text, tokens, _ = completion(content)
     if not isinstance(text, str) or not text.strip():
         raise NoVerdict("the judge's reply holds no text; a judge that thinks needs more tokens")
     return Reply(text, tokens)

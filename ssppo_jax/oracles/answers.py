@@ -1,7 +1,7 @@
 """Find the final answer in a response. Pure functions of text; None where there is none.
 
-`answer_of` finds one answer by its style. `readings` finds what an answer to a known gold answer
-may be: the same statement read once as it stands and once without its marks, and a number in it.
+A finder of `FINDERS` finds one answer by its style. `readings` finds what an answer to a known gold
+answer may be: the same statement as it stands and without its marks, and a number in it.
 
     boxed         the last \\boxed{...}, braces nested
     tag           the last complete <answer>...</answer>
@@ -10,7 +10,7 @@ may be: the same statement read once as it stands and once without its marks, an
     last_line     the last line that is not empty, without one full stop at the end
     whole         the whole text, without outer spaces and one full stop at the end
     auto          the first that finds something: boxed, tag, a number after ####, "the answer is
-      ...", final_number. `readings` takes the last line or lines, if the gold answer is no number
+      ...", the last line with a number; the last line or lines, if the gold answer is no number
 
 Only what is said counts, not what is thought: the text after the last </think>, and nothing where
 <think> stays open. <thinking>, <thought>, <reasoning> and [THINK] are the same."""
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from ssppo_jax.oracles.equal import value_of
 from ssppo_jax.oracles.written import LONGEST, Quantity, bare, characters, quantity, untexed
@@ -131,7 +131,8 @@ def _plain(number: str) -> str:
 
 def last_line(text: str) -> str | None:
     """Return the last line that is not empty, without one full stop at its end."""
-    return _first(whole(line) for line in reversed(_lines(text)))
+    found = map(whole, reversed(_lines(text)))
+    return next((line for line in found if line is not None), None)
 
 
 def _lines(text: str) -> list[str]:
@@ -144,41 +145,6 @@ def whole(text: str) -> str | None:
     return text.strip().removesuffix(".").strip() or None
 
 
-def auto(text: str) -> str | None:
-    """Return what the first style finds: boxed, tag, a number after ####, "the answer is ...",
-    final_number."""
-    return _first(style(text) for style in (boxed, tag, _hashed_number, _stated, final_number))
-
-
-def _first(found: Iterable[str | None]) -> str | None:
-    return next((answer for answer in found if answer is not None), None)
-
-
-def _hashed_number(text: str) -> str | None:
-    """Return the number after ####, as GSM8K writes it; "#### Step 2" is a heading."""
-    found = hashed(text)
-    number = found and NUMBER.match(found)
-    return _plain(number[0]) if number else None
-
-
-def _stated(text: str) -> str | None:
-    """Return what the last "answer is" or "answer:" says: a number, an expression, a few words."""
-    statement = _statement(text)
-    line = statement.partition("\n")[0] if statement else ""
-    if not line:
-        return None
-    sentence = bare(SENTENCE.split(line)[0])
-    if "=" in sentence:
-        sentence = bare(sentence.rpartition("=")[2].strip(" *"))
-    sentence = sentence.strip(" ,;:")
-    first = NUMBER.match(sentence)
-    if first and re.match(r"%?[\s,;]*(?:$|[(]?[A-Za-z]{2,})", sentence[first.end() :]):
-        return _plain(first[0])  # "42 apples", "42, because 40 + 2 is"
-    if WORD.search(sentence):
-        return final_number(sentence) or (sentence if len(sentence.split()) <= 3 else None)
-    return sentence or None  # "x^2 + 3x", "(3, -5)"
-
-
 def _statement(text: str) -> str | None:
     """Return all that follows the last "answer is" or "answer:"."""
     found = max(SAID.finditer(text), key=re.Match.end, default=None)
@@ -188,8 +154,7 @@ def _statement(text: str) -> str | None:
     return text[lead.end() if lead else found.end() :].rstrip() or None
 
 
-STYLES: dict[str, Callable[[str], str | None]] = {
-    "auto": auto,
+FINDERS: dict[str, Callable[[str], str | None]] = {
     "boxed": boxed,
     "tag": tag,
     "hash": hashed,
@@ -197,11 +162,7 @@ STYLES: dict[str, Callable[[str], str | None]] = {
     "last_line": last_line,
     "whole": whole,
 }
-
-
-def answer_of(response: str, style: str) -> str | None:
-    """Return the final answer of a response in one of `STYLES`."""
-    return STYLES[style](said(response))
+STYLES = ("auto", *FINDERS)
 
 
 def readings(response: str, style: str, gold: str | None) -> list[str]:
@@ -224,7 +185,7 @@ def readings(response: str, style: str, gold: str | None) -> list[str]:
     if style == "auto":
         found = _automatic(text, number is not None, lines)
     else:
-        answer = answer_of(response, style)
+        answer = FINDERS[style](text)
         found = [] if answer is None else [answer]
         if style == "whole" and found:
             found = [found[0], text.strip()]
@@ -301,7 +262,8 @@ def _number_in(statement: str) -> str | None:
         return statement
     if not WORD.search(statement):
         return value_of(statement)
-    part = max(_with_digits(statement), key=re.Match.end, default=None)
+    parts = (part for part in EXPRESSION.finditer(statement) if DIGIT.search(part[0]))
+    part = max(parts, key=re.Match.end, default=None)
     if part is None:
         return None
     before, rest = statement[: part.start()].rstrip(), statement[part.start() :].strip(" =*")
@@ -310,10 +272,6 @@ def _number_in(statement: str) -> str | None:
     if quantity(rest) is not None:
         return rest
     return None if AFTER_NO_ANSWER.match(statement, part.end()) else _tidied(part[0])
-
-
-def _with_digits(statement: str) -> Iterable[re.Match]:
-    return (part for part in EXPRESSION.finditer(statement) if DIGIT.search(part[0]))
 
 
 def _tidied(expression: str) -> str | None:
@@ -344,18 +302,13 @@ def well_formed(response: str, style: str) -> bool:
     """Return true if a response keeps to its format: its marker exactly once or, in a style without
     marker, the answer and nothing else."""
     text = said(response)
-    answer = STYLES[style](text)
-    match style:
-        case _ if answer is None:
-            return False
-        case "boxed":
-            return len(re.findall(r"\\boxed\s*\{", text)) == 1
-        case "tag":
-            return text.count("<answer>") == text.count("</answer>") == 1
-        case "hash":
-            return text.count("####") == 1
-        case "last_line":
-            return len(_lines(text.strip())) == 1
-        case "whole":
-            return True
-    return _plain(whole(text) or "") == final_number(text)
+    if style in ("auto", "final_number"):
+        return _plain(whole(text) or "") == final_number(text)
+    kept = {
+        "boxed": len(re.findall(r"\\boxed\s*\{", text)) == 1,
+        "tag": text.count("<answer>") == text.count("</answer>") == 1,
+        "hash": text.count("####") == 1,
+        "last_line": len(_lines(text.strip())) == 1,
+        "whole": True,
+    }
+    return kept[style] and FINDERS[style](text) is not None

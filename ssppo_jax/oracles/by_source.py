@@ -6,16 +6,24 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 
-from ssppo_jax.config import NonNegative, entry, setting_problems
+from ssppo_jax.config import NonNegative
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.oracles.protocol import TRIED, Oracle, checked, require_oracle, values_of, verdict_of
-from ssppo_jax.types import Failed, Prompt, Verdict
+from ssppo_jax.oracles.named import build_member
+from ssppo_jax.oracles.protocol import (
+    TRIED,
+    Oracle,
+    asking,
+    checked,
+    concatenated,
+    take_rows,
+    values_of,
+    verdict_of,
+)
+from ssppo_jax.types import Prompt, Verdict
 
 EXAMPLE = """as in '{"math": {"oracle": "math_verify"}, "chat": {"oracle": "pairrm"}}'"""
 
@@ -36,27 +44,29 @@ def by_source(
     """
     made = _members(members)
 
+    def values(part: str, verdict: Verdict) -> np.ndarray:
+        """Return what all verdicts must be: preferences, or rewards."""
+        if preferences:
+            return preference_of(verdict, temperature=temperature)
+        if verdict.preference is not None:
+            raise ConfigError(
+                f"oracle by_source: the oracle of {part!r} gives preferences; set"
+                " --config.oracle.preferences=true, so that rewards of other parts become"
+                " preferences"
+            )
+        return values_of(verdict)
+
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
-        k, found = len(responses[0]), []
+        found: list[Verdict] = []
+        order: list[int] = []
         for name, oracle in made.items():
             rows = [b for b, p in enumerate(prompts) if p.meta.get("mixture") == name]
             if rows:
                 mine = [prompts[b] for b in rows], [responses[b] for b in rows]
-                verdict = checked(oracle.ask(*mine), (len(rows), k))
-                _check_kind(name, verdict, preferences)
-                found.append((rows, verdict))
-        shape = (len(prompts), k, k) if preferences else (len(prompts), k)
-        values = np.full(shape, np.nan, np.float32)
-        failed: list[Failed | None] = [None] * len(prompts)
-        for rows, verdict in found:
-            ours = (
-                preference_of(verdict, temperature=temperature)
-                if preferences
-                else values_of(verdict)
-            )
-            for b, value, failure in zip(rows, ours, verdict.failed, strict=True):
-                values[b], failed[b] = value, failure
-        return verdict_of(values, tuple(failed), None)
+                verdict = checked(oracle.ask(*mine), (len(rows), len(responses[0])))
+                found.append(verdict_of(values(name, verdict), verdict.failed, None))
+                order += rows
+        return take_rows(concatenated(found), np.argsort(order))
 
     def check(prompts: list[Prompt]) -> None:
         strange = [p for p in prompts if p.meta.get("mixture") not in made]
@@ -72,32 +82,12 @@ def by_source(
             if mine:
                 oracle.check(mine)
             if mine and not oracle.on_device:  # a model is asked first when there are responses
-                _check_kind(name, oracle.ask(mine[:1], [list(TRIED)]), preferences)
+                values(name, oracle.ask(mine[:1], [list(TRIED)]))
 
-    def place(mesh: Mesh) -> None:
-        for oracle in made.values():
-            oracle.place(mesh)
-
-    return Oracle(
-        ask,
-        check,
-        place,
-        on_device=any(oracle.on_device for oracle in made.values()),
-        at_once=min(oracle.at_once for oracle in made.values()),
-    )
-
-
-def _check_kind(part: str, verdict: Verdict, preferences: bool) -> None:
-    if verdict.preference is not None and not preferences:
-        raise ConfigError(
-            f"oracle by_source: the oracle of {part!r} gives preferences; set"
-            " --config.oracle.preferences=true, so that rewards of other parts become preferences"
-        )
+    return asking(made.values(), ask, check)
 
 
 def _members(text: str) -> dict[str, Oracle]:
-    from ssppo_jax.oracles import ORACLES  # the table this module is entered in
-
     try:
         given = json.loads(text)
     except ValueError as error:
@@ -108,17 +98,8 @@ def _members(text: str) -> dict[str, Oracle]:
     for part, settings in given.items():
         if not isinstance(settings, dict) or "oracle" not in settings:
             raise ConfigError(f"oracle by_source: members: {part!r} names no oracle; {EXAMPLE}")
-        settings = dict(settings)
-        name: Any = settings.pop("oracle")
-        problems = (
-            ["it is by_source itself"]
-            if name == "by_source"
-            else setting_problems(ORACLES, name, settings)
-        )
-        if problems:
-            told = (f"oracle by_source: members: {part!r}: {problem}" for problem in problems)
-            raise ConfigError("\n".join(told))
-        made[part] = require_oracle(entry(ORACLES, name)(**settings), name)
+        own = {key: value for key, value in settings.items() if key != "oracle"}
+        made[part] = build_member("by_source", f"members: {part!r}", settings["oracle"], own)
     return made
 
 

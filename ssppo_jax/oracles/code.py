@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +15,8 @@ from ssppo_jax.config import Positive, one_of, positive
 from ssppo_jax.errors import DataError
 from ssppo_jax.oracles.answers import heard, said
 from ssppo_jax.oracles.fences import PYTHON, blocks
-from ssppo_jax.oracles.protocol import Oracle, first_failure
-from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Report, Starters, supervised
+from ssppo_jax.oracles.protocol import Oracle, by_name
+from ssppo_jax.oracles.sandbox.run import OUTCOMES, Limits, Starters, supervised
 from ssppo_jax.oracles.sandbox.shapes import NOTHING, parse, why_not
 from ssppo_jax.types import Failed, Prompt, Verdict
 
@@ -23,6 +24,8 @@ ASKED = re.compile(r"\bdef[ \t]+(\w+)[ \t]*\(")
 STYLES = ("auto", "fenced", "whole")
 SANDBOXES = ("strict", "limits")
 NO_CODE = "no_code"
+PARTS = ("accuracy", "tests", "left", "namespaces", NO_CODE, *OUTCOMES)
+MADE = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 AT_ONCE = 8  # prompts a call: between calls a run may stop
 
 _log = logging.getLogger(__name__)
@@ -67,59 +70,51 @@ def code(
           compare there; false where objects equal plain values by an `__eq__` of their own.
     """
     limits = Limits(timeout, memory_mb, disk_mb, sandbox == "strict", held_back=held_back)
+    granted: list[tuple[str, ...]] = []  # the namespaces of the first that ran
 
-    def one(
-        prompt: Prompt, text: str, starters: Starters
-    ) -> tuple[str, float, Report | None] | Failed:
+    def one(prompt: Prompt, text: str, starters: Starters) -> list[float] | Failed:
+        """Return the PARTS of one response."""
         found = code_of(heard(prompt, text), code_style)
         tests = _tests(prompt.meta["tests"])
         problem, checking = why_not(tests)
         if problem:
             return Failed(f"{NOTHING}: {problem}")
         if found is None:
-            return NO_CODE, 0.0, None
+            return [float(name == NO_CODE) for name in PARTS]
         report = supervised(found, tests, limits, _entries(prompt), starters)
         if report.broken:
             return Failed(report.broken)
+        if not granted:
+            granted.append(report.namespaces)
         passed = [ok for ok, checks in zip(report.each, checking, strict=True) if checks]
-        share = sum(passed) / len(passed)
-        return report.outcome.outcome, share, report
+        known: dict[str, float] = {
+            "accuracy": report.outcome.outcome == "passed",
+            "tests": sum(passed) / len(passed),
+            "left": report.left,
+            "namespaces": bool(report.namespaces),
+            report.outcome.outcome: 1.0,
+        }
+        return [known.get(name, 0.0) for name in PARTS]
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         _check_prompts(prompts)
         tasks = [(b, text) for b, group in enumerate(responses) for text in dict.fromkeys(group)]
         with Starters() as starters, ThreadPoolExecutor(workers) as pool:
-            results = list(pool.map(lambda task: one(prompts[task[0]], task[1], starters), tasks))
-        found = dict(zip(tasks, results, strict=True))
-        k = len(responses[0])
+            results = pool.map(lambda task: one(prompts[task[0]], task[1], starters), tasks)
+            found = dict(zip(tasks, results, strict=True))
+        if granted:
+            tell()
         groups = [[found[b, text] for text in group] for b, group in enumerate(responses)]
-        failed = tuple(first_failure(group) for group in groups)
-        names = ("tests", "left", "namespaces", NO_CODE, *OUTCOMES)
-        table = np.full((len(names), len(prompts), k), np.nan, np.float32)
-        for row, group in enumerate(groups):
-            for column, result in enumerate(group):
-                if failed[row] is not None or isinstance(result, Failed):
-                    continue  # the row stays NaN
-                outcome, share, report = result
-                known: dict[str, float] = {"tests": share, outcome: 1.0}
-                if report is not None:
-                    known |= {"left": report.left, "namespaces": float(bool(report.namespaces))}
-                table[:, row, column] = [known.get(name, 0.0) for name in names]
-        parts = dict(zip(names, table, strict=True))
-        parts = {"accuracy": parts["passed"], **parts}
-        _say_once([result[2] for result in results if not isinstance(result, Failed)])
+        numbers, failed = by_name(PARTS, groups)
+        parts = {name: part.astype(np.float32) for name, part in numbers.items()}
         return Verdict(None, parts["tests" if partial else "accuracy"], failed, parts)
 
-    said_before: list[bool] = []
-
-    def _say_once(reports: list[Report | None]) -> None:
-        """Log what contains the code, at the first that ran."""
-        ran = [report for report in reports if report is not None]
-        if ran and not said_before:
-            said_before.append(True)
-            filters = "Landlock, seccomp" if limits.strict else "no filters (oracle.sandbox=limits)"
-            names = ", ".join(ran[0].namespaces) or "none were granted"
-            _log.info("code oracle: limits, %s; namespaces: %s", filters, names)
+    @functools.cache
+    def tell() -> None:
+        """Log once what contains the code."""
+        filters = "Landlock, seccomp" if limits.strict else "no filters (oracle.sandbox=limits)"
+        names = ", ".join(granted[0]) or "none were granted"
+        _log.info("code oracle: limits, %s; namespaces: %s", filters, names)
 
     return Oracle(ask, _check_prompts, at_once=AT_ONCE)
 
@@ -149,22 +144,12 @@ def code_of(text: str, style: str) -> str | None:
     return (spoken if spoken.strip() else None) if style != "fenced" else None
 
 
-def _parsed(code: str) -> ast.Module | None:
-    try:
-        return parse(code)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return None
-
-
 def _defines(code: str) -> bool:
     """Return true if a block defines a function or a class that is no test."""
-    tree = _parsed(code)
-    names = [
-        node.name
-        for node in (tree.body if tree else ())
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-    ]
-    if tree is None:  # it will not run either way; of two broken blocks the last counts
+    try:
+        names = [node.name for node in parse(code).body if isinstance(node, MADE)]
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        # it will not run either way; of two broken blocks the last counts
         names = re.findall(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", code, re.MULTILINE)
     return any(not name.lower().startswith("test") for name in names)
 

@@ -16,12 +16,12 @@ import math
 from typing import Any, TypeVar
 
 import numpy as np
-from jax.sharding import Mesh
 
-from ssppo_jax.config import NonNegative, entry, setting_problems
+from ssppo_jax.config import NonNegative
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.oracles.protocol import Oracle, checked, require_oracle, values_of
+from ssppo_jax.oracles.named import build_member
+from ssppo_jax.oracles.protocol import Oracle, asking, checked, first_failure, values_of
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 D = TypeVar("D")
@@ -59,7 +59,11 @@ def combine(*, members: str = "[]", temperature: NonNegative = 1.0) -> Oracle:
         shape = (len(prompts), len(responses[0]))
         verdicts = [checked(member.oracle.ask(prompts, responses), shape) for member in made]
         failed = tuple(
-            _first_failure(made, rows) for rows in zip(*(v.failed for v in verdicts), strict=True)
+            first_failure(
+                failure and Failed(f"{member.name}: {failure.reason}")
+                for member, failure in zip(made, row, strict=True)
+            )
+            for row in zip(*(v.failed for v in verdicts), strict=True)
         )
         rewards = all(v.reward is not None for v in verdicts)
         _check_use(made, rewards=rewards)
@@ -71,17 +75,7 @@ def combine(*, members: str = "[]", temperature: NonNegative = 1.0) -> Oracle:
         for member in made:
             member.oracle.check(prompts)
 
-    def place(mesh: Mesh) -> None:
-        for member in made:
-            member.oracle.place(mesh)
-
-    return Oracle(
-        ask,
-        check,
-        place,
-        on_device=any(member.oracle.on_device for member in made),
-        at_once=min(member.oracle.at_once for member in made),
-    )
+    return asking([member.oracle for member in made], ask, check)
 
 
 def _check_use(members: list[Member], *, rewards: bool) -> None:
@@ -125,11 +119,6 @@ def _parts(members: list[Member], verdicts: list[Verdict]) -> dict[str, np.ndarr
     return parts
 
 
-def _first_failure(members: list[Member], failed: tuple[Failed | None, ...]) -> Failed | None:
-    found = [(member, f) for member, f in zip(members, failed, strict=True) if f is not None]
-    return Failed(f"{found[0][0].name}: {found[0][1].reason}") if found else None
-
-
 # ---- reading the members -------------------------------------------------------------------------
 
 
@@ -160,22 +149,12 @@ _EXAMPLE = 'as in \'[{"oracle": "math_verify"}, {"oracle": "length", "weight": 0
 
 
 def _member(given: dict[str, Any]) -> Member:
-    from ssppo_jax.oracles import ORACLES  # the table this module is entered in
-
     name = given.pop("oracle", None)
     weight = _number(given, "weight", 1.0, of=name)
     at_least = _number(given, "at_least", None, of=name, least=-math.inf)
     margin = _number(given, "margin", None, of=name)
-    problems = (
-        ["combine cannot be its own member"]
-        if name == "combine"
-        else setting_problems(ORACLES, name, given)
-    )
-    if problems:
-        raise ConfigError("\n".join(f"oracle combine: members: {problem}" for problem in problems))
-    return Member(
-        name, require_oracle(entry(ORACLES, name)(**given), name), weight, at_least, margin
-    )
+    oracle = build_member("combine", "members", name, given)
+    return Member(name, oracle, weight, at_least, margin)
 
 
 def _number(given: dict, key: str, default: D, *, of: Any, least: float = 0.0) -> float | D:

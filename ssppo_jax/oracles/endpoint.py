@@ -47,14 +47,11 @@ T = TypeVar("T")
 
 
 def address_rule(x: str) -> str | None:
-    try:
+    with contextlib.suppress(httpx2.InvalidURL):
         url = httpx2.URL(x)
-        ok = url.scheme in ("http", "https") and bool(url.host) and (url.port or 80) < 1 << 16
-        bare = not (url.userinfo or url.query or url.fragment)
-    except httpx2.InvalidURL:
-        ok = bare = False
-    if ok and bare:
-        return None
+        ok = url.scheme in ("http", "https") and url.host and (url.port or 80) < 1 << 16
+        if ok and not (url.userinfo or url.query or url.fragment):
+            return None
     return "an address that begins with http:// or https://, without a password, ? or #"
 
 

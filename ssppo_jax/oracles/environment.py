@@ -5,7 +5,6 @@ answer, info, task, state, parser, or another column of the row."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from ssppo_jax.data.environment import load_environment
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.oracles.protocol import TRIED, Oracle
-from ssppo_jax.oracles.python import call, numbers
+from ssppo_jax.oracles.python import call, first_absent, numbers
 from ssppo_jax.types import Prompt, Verdict
 
 GIVEN = ("prompt", "completion", "answer", "info", "task", "state", "parser")
@@ -33,7 +32,8 @@ def environment(*, environment: str = "") -> Oracle:
         ConfigError: no environment, or a function asks for what a single response does not have.
     """
     made = load_environment(environment)
-    members = [member for rubric in _rubrics(made.rubric) for member in _members(rubric)]
+    rubrics = getattr(made.rubric, "rubrics", None) or [made.rubric]  # a group has several
+    members = [member for rubric in rubrics for member in _members(rubric)]
     if not members:
         raise ConfigError(f"{environment}: the rubric has no reward function")
     names = [_name(function) for function, _, _ in members]
@@ -58,15 +58,16 @@ def environment(*, environment: str = "") -> Oracle:
     def check(prompts: list[Prompt]) -> None:
         columns = {key for p in prompts for key in p.meta}
         for function, _, _ in members:
-            _check_signature(environment, function, columns)
+            absent = first_absent(function, {*columns, *GIVEN})
+            if absent is not None:
+                raise ConfigError(
+                    f"{environment}: reward function {_name(function)} asks for {absent!r}; a"
+                    " function of one response may ask for:"
+                    f" {', '.join([*GIVEN, *sorted(columns - set(GIVEN))])}"
+                )
         ask(prompts[:1], [list(TRIED)])
 
     return Oracle(ask, check)
-
-
-def _rubrics(rubric: Any) -> list[Any]:
-    """Return the rubrics of a group, or the one there is."""
-    return list(getattr(rubric, "rubrics", None) or [rubric])
 
 
 def _members(rubric: Any) -> list[tuple[Callable, float, Any]]:
@@ -85,20 +86,6 @@ def _name(function: Callable) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _check_signature(spec: str, function: Callable, columns: set[str]) -> None:
-    needed = [
-        p.name
-        for p in inspect.signature(function).parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
-    ]
-    absent = [name for name in needed if name not in columns and name not in GIVEN]
-    if absent:
-        raise ConfigError(
-            f"{spec}: reward function {_name(function)} asks for {absent[0]!r}; a function of one"
-            f" response may ask for: {', '.join([*GIVEN, *sorted(columns - set(GIVEN))])}"
-        )
-
-
 def _score(
     spec: str, environment: Any, member: tuple[Callable, float, Any], prompt: Prompt, text: str
 ) -> float:
@@ -108,9 +95,6 @@ def _score(
     given |= {"prompt": turns, "completion": [{"role": "assistant", "content": text}]}
     given["state"] = dict(given)
     given["parser"] = parser or getattr(environment, "parser", None)
-    parameters = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        given = {key: value for key, value in given.items() if key in parameters}
     return numbers(spec, [call(spec, function, given)], 1)[0]
 
 

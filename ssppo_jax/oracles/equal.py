@@ -8,7 +8,7 @@ algebra reads as a product."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from fractions import Fraction
 from typing import NamedTuple
@@ -181,11 +181,9 @@ def _codes(gold: str, said: str, depth: int) -> bool | None:
             if _coded(said) is not None
             else gold.partition("_")[0].strip("() ") == said
         )
-    if coded is not None or (_coded(said) is not None and number is not None):
-        return _whole(gold) == _whole(said)
-    ratio = _ratio(said)
-    if _ratio(gold) is not None or (ratio is not None and number is not None):
-        return _share(gold) == _share(said)
+    for own in (_coded, _ratio):
+        if own(gold) is not None or (own(said) is not None and number is not None):
+            return _worth(gold, own) == _worth(said, own)
     return None
 
 
@@ -207,22 +205,16 @@ def _clock(text: str) -> tuple[int, ...] | None:
     return tuple(map(int, text.split(":"))) if _CLOCK.fullmatch(text) else None
 
 
-def _coded(text: str) -> int | None:
+def _coded(text: str) -> Fraction | None:
     """Return what digits in a named base are worth: 0x1f, 101_2."""
     found = _CODED.fullmatch(text)
     if found is None:
         return None
+    base = _PREFIXES.get(found["prefix"]) or int(found["base"])
     try:
-        return int(
-            found["code"] or found["digits"], _PREFIXES.get(found["prefix"]) or int(found["base"])
-        )
+        return Fraction(int(found["code"] or found["digits"], base))
     except ValueError:
         return None
-
-
-def _whole(text: str) -> Fraction | None:
-    coded, number = _coded(text), quantity(text)
-    return Fraction(coded) if coded is not None else number and number.value
 
 
 def _ratio(text: str) -> Fraction | None:
@@ -230,9 +222,10 @@ def _ratio(text: str) -> Fraction | None:
     return Fraction(int(found[1]), int(found[2])) if found and int(found[2]) else None
 
 
-def _share(text: str) -> Fraction | None:
+def _worth(text: str, read: Callable[[str], Fraction | None]) -> Fraction | None:
+    """Return what a text is worth, read in a way of its own or else as a quantity."""
     number = quantity(text)
-    return _ratio(text) if number is None else number.value
+    return read(text) if read(text) is not None or number is None else number.value
 
 
 def _equations(gold: str, said: str, depth: int) -> bool | None:

@@ -27,7 +27,13 @@ from ssppo_jax.oracles.endpoint import (
     default_file,
     variable_rule,
 )
-from ssppo_jax.oracles.judge_prompts import STYLES, NoVerdict, messages_of, probability
+from ssppo_jax.oracles.judge_prompts import (
+    STYLES,
+    NoVerdict,
+    completion,
+    messages_of,
+    probability,
+)
 from ssppo_jax.oracles.protocol import Oracle, first_failure, symmetrise
 from ssppo_jax.oracles.store import KeyedStore
 from ssppo_jax.types import Failed, Prompt, Verdict
@@ -152,15 +158,7 @@ def _kept(fields: dict[str, Any]) -> float:
 
 def _read(style: str, content: bytes) -> float:
     """Return P(the first is better) of a chat completion; raise NoVerdict where it holds none."""
-    try:
-        choice = json.loads(content)["choices"][0]
-        text, ending = choice["message"]["content"], choice.get("finish_reason")
-        logprobs = choice.get("logprobs") or {}
-        tokens = logprobs.get("content")
-    except (ValueError, RecursionError):
-        raise NoVerdict("the judge's reply is not JSON") from None
-    except (LookupError, TypeError, AttributeError):
-        raise NoVerdict("the judge's reply is not a chat completion") from None
+    text, tokens, ending = completion(content)
     if ending == "length":
         raise NoVerdict("the judge's reply was cut for its length; raise oracle.max_tokens")
     if ending is not None and ending not in ENDED:

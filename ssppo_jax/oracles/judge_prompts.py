@@ -8,6 +8,7 @@ Pure functions. Two styles, after the benchmarks' designs in our own words:
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from bisect import bisect_right
@@ -29,6 +30,22 @@ class NoVerdict(Exception):
     def __init__(self, why: str, words: str = ""):
         super().__init__(why)
         self.words = words
+
+
+def completion(content: bytes) -> tuple[Any, Any, Any]:
+    """Return what an OpenAI chat completion holds: text, tokens with log-probs, why it ended.
+
+    Raises:
+        NoVerdict: it is none.
+    """
+    try:
+        choice = json.loads(content)["choices"][0]
+        logprobs = choice.get("logprobs") or {}
+        return choice["message"]["content"], logprobs.get("content"), choice.get("finish_reason")
+    except (ValueError, RecursionError):
+        raise NoVerdict("the judge's reply is not JSON") from None
+    except (LookupError, TypeError, AttributeError):
+        raise NoVerdict("the judge's reply is not a chat completion") from None
 
 
 class Style(NamedTuple):

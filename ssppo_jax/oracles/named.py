@@ -63,6 +63,22 @@ def build_named(text: str, table: Mapping[str, Callable]) -> dict[str, Oracle]:
     }
 
 
+def build_member(of: str, where: str, name: Any, settings: dict[str, Any]) -> Oracle:
+    """Return an oracle that stands among the `members` of another, `of`.
+
+    Raises:
+        ConfigError: an unknown name or keyword, a bad value, or `of` itself; says where.
+    """
+    from ssppo_jax.oracles import ORACLES  # the table that `of` is entered in
+
+    problems = setting_problems(ORACLES, name, settings)
+    if name == of:
+        problems = [f"{of} cannot be its own member"]
+    if problems:
+        raise ConfigError("\n".join(f"oracle {of}: {where}: {problem}" for problem in problems))
+    return require_oracle(entry(ORACLES, name)(**settings), name)
+
+
 def _named(given: dict[str, Any], table: Mapping[str, Callable]) -> Named:
     name = given.pop("oracle", None)
     label = given.pop("as", str(name).rpartition(":")[2])

@@ -21,7 +21,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,6 +75,26 @@ def require_oracle(made: Any, name: str) -> Oracle:
             " ssppo_jax.oracles.protocol, where ask(prompts, responses) returns a Verdict."
         )
     return _guarded(made, name) if OWN.fullmatch(name) else made
+
+
+def asking(
+    members: Collection[Oracle],
+    ask: Callable[[list[Prompt], list[list[str]]], Verdict],
+    check: Callable[[list[Prompt]], None],
+) -> Oracle:
+    """Return an oracle that asks others, and is placed and portioned as they need it."""
+
+    def place(mesh: Mesh) -> None:
+        for member in members:
+            member.place(mesh)
+
+    return Oracle(
+        ask,
+        check,
+        place,
+        on_device=any(member.on_device for member in members),
+        at_once=min(member.at_once for member in members),
+    )
 
 
 def _guarded(oracle: Oracle, name: str) -> Oracle:
@@ -214,6 +234,22 @@ def first_failure(answers: Iterable[Any]) -> Failed | None:
     return next((answer for answer in answers if isinstance(answer, Failed)), None)
 
 
+def by_name(
+    names: Sequence[str], groups: Sequence[Sequence[Sequence[float] | Failed]]
+) -> tuple[dict[str, np.ndarray], tuple[Failed | None, ...]]:
+    """Return each named number of the responses, [B,K] float64, and the failures of the prompts.
+
+    A prompt with a failed response has NaN for all of them.
+    """
+    failed = tuple(first_failure(group) for group in groups)
+    nothing = [np.nan] * len(names)
+    table = [
+        [row if failure is None else nothing for row in group]
+        for group, failure in zip(groups, failed, strict=True)
+    ]
+    return dict(zip(names, np.moveaxis(np.array(table, np.float64), 2, 0), strict=True)), failed
+
+
 class Kept(NamedTuple):
     """The prompts an oracle could judge, and the counts of those it could not."""
 
@@ -248,6 +284,22 @@ def take_rows(verdict: Verdict, rows: np.ndarray) -> Verdict:
     parts = None if verdict.parts is None else {name: x[rows] for name, x in verdict.parts.items()}
     failed = tuple(verdict.failed[b] for b in rows)
     return verdict_of(values_of(verdict)[rows], failed, parts)
+
+
+def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
+    """Return verdicts on several batches of prompts as one. A batch that failed whole has no parts;
+    its rows hold NaN."""
+    values = np.concatenate([values_of(verdict) for verdict in verdicts])
+    names = next((list(verdict.parts) for verdict in verdicts if verdict.parts), [])
+    parts = {name: np.concatenate([_part(v, name) for v in verdicts]) for name in names} or None
+    failed = tuple(f for verdict in verdicts for f in verdict.failed)
+    return verdict_of(values, failed, parts)
+
+
+def _part(verdict: Verdict, name: str) -> np.ndarray:
+    if verdict.parts is None:
+        return np.full_like(values_of(verdict), np.nan)
+    return verdict.parts[name]
 
 
 # ---- both orders of presentation -----------------------------------------------------------------
@@ -304,34 +356,27 @@ def asymmetry_stats(asymmetry: np.ndarray, length: np.ndarray) -> dict[str, floa
 # ---- journal -------------------------------------------------------------------------------------
 
 
-class Judgement(NamedTuple):
-    """The oracle's answer on one prompt."""
-
-    value: np.ndarray  # [K,K] preference or [K] reward, float32
-    parts: dict[str, np.ndarray]  # each of the value's shape, float32
-    failed: Failed | None = None
-
-
-Journal = KeyedStore[Judgement]
+Journal = KeyedStore[Verdict]  # each on one prompt
 
 
 def open_journal(path: str | os.PathLike) -> Journal:
     """Open the file in which the judgements of a run are kept, so that none is made twice."""
-    return KeyedStore(path, _read_judgement)
+    return KeyedStore(path, _read_verdict)
 
 
-def _read_judgement(fields: dict[str, Any]) -> Judgement:
+def _read_verdict(fields: dict[str, Any]) -> Verdict:
     value = np.asarray(fields["value"], np.float32)
     parts = {name: np.asarray(x, np.float32) for name, x in fields.get("parts", {}).items()}
     if value.ndim not in (1, 2) or any(part.shape != value.shape for part in parts.values()):
         raise ValueError("neither [K] nor [K,K]")
-    return Judgement(value, parts)
+    named = {name: part[None] for name, part in parts.items()} or None
+    return verdict_of(value[None], (None,), named)
 
 
-def _fields(judgement: Judgement) -> dict[str, Any]:
-    """Return what the journal keeps of a judgement; parts only where there are any."""
-    parts = {name: part.tolist() for name, part in judgement.parts.items()}
-    return {"value": judgement.value.tolist()} | ({"parts": parts} if parts else {})
+def _fields(verdict: Verdict) -> dict[str, Any]:
+    """Return what the journal keeps of a verdict on one prompt; parts only where there are any."""
+    parts = {name: part[0].tolist() for name, part in (verdict.parts or {}).items()}
+    return {"value": values_of(verdict)[0].tolist()} | ({"parts": parts} if parts else {})
 
 
 def oracle_identity(name: str, kwargs: dict) -> str:
@@ -394,32 +439,16 @@ def consult(
         fresh = sorted(rows.values())
         asked = [prompts[b] for b in fresh], [responses[b] for b in fresh]
         verdict = checked(oracle.ask(*asked), (len(fresh), k))
-        made = dict(zip([keys[b] for b in fresh], _judgements(verdict), strict=True))
-        journal.add({key: _fields(one) for key, one in made.items() if one.failed is None})
-        found |= made
-    return _assembled([found[key] for key in keys])
-
-
-def _judgements(verdict: Verdict) -> list[Judgement]:
-    parts = verdict.parts or {}
-    return [
-        Judgement(value, {name: part[b] for name, part in parts.items()}, failed)
-        for b, (value, failed) in enumerate(zip(values_of(verdict), verdict.failed, strict=True))
-    ]
-
-
-def _assembled(judgements: Sequence[Judgement]) -> Verdict:
-    """Return the verdict of a judgement per prompt. Parts of a failed one are NaN."""
-    values = np.stack([one.value for one in judgements])
-    judged = [one.parts for one in judgements if one.failed is None]
-    names = next((list(parts) for parts in judged if parts), [])
-    if any(set(parts) != set(names) for parts in judged):
+        made = {keys[b]: take_rows(verdict, np.array([n])) for n, b in enumerate(fresh)}
+        judged = {key: one for key, one in made.items() if one.failed == (None,)}
+        journal.add({key: _fields(one) for key, one in judged.items()})
+        found |= {key: one._replace(parts=None) for key, one in made.items()} | judged
+    verdicts = [found[key] for key in keys]
+    named = [set(one.parts or ()) for one in verdicts if one.failed == (None,)]
+    if any(names != named[0] for names in named):
         raise UserError(
-            f"some verdicts of this oracle have the parts {', '.join(names)} and others have not:"
-            " its journal is of another version. Move that file away; its prompts will then be"
-            " judged again."
+            f"some verdicts of this oracle have the parts {', '.join(sorted(set.union(*named)))}"
+            " and others have not: its journal is of another version. Move that file away; its"
+            " prompts will then be judged again."
         )
-    missing = dict.fromkeys(names, np.full_like(values[0], np.nan))
-    rows = [missing if one.failed else one.parts for one in judgements]
-    parts = {name: np.stack([row[name] for row in rows]) for name in names} or None
-    return verdict_of(values, tuple(one.failed for one in judgements), parts)
+    return concatenated(verdicts)

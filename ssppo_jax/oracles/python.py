@@ -93,16 +93,11 @@ def python(
 
 def _check_signature(spec: str, function: Callable, columns: set[str]) -> None:
     """Raise ConfigError for a parameter that no column of the data gives."""
-    parameters = inspect.signature(function).parameters.values()
-    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    needed = [p.name for p in named if p.default is p.empty]
-    absent = [name for name in needed if name not in columns and name not in GIVEN]
-    if absent:
-        known = (
-            "an oracle here does not see it" if absent[0] in ABSENT else "no row has such a field"
-        )
+    absent = first_absent(function, {*columns, *GIVEN})
+    if absent is not None:
+        known = "an oracle here does not see it" if absent in ABSENT else "no row has such a field"
         raise ConfigError(
-            f"oracle python: {spec} asks for {absent[0]!r}, and {known}; it may ask for:"
+            f"oracle python: {spec} asks for {absent!r}, and {known}; it may ask for:"
             f" {', '.join([*GIVEN, *sorted(columns)])}"
         )
 
@@ -119,18 +114,25 @@ def _called(
     else:
         given["prompts"] = [p.text for p, _ in flat]
         given["completions"] = [text for _, text in flat]
-    parameters = inspect.signature(function).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        given = {key: value for key, value in given.items() if key in parameters}
     return numbers(spec, call(spec, function, given), len(flat))
 
 
+def first_absent(function: Callable, given: set[str]) -> str | None:
+    """Return the first parameter that a function needs and that is not given."""
+    parameters = inspect.signature(function).parameters.values()
+    named = [p for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    return next((p.name for p in named if p.default is p.empty and p.name not in given), None)
+
+
 def call(spec: str, function: Callable, given: dict[str, Any]) -> Any:
-    """Call a user's function, which may be asynchronous.
+    """Call a user's function, which may be asynchronous, with as much as it takes of what is given.
 
     Raises:
         UserError: it raised something; names the file's line.
     """
+    parameters = inspect.signature(function).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        given = {key: value for key, value in given.items() if key in parameters}
     with told_by_line(spec, "for which a response may be any text, also an empty one"):
         found = function(**given)
         return asyncio.run(found) if inspect.iscoroutine(found) else found

@@ -26,7 +26,7 @@ from ssppo_jax.data.tasks import entry_of
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.oracles.answers import STYLES, boxed, hashed, heard, readings, well_formed
 from ssppo_jax.oracles.equal import latex, same
-from ssppo_jax.oracles.protocol import Oracle, first_failure
+from ssppo_jax.oracles.protocol import Oracle, by_name
 from ssppo_jax.oracles.sandbox.worker import Worker
 from ssppo_jax.types import Failed, Prompt, Verdict
 
@@ -133,17 +133,12 @@ def _graded(
 
     def ask(prompts: list[Prompt], responses: list[list[str]]) -> Verdict:
         check(prompts)
-        groups: list[list[Any]] = [
+        groups = [
             [one(p, text) for text in group] for p, group in zip(prompts, responses, strict=True)
         ]
-        failed = tuple(first_failure(group) for group in groups)
-        table = np.full((1 + len(PARTS), len(prompts), len(responses[0])), np.nan)
-        for row, (group, failure) in enumerate(zip(groups, failed, strict=True)):
-            if failure is None:
-                table[:, row] = np.transpose(group)
-        score, accuracy, neat = table[:3]
-        reward = (accuracy if exact else score) + format_weight * neat
-        parts = dict(zip(PARTS, table[1:].astype(np.float32), strict=True))
+        found, failed = by_name(("score", *PARTS), groups)
+        reward = found["accuracy" if exact else "score"] + format_weight * found["format"]
+        parts = {name: found[name].astype(np.float32) for name in PARTS}
         return Verdict(None, reward.astype(np.float32), failed, parts)
 
     return Oracle(ask, check)

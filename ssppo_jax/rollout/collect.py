@@ -17,11 +17,10 @@ from ssppo_jax import data
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.losses import ROWS
 from ssppo_jax.oracles.embedder import SentenceEmbedder
-from ssppo_jax.oracles.protocol import Oracle, drop_failed, open_journal
+from ssppo_jax.oracles.protocol import Oracle, concatenated, drop_failed, open_journal
 from ssppo_jax.rollout.groups import group_rows, reward_of, teaches
 from ssppo_jax.rollout.judge import (
     PrefetchJudge,
-    concatenated,
     identity_of,
     judge,
     mixture_stats,

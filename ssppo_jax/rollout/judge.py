@@ -21,12 +21,12 @@ from ssppo_jax.oracles.protocol import (
     Journal,
     Oracle,
     asymmetry_stats,
+    concatenated,
     consult,
     oracle_identity,
     require_oracle,
     take_rows,
     values_of,
-    verdict_of,
 )
 from ssppo_jax.types import Verdict
 
@@ -197,19 +197,3 @@ def mixture_stats(encoded: Sequence[EncodedPrompt], verdict: Verdict) -> dict[st
             i, j = np.triu_indices(values.shape[1], 1)
             found[f"mixture/{name}/decided"] = float(np.abs(values[:, i, j] - 0.5).mean() * 2)
     return found
-
-
-def concatenated(verdicts: Sequence[Verdict]) -> Verdict:
-    """Return verdicts on several batches of prompts as one. A batch that failed whole has no parts;
-    its rows hold NaN."""
-    values = np.concatenate([values_of(verdict) for verdict in verdicts])
-    names = next((list(verdict.parts) for verdict in verdicts if verdict.parts), [])
-    parts = {name: np.concatenate([_part(v, name) for v in verdicts]) for name in names} or None
-    failed = tuple(f for verdict in verdicts for f in verdict.failed)
-    return verdict_of(values, failed, parts)
-
-
-def _part(verdict: Verdict, name: str) -> np.ndarray:
-    if verdict.parts is None:
-        return np.full_like(values_of(verdict), np.nan)
-    return verdict.parts[name]

@@ -127,6 +127,15 @@ def test_each_prompt_is_judged_by_the_oracle_of_its_part(files):
     assert found["mixture/chat/prompts"] == 2.0 and found["mixture/math/prompts"] == 1.0
 
 
+def test_rewards_stay_rewards_where_all_parts_have_them(files):
+    turn = {"role": "user", "content": "Describe the ocean"}
+    math, chat = mix(MATH)[2], Prompt("c", (turn,), {"mixture": "chat"})
+    members = '{"math": {"oracle": "math_verify"}, "chat": {"oracle": "keywords"}}'
+    texts = [["Ocean", ""], ["It is 4.", "5"], ["", "Ocean"]]
+    verdict = ORACLES["by_source"](members=members).ask([chat, math, chat], texts)
+    assert checked(verdict, (3, 2)).reward.tolist() == [[1, 0], [1, 0], [0, 1]]
+
+
 def test_what_the_oracles_cannot_judge_is_told_before_anything_is_sampled(files):
     chat = mix(CHAT)[0]
     with pytest.raises(ConfigError, match=r"the oracle of 'chat' gives preferences; set"):
@@ -142,8 +151,9 @@ def test_what_the_oracles_cannot_judge_is_told_before_anything_is_sampled(files)
         ('{"math": {"oracle": "math_verfy"}}', "'math_verfy' is not known; did you mean"),
         ('{"math": {}}', "'math' names no oracle"),
         ("[]", "members must be a JSON object"),
+        ("[", "members is not JSON"),
         ('{"math": {"oracle": 5}}', "5 is no name; allowed: "),
-        ('{"math": {"oracle": "by_source"}}', "it is by_source itself"),
+        ('{"math": {"oracle": "by_source"}}', "'math': by_source cannot be its own member"),
         ('{"math": {"oracle": "length", "temperature": -1.0}}', "must be 0 or more"),
     ):
         with pytest.raises(ConfigError, match=told):

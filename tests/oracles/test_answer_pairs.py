@@ -329,10 +329,8 @@ WRONG = {  # gold answer: responses that do not say it
     r"\pm 3": ["3", "-3"],
     "42": [
         *(rf"\boxed{{{x}}}" for x in ("42i", "42:00", "41, 42", "42 +", "42_42", "x+y=42")),
-        *(
-            rf"\boxed{{{x}}}"
-            for x in (r"42\pm 1", r"\text{not } 42", r"\log 42", r"42\text{ or }4")
-        ),
+        *(rf"\boxed{{{x}}}" for x in (r"42\pm 1", r"\text{not } 42", r"\log 42")),
+        r"\boxed{42\text{ or }4}",
         r"\boxed{41} and \frac{42}{1}",
         "42)42)",
         "42~43",
@@ -397,36 +395,12 @@ def test_the_verdict_is_a_careful_readers(judge, gold, text, right):
 
 
 MARKS = [
-    *(
-        "{}",
-        "{}.",
-        "The answer is {}.",
-        "**{}**",
-        "So it is {} in all.",
-        "$\\boxed{{{}}}$",
-        "#### {}",
-    ),
-    *(
-        "<answer>{}</answer>",
-        "Answer: {}",
-        "Step 1: 5\n\n{}",
-        "x = {}",
-        "The answer is {} apples, as 7.",
-    ),
+    *("{}", "{}.", "The answer is {}.", "**{}**", "So it is {} in all.", "$\\boxed{{{}}}$"),
+    *("#### {}", "<answer>{}</answer>", "Answer: {}", "Step 1: 5\n\n{}", "x = {}"),
+    "The answer is {} apples, as 7.",
 ]
 NUMBERS = [
-    "0",
-    "7",
-    "-7",
-    "12",
-    "123",
-    "1,234",
-    "-1,234,567",
-    "0.5",
-    "-2.75",
-    "1/3",
-    "-22/7",
-    "1e6",
+    *("0", "7", "-7", "12", "123", "1,234", "-1,234,567", "0.5", "-2.75", "1/3", "-22/7", "1e6")
 ]
 
 
@@ -443,21 +417,8 @@ def test_a_number_is_itself_in_every_phrase_and_no_other(gold):
 @pytest.mark.parametrize(
     "piece",
     [
-        *(
-            r"\boxed{",
-            "<answer>",
-            "1,",
-            "answer: ",
-            "**",
-            "_",
-            "$",
-            "$$",
-            r"\(",
-            "(",
-            "[",
-            "}",
-            " ",
-        ),
+        *(r"\boxed{", "<answer>", "1,", "answer: ", "**", "_", "$", "$$", r"\(", "(", "[", "}"),
+        " ",
         *("\n", "5 or 6 ", "between ", "10^", r"\frac{", "x=", "²", "½", "aa ", "1 234 ", ", "),
         *(r"\text{", "<think>", "Answer\n", "1/", r"\begin{pmatrix}", "-+", "5 cm ", "\ud800"),
     ],
@@ -476,19 +437,9 @@ def test_no_text_raises():
     pieces = [
         *" \n()[]{}<>$*_^=+-/,.;:!%#|&\\'\"`~",
         *"\ud800°²½≈∞€🎉",
-        "\\boxed{",
-        "\\frac{",
-        "\\{",
-    ]
-    pieces += ["answer is", "1", "0x", "_2", "7:30", "May 5, 2020", "3:4", "e5", "one", "Yes", "B"]
-    pieces += [
-        "\\begin{pmatrix}",
-        "\\end{pmatrix}",
-        "<think>",
-        "</answer>",
-        " or ",
-        "cm",
-        "million",
+        *("\\boxed{", "\\frac{", "\\{", "answer is", "1", "0x", "_2", "7:30", "May 5, 2020", "3:4"),
+        *("e5", "one", "Yes", "B", "\\begin{pmatrix}", "\\end{pmatrix}", "<think>", "</answer>"),
+        *(" or ", "cm", "million"),
     ]
     for _ in range(800):
         gold, text = ("".join(draw.choices(pieces, k=k)) for k in (3, 8))

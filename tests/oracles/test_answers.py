@@ -4,7 +4,8 @@ import time
 
 import pytest
 
-from ssppo_jax.oracles.answers import STYLES, answer_of, well_formed
+from ssppo_jax.oracles.answers import FINDERS, STYLES, readings, said, well_formed
+from ssppo_jax.oracles.equal import same
 
 FOUND = [
     ("boxed", r"so \boxed{\frac{1}{2}} and then \boxed{ 3 }.", "3"),
@@ -53,34 +54,40 @@ FOUND = [
     ("final_number", "", None),
     ("whole", " 42. \n", "42"),
     ("whole", " . ", None),
-    ("auto", r"first 5, then \boxed{6}, 7", "6"),
-    ("auto", "<answer>six</answer> 7", "six"),
-    ("auto", "7\n#### 8\n9", "8"),
     ("last_line", "I think\n\n Tuesday. \n", "Tuesday"),
     ("last_line", "\n \n", None),
-    ("auto", "The answer is 12", "12"),
-    ("auto", "The answer is 42, because 40 + 3 would be 43.", "42"),
-    ("auto", "The answer is 42 apples. He had 7.", "42"),
-    ("auto", "The answer is 40 + 2 = 42. Check: 42 - 2 = 40.", "42"),
-    ("auto", "Answer: **-1,200**\nThat was 5 steps.", "-1200"),
-    ("auto", "The answer would be $12.50. Thanks 100 times!", "12.50"),
-    ("auto", "The answer is 50%. 3 tries.", "50"),
-    ("auto", "The answer is not 5 but 6, of 7. Or 8?", "7"),
-    ("auto", "The answer is 5. No, the answer is 6. Or 7", "6"),
-    ("auto", "The answer is x^2 + 3x. (2 terms)", "x^2 + 3x"),
-    ("auto", r"The answer is $\frac{1}{2}$. I am 100% sure", r"\frac{1}{2}"),
-    ("auto", "The answer is (3, -5).", "(3, -5)"),
-    ("auto", "the answer is:\nyes, after 3 days", "3"),
-    ("auto", "Final answer: True. 2 steps", "True"),
-    ("auto", "The answer is what you would like it to be: I say nothing. 4", "4"),
-    ("auto", "#### Step 2: add\nso 7", "7"),
-    ("auto", "#### 18 dollars", "18"),
+]
+SAID = [
+    (r"first 5, then \boxed{6}, 7", "6"),
+    ("<answer>six</answer> 7", "six"),
+    ("7\n#### 8\n9", "8"),
+    ("The answer is 12", "12"),
+    ("The answer is 42, because 40 + 3 would be 43.", "42"),
+    ("The answer is 42 apples. He had 7.", "42"),
+    ("The answer is 40 + 2 = 42. Check: 42 - 2 = 40.", "42"),
+    ("Answer: **-1,200**\nThat was 5 steps.", "-1200"),
+    ("The answer would be $12.50. Thanks 100 times!", "12.50"),
+    ("The answer is 50%. 3 tries.", "50"),
+    ("The answer is not 5 but 6, of 7. Or 8?", "7"),
+    ("The answer is 5. No, the answer is 6. Or 7", "6"),
+    ("The answer is x^2 + 3x. (2 terms)", "x^2 + 3x"),
+    (r"The answer is $\frac{1}{2}$. I am 100% sure", r"\frac{1}{2}"),
+    ("The answer is (3, -5).", "(3, -5)"),
+    ("the answer is:\nyes, after 3 days", "3"),
+    ("Final answer: True. 2 steps", "True"),
+    ("#### Step 2: add\nso 7", "7"),
+    ("#### 18 dollars", "18"),
 ]
 
 
 @pytest.mark.parametrize("style, text, answer", FOUND)
 def test_the_answer_is_found(style, text, answer):
-    assert answer_of(text, style) == answer
+    assert FINDERS[style](said(text)) == answer
+
+
+@pytest.mark.parametrize("text, answer", SAID)
+def test_without_a_style_the_answer_is_found_where_it_is_said(text, answer):
+    assert any(same(answer, reading) for reading in readings(text, "auto", answer))
 
 
 @pytest.mark.parametrize(
@@ -89,12 +96,12 @@ def test_the_answer_is_found(style, text, answer):
 def test_a_response_that_repeats_itself_is_read_quickly(piece):
     start = time.process_time()
     for style in STYLES:
-        answer_of(piece * 5000, style)
+        readings(piece * 5000, style, "5")
     assert time.process_time() - start < 2
 
 
 def test_every_style_is_tried():
-    assert {style for style, _, _ in FOUND} == set(STYLES)
+    assert {style for style, _, _ in FOUND} == set(FINDERS) == set(STYLES) - {"auto"}
 
 
 @pytest.mark.parametrize(

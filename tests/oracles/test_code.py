@@ -31,13 +31,8 @@ def run(source, *tests, **limits):
 
 
 def test_each_test_passes_or_fails_on_its_own():
-    got = run(
-        ADD,
-        "assert add(1, 2) == 3",
-        "assert add(1, 2) == 4, 'no'",
-        "x = add(2, 2)",
-        "assert x == 4",
-    )
+    tests = ["assert add(1, 2) == 3", "assert add(1, 2) == 4, 'no'", "x = add(2, 2)"]
+    got = run(ADD, *tests, "assert x == 4")
     assert (got.outcome, got.passed, got.reason) == ("failed", 3, "AssertionError: no")
     assert run(ADD, "assert add(1, 2) == 3") == ("passed", 1, "")
 
@@ -214,11 +209,8 @@ def test_floods_of_output_are_cut_off(stream):
 
 def test_floods_into_the_folder_are_cut_off_and_removed():
     one = run("f = open('big', 'wb')\nwhile True: f.write(b'x' * 65536); f.flush()")
-    assert one.outcome in (
-        "disk",
-        "failed",
-        "crash",
-    )  # its own limit on one file, or ours on the folder
+    # its own limit on one file, or ours on the folder
+    assert one.outcome in ("disk", "failed", "crash")
     many = run("i = 0\nwhile True:\n    i += 1\n    open(str(i), 'wb').write(b'x' * 1000000)")
     assert many.outcome == "disk"
 

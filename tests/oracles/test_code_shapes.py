@@ -6,6 +6,7 @@ import decimal
 import enum
 import fractions
 import json
+import math
 import sys
 
 import numpy as np
@@ -231,55 +232,20 @@ def test_the_candidate_is_named_by_the_row_then_by_the_prompt_then_by_the_code()
 # ---- what is held back ---------------------------------------------------------------------------
 
 VALUES = [
-    *(
-        None,
-        True,
-        False,
-        0,
-        1,
-        -3,
-        10**400,
-        1.0,
-        0.1,
-        -0.0,
-        float("inf"),
-        float("nan"),
-        1j,
-        "",
-        "a",
-    ),
+    *(None, True, False, 0, 1, -3, 10**400, 1.0, 0.1, -0.0, math.inf, math.nan, 1j, "", "a"),
     *("\ud800", b"a", bytearray(b"a"), [], [1, 2], (1, 2), [(1, [2.0])], {1, 2}, frozenset({1, 2})),
-    *(
-        {},
-        {"a": [1]},
-        {1: {(1, 2): None}},
-        collections.Counter("aab"),
-        collections.OrderedDict(a=[1]),
-    ),
-    *(
-        collections.defaultdict(list, a=[1]),
-        collections.deque([1, 2]),
-        {"a": 1}.keys(),
-        range(1, 3),
-    ),
-    *(collections.namedtuple("P", "x y")(1, 2), decimal.Decimal("0.1"), decimal.Decimal(1)),
+    *({}, {"a": [1]}, {1: {(1, 2): None}}, {"a": 1}.keys(), collections.Counter("aab")),
+    *(collections.OrderedDict(a=[1]), collections.defaultdict(list, a=[1]), range(1, 3)),
+    *(collections.deque([1, 2]), collections.namedtuple("P", "x y")(1, 2)),
+    *(decimal.Decimal("0.1"), decimal.Decimal(1)),
     *(fractions.Fraction(1, 10), fractions.Fraction(1), enum.IntEnum("E", "A").A, np.int64(1)),
     *(np.float64(0.1), np.float32(0.1), np.float16(0.5), np.bool_(True), np.str_("a"), object()),
     *(enum.Enum("E", "A").A, iter([1, 2]), int, len),
 ]
 CONSTANTS = [
     *(None, True, False, 0, 1, -3, 10**400, 1.0, 0.1, 0.5, 1j, "", "a", "\ud800", b"a", [], [1, 2]),
-    *(
-        (1, 2),
-        [(1, [2])],
-        {1, 2},
-        set(),
-        {"a"},
-        {},
-        {"a": [1]},
-        {1: {(1, 2): None}},
-        {"a": 2, "b": 1},
-    ),
+    *((1, 2), [(1, [2])], {1, 2}, set(), {"a"}),
+    *({}, {"a": [1]}, {1: {(1, 2): None}}, {"a": 2, "b": 1}),
 ]
 
 

@@ -63,10 +63,8 @@ def ask(*members, **settings):
 def test_rewards_are_summed_with_their_weights_and_stay_visible():
     verdict = ask({"oracle": "length", "weight": 0.5, "scale": 2}, {"oracle": "vowel", "weight": 3})
     np.testing.assert_allclose(verdict.reward, LENGTH + 3 * VOWEL)
-    assert set(verdict.parts) == {"length", "vowel", "vowel/seen"} and verdict.failed == (
-        None,
-        None,
-    )
+    assert set(verdict.parts) == {"length", "vowel", "vowel/seen"}
+    assert verdict.failed == (None, None)
     np.testing.assert_array_equal(verdict.parts["length"], 2 * LENGTH)
     np.testing.assert_array_equal(verdict.parts["vowel/seen"], 1 - VOWEL)
 
@@ -75,17 +73,15 @@ def test_behind_a_gate_members_count_only_for_what_it_accepts():
     gated = ask({"oracle": "vowel", "weight": 10, "at_least": 1}, {"oracle": "length"})
     np.testing.assert_allclose(gated.reward, np.where(VOWEL == 1, 10 + LENGTH, 0))
     after = ask({"oracle": "length"}, {"oracle": "vowel", "weight": 10, "at_least": 1})
-    np.testing.assert_allclose(
-        after.reward, LENGTH + 10 * VOWEL
-    )  # a gate at the end closes nothing
+    # a gate at the end closes nothing
+    np.testing.assert_allclose(after.reward, LENGTH + 10 * VOWEL)
     twice = ask(
         {"oracle": "length", "at_least": 2},
         {"oracle": "vowel", "at_least": 1},
         {"oracle": "sick", "weight": 7},
     )
-    np.testing.assert_allclose(
-        twice.reward[0], [1, 2, 3]
-    )  # "a" fails the first gate, the others the second
+    # "a" fails the first gate, the others the second
+    np.testing.assert_allclose(twice.reward[0], [1, 2, 3])
 
 
 def test_preferences_are_averaged_and_rewards_join_them_through_bradley_terry():
@@ -142,11 +138,8 @@ def test_checks_and_portions_are_those_of_the_members(monkeypatch):
     monkeypatch.setitem(oracles.ORACLES, "picky", picky)
     made = combine(members='[{"oracle": "length"}, {"oracle": "picky"}]')
     made.place("mesh")
-    assert (
-        placed == ["mesh"]
-        and made.on_device
-        and not combine(members='[{"oracle": "length"}]').on_device
-    )
+    assert placed == ["mesh"] and made.on_device
+    assert not combine(members='[{"oracle": "length"}]').on_device
     assert made.at_once == 3 and combine(members='[{"oracle": "length"}]').at_once == 64
     with pytest.raises(DataError, match="no answer"):
         made.check(PROMPTS)

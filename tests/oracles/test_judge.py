@@ -97,25 +97,17 @@ def test_token_probabilities_are_used_where_they_are_offered(style, make):
 
 def test_without_token_probabilities_the_words_count_and_a_tie_is_one_half():
     style = STYLES["mt_bench"]
-    assert [probability(style, f"[[B]] at first, but [[{v}]]", None) for v in "ABC"] == [
-        1.0,
-        0.0,
-        0.5,
-    ]
+    found = [probability(style, f"[[B]] at first, but [[{v}]]", None) for v in "ABC"]
+    assert found == [1.0, 0.0, 0.5]
     assert probability(style, "A is better", None) is None and probability(style, "", None) is None
     short = STYLES["alpaca_eval"]
-    assert [probability(short, text, []) for text in ("m", "M", "**M**", " m.\n")] == [
-        1.0,
-        0.0,
-        0.0,
-        1.0,
-    ]
+    found = [probability(short, text, []) for text in ("m", "M", "**M**", " m.\n")]
+    assert found == [1.0, 0.0, 0.0, 1.0]
     assert probability(short, "model m", []) is None
     tied = [token("C", A=math.log(0.1), B=math.log(0.3), C=math.log(0.6))]
     assert probability(style, "[[C]]", tied) == pytest.approx(0.4)
-    assert (
-        probability(style, "[[A]]", [token("[[A]]", A=0.0)]) == 1.0
-    )  # no token is the verdict alone: the words
+    # no token is the verdict alone: the words
+    assert probability(style, "[[A]]", [token("[[A]]", A=0.0)]) == 1.0
 
 
 def odds(first, second, *rest):
@@ -392,10 +384,8 @@ def test_a_refused_key_or_an_unknown_model_ends_at_once_without_showing_the_key(
 def test_a_request_the_server_will_not_take_is_not_repeated(make):
     with serving(lambda body, n: (400, b'{"error": "context too long"}', {})) as (server, url):
         verdict = ask(make(url), n=1)
-    assert (
-        "refused the request (400): context too long" in verdict.failed[0].reason
-        and len(server.bodies) == 6
-    )
+    assert "refused the request (400): context too long" in verdict.failed[0].reason
+    assert len(server.bodies) == 6
 
 
 @pytest.mark.parametrize("style", STYLES)
@@ -455,9 +445,8 @@ def test_nothing_is_asked_twice_not_even_by_another_run_after_a_failure(make):
     with serving(behave) as (server, url):
         first = ask(make(url, attempts=1))
         assert first.failed[0] is not None and first.failed[1] is None
-        assert (
-            len(server.bodies) == 6 + 3
-        )  # "a", "bb", "a": only (a, bb), (bb, a) and (a, a) differ
+        # "a", "bb", "a": only (a, bb), (bb, a) and (a, a) differ
+        assert len(server.bodies) == 6 + 3
         broken = False
         second = ask(make(url, attempts=1))
         assert second.failed == (None, None) and len(server.bodies) == 9 + 2

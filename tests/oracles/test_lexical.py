@@ -9,12 +9,7 @@ from ssppo_jax.oracles.protocol import consult
 from ssppo_jax.types import Prompt
 
 PROMPT = Prompt("p", ({"role": "user", "content": "How was it?"},))
-GOOD, FLAT, BAD, EMPTY = (
-    "I love this wonderful day!",
-    "The table has four legs.",
-    "Horrible, I hate it.",
-    "",
-)
+GOOD, FLAT, BAD = "I love this wonderful day!", "The table has four legs.", "Horrible, I hate it."
 
 
 def judge(oracle, *texts):
@@ -32,36 +27,27 @@ def test_sentiment_ranks_good_over_flat_over_bad():
 
 
 def test_an_empty_response_counts_as_neutral():
-    p = judge(ORACLES["sentiment"](), EMPTY, FLAT, GOOD, " \n")
+    p = judge(ORACLES["sentiment"](), "", FLAT, GOOD, " \n")
     assert p[0, 1] == 0.5 and p[0, 3] == 0.5 and p[2, 0] > 0.9
 
 
 def test_the_overconfident_oracle_knows_the_same_truth_and_no_doubt():
-    texts = (
-        "The table has legs.",
-        "The day is nice.",
-        "The day is good.",
-        GOOD,
-        BAD,
-    )  # VADER: 0, 0.42, 0.44, ...
-    calm, sure = (
-        judge(ORACLES["sentiment"](), *texts),
-        judge(ORACLES["sentiment_overconfident"](), *texts),
-    )
+    # VADER: 0, 0.42, 0.44, ...
+    texts = ("The table has legs.", "The day is nice.", "The day is good.", GOOD, BAD)
+    calm = judge(ORACLES["sentiment"](), *texts)
+    sure = judge(ORACLES["sentiment_overconfident"](), *texts)
     assert set(np.unique(sure)) == {0.0, 0.5, 1.0}
     np.testing.assert_array_equal(np.sign(calm - 0.5), np.sign(sure - 0.5))
-    assert (
-        sure[2, 1] == 1 and 0.5 < calm[2, 1] < 0.6
-    )  # near-equal texts: a certain win against a near tie
+    # near-equal texts: a certain win against a near tie
+    assert sure[2, 1] == 1 and 0.5 < calm[2, 1] < 0.6
 
 
 def test_length_prefers_what_is_nearer_to_the_target():
     p = judge(ORACLES["length"](target=3, temperature=2.0), "a b c", "a  b\n", "a b c d e", "")
     assert p[0, 1] == pytest.approx(1 / (1 + np.exp(-0.5)), rel=1e-5)  # distances 0 and 1
     assert p[1, 2] == pytest.approx(1 / (1 + np.exp(-0.5)), rel=1e-5)  # 1 and 2
-    assert p[0, 3] == pytest.approx(
-        1 / (1 + np.exp(-1.5)), rel=1e-5
-    )  # an empty response has no words
+    # an empty response has no words
+    assert p[0, 3] == pytest.approx(1 / (1 + np.exp(-1.5)), rel=1e-5)
 
 
 def test_hard_length_ties_at_equal_distance():

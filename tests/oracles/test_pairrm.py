@@ -96,10 +96,8 @@ def test_nothing_is_cut_what_is_too_long_fails_its_prompt(folder, monkeypatch):
     long_source = Prompt("p", ({"role": "user", "content": "a b c d e f"},))
     long_response = [["a", "b " * 10, "c"], ["a", "b", "c"]]
     verdict = ask([PROMPTS[0], long_source], [long_response[0], long_response[1]])
-    assert (
-        "response is longer" in verdict.failed[0].reason
-        and "max_source_length = 8" in verdict.failed[1].reason
-    )
+    assert "response is longer" in verdict.failed[0].reason
+    assert "max_source_length = 8" in verdict.failed[1].reason
     assert np.isnan(verdict.preference).all()
     verdict = ask([PROMPTS[0], long_source, PROMPTS[1]], [["a", "b", "c"]] * 3)
     assert [f is None for f in verdict.failed] == [True, False, True]

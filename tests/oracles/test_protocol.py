@@ -47,11 +47,8 @@ def test_a_factory_that_returns_a_plain_function_is_told_what_to_return():
 def test_a_sound_verdict_passes_unchanged():
     verdict = protocol.checked(preferences(GOOD, GOOD.T), (2, 3))
     np.testing.assert_array_equal(verdict.preference, np.stack([GOOD, GOOD.T]))
-    assert (
-        verdict.preference.dtype == np.float32
-        and verdict.failed == (None, None)
-        and verdict.reward is None
-    )
+    assert verdict.preference.dtype == np.float32
+    assert verdict.failed == (None, None) and verdict.reward is None
 
 
 @pytest.mark.parametrize(
@@ -67,11 +64,7 @@ def test_a_sound_verdict_passes_unchanged():
 )
 def test_what_is_not_a_preference_becomes_failed_and_nan(bad, reason):
     verdict = protocol.checked(preferences(GOOD, bad, GOOD))
-    assert (
-        verdict.failed[0] is None
-        and verdict.failed[2] is None
-        and reason in verdict.failed[1].reason
-    )
+    assert verdict.failed[::2] == (None, None) and reason in verdict.failed[1].reason
     assert np.isnan(verdict.preference[1]).all()
     np.testing.assert_array_equal(verdict.preference[[0, 2]], np.stack([GOOD, GOOD]))
 
@@ -113,9 +106,8 @@ def test_failed_prompts_are_dropped_whole_and_counted():
     failed = (None, Failed("slow"), None, Failed("odd"), Failed("slow"))
     verdict = preferences(GOOD, GOOD, GOOD.T, GOOD, GOOD, failed=failed)
     kept = protocol.drop_failed(verdict, max_failed_fraction=0.6)
-    assert (
-        kept.rows.tolist() == [0, 2] and kept.dropped == 3 and kept.reasons == {"slow": 2, "odd": 1}
-    )
+    assert kept.rows.tolist() == [0, 2]
+    assert kept.dropped == 3 and kept.reasons == {"slow": 2, "odd": 1}
     np.testing.assert_array_equal(kept.verdict.preference, np.stack([GOOD, GOOD.T]))
     assert kept.verdict.failed == (None, None) and kept.verdict.reward is None
 
@@ -135,12 +127,8 @@ def test_exactly_the_allowed_fraction_is_allowed():
 
 
 def test_no_failures_never_abort():
-    assert (
-        protocol.drop_failed(
-            Verdict(None, np.zeros((2, 2)), (None, None)), max_failed_fraction=0.0
-        ).dropped
-        == 0
-    )
+    verdict = Verdict(None, np.zeros((2, 2)), (None, None))
+    assert protocol.drop_failed(verdict, max_failed_fraction=0.0).dropped == 0
 
 
 # both orders

@@ -58,19 +58,11 @@ def write(folder, *, damage=1.0, **changes):
     arch = tiny_arch(vocab_size=len(tokenizer), num_labels=1, **changes)
     rng, tree = np.random.default_rng(0), {}
     for leaf in names.leaves(arch):
-        hf.insert(
-            tree,
-            leaf.path,
-            rng.standard_normal(names.shape(leaf, arch)).astype(np.float32)
-            * np.float32(0.3 * damage),
-        )
+        drawn = rng.standard_normal(names.shape(leaf, arch)).astype(np.float32)
+        hf.insert(tree, leaf.path, drawn * np.float32(0.3 * damage))
     tokenizer.save_pretrained(folder / "tokenizer")
-    return (
-        hf.save_params(tree, arch, folder / "model", tokenizer_from=folder / "tokenizer"),
-        arch,
-        tree,
-        tokenizer,
-    )
+    saved = hf.save_params(tree, arch, folder / "model", tokenizer_from=folder / "tokenizer")
+    return saved, arch, tree, tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +70,15 @@ def model(tmp_path_factory):
     return write(tmp_path_factory.mktemp("reward"))
 
 
+def ask(folder, texts=None, **settings):
+    """Ask about all prompts, or the first alone with other responses."""
+    oracle = reward_model(source=str(folder), max_length=128, **settings)
+    return oracle.ask(PROMPTS[:1], [texts]) if texts else oracle.ask(PROMPTS, RESPONSES)
+
+
 def test_a_response_is_scored_as_the_answer_in_the_chat_template(model):
     folder, arch, tree, tokenizer = model
-    verdict = checked(
-        reward_model(source=str(folder), max_length=128).ask(PROMPTS, RESPONSES), (3, 3)
-    )
+    verdict = checked(ask(folder), (3, 3))
     for b, k in np.ndindex(3, 3):
         turns = [*PROMPTS[b].messages, {"role": "assistant", "content": RESPONSES[b][k]}]
         text = tokenizer.apply_chat_template(turns, tokenize=False)
@@ -91,23 +87,17 @@ def test_a_response_is_scored_as_the_answer_in_the_chat_template(model):
         np.testing.assert_allclose(verdict.reward[b, k], want, atol=1e-5)
     assert np.ptp(verdict.reward) > 0.1
     gap = verdict.reward[0, 0] - verdict.reward[0, 1]
-    np.testing.assert_allclose(
-        preference_of(verdict, temperature=2.0)[0, 0, 1], 1 / (1 + np.exp(-gap / 2)), atol=1e-6
-    )
+    preference = preference_of(verdict, temperature=2.0)[0, 0, 1]
+    np.testing.assert_allclose(preference, 1 / (1 + np.exp(-gap / 2)), atol=1e-6)
 
 
 def test_the_same_cut_over_a_mesh_and_whatever_the_batch(model):
     folder, *_ = model
-    alone = reward_model(source=str(folder), max_length=128).ask(PROMPTS, RESPONSES).reward
+    alone = ask(folder).reward
     cut = reward_model(source=str(folder), max_length=128, batch_size=3)
     cut.place(make_mesh((2, 2, 2)))
     np.testing.assert_allclose(cut.ask(PROMPTS, RESPONSES).reward, alone, atol=1e-5)
-    low = (
-        reward_model(source=str(folder), max_length=128, dtype="bfloat16")
-        .ask(PROMPTS, RESPONSES)
-        .reward
-    )
-    np.testing.assert_allclose(low, alone, atol=0.1)
+    np.testing.assert_allclose(ask(folder, dtype="bfloat16").reward, alone, atol=0.1)
 
 
 def test_a_special_token_in_a_response_stays_text_and_ends_no_turn(model):
@@ -115,17 +105,14 @@ def test_a_special_token_in_a_response_stays_text_and_ends_no_turn(model):
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a<|im_end|>b"}]
     ids = encode_chat(tokenizer, turns, answered=True)
     assert list(ids).count(tokenizer.eos_token_id) == 2  # of the two turns the template wrote
-    verdict = reward_model(source=str(folder), max_length=128).ask(
-        PROMPTS[:1], [["a<|im_end|>b", "ab", "a"]]
-    )
+    verdict = ask(folder, texts=["a<|im_end|>b", "ab", "a"])
     assert verdict.failed == (None,) and verdict.reward[0, 0] != verdict.reward[0, 1]
 
 
 def test_a_model_of_nan_is_an_error_by_name_and_no_failure_of_prompts(tmp_path):
     folder, *_ = write(tmp_path, damage=np.nan)
-    oracle = reward_model(source=str(folder), max_length=128)
     with pytest.raises(GateError, match=rf"reward_model '{folder}' gives 9 of 9 texts a score"):
-        oracle.ask(PROMPTS, RESPONSES)
+        ask(folder)
 
 
 def test_a_template_that_prints_the_date_rewards_alike_on_every_day(model, monkeypatch):
@@ -138,10 +125,9 @@ def test_a_template_that_prints_the_date_rewards_alike_on_every_day(model, monke
     rewards = []
     for day in (1, 2):
         monkeypatch.setattr(chat_template_utils, "datetime", clock(day))
-        rewards.append(reward_model(source=str(folder), max_length=128).ask(PROMPTS, RESPONSES))
-    np.testing.assert_array_equal(rewards[0].reward, rewards[1].reward)
-    other = reward_model(source=str(folder), max_length=128, date="2024-07-27")
-    assert (other.ask(PROMPTS, RESPONSES).reward != rewards[0].reward).any()
+        rewards.append(ask(folder).reward)
+    np.testing.assert_array_equal(*rewards)
+    assert (ask(folder, date="2024-07-27").reward != rewards[0]).any()
 
 
 def clock(day):
@@ -172,18 +158,13 @@ def test_what_is_too_long_fails_its_prompt_and_is_never_cut(model):
 
 def test_an_answer_the_template_would_change_is_a_failure(model, monkeypatch):
     folder, *_ = model
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    config["chat_template"] = tiny.CHAT_TEMPLATE.replace(
-        "m['content']", "m['content'].split('</think>')[-1]"
-    )
-    monkeypatch.setattr(tiny, "CHAT_TEMPLATE", config["chat_template"])
+    said = tiny.CHAT_TEMPLATE.replace("m['content']", "m['content'].split('</think>')[-1]")
+    monkeypatch.setattr(tiny, "CHAT_TEMPLATE", said)
     tokenizer = tiny.byte_tokenizer()
     monkeypatch.setattr(
         "ssppo_jax.oracles.reward_model.load_tokenizer", lambda folder, vocab_size: tokenizer
     )
-    verdict = reward_model(source=str(folder), max_length=128).ask(
-        PROMPTS[:1], [["hm</think>a", "b", "c"]]
-    )
+    verdict = ask(folder, texts=["hm</think>a", "b", "c"])
     assert "changes or drops the assistant turn" in verdict.failed[0].reason
 
 

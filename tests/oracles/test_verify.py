@@ -16,9 +16,15 @@ from ssppo_jax.data import SOURCES
 from ssppo_jax.data.tasks import library
 from ssppo_jax.errors import ConfigError, DataError, UserError
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.oracles.protocol import Oracle, checked, consult, drop_failed, open_journal
+from ssppo_jax.oracles.protocol import (
+    Oracle,
+    checked,
+    concatenated,
+    consult,
+    drop_failed,
+    open_journal,
+)
 from ssppo_jax.oracles.sandbox.worker import Worker
-from ssppo_jax.rollout.judge import concatenated
 from ssppo_jax.types import Prompt
 
 SUMS = SOURCES["reasoning_gym"](size=6, settings='{"max_terms": 3}')
@@ -30,41 +36,18 @@ def question(answer, name="q"):
 
 def grade(oracle, gold, *texts):
     verdict = checked(oracle.ask([question(gold)], [list(texts)]))
-    return verdict.reward[0].tolist(), {
-        name: part[0].tolist() for name, part in verdict.parts.items()
-    }
+    parts = {name: part[0].tolist() for name, part in verdict.parts.items()}
+    return verdict.reward[0].tolist(), parts
 
 
 # ---- reasoning-gym
 
 TASKS = (
-    *(
-        "chain_sum",
-        "basic_arithmetic",
-        "gsm_symbolic",
-        "gcd",
-        "lcm",
-        "prime_factorization",
-        "simple_equations",
-    ),
-    *(
-        "number_sorting",
-        "letter_counting",
-        "spell_backward",
-        "calendar_arithmetic",
-        "countdown",
-        "leg_counting",
-    ),
-    *(
-        "fraction_simplification",
-        "base_conversion",
-        "arc_1d",
-        "rearc",
-        "mini_sudoku",
-        "string_insertion",
-        "n_queens",
-    ),
-    *("polynomial_multiplication", "time_intervals", "word_ladder"),
+    *("chain_sum", "basic_arithmetic", "gsm_symbolic", "gcd", "lcm", "prime_factorization"),
+    *("simple_equations", "number_sorting", "letter_counting", "spell_backward", "countdown"),
+    *("calendar_arithmetic", "leg_counting", "fraction_simplification", "base_conversion"),
+    *("arc_1d", "rearc", "mini_sudoku", "string_insertion", "n_queens", "time_intervals"),
+    *("polynomial_multiplication", "word_ladder"),
 )
 
 
@@ -78,12 +61,10 @@ def test_scores_are_the_tasks_own(raw_scores, task):
     made = library().create_dataset(task, seed=0, size=2)
     prompts = SOURCES["reasoning_gym"](task=task, size=2)
     answers = [[p.meta["answer"], p.meta["answer"] + "1", "12"] for p in prompts]
-    verdict = checked(
-        raw_scores.ask(prompts, [[f"<answer>{a}</answer>" for a in group] for group in answers])
-    )
-    own = np.array(
-        [[made.score_answer(a, made[b]) for a in group] for b, group in enumerate(answers)]
-    )
+    tagged = [[f"<answer>{a}</answer>" for a in group] for group in answers]
+    verdict = checked(raw_scores.ask(prompts, tagged))
+    scores = [[made.score_answer(a, made[b]) for a in group] for b, group in enumerate(answers)]
+    own = np.array(scores)
     np.testing.assert_array_equal(verdict.reward, own.astype(np.float32))
     np.testing.assert_array_equal(verdict.parts["accuracy"], own >= 1)
     assert (own[:, 0] == 1).all() and not verdict.parts["unreadable"].any()
@@ -96,16 +77,14 @@ def test_the_right_number_is_worth_one_wherever_it_ends_the_response():
     np.testing.assert_array_equal(verdict.reward, [[1, 1, 0, 0, 0]])
     np.testing.assert_array_equal(verdict.parts["extracted"], [[1, 1, 1, 0, 0]])
     np.testing.assert_array_equal(verdict.parts["format"], [[1, 0, 0, 0, 0]])
-    np.testing.assert_array_equal(
-        ORACLES["reasoning_gym"]().ask([SUMS[0]], [[""]]).parts["extracted"], [[0]]
-    )
+    nothing = ORACLES["reasoning_gym"]().ask([SUMS[0]], [[""]])
+    np.testing.assert_array_equal(nothing.parts["extracted"], [[0]])
 
 
 def test_the_format_is_worth_its_weight_and_accuracy_stays_apart():
     gold = SUMS[0].meta["answer"]
-    verdict = ORACLES["reasoning_gym"](format_weight=0.25).ask(
-        [SUMS[0]], [[gold, f"It is {gold}", "77777", "x"]]
-    )
+    oracle = ORACLES["reasoning_gym"](format_weight=0.25)
+    verdict = oracle.ask([SUMS[0]], [[gold, f"It is {gold}", "77777", "x"]])
     np.testing.assert_allclose(verdict.reward, [[1.25, 1.0, 0.25, 0.0]])
     np.testing.assert_array_equal(verdict.parts["accuracy"], [[1, 1, 0, 0]])
 
@@ -121,14 +100,10 @@ def test_partial_credit_counts_only_when_it_is_asked_for():
 
 
 def test_an_answer_the_task_cannot_parse_is_wrong_and_counted():
-    prompt = SOURCES["reasoning_gym"](task="prime_factorization", size=1)[
-        0
-    ]  # it calls int() on every factor
-    verdict = checked(
-        ORACLES["reasoning_gym"](answer_style="whole").ask(
-            [prompt], [["two", prompt.meta["answer"]]]
-        )
-    )
+    # it calls int() on every factor
+    prompt = SOURCES["reasoning_gym"](task="prime_factorization", size=1)[0]
+    oracle = ORACLES["reasoning_gym"](answer_style="whole")
+    verdict = checked(oracle.ask([prompt], [["two", prompt.meta["answer"]]]))
     np.testing.assert_array_equal(verdict.reward, [[0, 1]])
     np.testing.assert_array_equal(verdict.parts["unreadable"], [[1, 0]])
 
@@ -159,9 +134,8 @@ def stranger(task, *texts, timeout=3.0):
     prompt = SOURCES["reasoning_gym"](task=task, size=1)[0]
     oracle = ORACLES["reasoning_gym"](answer_style="whole", timeout=timeout)
     verdict = checked(oracle.ask([prompt], [[*texts, prompt.meta["answer"]]]))
-    assert verdict.reward[0].tolist() == [0.0] * len(texts) + [
-        1.0
-    ]  # and the right answer after them still counts
+    # the right answer after them still counts
+    assert verdict.reward[0].tolist() == [0.0] * len(texts) + [1.0]
     return verdict.parts["unreadable"][0, :-1].tolist()
 
 
@@ -303,15 +277,8 @@ def test_a_bomb_ends_at_the_deadline_and_the_next_answer_is_judged(mathematician
 
 
 def test_rubbish_is_wrong_and_no_failure(mathematician):
-    reward, _ = grade(
-        mathematician,
-        "5",
-        r"\boxed{\frac{}{}}",
-        r"\boxed{$$}",
-        "\0",
-        "\ud800 5",
-        '{"equal": true}\n',
-    )
+    texts = r"\boxed{\frac{}{}}", r"\boxed{$$}", "\0", "\ud800 5", '{"equal": true}\n'
+    reward, _ = grade(mathematician, "5", *texts)
     assert reward == [0.0, 0.0, 0.0, 1.0, 0.0]
 
 
@@ -327,21 +294,16 @@ def test_an_empty_gold_answer_fails_the_prompt_and_names_it(mathematician):
 def test_parts_survive_the_journal_and_the_dropping_of_failures(mathematician, tmp_path):
     prompts = [question("5", "a"), question(" ", "b"), question("6", "c")]
     texts = [["5", "x"], ["5", "5"], ["1", "It is 6"]]
-    fresh = consult(
-        mathematician, prompts, texts, journal=open_journal(tmp_path / "j"), identity="m"
-    )
+
+    def asked(oracle):
+        return consult(oracle, prompts, texts, journal=open_journal(tmp_path / "j"), identity="m")
 
     def never(*_):
         return mathematician.ask(prompts[1:2], texts[1:2])  # only the failure is asked again
 
-    again = consult(
-        Oracle(never), prompts, texts, journal=open_journal(tmp_path / "j"), identity="m"
-    )
-    assert (
-        fresh.parts.keys()
-        == again.parts.keys()
-        == {"accuracy", "format", "extracted", "unreadable"}
-    )
+    fresh, again = asked(mathematician), asked(Oracle(never))
+    parts = {"accuracy", "format", "extracted", "unreadable"}
+    assert fresh.parts.keys() == again.parts.keys() == parts
     for name in fresh.parts:
         np.testing.assert_array_equal(fresh.parts[name], again.parts[name])
     kept = drop_failed(again, max_failed_fraction=0.5)
@@ -351,10 +313,8 @@ def test_parts_survive_the_journal_and_the_dropping_of_failures(mathematician, t
 def test_a_part_that_is_not_finite_fails_its_prompt():
     verdict = ORACLES["reasoning_gym"]().ask(SUMS[:2], [["1", "2"], ["1", "2"]])
     verdict.parts["format"][1, 0] = np.inf
-    assert [f and f.reason for f in checked(verdict).failed] == [
-        None,
-        "part format of the reward is not finite",
-    ]
+    first, second = checked(verdict).failed
+    assert first is None and second.reason == "part format of the reward is not finite"
 
 
 def test_a_batch_that_failed_whole_neither_ends_the_run_nor_takes_the_others_parts(

@@ -10,8 +10,8 @@ from ml_collections import ConfigDict
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.oracles import ORACLES
-from ssppo_jax.oracles.protocol import Oracle, consult, open_journal
-from ssppo_jax.rollout.judge import PrefetchJudge, build_oracle, concatenated, judge, part_stats
+from ssppo_jax.oracles.protocol import Oracle, concatenated, consult, open_journal
+from ssppo_jax.rollout.judge import PrefetchJudge, build_oracle, judge, part_stats
 from ssppo_jax.types import Failed, Prompt, Verdict
 
 HALF = np.full((2, 2, 2), 0.5, np.float32)

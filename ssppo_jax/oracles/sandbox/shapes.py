@@ -38,6 +38,7 @@ _SCOPES = ("", "_module", "_class", "_function", "_method")
 _FAILING = ("fail", "exit")  # calls that end a test
 _CHECKING = (*_FAILING, "raises", "warns", "deprecated_call", HELD)
 _EQUAL = ("assertEqual", "assertEquals", "assertListEqual", "assertDictEqual", "assertTupleEqual")
+_SKIPPING = ("skip", "skipTest", "exit")
 _LEAVING = (ast.Return, ast.Raise, ast.Break, ast.Continue)
 _ENDING = (ast.Raise, ast.Expr, ast.Assert)  # kinds of statements that may end a test
 _SET_UP = {f"{word}{of}" for word in ("setup", "teardown") for of in _SCOPES}
@@ -258,11 +259,8 @@ def _names(body: list[ast.stmt], *, into: bool) -> set[str]:
 
 def _docstrings(tree: ast.Module) -> list[str]:
     """Return the strings that stand alone as first statements."""
-    found = []
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Module, *_BODIES)):
-            found.append(ast.get_docstring(node) or "")
-    return found
+    held = (node for node in ast.walk(tree) if isinstance(node, (ast.Module, *_BODIES)))
+    return [ast.get_docstring(node) or "" for node in held]
 
 
 def _sessions(texts: list[str]) -> list[str]:
@@ -519,43 +517,35 @@ def _hold(body: list[ast.stmt], needed: bool, held: list[Held]) -> None:
         elif isinstance(node, ast.For | ast.AsyncFor | ast.While):
             _hold(node.body, False, held)
         for inner in _inside([node]):
-            skips = isinstance(inner, ast.Call) and _last(inner.func) in (
-                "skip",
-                "skipTest",
-                "exit",
-            )
+            skips = isinstance(inner, ast.Call) and _last(inner.func) in _SKIPPING
             needed = needed and not skips and not isinstance(inner, _LEAVING)
     body[:] = done
 
 
 def _single(node: ast.stmt) -> list[ast.stmt]:
     """Return the assertions that `assert a and b` makes."""
-    both = node.test if isinstance(node, ast.Assert) else None
-    if (
-        isinstance(node, ast.Assert)
-        and isinstance(both, ast.BoolOp)
-        and isinstance(both.op, ast.And)
-    ):
-        return [ast.Assert(value, node.msg) for value in both.values]
+    match node:
+        case ast.Assert(ast.BoolOp(ast.And(), values), message):
+            return [ast.Assert(value, message) for value in values]
     return [node]
 
 
 def _said(node: ast.stmt, needed: bool, held: list[Held]) -> ast.stmt:
     """Return the statement that says the value of an assertion, or the statement itself."""
-    sides: list[ast.expr] = []
-    same, message = False, None
-    if isinstance(node, ast.Assert) and isinstance(node.test, ast.Compare):
-        same, message = isinstance(node.test.ops[0], ast.Is), node.msg
-        if len(node.test.ops) == 1 and (same or isinstance(node.test.ops[0], ast.Eq)):
-            sides = [node.test.left, node.test.comparators[0]]
-    elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-        sides = node.value.args[:2] if _last(node.value.func) in _EQUAL else []
-        sides = sides if len(sides) == 2 else []
-    constants = [_constant(side) for side in sides]
-    if sum(found for found, _ in constants) != 1:
+    same = False
+    message: ast.expr | None = None
+    match node:
+        case ast.Assert(ast.Compare(left, [ast.Eq() | ast.Is() as sign], [right]), message):
+            same = isinstance(sign, ast.Is)
+        case ast.Expr(ast.Call(called, [left, right, *_])) if _last(called) in _EQUAL:
+            pass
+        case _:
+            return node
+    sides = [(_constant(left), right), (_constant(right), left)]
+    found = [(value, other) for (constant, value), other in sides if constant]
+    if len(found) != 1:
         return node
-    at = 0 if constants[0][0] else 1
-    wanted, other = constants[at][1], sides[1 - at]
+    wanted, other = found[0]
     if same and wanted is not None and not isinstance(wanted, bool):
         return node
     reason = f"{ast.unparse(other)[:80]} is not {repr(wanted)[:80]}"
