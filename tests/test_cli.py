@@ -172,12 +172,12 @@ def test_whoever_reads_the_output_may_leave_early(tmp_path):
     assert process.returncode == 141
 
 
-def test_ctrl_c_ends_a_command_in_a_line(capsys, monkeypatch):
-    def plan(*args):
+def test_ctrl_c_ends_a_command_in_a_line(capsys, monkeypatch, tmp_path):
+    def listing(folder):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("ssppo_jax.plan.command.plan_command", plan)
-    assert main(["plan", SMOKE, "--topology=v5e:2x2"]) == 130
+    monkeypatch.setattr("ssppo_jax.runs.listing.list_runs", listing)
+    assert main(["runs", f"--workdir={tmp_path}"]) == 130
     assert capsys.readouterr().err == "\nstopped by Ctrl-C\n"
 
 
