@@ -1,9 +1,10 @@
-"""Write files that survive a kill, read JSON and JSONL, and name the cache folder."""
+"""Write files that survive a kill, read JSON and JSONL, find the cache and packages' files."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -36,6 +37,21 @@ def default_cache() -> Path:
         raise ConfigError(
             "no folder for the cache is known; set SSPPO_CACHE to one, or HOME"
         ) from None
+
+
+def installed(distribution: str, file: str, *, remedy: str) -> Path:
+    """Return a file of an installed package, which is found by its metadata and not imported.
+
+    Raises:
+      ConfigError: the package or the file is not there; ends in `remedy`.
+    """
+    try:
+        path = Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"{distribution} is not installed; {remedy}") from None
+    if not path.exists():
+        raise ConfigError(f"{distribution} is installed but lacks {file}; {remedy}")
+    return path
 
 
 @contextlib.contextmanager

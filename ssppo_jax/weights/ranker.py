@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.deberta import Ranker, RankerArch
 from ssppo_jax.weights.hf import flatten, insert, new_folder, save_tensors, write_json
 from ssppo_jax.weights.table import (
-    EncoderError,
     Row,
     assemble,
     dense,
@@ -69,7 +69,7 @@ class LoadedRanker(NamedTuple):
 def load_ranker(folder: Path, *, dtype: str = "float32") -> LoadedRanker:
     """Read configuration and weights, all of the model's tensors and none that is unknown.
 
-    Raises EncoderError for pickled weights, settings that are not implemented, and tensors that do
+    Raises ConfigError for pickled weights, settings that are not implemented, and tensors that do
     not fit."""
     ranker = Ranker(read_arch(folder), dtype)
     tensors = read_tensors(weights_file(folder))
@@ -102,7 +102,7 @@ def open_ranker(folder: Path, *, dtype: str = "float32", seed: int = 0) -> Ranke
 
     A new head is random (`seed`), and so are the embeddings of markers beyond the model's table.
 
-    Raises EncoderError as `load_ranker`, and ConfigError for a tokenizer that does not fit."""
+    Raises ConfigError as `load_ranker`, and for a tokenizer that does not fit."""
     config = read_json(folder / "config.json", dict)
     if config.get("source_prefix_id") is not None:
         loaded = load_ranker(folder, dtype=dtype)
@@ -168,7 +168,7 @@ def read_arch(folder: Path) -> RankerArch:
 def arch_of(config: dict[str, Any], folder: Path) -> RankerArch:
     """Return the architecture that a config.json describes; `folder` is for errors.
 
-    Raises EncoderError naming each setting that is missing or not implemented."""
+    Raises ConfigError naming each setting that is missing or not implemented."""
     problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
     given = {key: config[key] for key in _NEEDED if config.get(key) is not None}
     wrong = list(number_problems(given))
@@ -177,7 +177,7 @@ def arch_of(config: dict[str, Any], folder: Path) -> RankerArch:
     problems += wrong
     problems += _unsupported(config)
     if problems:
-        raise EncoderError(
+        raise ConfigError(
             f"{folder} is not a PairRM model that can be read ({'; '.join(problems)}). The original"
             " llm-blender/PairRM has no model config; use the same weights from"
             " 'llm-blender/PairRM-hf', or a copy of it"

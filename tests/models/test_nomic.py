@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ssppo_jax.weights.encoder import EncoderError, load_encoder, read_arch
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.weights.encoder import load_encoder, read_arch
 
 GOLDEN = np.load(pathlib.Path(__file__).parent.parent / "golden/nomic.npz")
 CONFIG = json.loads(str(GOLDEN["config"]))
@@ -81,7 +82,7 @@ def test_sentence_vectors_equal_transformers(config, tmp_path):
     ],
 )
 def test_what_is_not_implemented_is_refused(change, message, tmp_path):
-    with pytest.raises(EncoderError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_arch(folder_of(tmp_path, PUBLISHED | change))
 
 
@@ -94,5 +95,5 @@ def test_a_missing_gate_is_named(tmp_path):
     }
     del tensors["encoder.layers.1.mlp.fc12.weight"]
     save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(EncoderError, match=r"missing encoder\.layers\.1\.mlp\.fc12\.weight"):
+    with pytest.raises(ConfigError, match=r"missing encoder\.layers\.1\.mlp\.fc12\.weight"):
         load_encoder(str(folder))
