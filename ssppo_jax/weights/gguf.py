@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.models.arch import Arch, LinearScaling
-from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.weights import hf, names
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -46,14 +45,9 @@ def convert_gguf(
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     arch = gguf_arch(meta, tied="output.weight" not in tensors)
     _check_tensors(tensors, arch, meta)
-    size = {leaf.hf: int(np.prod(names.hf_shape(leaf, arch))) * 4 for leaf in names.leaves(arch)}
-    nbytes = {
-        name: size[leaf.hf] for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)
-    }
+    kinds = {leaf.path: np.dtype(np.float32) for leaf in names.leaves(arch)}
     with hf.new_folder(out_folder) as tmp:
-        hf.write_tensors(tmp, nbytes, _dequantised(tensors, arch), max_shard_bytes)
-        hf.write_json(tmp / "config.json", arch_to_hf(arch) | {"torch_dtype": "float32"})
-        hf.write_json(tmp / "generation_config.json", hf.generation_config(arch))
+        hf.write_model(tmp, arch, kinds, _dequantised(tensors, arch), max_shard_bytes, {})
         write_tokenizer(meta, tmp)
     return Path(out_folder)
 
@@ -229,12 +223,8 @@ def _settle_template(folder: Path, template: str | None) -> None:
 
 
 def _open(path: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise ConfigError(
-            "reading .gguf files needs the gguf package; type: pip install gguf"
-        ) from None
+    from gguf import GGUFReader
+
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
@@ -302,29 +292,20 @@ def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
 
 
 def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None:
-    wanted = {name: leaf for leaf in names.leaves(arch) for name in gguf_names(leaf, arch)}
-    problems = [f"missing {name}" for name in wanted if name not in tensors]
-    # e.g. rope_freqs: Llama 3.1 scaling
-    problems += [f"unknown {name}" for name in tensors if name not in wanted]
-    for name in wanted.keys() & tensors.keys():
-        found = tuple(int(n) for n in reversed(tensors[name].shape))
-        expected = names.hf_shape(wanted[name], arch)
-        if found != expected:
-            problems.append(f"{name} has shape {found}, the metadata says {expected}")
+    wanted = {
+        name: names.hf_shape(leaf, arch)
+        for leaf in names.leaves(arch)
+        for name in names.gguf_names(leaf, arch)
+    }
+    found = {name: tuple(map(int, reversed(raw.shape))) for name, raw in tensors.items()}
+    # unknown may be rope_freqs: Llama 3.1 scaling
+    problems = names.differences(found, wanted, "the metadata says")
     if problems:
-        shown = sorted(problems)[:20]
+        shown = "\n  ".join(listed(problems))
         raise ConfigError(
             f"{meta.path}: tensors do not match a {arch.model_type} model of {arch.num_layers}"
-            f" layers ({len(problems)} problems; use the model's Hugging Face folder)\n  "
-            + "\n  ".join(shown)
+            f" layers ({len(problems)} problems; use the model's Hugging Face folder)\n  {shown}"
         )
-
-
-def gguf_names(leaf: names.Leaf, arch: Arch) -> tuple[str, ...]:
-    """Return the GGUF tensors that make up a leaf, layer by layer."""
-    if not leaf.stacked:
-        return (leaf.gguf,)
-    return tuple(leaf.gguf.format(n=n) for n in range(arch.num_layers))
 
 
 def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.ndarray]]:
@@ -332,7 +313,7 @@ def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.
 
     heads = rotated_heads(arch)
     for leaf in names.leaves(arch):
-        for theirs, ours in zip(gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
+        for theirs, ours in zip(names.gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
             raw = tensors[theirs]
             try:
                 value = dequantize(raw.data, raw.tensor_type).astype(np.float32)
