@@ -10,8 +10,6 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ssppo_jax.config import expanded
@@ -27,7 +25,6 @@ from ssppo_jax.weights.table import (
     number_problems,
     read_json,
     read_tensors,
-    weights_file,
 )
 
 # name: (distribution, folder inside it)
@@ -169,11 +166,9 @@ def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> 
         raise ConfigError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = locate_encoder(source)
     encoder = Encoder(read_arch(folder), dtype)
-    tensors = _plain(read_tensors(weights_file(folder)))
-    tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    wanted = jax.eval_shape(encoder.init, jax.random.key(0), tokens, length)["params"]
+    tensors = _plain(read_tensors(folder))
     rows = ROWS if encoder.arch.rope_theta is None else NOMIC_ROWS
-    params, ignored = assemble(rows, encoder.arch.layers, tensors, wanted, folder, IGNORABLE)
+    params, ignored = assemble(rows, encoder, tensors, folder, IGNORABLE)
     return LoadedEncoder(encoder, params, folder, ignored)
 
 
