@@ -417,7 +417,7 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
                 ) from None
             twice = sorted(where.keys() & set(handle.keys()))
             if twice:
-                raise DataError(f"{file}: tensors also in another shard: {_few(twice)}")
+                raise DataError(f"{file}: tensors also in another shard: {few(twice)}")
             where |= dict.fromkeys(handle.keys(), handle)
         yield where
 
@@ -443,7 +443,7 @@ def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
     ]
     problems = []
     if absent := [name for name in wanted if name not in where]:
-        problems.append(f"missing {_few(absent)}")
+        problems.append(f"missing {few(absent)}")
     if absent == ["lm_head.weight"]:
         problems.append(
             'if the model ties its head to the embedding, set "tie_word_embeddings": true in'
@@ -451,7 +451,7 @@ def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
         )
     if extra:
         problems.append(
-            f"not part of a {arch.model_type} model of {arch.num_layers} layers: {_few(extra)}"
+            f"not part of a {arch.model_type} model of {arch.num_layers} layers: {few(extra)}"
         )
     for name in (name for name in where if name in wanted or name in tied):
         view = where[name].get_slice(name)
@@ -575,5 +575,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         sync(target / MORE_TEMPLATES / file.name)
 
 
-def _few(items: list[str], most: int = 8) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+def few(items: list[str], most: int = 8) -> str:
+    """Return the first items in a line, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -134,11 +133,10 @@ def _beyond(tokenizer: Any, vocab_size: int, folder: str | Path) -> dict[int, st
     harmless -= {tokenizer.unk_token_id, tokenizer.eos_token_id}  # the encoder, the end of a turn
     reached = sorted(beyond.keys() - harmless)
     if reached:
-        shown = ", ".join(f"{beyond[i]!r} ({i})" for i in reached[:5])
-        more = f" and {len(reached) - 5} more" if len(reached) > 5 else ""
+        shown = hf.few([f"{beyond[i]!r} ({i})" for i in reached], most=5)
         raise ConfigError(
             f"{folder}: the model has {vocab_size} embeddings, and text can become tokens beyond"
-            f" them: {shown}{more}; use the tokenizer that belongs to the model"
+            f" them: {shown}; use the tokenizer that belongs to the model"
         )
     return beyond
 
@@ -215,9 +213,6 @@ def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{folder.name}.lock"):
-            # Under the lock nobody is writing these.
-            for stale in cache.glob(f".{folder.name}.tmp-*"):
-                shutil.rmtree(stale, ignore_errors=True)
             return folder if folder.is_dir() else make()
     except OSError as error:
         remedy = "set SSPPO_CACHE to a folder on a disk with room"

@@ -12,7 +12,7 @@ from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache
-from ssppo_jax.weights import source
+from ssppo_jax.weights import hf, source
 from ssppo_jax.weights.checkpoint import MANIFEST
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
 from ssppo_jax.weights.table import read_tokenizer
@@ -27,8 +27,8 @@ def fake_convert(monkeypatch):
     def convert(path, folder):
         calls.append(folder)
         time.sleep(0.2)
-        folder.mkdir()
-        (folder / "config.json").write_text(Path(path).read_text())
+        with hf.new_folder(folder) as tmp:
+            (tmp / "config.json").write_text(Path(path).read_text())
         return folder
 
     monkeypatch.setattr(source, "convert_gguf", convert)
