@@ -137,8 +137,7 @@ def _without_nan(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value atomically, in UTF-8 (`to_json`)."""
-    content = (to_json(value, indent=1) + "\n").encode()
-    write_atomically(path, lambda file: file.write(content))
+    write_lines(path, [to_json(value, indent=1)])
 
 
 def read_json(path: Path) -> Any:
