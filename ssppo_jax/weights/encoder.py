@@ -174,7 +174,8 @@ def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> 
 
 def read_arch(folder: Path) -> EncoderArch:
     """Return the architecture of a folder; ConfigError names each setting not implemented."""
-    config = read_json(folder / "config.json", dict)
+    file = folder / "config.json"
+    config = read_json(file, dict)
     pooling, normalize = _read_modules(folder)
     kind = KINDS.get(str(config.get("model_type")))
     if kind is None:
@@ -188,17 +189,14 @@ def read_arch(folder: Path) -> EncoderArch:
         for field, keys in kind.fields.items()
     }
     if absent := [kind.fields[field][0] for field, value in found.items() if value is None]:
-        raise ConfigError(
-            f"{folder / 'config.json'} has no {', '.join(map(repr, absent))}, which its encoder"
-            " needs"
-        )
-    theta = _rope_theta(config, kind, folder)
+        raise ConfigError(f"{file} has no {', '.join(map(repr, absent))}, which its encoder needs")
+    theta = _rope_theta(config, file) if kind.rotary else None
     names = {field: kind.fields[field][0] for field in found}
     problems = list(number_problems({names[field]: value for field, value in found.items()}))
     if not problems and found["width"] % found["heads"]:
         problems.append(f"{names['width']} is not a multiple of {names['heads']}")
     if problems:
-        raise ConfigError(f"{folder / 'config.json'}: {'; '.join(problems)}")
+        raise ConfigError(f"{file}: {'; '.join(problems)}")
     return EncoderArch(**found, pooling=pooling, normalize=normalize, rope_theta=theta)
 
 
@@ -240,28 +238,18 @@ def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return plain
 
 
-def _rope_theta(config: dict, kind: Kind, folder: Path) -> float | None:
+def _rope_theta(config: dict, file: Path) -> float:
     """Return the base of rotary positions, published in one of two notations."""
-    if not kind.rotary:
-        return None
     rope = config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise ConfigError(f"{folder / 'config.json'}: rope_parameters is no JSON object")
+        raise ConfigError(f"{file}: rope_parameters is no JSON object")
     if rope.get("rope_type", "default") != "default":
-        raise ConfigError(
-            f"{folder / 'config.json'}: rope_type {rope['rope_type']!r}; only 'default' is"
-            " implemented"
-        )
+        raise ConfigError(f"{file}: rope_type {rope['rope_type']!r}; only 'default' is implemented")
     theta = config.get("rotary_emb_base") or rope.get("rope_theta")
     if not theta:
-        raise ConfigError(
-            f"{folder / 'config.json'} has no 'rotary_emb_base', which its encoder needs"
-        )
+        raise ConfigError(f"{file} has no 'rotary_emb_base', which its encoder needs")
     if type(theta) not in (int, float) or not theta > 0:
-        raise ConfigError(
-            f"{folder / 'config.json'}: the base of rotary positions is {theta!r}, not a number"
-            " above 0"
-        )
+        raise ConfigError(f"{file}: the base of rotary positions is {theta!r}, no number above 0")
     return float(theta)
 
 
@@ -282,26 +270,28 @@ def _refuse_unsupported(config: dict, kind: Kind, folder: Path) -> None:
 
 def _read_modules(folder: Path) -> tuple[str, bool]:
     """Return (pooling, normalize) from `modules.json`; ("mean", True) without that file."""
-    if not (folder / "modules.json").exists():
+    file = folder / "modules.json"
+    if not file.exists():
         return "mean", True
     pooling, normalize = None, False
-    for module in read_json(folder / "modules.json", list):
+    for module in read_json(file, list):
         if not isinstance(module, dict) or {str} != {type(module.get(k)) for k in ("type", "path")}:
-            raise ConfigError(f"{folder / 'modules.json'}: a module without a type or a path")
+            raise ConfigError(f"{file}: a module without a type or a path")
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
-            pooling = _read_pooling(_inside(folder, module["path"]) / "config.json")
+            path = PurePosixPath(module["path"])
+            # Textual, not resolve(): files in the hub's cache are links that lead out on purpose.
+            if path.is_absolute() or ".." in path.parts or "\\" in module["path"]:
+                raise ConfigError(f"{file} points outside its folder: {module['path']!r}")
+            pooling = _read_pooling(folder / path / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
             raise ConfigError(
-                f"{folder / 'modules.json'} has a {kind!r} module; implemented: Transformer,"
-                " Pooling, Normalize"
+                f"{file} has a {kind!r} module; implemented: Transformer, Pooling, Normalize"
             )
     if pooling is None:
-        raise ConfigError(
-            f"{folder / 'modules.json'} has no Pooling module, so it does not give sentence vectors"
-        )
+        raise ConfigError(f"{file} has no Pooling module, so it does not give sentence vectors")
     return pooling, normalize
 
 
@@ -321,12 +311,3 @@ def _read_pooling(file: Path) -> str:
             f"{file} asks for pooling {modes}; implemented: one of {', '.join(POOLINGS)}"
         )
     return modes[0]
-
-
-def _inside(folder: Path, relative: str) -> Path:
-    # Textual, not resolve(): files in the hub's cache are links that lead out of the folder on
-    # purpose.
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or "\\" in relative:
-        raise ConfigError(f"{folder / 'modules.json'} points outside its folder: {relative!r}")
-    return folder / path
