@@ -54,16 +54,19 @@ def traced(arch, b, p, k, t, transform=lambda f: f):
     return products(jax.make_jaxpr(transform(score))(shapes, *ids).jaxpr)
 
 
+def scores(arch, b, p, k, t):
+    """The operations of attention as the traced model has them, without a mask; and as counted."""
+    pairs = b * (p * p + k * (t * p + t * t))
+    own = flops.attention(arch, np.full((b, k), p), np.full((b, k), t))
+    seen = flops.attention(arch, np.zeros(b), np.full(b, p)) + own
+    return 4 * pairs * arch.num_layers * arch.num_heads * arch.head_dim, seen
+
+
 @pytest.mark.parametrize("arch", ARCHS, ids=["gqa", "mqa_head", "qwen3"])
 def test_a_forward_pass_counts_the_products_of_the_traced_model(arch):
     b, p, k, t = 2, 12, 3, 5
     found = flops.forward(arch, np.full(b, p), np.full((b, k), t))
-    computed = (
-        4 * b * (p * p + k * (t * p + t * t)) * arch.num_layers * arch.num_heads * arch.head_dim
-    )  # no mask
-    seen = flops.attention(arch, np.zeros(b), np.full(b, p)) + flops.attention(
-        arch, np.full((b, k), p), np.full((b, k), t)
-    )
+    computed, seen = scores(arch, b, p, k, t)
     assert found - seen == traced(arch, b, p, k, t) - computed
 
 
@@ -73,12 +76,7 @@ def test_a_training_step_is_three_forward_passes_but_for_the_first_and_the_recom
     found = flops.train_step(arch, np.full(b, p), np.full((b, k), t))
     traced_step = traced(arch, b, p, k, t, jax.grad)
     again = flops.head(arch, b * k * t)  # the chunked log-probs compute their logits a second time
-    unmasked = (
-        4 * b * (p * p + k * (t * p + t * t)) * arch.num_layers * arch.num_heads * arch.head_dim
-    )
-    seen = flops.attention(arch, np.zeros(b), np.full(b, p)) + flops.attention(
-        arch, np.full((b, k), p), np.full((b, k), t)
-    )
+    unmasked, seen = scores(arch, b, p, k, t)
     assert found - 3 * seen == traced_step - again - 3 * unmasked
 
 
