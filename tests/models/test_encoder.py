@@ -78,6 +78,10 @@ def write_folder(folder, tensors, config=CONFIG, modules=None, pooling=None):
     return folder
 
 
+def load(folder, *args, **settings):
+    return load_encoder(str(write_folder(folder, *args, **settings)))
+
+
 def bert_row(tensors, tokens):
     """Token vectors [S,D] of one unpadded text, straight from the equations, float64, one head and
     query at a time."""
@@ -141,7 +145,7 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def tiny(tensors, tmp_path_factory):
-    return load_encoder(str(write_folder(tmp_path_factory.mktemp("tiny") / "bert", tensors)))
+    return load(tmp_path_factory.mktemp("tiny") / "bert", tensors)
 
 
 def test_embeddings_equal_the_equations_in_float64(tiny, tensors):
@@ -160,14 +164,10 @@ def test_embeddings_equal_the_equations_in_float64(tiny, tensors):
 )
 def test_modules_file_decides_pooling_and_normalisation(tensors, tmp_path, pooling, pool):
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    plain = load_encoder(
-        str(write_folder(tmp_path / "plain", tensors, modules=modules, pooling=pooling))
-    )
+    plain = load(tmp_path / "plain", tensors, modules=modules, pooling=pooling)
     np.testing.assert_allclose(apply(plain), reference(tensors, pool, normalize=False), atol=1e-5)
     modules.append(("Normalize", "2_Normalize"))
-    unit = load_encoder(
-        str(write_folder(tmp_path / "unit", tensors, modules=modules, pooling=pooling))
-    )
+    unit = load(tmp_path / "unit", tensors, modules=modules, pooling=pooling)
     np.testing.assert_allclose(apply(unit), reference(tensors, pool), atol=2e-6)
 
 
@@ -221,7 +221,7 @@ def test_buffers_poolers_and_heads_are_ignored_and_reported(tiny, tensors, tmp_p
         "pooler.dense.weight": np.ones((D, D), np.float32),
         "cls.predictions.bias": np.ones(V, np.float32),
     }
-    loaded = load_encoder(str(write_folder(tmp_path / "extra", tensors | extra)))
+    loaded = load(tmp_path / "extra", tensors | extra)
     assert loaded.ignored == tuple(sorted(extra))
     assert tiny.ignored == ()
     np.testing.assert_array_equal(apply(loaded), apply(tiny))
@@ -230,10 +230,10 @@ def test_buffers_poolers_and_heads_are_ignored_and_reported(tiny, tensors, tmp_p
 def test_a_bert_prefix_and_half_precision_files_are_read(tiny, tensors, tmp_path):
     prefixed = {"bert." + name: value for name, value in tensors.items()}
     np.testing.assert_array_equal(
-        apply(load_encoder(str(write_folder(tmp_path / "p", prefixed)))), apply(tiny)
+        apply(load(tmp_path / "p", prefixed)), apply(tiny)
     )
     stored = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
-    loaded = load_encoder(str(write_folder(tmp_path / "b", stored)))
+    loaded = load(tmp_path / "b", stored)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
     rounded = {name: value.astype(np.float32) for name, value in stored.items()}
     np.testing.assert_allclose(apply(loaded), reference(rounded, lambda x: x.mean(0)), atol=2e-6)
@@ -245,13 +245,13 @@ def test_missing_unknown_and_misshapen_tensors_are_all_named(tensors, tmp_path):
         strange: np.ones(D, np.float32)
     }
     with pytest.raises(ConfigError) as error:
-        load_encoder(str(write_folder(tmp_path / "names", broken)))
+        load(tmp_path / "names", broken)
     assert f"missing {lost}" in str(error.value)
     assert f"unknown {strange}" in str(error.value)
     up, down = "encoder.layer.0.intermediate.dense.weight", "embeddings.LayerNorm.bias"
     turned = tensors | {up: tensors[up].T, down: np.ones(D + 1, np.float32)}
     with pytest.raises(ConfigError) as error:
-        load_encoder(str(write_folder(tmp_path / "shapes", turned)))
+        load(tmp_path / "shapes", turned)
     assert f"{up} has shape (8, 12), config.json asks for (12, 8)" in str(error.value)
     assert f"{down} has shape (9,), config.json asks for (8,)" in str(error.value)
 
