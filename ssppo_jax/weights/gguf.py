@@ -313,7 +313,9 @@ def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.
 
     heads = rotated_heads(arch)
     for leaf in names.leaves(arch):
-        for theirs, ours in zip(names.gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
+        for theirs, ours in zip(
+            names.gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True
+        ):
             raw = tensors[theirs]
             try:
                 value = dequantize(raw.data, raw.tensor_type).astype(np.float32)

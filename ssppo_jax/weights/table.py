@@ -69,7 +69,7 @@ def assemble(
     Raises ConfigError for missing, unknown and misshapen tensors, all of them listed."""
     shapes = dict(flatten(module_shapes(module)))
     places = {row: row.names(module.arch.layers) for row in rows}
-    wanted = {}
+    wanted: dict[str, tuple[int, ...]] = {}
     for row, names in places.items():
         shape = shapes[row.path].shape
         shape = shape[1:] if row.stacked else shape

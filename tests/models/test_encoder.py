@@ -229,9 +229,7 @@ def test_buffers_poolers_and_heads_are_ignored_and_reported(tiny, tensors, tmp_p
 
 def test_a_bert_prefix_and_half_precision_files_are_read(tiny, tensors, tmp_path):
     prefixed = {"bert." + name: value for name, value in tensors.items()}
-    np.testing.assert_array_equal(
-        apply(load(tmp_path / "p", prefixed)), apply(tiny)
-    )
+    np.testing.assert_array_equal(apply(load(tmp_path / "p", prefixed)), apply(tiny))
     stored = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
     loaded = load(tmp_path / "b", stored)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
