@@ -236,7 +236,10 @@ def put_whole(mesh: Mesh, tree: PyTree) -> PyTree:
 def _put(sharding: NamedSharding, tree: PyTree) -> PyTree:
     def one(x):
         x = np.asarray(x)
-        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+        parts = sharding.addressable_devices_indices_map(x.shape)
+        # device_put, because a transfer guard takes make_array_from_callback for an implicit one
+        shards = [jax.device_put(x[index], device) for device, index in parts.items()]
+        return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
 
     return jax.tree.map(one, tree)
 
