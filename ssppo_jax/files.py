@@ -30,9 +30,9 @@ def default_cache() -> Path:
     Raises:
       ConfigError: neither is known.
     """
-    given = os.environ.get("SSPPO_CACHE")
+    given = os.environ.get("SSPPO_CACHE") or "~/.cache/ssppo_jax"
     try:
-        return Path(given or Path.home() / ".cache" / "ssppo_jax")
+        return Path(given).expanduser()
     except RuntimeError:  # a user without an entry in the system's list, and no HOME
         raise ConfigError(
             "no folder for the cache is known; set SSPPO_CACHE to one, or HOME"
