@@ -33,9 +33,8 @@ def free_port():
 
 
 def start(command, devices):
-    flags = re.sub(
-        r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]
-    )  # compiled as here: the same bits
+    # compiled as here: the same bits
+    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
     quiet = {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",

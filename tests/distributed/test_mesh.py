@@ -202,9 +202,8 @@ def test_samples_do_not_depend_on_the_mesh(mesh):
     np.testing.assert_allclose(there.logp, here.logp, atol=1e-5)
     np.testing.assert_allclose(there.sampling_logp, here.sampling_logp, atol=1e-5)
     assert len(np.unique(here.length)) > 2
-    assert not re.search(
-        r"f32\[8,(9,32|2,96|2,48)[\],]", generate.as_text()
-    )  # no device holds the states or logits of all prompts
+    # no device holds the states or logits of all prompts
+    assert not re.search(r"f32\[8,(9,32|2,96|2,48)[\],]", generate.as_text())
 
 
 def test_a_copy_on_the_host_comes_back_where_it_was_and_outlives_the_original():

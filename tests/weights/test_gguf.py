@@ -38,9 +38,8 @@ def test_conversion_gives_the_weights_and_the_arch_back(kind, tied, tmp_path, ma
 def test_unpermute_undoes_the_interleaving_by_head():
     rows = np.arange(2 * 6 * 3, dtype=np.float32).reshape(12, 3)
     mixed = interleave(rows, 2)
-    assert mixed[:6, 0].tolist() == [
-        rows[i, 0] for i in (0, 3, 1, 4, 2, 5)
-    ]  # pairs (i, i + E/2) side by side
+    # pairs (i, i + E/2) side by side
+    assert mixed[:6, 0].tolist() == [rows[i, 0] for i in (0, 3, 1, 4, 2, 5)]
     np.testing.assert_array_equal(unpermute(mixed, 2), rows)
 
 
