@@ -108,7 +108,9 @@ def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
     heads = meta.need_number(f"{kind}.attention.head_count")
     width = meta.need_number(f"{kind}.embedding_length")
     head_dim = meta.number(f"{kind}.attention.key_length") or width // heads
-    _check_settings(meta, kind, head_dim)
+    problems = "\n  ".join(_unsupported(meta, kind, head_dim))
+    if problems:
+        raise ConfigError(f"{meta.path}: use the model's Hugging Face folder\n  {problems}")
     # llama.cpp ends a completion at each of them: end of sequence, of turn, of message
     stops = [meta.token(name) for name in ("eos", "eot", "eom")]
     return Arch(
@@ -258,37 +260,28 @@ def _scaling(meta: _Metadata, kind: str) -> LinearScaling | None:
 
     A factor without a type is linear. Old files have it under `rope.scale_linear`.
     """
-    how = meta.get(f"{kind}.rope.scaling.type") or "linear"
-    if how not in ("linear", "none"):
-        raise ConfigError(
-            f"{meta.path}: rope scaling {how!r} in a GGUF file is not supported; supported: none,"
-            " linear; use the model's HF folder"
-        )
-    magnitude = meta.number(f"{kind}.rope.scaling.attn_factor")
-    if magnitude not in (None, 1.0):
-        raise ConfigError(
-            f"{meta.path}: {kind}.rope.scaling.attn_factor {magnitude} is not supported; supported:"
-            " 1; use the model's HF folder"
-        )
+    if meta.get(f"{kind}.rope.scaling.type") == "none":
+        return None
     keys = ("rope.scaling.factor", "rope.scale_linear")
-    factors = [meta.number(f"{kind}.{key}") for key in keys] if how == "linear" else []
+    factors = [meta.number(f"{kind}.{key}") for key in keys]
     factor = _shortest(next((value for value in factors if value), 1.0))
     return None if factor == 1.0 else LinearScaling(factor)
 
 
-def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
+def _unsupported(meta: _Metadata, kind: str, head_dim: int) -> Iterator[str]:
+    """List settings that change the model's numbers and are not read here."""
+    scaling = meta.get(f"{kind}.rope.scaling.type")
+    if scaling not in (None, "", "linear", "none"):
+        yield f"rope scaling {scaling!r} is not supported; supported: none, linear"
+    magnitude = meta.number(f"{kind}.rope.scaling.attn_factor")
+    if magnitude not in (None, 1.0):
+        yield f"{kind}.rope.scaling.attn_factor {magnitude} is not supported; supported: 1"
     rotated = meta.get(f"{kind}.rope.dimension_count")
     if rotated not in (None, head_dim):
-        raise ConfigError(
-            f"{meta.path}: RoPE on {rotated} of {head_dim} dimensions is not supported;"
-            " supported: all"
-        )
+        yield f"RoPE on {rotated} of {head_dim} dimensions is not supported; supported: all"
     window = meta.get(f"{kind}.attention.sliding_window")
     if window:
-        raise ConfigError(
-            f"{meta.path}: a sliding window ({window}) in a GGUF file is not supported; supported:"
-            " none"
-        )
+        yield f"a sliding window ({window}) is not supported; supported: none"
 
 
 def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None:

@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 MORE_TEMPLATES = "additional_chat_templates"  # a folder: a template each, as for tool calls
 _TILE = 256  # elements of a side
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # constants that old exports stored as tensors
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 
@@ -192,9 +192,8 @@ def stored_dtype(folder: str | Path) -> np.dtype:
     """Return the dtype that most of a model folder's tensors are stored in."""
     with _opened(Path(folder)) as where:
         kinds = Counter(handle.get_slice(name).get_dtype() for name, handle in where.items())
-    named = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    found = [kind for kind, _ in kinds.most_common() if kind in named]
-    return np.dtype(named[found[0]] if found else "float32")
+    found = [_FLOATS[kind] for kind, _ in kinds.most_common() if kind in _FLOATS]
+    return np.dtype(found[0] if found else "float32")
 
 
 def _kept_fields(source: str | Path | None, arch: Arch) -> dict[str, Any]:
