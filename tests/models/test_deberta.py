@@ -61,19 +61,14 @@ def test_exchanging_the_candidates_markers_turns_the_logit_about_only_in_part(ra
 
 def test_buckets_are_exact_when_near_logarithmic_when_far_and_odd():
     bucket = relative_buckets(600, 32, 96) - 32
-    near = np.abs(np.subtract.outer(np.arange(600), np.arange(600))) <= 16
-    np.testing.assert_array_equal(
-        bucket[near], np.subtract.outer(np.arange(600), np.arange(600))[near]
-    )
+    distance = np.subtract.outer(np.arange(600), np.arange(600))
+    near = np.abs(distance) <= 16
+    np.testing.assert_array_equal(bucket[near], distance[near])
     inside = np.abs(bucket) < 31
     np.testing.assert_array_equal(bucket[inside], -bucket.T[inside])
     row = bucket[:, 0]
-    assert (
-        (np.diff(row) >= 0).all()
-        and row.max() == 31
-        and bucket.min() == -32
-        and np.argmax(row == 31) < 96
-    )
+    assert (np.diff(row) >= 0).all() and np.argmax(row == 31) < 96
+    assert row.max() == 31 and bucket.min() == -32
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,6 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
 
 def test_the_reach_is_that_of_the_positions_unless_it_is_given(tmp_path):
     arch = read_arch(write(tmp_path))
-    assert (
-        arch.reach == 96 and read_arch(write(tmp_path, {"max_relative_positions": 48})).reach == 48
-    )
+    assert arch.reach == 96
+    assert read_arch(write(tmp_path, {"max_relative_positions": 48})).reach == 48
     assert dataclasses.replace(arch) == arch and arch.tasks == 2
