@@ -126,8 +126,8 @@ def _with_head(folder: Path, ranker: Ranker, seed: int) -> dict:
         if prefix.match(name)
     }
     word = f"{_BODY}.embeddings.word_embeddings.weight"
-    if word in tensors:
-        more = ranker.arch.vocab_size - len(tensors[word])
+    if word in tensors and tensors[word].shape[1:] == (ranker.arch.width,):
+        more = max(ranker.arch.vocab_size - len(tensors[word]), 0)
         fresh = rng.normal(0, 0.02, (more, ranker.arch.width)).astype(np.float32)
         tensors[word] = np.concatenate([tensors[word], fresh])
     rows = [row for row in _rows(ranker.arch) if not row.path.startswith("head")]

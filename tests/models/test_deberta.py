@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.deberta import relative_buckets
-from ssppo_jax.weights.ranker import load_ranker, read_arch
+from ssppo_jax.weights.ranker import load_ranker, open_ranker, read_arch
 
 with np.load(pathlib.Path(__file__).parents[1] / "golden/pairrm.npz", allow_pickle=False) as file:
     GOLDEN = dict(file)
@@ -107,3 +108,15 @@ def test_the_reach_is_that_of_the_positions_unless_it_is_given(tmp_path):
     assert arch.reach == 96
     assert read_arch(write(tmp_path, {"max_relative_positions": 48})).reach == 48
     assert dataclasses.replace(arch) == arch and arch.tasks == 2
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (20, 8)])
+def test_embeddings_of_a_plain_encoder_that_do_not_fit_its_config_are_named(shape, tmp_path):
+    """Rows for the markers are put behind them, which takes a table of that width and no longer."""
+    plain = {name: CONFIG[name] for name in CONFIG if not name.endswith("prefix_id")}
+    (tmp_path / "config.json").write_text(json.dumps(plain | {"vocab_size": 20, "hidden_size": 24}))
+    Tokenizer(models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "tokenizer.json"))
+    embeddings = {"embeddings.word_embeddings.weight": np.zeros(shape, np.float32)}
+    save_file(embeddings, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"word_embeddings.weight has shape .*, config.json asks"):
+        open_ranker(tmp_path)
