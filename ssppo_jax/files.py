@@ -1,9 +1,10 @@
-"""Write files that survive a kill, read JSON and JSONL, and name the cache folder."""
+"""Write files that survive a kill, read JSON and JSONL, find the cache and packages' files."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
@@ -29,13 +30,28 @@ def default_cache() -> Path:
     Raises:
       ConfigError: neither is known.
     """
-    given = os.environ.get("SSPPO_CACHE")
+    given = os.environ.get("SSPPO_CACHE") or "~/.cache/ssppo_jax"
     try:
-        return Path(given or Path.home() / ".cache" / "ssppo_jax")
+        return Path(given).expanduser()
     except RuntimeError:  # a user without an entry in the system's list, and no HOME
         raise ConfigError(
             "no folder for the cache is known; set SSPPO_CACHE to one, or HOME"
         ) from None
+
+
+def installed(distribution: str, file: str, *, remedy: str) -> Path:
+    """Return a file of an installed package, which is found by its metadata and not imported.
+
+    Raises:
+      ConfigError: the package or the file is not there; ends in `remedy`.
+    """
+    try:
+        path = Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(f"{distribution} is not installed; {remedy}") from None
+    if not path.exists():
+        raise ConfigError(f"{distribution} is installed but lacks {file}; {remedy}")
+    return path
 
 
 @contextlib.contextmanager
@@ -121,8 +137,7 @@ def _without_nan(value: Any) -> Any:
 
 def write_json(path: Path, value: Any) -> None:
     """Write one JSON value atomically, in UTF-8 (`to_json`)."""
-    content = (to_json(value, indent=1) + "\n").encode()
-    write_atomically(path, lambda file: file.write(content))
+    write_lines(path, [to_json(value, indent=1)])
 
 
 def read_json(path: Path) -> Any:

@@ -99,6 +99,12 @@ def test_the_cache_folder_is_the_users_choice(monkeypatch, tmp_path):
     assert files.default_cache() == tmp_path
     monkeypatch.setenv("SSPPO_CACHE", "")
     assert files.default_cache().parts[-2:] == (".cache", "ssppo_jax")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SSPPO_CACHE", "~/cache")  # quoted, so that no shell has put the home there
+    assert files.default_cache() == tmp_path / "cache"
+    monkeypatch.setenv("SSPPO_CACHE", "~nosuchuser/x")
+    with pytest.raises(ConfigError, match="set SSPPO_CACHE to one"):
+        files.default_cache()
 
 
 def test_a_number_that_is_none_is_null_at_any_depth_and_the_rest_stays():

@@ -174,9 +174,8 @@ def exchange(value: T, what: str) -> list[T]:
     wait(what)
     mine = np.frombuffer(pickle.dumps(value), np.uint8)
     lengths = multihost_utils.process_allgather(np.int32(len(mine)))
-    padded = np.zeros(
-        1 << int(lengths.max() - 1).bit_length(), np.uint8
-    )  # few sizes, as each is compiled for
+    # few sizes, as each is compiled for
+    padded = np.zeros(1 << int(lengths.max() - 1).bit_length(), np.uint8)
     padded[: len(mine)] = mine
     everyone = multihost_utils.process_allgather(padded)
     return [pickle.loads(row[:n].tobytes()) for row, n in zip(everyone, lengths, strict=True)]

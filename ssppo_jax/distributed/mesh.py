@@ -19,9 +19,8 @@ AXES = ("replica", "data", "fsdp", "tensor")
 ROWS = ("replica", "data", "fsdp")  # the axes a batch is split over
 
 Shape = tuple[int, int, int, int]  # sizes of AXES
-Rules = tuple[tuple[str, P], ...]
 
-DECODER_RULES: Rules = (
+DECODER_RULES: tuple[tuple[str, P], ...] = (
     (r"embed/embedding$", P("tensor", "fsdp")),
     (r"attn/[qkv]/kernel$", P(None, "fsdp", "tensor", None)),
     (r"(attn/[qkv]|mlp/(gate|up))/lora_a$", P(None, "fsdp", None)),
@@ -136,10 +135,10 @@ def sampling_mesh(mesh: Mesh, sizes: dict[str, int]) -> Mesh:
 
 def path_name(path) -> str:
     """Write a key path as `layers/attn/q/kernel`."""
-    return "/".join(str(getattr(p, "key", getattr(p, "name", getattr(p, "idx", p)))) for p in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
+def specs(tree: PyTree) -> PyTree:
     """Return a PartitionSpec for every leaf: the first rule whose pattern is found in its path.
 
     Optimizer states carry the parameters' paths as suffixes, so the same rules cover them.
@@ -153,7 +152,7 @@ def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
         name = path_name(path)
         if leaf.ndim == 0:
             return P()
-        for pattern, spec in rules:
+        for pattern, spec in DECODER_RULES:
             if re.search(pattern, name):
                 return spec
         lost.append(name)
@@ -162,40 +161,37 @@ def specs(tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
     result = jax.tree_util.tree_map_with_path(one, tree)
     if lost:
         raise ConfigError(
-            "no sharding rule matches: "
-            + ", ".join(lost)
-            + "; add one to the rules in distributed/mesh.py"
+            f"no sharding rule matches: {', '.join(lost)}; add one to the rules in"
+            " distributed/mesh.py"
         )
     return result
 
 
-def shardings(mesh: Mesh, tree: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
+def shardings(mesh: Mesh, tree: PyTree) -> PyTree:
     """Return a NamedSharding for every leaf of a tree of arrays or ShapeDtypeStructs."""
-    spec_tree = specs(tree, rules)
     problems = []
 
     def one(path, leaf, spec):
-        for axis, names in enumerate(spec):
-            ways = int(np.prod([mesh.shape[n] for n in _names(names)]))
-            if leaf.shape[axis] % ways:
+        for axis, name in enumerate(spec):
+            if name is not None and leaf.shape[axis] % mesh.shape[name]:
                 problems.append(
                     f"{path_name(path)} {tuple(leaf.shape)}: axis {axis} is not divisible by"
-                    f" {names}={ways}"
+                    f" {name}={mesh.shape[name]}"
                 )
         return NamedSharding(mesh, spec)
 
-    result = jax.tree_util.tree_map_with_path(one, tree, spec_tree)
+    result = jax.tree_util.tree_map_with_path(one, tree, specs(tree))
     if problems:
         raise ConfigError("the mesh does not divide the model:\n  " + "\n  ".join(problems))
     return result
 
 
-def abstract(mesh: Mesh, shapes: PyTree, rules: Rules = DECODER_RULES) -> PyTree:
+def abstract(mesh: Mesh, shapes: PyTree) -> PyTree:
     """Return shapes and dtypes of a tree with its leaves' shardings, for loading and compiling."""
     return jax.tree.map(
         lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
         shapes,
-        shardings(mesh, shapes, rules),
+        shardings(mesh, shapes),
     )
 
 
@@ -207,15 +203,9 @@ def shard_bytes(tree: PyTree) -> int:
     )
 
 
-def _names(entry) -> tuple[str, ...]:
-    if entry is None:
-        return ()
-    return entry if isinstance(entry, tuple) else (entry,)
-
-
 def ways_of(mesh: Mesh) -> int:
     """Return how many ways a batch's rows are split."""
-    return int(np.prod([mesh.shape[axis] for axis in ROWS]))
+    return batch_ways(mesh.axis_sizes)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -247,6 +237,7 @@ def _put(sharding: NamedSharding, tree: PyTree) -> PyTree:
     def one(x):
         x = np.asarray(x)
         parts = sharding.addressable_devices_indices_map(x.shape)
+        # device_put, because a transfer guard takes make_array_from_callback for an implicit one
         shards = [jax.device_put(x[index], device) for device, index in parts.items()]
         return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
 

@@ -28,6 +28,7 @@ def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True)
         unit: what is counted and timed ("samples").
         show: False for a phase that runs beside another.
     """
+    silent = not (show and hosts.is_first()) or os.environ.get("SSPPO_PROGRESS") == "off"
     counted = work is None or isinstance(work, int)
     options: dict[str, Any] = {"iterable": None, "total": work} if counted else {"iterable": work}
     if _is_notebook(sys.stderr):
@@ -44,7 +45,7 @@ def bar(work: Iterable | int | None, *, what: str, unit: str, show: bool = True)
         unit=f" {unit}",
         miniters=1,
         dynamic_ncols=True,
-        disable=_is_silent() or not show,
+        disable=silent,
     )
 
 
@@ -80,7 +81,3 @@ def _line_format(work: Iterable | int | None) -> str:
             "{desc}: {n_fmt}/{total_fmt}{unit} in {elapsed}, {remaining} left, {rate_fmt}{postfix}"
         )
     return "{desc}: {n_fmt}{unit} in {elapsed}, {rate_fmt}"
-
-
-def _is_silent() -> bool:
-    return not hosts.is_first() or os.environ.get("SSPPO_PROGRESS") == "off"

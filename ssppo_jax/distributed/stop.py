@@ -174,7 +174,8 @@ class StopSignal:
             raise KeyboardInterrupt
         # os.write, not print: a handler that runs inside a buffered write must not touch that
         # buffer.
-        os.write(2, f"\n{signal.Signals(number).name}: saving and stopping{hint}\n".encode())
+        with contextlib.suppress(OSError):  # the terminal may be gone
+            os.write(2, f"\n{signal.Signals(number).name}: saving and stopping{hint}\n".encode())
 
 
 def _any_of(flag: bool) -> jax.Array:

@@ -185,7 +185,9 @@ class Attention(nn.Module):
         v = self._heads(x, a.num_kv_heads, "v")
         packing = scope.packing
         if packing is not None:
-            q, k, v = (self._unpacked(packing, x, scope) for x in (q, k, v))
+            rows = scope.prompt_length.shape[0]
+            # [B,P+K*T,heads,E]
+            q, k, v = (self.constrain(packing.unpack(x, rows), "heads") for x in (q, k, v))
         prompt, own = (_kv(*parts) for parts in zip(layout.split(k), layout.split(v), strict=True))
         if self.implementation == "splash" and past is None:
             look = functools.partial(
@@ -200,10 +202,6 @@ class Attention(nn.Module):
         y = self.constrain(out, "heads")
         y = Merge(a.hidden_size, self.dtype, self.param_dtype, self.lora, name="o")(y)
         return y, own if prompt is None else prompt
-
-    def _unpacked(self, packing: Packing, x: Array, scope: Scope) -> Array:  # [B,P+K*T,heads,E]
-        rows = packing.unpack(x, scope.prompt_length.shape[0])
-        return self.constrain(rows, "heads")
 
     def _heads(self, x: Array, heads: int, name: str) -> Array:  # [B,S,heads,E]
         a, kinds = self.arch, (self.dtype, self.param_dtype)

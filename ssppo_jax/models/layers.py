@@ -176,13 +176,10 @@ def _product(module: nn.Module, x: Array, shape: tuple[int, ...], *, inside: int
     A kernel in 8 bits comes with a scale [*outside], which multiplies the product: the compiler
     reads 8 bits and widens them on their way into the product."""
     depth = math.prod(shape[:inside])
-    kernel = module.param("kernel", _init(depth), shape, module.param_dtype).astype(module.dtype)
+    init = nn.initializers.normal(stddev=depth**-0.5)
+    kernel = module.param("kernel", init, shape, module.param_dtype).astype(module.dtype)
     x, kernel = x.reshape(*x.shape[:2], -1), kernel.reshape(depth, *shape[inside:])
     if not module.has_variable("params", SCALE):
         return matmul(x, kernel)
     scale: Array = module.get_variable("params", SCALE)[None, None]
     return (matmul(x, kernel, accumulate=jnp.float32) * scale).astype(module.dtype)
-
-
-def _init(fan_in: int):
-    return nn.initializers.normal(stddev=fan_in**-0.5)

@@ -65,6 +65,9 @@ def attend_stream(
       softcap: bounds the scaled scores to softcap * tanh(score / softcap).
       interpret: run the kernel without a TPU, slowly, to test it.
     """
+    # Pallas loads slowly
+    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
+
     size = q.shape[1]
     block = min(_BLOCK, -(-size // _LANES) * _LANES)
     padded = -(-size // block) * block
@@ -77,13 +80,13 @@ def attend_stream(
 
     slot = jnp.arange(padded)[None, :]
     seen = ((slot >= layout.p) | (slot < prompt_length[:, None])).astype(jnp.int32)
-    segments = _segments(jnp.ones_like(seen), seen)
+    segments = SegmentIds(jnp.ones_like(seen), seen)
     out = jax.vmap(kernel)(heads_first(q * scale), heads_first(k), heads_first(v), segments)
     return jnp.swapaxes(out[:, :, :size], 1, 2).astype(q.dtype)
 
 
 def _kernel(mask: SharedPrompt, heads: int, block: int, softcap: float | None, interpret: bool):
-    from jax.experimental.pallas.ops.tpu import splash_attention as splash  # Pallas loads slowly
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     class Mask(splash.Mask):
         """`SharedPrompt` as the kernel's own kind of mask."""
@@ -110,9 +113,3 @@ def _kernel(mask: SharedPrompt, heads: int, block: int, softcap: float | None, i
         attn_logits_soft_cap=softcap,
         interpret=interpret,
     )
-
-
-def _segments(q: jax.Array, kv: jax.Array):
-    from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
-
-    return SegmentIds(q, kv)

@@ -90,8 +90,7 @@ class SentenceEmbedder:
             dtype: compute dtype of the encoder, float32 or bfloat16.
 
         Raises:
-          ConfigError: max_length exceeds the encoder's positions.
-          EncoderError: as `weights.encoder` says.
+          ConfigError: max_length exceeds the encoder's positions, or as `weights.encoder` says.
         """
         loaded = load_encoder(source, dtype=dtype)
         positions = loaded.encoder.arch.positions

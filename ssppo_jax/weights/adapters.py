@@ -4,7 +4,7 @@ and vLLM load."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -78,26 +78,18 @@ def base_of(source: str, folder: Path) -> str:
     return source if is_repo else str(folder.resolve())
 
 
-def _targets(arch: Arch) -> list[names.Leaf]:
-    return [leaf for leaf in names.leaves(arch) if leaf.stacked and leaf.path.endswith("kernel")]
-
-
-def _names(leaf: names.Leaf, which: str, arch: Arch) -> list[str]:
-    suffix = "lora_A" if which == A else "lora_B"
-    modules = [name.removesuffix(".weight") for name in names.hf_names(leaf, arch)]
-    return [f"base_model.model.{module}.{suffix}.weight" for module in modules]
-
-
-def _exported(adapters: PyTree, arch: Arch):
+def _exported(adapters: PyTree, arch: Arch) -> Iterator[tuple[str, np.ndarray]]:
+    """Give each layer's A and B by PEFT's name, in the order of the table of names."""
     flat = dict(hf.flatten(adapters))
-    for leaf in _targets(arch):
-        for which in (A, B):
-            path = f"{leaf.path.removesuffix('kernel')}{which}"
-            if path in flat:
-                for name, row in zip(
-                    _names(leaf, which, arch), hosts.on_host(flat[path]), strict=True
-                ):
-                    yield name, _theirs(row, which)
+    for leaf in names.leaves(arch):
+        for which, suffix in ((A, "lora_A"), (B, "lora_B")):
+            path = leaf.path.removesuffix("kernel") + which
+            if path not in flat:
+                continue
+            rows = hosts.on_host(flat[path])
+            for name, row in zip(names.hf_names(leaf, arch), rows, strict=True):
+                module = name.removesuffix(".weight")
+                yield f"base_model.model.{module}.{suffix}.weight", _theirs(row, which)
 
 
 def _theirs(row: np.ndarray, which: str) -> np.ndarray:

@@ -35,6 +35,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from ssppo_jax.distributed import hosts
+from ssppo_jax.distributed.mesh import path_name
 from ssppo_jax.errors import (
     ConfigError,
     GateError,
@@ -42,8 +43,9 @@ from ssppo_jax.errors import (
     LostProcess,
     UserError,
     WriteError,
+    listed,
 )
-from ssppo_jax.files import sync, write_atomically, writing
+from ssppo_jax.files import file_digest, sync, write_atomically, writing
 from ssppo_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -128,9 +130,10 @@ class Checkpoints:
             if not isinstance(leaf, jax.Array) or jax.dtypes.issubdtype(
                 leaf.dtype, jax.dtypes.prng_key
             ):
+                kind = f"{type(leaf).__name__} ({getattr(leaf, 'dtype', 'no dtype')})"
                 raise TypeError(
-                    f"checkpoint leaf {name} is {_kind(leaf)}: save a numeric jax.Array (key_data"
-                    " of a key)"
+                    f"checkpoint leaf {name} is a {kind}: save a numeric jax.Array (key_data of a"
+                    " key)"
                 )
         text = _describe(step, flat, meta)
         self.wait()
@@ -441,11 +444,8 @@ def _digests(files: list[Path]) -> list[str]:
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        os.fsync(
-            file.fileno()
-        )  # a hash of what is only in memory would promise too much; free when already on disk
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    sync(path)  # a hash of what is only in memory would promise too much; free if it is on disk
+    return file_digest(path)
 
 
 def _remove(path: Path) -> None:
@@ -463,7 +463,7 @@ def _name(step: int, generation: int) -> str:
 def _flatten(tree: PyTree) -> dict:
     """Return leaves by path ("params/embed"): Orbax sees no NamedTuples, None or empty states."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    flat = {path_name(path): leaf for path, leaf in leaves}
     if len(flat) != len(leaves):
         raise ValueError(
             "two leaves of the tree have the same path: rename a key that contains '/'"
@@ -471,10 +471,15 @@ def _flatten(tree: PyTree) -> dict:
     return flat
 
 
+def _kinds(flat: dict) -> dict[str, list]:
+    """Return the dtype and shape of every leaf, as JSON."""
+    return {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in flat.items()}
+
+
 def _describe(step: int, flat: dict, meta: dict) -> str:
-    leaves = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in flat.items()}
+    record = {"step": step, "leaves": _kinds(flat), "meta": meta}
     try:
-        text = json.dumps({"step": step, "leaves": leaves, "meta": meta}, allow_nan=False)
+        text = json.dumps(record, allow_nan=False)
     except ValueError as error:
         raise TypeError(f"checkpoint meta is not JSON: {error}") from error
     if json.loads(text)["meta"] != meta:
@@ -491,7 +496,7 @@ def _check_fit(path: Path, saved: dict, wanted: dict) -> None:
             "restore needs a sharding for every leaf, scalars too; none given for"
             f" {', '.join(unplaced)}"
         )
-    here = {name: [leaf.dtype.name, list(leaf.shape)] for name, leaf in wanted.items()}
+    here = _kinds(wanted)
     problems = [
         f"{name}: saved, but this run has no such leaf" for name in saved if name not in here
     ]
@@ -499,25 +504,13 @@ def _check_fit(path: Path, saved: dict, wanted: dict) -> None:
         f"{name}: this run needs it, but it was not saved" for name in here if name not in saved
     ]
     problems += [
-        f"{name}: saved as {_shape(saved[name])}, this run has {_shape(here[name])}"
+        "{}: saved as {}{}, this run has {}{}".format(name, *saved[name], *here[name])
         for name in here
         if name in saved and saved[name] != here[name]
     ]
     if problems:
-        listed = "\n".join("  " + p for p in problems[:20]) + (
-            "\n  ..." if len(problems) > 20 else ""
-        )
+        shown = "\n  ".join(listed(problems))
         raise ConfigError(
-            f"{path} does not fit this configuration ({len(problems)} leaves differ):\n{listed}\n"
+            f"{path} does not fit this configuration ({len(problems)} leaves differ):\n  {shown}\n"
             "Resume with the model and optimizer it was saved with, or give the run another folder."
         )
-
-
-def _shape(leaf: list) -> str:
-    return f"{leaf[0]}{leaf[1]}"
-
-
-def _kind(leaf) -> str:
-    return (
-        f"{type(leaf).__name__} of {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
-    )

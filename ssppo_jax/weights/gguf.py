@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.models.arch import Arch, LinearScaling
-from ssppo_jax.models.hf_config import arch_to_hf
 from ssppo_jax.weights import hf, names
 
 ARCHITECTURES = ("llama", "qwen2")
@@ -46,14 +45,9 @@ def convert_gguf(
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     arch = gguf_arch(meta, tied="output.weight" not in tensors)
     _check_tensors(tensors, arch, meta)
-    size = {leaf.hf: int(np.prod(names.hf_shape(leaf, arch))) * 4 for leaf in names.leaves(arch)}
-    nbytes = {
-        name: size[leaf.hf] for leaf in names.leaves(arch) for name in names.hf_names(leaf, arch)
-    }
+    kinds = {leaf.path: np.dtype(np.float32) for leaf in names.leaves(arch)}
     with hf.new_folder(out_folder) as tmp:
-        hf.write_tensors(tmp, nbytes, _dequantised(tensors, arch), max_shard_bytes)
-        hf.write_json(tmp / "config.json", arch_to_hf(arch) | {"torch_dtype": "float32"})
-        hf.write_json(tmp / "generation_config.json", hf.generation_config(arch))
+        hf.write_model(tmp, arch, kinds, _dequantised(tensors, arch), max_shard_bytes, {})
         write_tokenizer(meta, tmp)
     return Path(out_folder)
 
@@ -114,7 +108,9 @@ def gguf_arch(meta: _Metadata, *, tied: bool) -> Arch:
     heads = meta.need_number(f"{kind}.attention.head_count")
     width = meta.need_number(f"{kind}.embedding_length")
     head_dim = meta.number(f"{kind}.attention.key_length") or width // heads
-    _check_settings(meta, kind, head_dim)
+    problems = "\n  ".join(_unsupported(meta, kind, head_dim))
+    if problems:
+        raise ConfigError(f"{meta.path}: use the model's Hugging Face folder\n  {problems}")
     # llama.cpp ends a completion at each of them: end of sequence, of turn, of message
     stops = [meta.token(name) for name in ("eos", "eot", "eom")]
     return Arch(
@@ -229,12 +225,8 @@ def _settle_template(folder: Path, template: str | None) -> None:
 
 
 def _open(path: Path) -> Any:
-    try:
-        from gguf import GGUFReader
-    except ImportError:
-        raise ConfigError(
-            "reading .gguf files needs the gguf package; type: pip install gguf"
-        ) from None
+    from gguf import GGUFReader
+
     if not path.is_file():
         raise ConfigError(f"{path}: no such file")
     try:
@@ -268,63 +260,45 @@ def _scaling(meta: _Metadata, kind: str) -> LinearScaling | None:
 
     A factor without a type is linear. Old files have it under `rope.scale_linear`.
     """
-    how = meta.get(f"{kind}.rope.scaling.type") or "linear"
-    if how not in ("linear", "none"):
-        raise ConfigError(
-            f"{meta.path}: rope scaling {how!r} in a GGUF file is not supported; supported: none,"
-            " linear; use the model's HF folder"
-        )
-    magnitude = meta.number(f"{kind}.rope.scaling.attn_factor")
-    if magnitude not in (None, 1.0):
-        raise ConfigError(
-            f"{meta.path}: {kind}.rope.scaling.attn_factor {magnitude} is not supported; supported:"
-            " 1; use the model's HF folder"
-        )
+    if meta.get(f"{kind}.rope.scaling.type") == "none":
+        return None
     keys = ("rope.scaling.factor", "rope.scale_linear")
-    factors = [meta.number(f"{kind}.{key}") for key in keys] if how == "linear" else []
+    factors = [meta.number(f"{kind}.{key}") for key in keys]
     factor = _shortest(next((value for value in factors if value), 1.0))
     return None if factor == 1.0 else LinearScaling(factor)
 
 
-def _check_settings(meta: _Metadata, kind: str, head_dim: int) -> None:
+def _unsupported(meta: _Metadata, kind: str, head_dim: int) -> Iterator[str]:
+    """List settings that change the model's numbers and are not read here."""
+    scaling = meta.get(f"{kind}.rope.scaling.type")
+    if scaling not in (None, "", "linear", "none"):
+        yield f"rope scaling {scaling!r} is not supported; supported: none, linear"
+    magnitude = meta.number(f"{kind}.rope.scaling.attn_factor")
+    if magnitude not in (None, 1.0):
+        yield f"{kind}.rope.scaling.attn_factor {magnitude} is not supported; supported: 1"
     rotated = meta.get(f"{kind}.rope.dimension_count")
     if rotated not in (None, head_dim):
-        raise ConfigError(
-            f"{meta.path}: RoPE on {rotated} of {head_dim} dimensions is not supported;"
-            " supported: all"
-        )
+        yield f"RoPE on {rotated} of {head_dim} dimensions is not supported; supported: all"
     window = meta.get(f"{kind}.attention.sliding_window")
     if window:
-        raise ConfigError(
-            f"{meta.path}: a sliding window ({window}) in a GGUF file is not supported; supported:"
-            " none"
-        )
+        yield f"a sliding window ({window}) is not supported; supported: none"
 
 
 def _check_tensors(tensors: dict[str, Any], arch: Arch, meta: _Metadata) -> None:
-    wanted = {name: leaf for leaf in names.leaves(arch) for name in gguf_names(leaf, arch)}
-    problems = [f"missing {name}" for name in wanted if name not in tensors]
-    # e.g. rope_freqs: Llama 3.1 scaling
-    problems += [f"unknown {name}" for name in tensors if name not in wanted]
-    for name in wanted.keys() & tensors.keys():
-        found = tuple(int(n) for n in reversed(tensors[name].shape))
-        expected = names.hf_shape(wanted[name], arch)
-        if found != expected:
-            problems.append(f"{name} has shape {found}, the metadata says {expected}")
+    wanted = {
+        name: names.hf_shape(leaf, arch)
+        for leaf in names.leaves(arch)
+        for name in names.gguf_names(leaf, arch)
+    }
+    found = {name: tuple(map(int, reversed(raw.shape))) for name, raw in tensors.items()}
+    # unknown may be rope_freqs: Llama 3.1 scaling
+    problems = names.differences(found, wanted, "the metadata says")
     if problems:
-        shown = sorted(problems)[:20]
+        shown = "\n  ".join(listed(problems))
         raise ConfigError(
             f"{meta.path}: tensors do not match a {arch.model_type} model of {arch.num_layers}"
-            f" layers ({len(problems)} problems; use the model's Hugging Face folder)\n  "
-            + "\n  ".join(shown)
+            f" layers ({len(problems)} problems; use the model's Hugging Face folder)\n  {shown}"
         )
-
-
-def gguf_names(leaf: names.Leaf, arch: Arch) -> tuple[str, ...]:
-    """Return the GGUF tensors that make up a leaf, layer by layer."""
-    if not leaf.stacked:
-        return (leaf.gguf,)
-    return tuple(leaf.gguf.format(n=n) for n in range(arch.num_layers))
 
 
 def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.ndarray]]:
@@ -332,7 +306,9 @@ def _dequantised(tensors: dict[str, Any], arch: Arch) -> Iterator[tuple[str, np.
 
     heads = rotated_heads(arch)
     for leaf in names.leaves(arch):
-        for theirs, ours in zip(gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True):
+        for theirs, ours in zip(
+            names.gguf_names(leaf, arch), names.hf_names(leaf, arch), strict=True
+        ):
             raw = tensors[theirs]
             try:
                 value = dequantize(raw.data, raw.tensor_type).astype(np.float32)

@@ -6,11 +6,14 @@ biases) stay float32, as llama.cpp wants them; matrices have the asked dtype."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import logging
+import math
 import re
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,6 @@ from ssppo_jax.weights.gguf import (
     UNKNOWN,
     UNUSED,
     USER,
-    gguf_names,
     permute,
     rotated_heads,
     splitters,
@@ -80,26 +82,18 @@ def save_gguf(folder: str | Path, path: str | Path, *, dtype: str = "source") ->
     flat = dict(hf.flatten(hf.load_params(folder, arch, dtype=source)))
     with writing(path):
         try:
-            if isinstance(arch.rope_scaling, Llama3Scaling):
-                divisors = llama3_divisors(arch, arch.rope_scaling)
-                writer.add_tensor_info(
-                    "rope_freqs.weight", divisors.shape, divisors.dtype, divisors.nbytes
-                )
-            for place, leaf, _ in _tensors(flat, arch):
-                shape = names.hf_shape(leaf, arch)
+            for place, shape, _ in _tensors(flat, arch):
                 one = gguf.GGMLQuantizationType.F32 if len(shape) == 1 else kind
-                size = int(np.prod(shape)) * (4 if one == gguf.GGMLQuantizationType.F32 else 2)
+                size = math.prod(shape) * (4 if one == gguf.GGMLQuantizationType.F32 else 2)
                 # a dtype that is not uint8: or the shape would be taken for bytes
                 writer.add_tensor_info(place, shape, np.dtype(np.float32), size, raw_dtype=one)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            if isinstance(arch.rope_scaling, Llama3Scaling):
-                writer.write_tensor_data(divisors)
-            for place, leaf, value in _tensors(flat, arch):
-                whole = _hf_tensor(value, leaf, arch)
+            for place, shape, made in _tensors(flat, arch):
+                whole = made()
                 writer.write_tensor_data(
-                    whole if whole.ndim == 1 else _in_dtype(whole, kind, place, gguf)
+                    whole if len(shape) == 1 else _in_dtype(whole, kind, place, gguf)
                 )
             writer.close()
             sync(temporary)
@@ -112,14 +106,20 @@ def save_gguf(folder: str | Path, path: str | Path, *, dtype: str = "source") ->
     return path
 
 
-def _tensors(flat: dict[str, Any], arch: Arch):
-    """Give each tensor's GGUF name, row of the table and array of ours, in the file's order."""
+def _tensors(
+    flat: dict[str, Any], arch: Arch
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
+    """Give each tensor's GGUF name, its shape and what makes it, in the file's order."""
+    if isinstance(arch.rope_scaling, Llama3Scaling):
+        divisors = functools.partial(_llama3_divisors, arch, arch.rope_scaling)
+        yield "rope_freqs.weight", (arch.head_dim // 2,), divisors
     for leaf in names.leaves(arch):
         layers = flat[leaf.path] if leaf.stacked else [flat[leaf.path]]
-        yield from zip(gguf_names(leaf, arch), [leaf] * len(layers), layers, strict=True)
+        for name, value in zip(names.gguf_names(leaf, arch), layers, strict=True):
+            yield name, names.hf_shape(leaf, arch), functools.partial(_hf_tensor, value, leaf, arch)
 
 
-def llama3_divisors(arch: Arch, scaling: Llama3Scaling) -> np.ndarray:  # [E/2] float32
+def _llama3_divisors(arch: Arch, scaling: Llama3Scaling) -> np.ndarray:  # [E/2] float32
     """Return what llama.cpp divides the frequencies of RoPE by, for Llama 3.1's scaling."""
     plain = arch.rope_theta ** (-np.arange(0, arch.head_dim, 2, dtype=np.float32) / arch.head_dim)
     return np.asarray(plain / llama3_frequency(plain, scaling), np.float32)

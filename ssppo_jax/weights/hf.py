@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ssppo_jax.distributed import hosts
-from ssppo_jax.errors import ConfigError, DataError
+from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.files import sync, writing
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.hf_config import arch_from_hf, arch_to_hf, id_tuple
@@ -41,7 +41,7 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 MORE_TEMPLATES = "additional_chat_templates"  # a folder: a template each, as for tool calls
 _TILE = 256  # elements of a side
-_FLOATS = ("F64", "F32", "F16", "BF16")
+_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 # constants that old exports stored as tensors
 _BUFFERS = ("rotary_emb.inv_freq", "masked_bias", "attn.bias")
 
@@ -168,22 +168,14 @@ def save_params(
     kinds = {
         path: np.dtype(dtype if dtype is not None else leaf.dtype) for path, leaf in flat.items()
     }
-    nbytes: dict[str, int] = {}
-    for leaf in names.leaves(arch):
-        size = int(np.prod(names.hf_shape(leaf, arch))) * kinds[leaf.path].itemsize
-        nbytes |= {name: size for name in names.hf_names(leaf, arch)}
     together = any(isinstance(leaf, jax.Array) for leaf in flat.values())
     if together and not hosts.is_first():  # its parts of the leaves are asked for
         for _ in _exported(flat, arch, kinds):
             pass
         return Path(folder)
     with new_folder(folder, replace=replace) as tmp:
-        write_tensors(tmp, nbytes, _exported(flat, arch, kinds), max_shard_bytes)
-        main = kinds["embed/embedding"].name
         kept = _kept_fields(tokenizer_from, arch)
-        write_json(tmp / "config.json", arch_to_hf(arch) | kept | {"torch_dtype": main})
-        padding = {"pad_token_id": kept["pad_token_id"]} if "pad_token_id" in kept else {}
-        write_json(tmp / "generation_config.json", generation_config(arch) | padding)
+        write_model(tmp, arch, kinds, _exported(flat, arch, kinds), max_shard_bytes, kept)
         if tokenizer_from is not None:
             _copy_tokenizer(Path(tokenizer_from), tmp)
         write_texts(tmp, texts)
@@ -200,19 +192,8 @@ def stored_dtype(folder: str | Path) -> np.dtype:
     """Return the dtype that most of a model folder's tensors are stored in."""
     with _opened(Path(folder)) as where:
         kinds = Counter(handle.get_slice(name).get_dtype() for name, handle in where.items())
-    named = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-    found = [kind for kind, _ in kinds.most_common() if kind in named]
-    return np.dtype(named[found[0]] if found else "float32")
-
-
-def generation_config(arch: Arch) -> dict[str, Any]:
-    """Return a minimal generation_config.json: the special ids, no sampling defaults."""
-    eos = list(arch.eos_ids)
-    return {
-        "bos_token_id": arch.bos_id,
-        "eos_token_id": eos[0] if len(eos) == 1 else (eos or None),
-        "pad_token_id": eos[0] if eos else None,
-    }
+    found = [_FLOATS[kind] for kind, _ in kinds.most_common() if kind in _FLOATS]
+    return np.dtype(found[0] if found else "float32")
 
 
 def _kept_fields(source: str | Path | None, arch: Arch) -> dict[str, Any]:
@@ -226,7 +207,29 @@ def _kept_fields(source: str | Path | None, arch: Arch) -> dict[str, Any]:
     return {name: config[name] for name in wanted if config.get(name) is not None}
 
 
-def write_tensors(
+def write_model(
+    folder: Path,
+    arch: Arch,
+    kinds: Mapping[str, np.dtype],  # path of a leaf -> the dtype that it is written in
+    tensors: Iterable[tuple[str, np.ndarray]],  # in the order of the table of names
+    max_shard_bytes: int,
+    more: dict[str, Any],  # fields of config.json
+) -> None:
+    """Write weights, config.json and generation_config.json (special ids, no sampling defaults)."""
+    nbytes = {
+        name: math.prod(names.hf_shape(leaf, arch)) * kinds[leaf.path].itemsize
+        for leaf in names.leaves(arch)
+        for name in names.hf_names(leaf, arch)
+    }
+    _write_tensors(folder, nbytes, tensors, max_shard_bytes)
+    config = arch_to_hf(arch) | more | {"torch_dtype": kinds["embed/embedding"].name}
+    write_json(folder / "config.json", config)
+    ids = {name: config[name] for name in ("bos_token_id", "eos_token_id")}
+    padding = more.get("pad_token_id", next(iter(arch.eos_ids), None))
+    write_json(folder / "generation_config.json", ids | {"pad_token_id": padding})
+
+
+def _write_tensors(
     folder: Path,
     nbytes: dict[str, int],  # tensor name -> size, in the order of `tensors`
     tensors: Iterable[tuple[str, np.ndarray]],
@@ -413,7 +416,7 @@ def _opened(folder: Path) -> Iterator[dict[str, Any]]:
                 ) from None
             twice = sorted(where.keys() & set(handle.keys()))
             if twice:
-                raise DataError(f"{file}: tensors also in another shard: {_few(twice)}")
+                raise DataError(f"{file}: tensors also in another shard: {few(twice)}")
             where |= dict.fromkeys(handle.keys(), handle)
         yield where
 
@@ -439,7 +442,7 @@ def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
     ]
     problems = []
     if absent := [name for name in wanted if name not in where]:
-        problems.append(f"missing {_few(absent)}")
+        problems.append(f"missing {few(absent)}")
     if absent == ["lm_head.weight"]:
         problems.append(
             'if the model ties its head to the embedding, set "tie_word_embeddings": true in'
@@ -447,7 +450,7 @@ def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
         )
     if extra:
         problems.append(
-            f"not part of a {arch.model_type} model of {arch.num_layers} layers: {_few(extra)}"
+            f"not part of a {arch.model_type} model of {arch.num_layers} layers: {few(extra)}"
         )
     for name in (name for name in where if name in wanted or name in tied):
         view = where[name].get_slice(name)
@@ -462,10 +465,8 @@ def _check_names(where: dict[str, Any], arch: Arch, folder: str | Path) -> None:
                 f"{name} is {view.get_dtype()}; supported: {', '.join(_FLOATS)} (unquantised)"
             )
     if problems:
-        shown = problems[:20]
-        if len(problems) > 20:
-            shown.append(f"... and {len(problems) - 20} more")
-        raise ConfigError(f"{folder}: weights do not match config.json\n  " + "\n  ".join(shown))
+        shown = "\n  ".join(listed(problems))
+        raise ConfigError(f"{folder}: weights do not match config.json\n  {shown}")
 
 
 def read_blocks(
@@ -528,17 +529,10 @@ def _check_tied(where: dict[str, Any], folder: str | Path) -> None:
 
 def _check_tree(flat: dict[str, Array], arch: Arch) -> None:
     wanted = {leaf.path: names.shape(leaf, arch) for leaf in names.leaves(arch)}
-    problems = [f"missing {path}" for path in wanted if path not in flat]
-    problems += [f"unknown {path}" for path in flat if path not in wanted]
-    for path in wanted.keys() & flat.keys():
-        if tuple(flat[path].shape) != wanted[path]:
-            problems.append(
-                f"{path} has shape {tuple(flat[path].shape)}, the architecture says {wanted[path]}"
-            )
+    found = {path: tuple(leaf.shape) for path, leaf in flat.items()}
+    problems = names.differences(found, wanted, "the architecture says")
     if problems:
-        raise ConfigError(
-            "parameters do not match the architecture:\n  " + "\n  ".join(sorted(problems))
-        )
+        raise ConfigError("parameters do not match the architecture:\n  " + "\n  ".join(problems))
 
 
 def _exported(
@@ -580,5 +574,7 @@ def _copy_tokenizer(source: Path, target: Path) -> None:
         sync(target / MORE_TEMPLATES / file.name)
 
 
-def _few(items: list[str], most: int = 8) -> str:
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+def few(items: list[str], most: int = 8) -> str:
+    """Return the first items in a line, and how many more there are."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return ", ".join(items[:most]) + more

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -89,9 +90,31 @@ def leaves(arch: Arch) -> tuple[Leaf, ...]:
 
 def hf_names(leaf: Leaf, arch: Arch) -> tuple[str, ...]:
     """Return the Hugging Face tensors that make up a leaf, layer by layer."""
-    return (
-        tuple(leaf.hf.format(n=n) for n in range(arch.num_layers)) if leaf.stacked else (leaf.hf,)
-    )
+    return _by_layer(leaf.hf, leaf, arch)
+
+
+def gguf_names(leaf: Leaf, arch: Arch) -> tuple[str, ...]:
+    """Return the GGUF tensors that make up a leaf, layer by layer."""
+    return _by_layer(leaf.gguf, leaf, arch)
+
+
+def _by_layer(name: str, leaf: Leaf, arch: Arch) -> tuple[str, ...]:
+    return tuple(name.format(n=n) for n in range(arch.num_layers)) if leaf.stacked else (name,)
+
+
+def differences(
+    found: Mapping[str, tuple[int, ...]], wanted: Mapping[str, tuple[int, ...]], says: str
+) -> list[str]:
+    """List by name what is missing, unknown or of another shape than `says` has it."""
+    return [
+        *(f"missing {name}" for name in sorted(wanted.keys() - found.keys())),
+        *(f"unknown {name}" for name in sorted(found.keys() - wanted.keys())),
+        *(
+            f"{name} has shape {found[name]}, {says} {wanted[name]}"
+            for name in sorted(wanted.keys() & found.keys())
+            if found[name] != wanted[name]
+        ),
+    ]
 
 
 def shape(leaf: Leaf, arch: Arch) -> tuple[int, ...]:

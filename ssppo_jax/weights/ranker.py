@@ -7,23 +7,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.deberta import Ranker, RankerArch
 from ssppo_jax.weights.hf import flatten, insert, new_folder, save_tensors, write_json
 from ssppo_jax.weights.table import (
-    EncoderError,
     Row,
     assemble,
     dense,
+    module_shapes,
     norm,
     number_problems,
     read_json,
     read_tensors,
     read_tokenizer,
-    weights_file,
 )
 
 # begin the prompt and the two responses
@@ -52,11 +51,19 @@ ROWS = tuple(
         *dense("head/out", "head_layer.4"),
     )
 )
-_NEEDED = (
-    "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size",
-    "layer_norm_eps", "position_buckets", "n_tasks", "source_prefix_id", "cand1_prefix_id",
-    "cand2_prefix_id",
-)  # fmt: skip
+_FIELDS = {  # of RankerArch: their keys in config.json
+    "vocab_size": "vocab_size",
+    "width": "hidden_size",
+    "layers": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "mlp": "intermediate_size",
+    "buckets": "position_buckets",
+    "norm_eps": "layer_norm_eps",
+    "tasks": "n_tasks",
+    "source_id": "source_prefix_id",
+    "first_id": "cand1_prefix_id",
+    "second_id": "cand2_prefix_id",
+}
 
 
 class LoadedRanker(NamedTuple):
@@ -69,18 +76,11 @@ class LoadedRanker(NamedTuple):
 def load_ranker(folder: Path, *, dtype: str = "float32") -> LoadedRanker:
     """Read configuration and weights, all of the model's tensors and none that is unknown.
 
-    Raises EncoderError for pickled weights, settings that are not implemented, and tensors that do
+    Raises ConfigError for pickled weights, settings that are not implemented, and tensors that do
     not fit."""
     ranker = Ranker(read_arch(folder), dtype)
-    tensors = read_tensors(weights_file(folder))
-    rows, wanted = _rows(ranker.arch), _shapes(ranker)
-    params, _ = assemble(rows, ranker.arch.layers, tensors, wanted, folder, IGNORABLE)
+    params, _ = assemble(_rows(ranker.arch), ranker, read_tensors(folder), folder, IGNORABLE)
     return LoadedRanker(ranker, params)
-
-
-def _shapes(ranker: Ranker) -> dict:
-    tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
-    return jax.eval_shape(ranker.init, jax.random.key(0), tokens, length)["params"]
 
 
 def _rows(arch: RankerArch) -> tuple[Row, ...]:
@@ -102,7 +102,7 @@ def open_ranker(folder: Path, *, dtype: str = "float32", seed: int = 0) -> Ranke
 
     A new head is random (`seed`), and so are the embeddings of markers beyond the model's table.
 
-    Raises EncoderError as `load_ranker`, and ConfigError for a tokenizer that does not fit."""
+    Raises ConfigError as `load_ranker`, and for a tokenizer that does not fit."""
     config = read_json(folder / "config.json", dict)
     if config.get("source_prefix_id") is not None:
         loaded = load_ranker(folder, dtype=dtype)
@@ -122,17 +122,17 @@ def _with_head(folder: Path, ranker: Ranker, seed: int) -> dict:
     rng, prefix = np.random.default_rng(seed), re.compile(r"(deberta\.)?(?=embeddings\.|encoder\.)")
     tensors = {
         prefix.sub(f"{_BODY}.", name, count=1): tensor
-        for name, tensor in read_tensors(weights_file(folder)).items()
+        for name, tensor in read_tensors(folder).items()
         if prefix.match(name)
     }
-    wanted, word = _shapes(ranker), f"{_BODY}.embeddings.word_embeddings.weight"
-    if word in tensors:
-        more = ranker.arch.vocab_size - len(tensors[word])
+    word = f"{_BODY}.embeddings.word_embeddings.weight"
+    if word in tensors and tensors[word].shape[1:] == (ranker.arch.width,):
+        more = max(ranker.arch.vocab_size - len(tensors[word]), 0)
         fresh = rng.normal(0, 0.02, (more, ranker.arch.width)).astype(np.float32)
         tensors[word] = np.concatenate([tensors[word], fresh])
     rows = [row for row in _rows(ranker.arch) if not row.path.startswith("head")]
-    params, _ = assemble(rows, ranker.arch.layers, tensors, wanted, folder, IGNORABLE)
-    for path, shape in flatten(wanted["head"]):
+    params, _ = assemble(rows, ranker, tensors, folder, IGNORABLE)
+    for path, shape in flatten(module_shapes(ranker)["head"]):
         kernel = path.endswith("kernel")
         value = rng.normal(0, 0.02, shape.shape) if kernel else np.zeros(shape.shape)
         insert(params, f"head/{path}", value.astype(np.float32))
@@ -150,9 +150,9 @@ def save_ranker(params: dict, made: RankerFolder, folder: Path) -> Path:
     arch, flat, tensors = made.loaded.ranker.arch, dict(flatten(params)), {}
     for row in _rows(arch):
         whole = np.asarray(jax.device_get(flat[row.path]), np.float32)
-        parts = whole if "{}" in row.name else whole[None]
-        for n, part in enumerate(parts):
-            tensors[row.name.format(n)] = np.ascontiguousarray(part.T if row.transpose else part)
+        parts = whole if row.stacked else whole[None]
+        for name, part in zip(row.names(arch.layers), parts, strict=True):
+            tensors[name] = np.ascontiguousarray(part.T if row.transpose else part)
     with new_folder(folder, replace=True) as tmp:
         save_tensors(tensors, tmp / "model.safetensors")
         made.tokenizer.save(str(tmp / "tokenizer.json"))
@@ -168,33 +168,23 @@ def read_arch(folder: Path) -> RankerArch:
 def arch_of(config: dict[str, Any], folder: Path) -> RankerArch:
     """Return the architecture that a config.json describes; `folder` is for errors.
 
-    Raises EncoderError naming each setting that is missing or not implemented."""
-    problems = [f"{key} is missing" for key in _NEEDED if config.get(key) is None]
-    given = {key: config[key] for key in _NEEDED if config.get(key) is not None}
+    Raises ConfigError naming each setting that is missing or not implemented."""
+    problems = [f"{key} is missing" for key in _FIELDS.values() if config.get(key) is None]
+    given = {key: config[key] for key in _FIELDS.values() if config.get(key) is not None}
     wrong = list(number_problems(given))
     if not wrong and not problems and config["hidden_size"] % config["num_attention_heads"]:
         wrong.append("hidden_size is not a multiple of num_attention_heads")
     problems += wrong
     problems += _unsupported(config)
     if problems:
-        raise EncoderError(
+        raise ConfigError(
             f"{folder} is not a PairRM model that can be read ({'; '.join(problems)}). The original"
             " llm-blender/PairRM has no model config; use the same weights from"
             " 'llm-blender/PairRM-hf', or a copy of it"
         )
     return RankerArch(
-        vocab_size=config["vocab_size"],
-        width=config["hidden_size"],
-        layers=config["num_hidden_layers"],
-        heads=config["num_attention_heads"],
-        mlp=config["intermediate_size"],
-        buckets=config["position_buckets"],
+        **{field: config[key] for field, key in _FIELDS.items()},
         reach=_reach(config),
-        norm_eps=config["layer_norm_eps"],
-        tasks=config["n_tasks"],
-        source_id=config["source_prefix_id"],
-        first_id=config["cand1_prefix_id"],
-        second_id=config["cand2_prefix_id"],
         norm_positions="layer_norm" in str(config.get("norm_rel_ebd", "none")),
     )
 

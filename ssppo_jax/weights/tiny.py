@@ -15,9 +15,8 @@ from ssppo_jax.models.arch import Arch, tiny_arch
 from ssppo_jax.weights import hf, names
 
 VERSION = 2  # part of the cache key: raise when the folder's content changes
-RESERVED = tuple(
-    f"<|reserved_{i}|>" for i in range(5)
-)  # with the bytes 264 ids, so that a mesh divides them
+# with the bytes 264 ids, so that a mesh divides them
+RESERVED = tuple(f"<|reserved_{i}|>" for i in range(5))
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", *RESERVED)
 CHAT_TEMPLATE = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n'"

@@ -33,9 +33,8 @@ def free_port():
 
 
 def start(command, devices):
-    flags = re.sub(
-        r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"]
-    )  # compiled as here: the same bits
+    # compiled as here: the same bits
+    flags = re.sub(r"(device_count)=\d+", rf"\1={devices}", os.environ["XLA_FLAGS"])
     quiet = {
         "XLA_FLAGS": flags,
         "JAX_PLATFORMS": "cpu",
@@ -171,10 +170,8 @@ def test_votes_are_counted_alike_everywhere_one_step_late(said):
 
 def test_who_does_not_come_is_named(said):
     kind, message = said[0]["late"]
-    assert (
-        kind == "UserError"
-        and "the last meeting: process 1 of 2 did not come within 3 s" in message
-    )
+    assert kind == "UserError"
+    assert "the last meeting: process 1 of 2 did not come within 3 s" in message
 
 
 def meeting(port, processes, index, timeout=10.0):

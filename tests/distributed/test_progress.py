@@ -28,11 +28,8 @@ def test_off_a_terminal_it_prints_whole_lines_with_count_and_rate(stderr, monkey
     monkeypatch.setattr(progress, "SECONDS_PER_LINE", 0.0)
     assert list(progress.bar(range(3), what="judge", unit="pairs")) == [0, 1, 2]
     lines = log.getvalue().split("\n")
-    assert (
-        lines[-1] == ""
-        and lines[-2].startswith("judge: 3/3 pairs in 00:00")
-        and "pairs/s" in lines[-2]
-    )
+    assert lines[-1] == ""
+    assert lines[-2].startswith("judge: 3/3 pairs in 00:00") and "pairs/s" in lines[-2]
     assert [line.split(" ")[1] for line in lines[:4]] == ["0/3", "1/3", "2/3", "3/3"]
     assert "\r" not in log.getvalue() and all(line == line.strip() for line in lines)
 

@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import json
 import os
@@ -124,6 +125,18 @@ def test_a_signal_is_noted_and_interrupts_nothing(number, capfd):
     message = capfd.readouterr().err
     assert number.name in message
     assert ("Ctrl-C again" in message) == (number == signal.SIGINT)
+
+
+def test_a_signal_is_noted_also_where_nobody_can_be_told(monkeypatch):
+    """As when the terminal that the run was started in is gone."""
+
+    def gone(descriptor, text):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(lifecycle.os, "write", gone)
+    with StopSignal() as stop:
+        signal.raise_signal(signal.SIGTERM)
+        assert stop.requested
 
 
 def test_a_second_ctrl_c_stops_at_once_but_a_second_sigterm_does_not():

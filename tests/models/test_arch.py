@@ -74,58 +74,32 @@ def test_rope_is_read_in_both_spellings():
 def test_omitted_fields_mean_what_transformers_means():
     bare = {"vocab_size": 64, "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 32}
     bare["intermediate_size"] = 8
-    llama = arch_from_hf(bare | {"model_type": "llama"})
-    assert (llama.num_kv_heads, llama.head_dim, llama.max_positions, llama.rope_theta) == (
-        32,
-        2,
-        2048,
-        10000.0,
-    )
-    assert (llama.bos_id, llama.eos_ids, llama.norm_eps, llama.tie_embeddings) == (
-        1,
-        (2,),
-        1e-6,
-        False,
-    )
-    qwen = arch_from_hf(bare | {"model_type": "qwen2"})
-    assert (qwen.num_kv_heads, qwen.bos_id, qwen.eos_ids, qwen.family.qkv_bias) == (
-        32,
-        None,
-        (),
-        True,
-    )
-    mistral = arch_from_hf(bare | {"model_type": "mistral"})
-    assert (mistral.num_kv_heads, mistral.sliding_window, mistral.sliding_layers) == (8, 4096, (0,))
-    assert (
-        arch_from_hf(bare | {"model_type": "mistral", "sliding_window": None}).sliding_layers == ()
-    )
-    assert arch_from_hf(bare | {"model_type": "qwen3"}).head_dim == 128
-    layers = bare | {"num_hidden_layers": 7}
-    gemma = arch_from_hf(layers | {"model_type": "gemma2"})
-    assert (
-        gemma.num_kv_heads,
-        gemma.head_dim,
-        gemma.tie_embeddings,
-        gemma.bos_id,
-        gemma.eos_ids,
-    ) == (4, 256, True, 2, (1,))
-    assert (gemma.attn_softcap, gemma.final_softcap, gemma.query_pre_attn_scalar) == (
-        50.0,
-        30.0,
-        256,
-    )
-    assert (gemma.sliding_window, gemma.sliding_layers, gemma.max_positions) == (
-        4096,
-        (0, 2, 4, 6),
-        8192,
-    )
-    gemma = arch_from_hf(layers | {"model_type": "gemma3_text"})
-    assert (gemma.sliding_layers, gemma.rope_theta, gemma.local_rope_theta) == (
-        (0, 1, 2, 3, 4, 6),
-        1e6,
-        1e4,
-    )
-    assert (gemma.attn_softcap, gemma.final_softcap, gemma.max_positions) == (None, None, 131072)
+    llama = {"num_kv_heads": 32, "head_dim": 2, "max_positions": 2048, "rope_theta": 10000.0}
+    llama |= {"bos_id": 1, "eos_ids": (2,), "norm_eps": 1e-6, "tie_embeddings": False}
+    mistral = {"num_kv_heads": 8, "sliding_window": 4096, "sliding_layers": (0,)}
+    gemma2 = {"num_kv_heads": 4, "head_dim": 256, "tie_embeddings": True, "bos_id": 2}
+    gemma2 |= {"eos_ids": (1,), "attn_softcap": 50.0, "final_softcap": 30.0}
+    gemma2 |= {"query_pre_attn_scalar": 256, "sliding_window": 4096, "max_positions": 8192}
+    gemma3 = {"rope_theta": 1e6, "local_rope_theta": 1e4, "max_positions": 131072}
+    gemma3 |= {"attn_softcap": None, "final_softcap": None}
+    for changes, wanted in (
+        ({"model_type": "llama"}, llama),
+        ({"model_type": "qwen2"}, {"num_kv_heads": 32, "bos_id": None, "eos_ids": ()}),
+        ({"model_type": "mistral"}, mistral),
+        ({"model_type": "mistral", "sliding_window": None}, {"sliding_layers": ()}),
+        ({"model_type": "qwen3"}, {"head_dim": 128}),
+        (
+            {"model_type": "gemma2", "num_hidden_layers": 7},
+            gemma2 | {"sliding_layers": (0, 2, 4, 6)},
+        ),
+        (
+            {"model_type": "gemma3_text", "num_hidden_layers": 7},
+            gemma3 | {"sliding_layers": (0, 1, 2, 3, 4, 6)},
+        ),
+    ):
+        arch = arch_from_hf(bare | changes)
+        assert {field: getattr(arch, field) for field in wanted} == wanted, changes
+    assert arch_from_hf(bare | {"model_type": "qwen2"}).family.qkv_bias
 
 
 def test_no_heads_are_named_also_where_their_width_is_derived_from_them():

@@ -9,10 +9,11 @@ import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from tokenizers import Tokenizer, models
 
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.deberta import relative_buckets
-from ssppo_jax.weights.ranker import load_ranker, read_arch
-from ssppo_jax.weights.table import EncoderError
+from ssppo_jax.weights.ranker import load_ranker, open_ranker, read_arch
 
 with np.load(pathlib.Path(__file__).parents[1] / "golden/pairrm.npz", allow_pickle=False) as file:
     GOLDEN = dict(file)
@@ -61,19 +62,14 @@ def test_exchanging_the_candidates_markers_turns_the_logit_about_only_in_part(ra
 
 def test_buckets_are_exact_when_near_logarithmic_when_far_and_odd():
     bucket = relative_buckets(600, 32, 96) - 32
-    near = np.abs(np.subtract.outer(np.arange(600), np.arange(600))) <= 16
-    np.testing.assert_array_equal(
-        bucket[near], np.subtract.outer(np.arange(600), np.arange(600))[near]
-    )
+    distance = np.subtract.outer(np.arange(600), np.arange(600))
+    near = np.abs(distance) <= 16
+    np.testing.assert_array_equal(bucket[near], distance[near])
     inside = np.abs(bucket) < 31
     np.testing.assert_array_equal(bucket[inside], -bucket.T[inside])
     row = bucket[:, 0]
-    assert (
-        (np.diff(row) >= 0).all()
-        and row.max() == 31
-        and bucket.min() == -32
-        and np.argmax(row == 31) < 96
-    )
+    assert (np.diff(row) >= 0).all() and np.argmax(row == 31) < 96
+    assert row.max() == 31 and bucket.min() == -32
 
 
 @pytest.mark.parametrize(
@@ -92,7 +88,7 @@ def test_buckets_are_exact_when_near_logarithmic_when_far_and_odd():
     ],
 )
 def test_a_setting_that_is_not_implemented_is_named(changes, named, tmp_path):
-    with pytest.raises(EncoderError, match=named):
+    with pytest.raises(ConfigError, match=named):
         read_arch(write(tmp_path, changes))
 
 
@@ -101,15 +97,26 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
         "head_layer.9.weight": np.zeros(2, np.float32),
         "head_layer.4.bias": np.zeros(3, np.float32),
     }
-    with pytest.raises(EncoderError, match=r"unknown head_layer.9.weight"):
+    with pytest.raises(ConfigError, match=r"unknown head_layer.9.weight"):
         load_ranker(write(tmp_path, tensors=extra))
-    with pytest.raises(EncoderError, match=r"head_layer.4.bias has shape \(3,\)"):
+    with pytest.raises(ConfigError, match=r"head_layer.4.bias has shape \(3,\)"):
         load_ranker(write(tmp_path, tensors={"head_layer.4.bias": np.zeros(3, np.float32)}))
 
 
 def test_the_reach_is_that_of_the_positions_unless_it_is_given(tmp_path):
     arch = read_arch(write(tmp_path))
-    assert (
-        arch.reach == 96 and read_arch(write(tmp_path, {"max_relative_positions": 48})).reach == 48
-    )
+    assert arch.reach == 96
+    assert read_arch(write(tmp_path, {"max_relative_positions": 48})).reach == 48
     assert dataclasses.replace(arch) == arch and arch.tasks == 2
+
+
+@pytest.mark.parametrize("shape", [(40, 24), (20, 8)])
+def test_embeddings_of_a_plain_encoder_that_do_not_fit_its_config_are_named(shape, tmp_path):
+    """Rows for the markers are put behind them, which takes a table of that width and no longer."""
+    plain = {name: CONFIG[name] for name in CONFIG if not name.endswith("prefix_id")}
+    (tmp_path / "config.json").write_text(json.dumps(plain | {"vocab_size": 20, "hidden_size": 24}))
+    Tokenizer(models.WordLevel({"a": 0}, "a")).save(str(tmp_path / "tokenizer.json"))
+    embeddings = {"embeddings.word_embeddings.weight": np.zeros(shape, np.float32)}
+    save_file(embeddings, tmp_path / "model.safetensors")
+    with pytest.raises(ConfigError, match=r"word_embeddings.weight has shape .*, config.json asks"):
+        open_ranker(tmp_path)

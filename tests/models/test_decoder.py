@@ -23,10 +23,8 @@ LENGTHS, P, K, T = (6, 1, 4), 6, 2, 5
 def numpy_decoder(tree, arch, tokens):
     """tokens [S] -> logits [S,V] and the states after each block and after the final norm, all
     float64."""
-    p, gemma = (
-        jax.tree.map(lambda x: np.asarray(x, np.float64), tree),
-        arch.model_type.startswith("gemma"),
-    )
+    p = jax.tree.map(lambda x: np.asarray(x, np.float64), tree)
+    gemma = arch.model_type.startswith("gemma")
     x = p["embed"]["embedding"][tokens] * (np.sqrt(arch.hidden_size) if gemma else 1.0)
     states = []
     for n in range(arch.num_layers):
@@ -34,9 +32,8 @@ def numpy_decoder(tree, arch, tokens):
         y = numpy_attention(layer["attn"], arch, n, numpy_norm(x, layer["attn_norm"], arch))
         x = x + (numpy_norm(y, layer["attn_post_norm"], arch) if gemma else y)
         y, mlp = numpy_norm(x, layer["mlp_norm"], arch), layer["mlp"]
-        y = (
-            (gelu if gemma else silu)(y @ mlp["gate"]["kernel"]) * (y @ mlp["up"]["kernel"])
-        ) @ mlp["down"]["kernel"]
+        gate = (gelu if gemma else silu)(y @ mlp["gate"]["kernel"])
+        y = (gate * (y @ mlp["up"]["kernel"])) @ mlp["down"]["kernel"]
         x = x + (numpy_norm(y, layer["mlp_post_norm"], arch) if gemma else y)
         states.append(x)
     x = numpy_norm(x, p["norm"], arch)
@@ -63,9 +60,8 @@ def numpy_norm(x, params, arch):
 
 def numpy_attention(attn, arch, layer, x):
     def project(name):
-        y = np.stack(
-            [x @ attn[name]["kernel"][:, h] for h in range(attn[name]["kernel"].shape[1])]
-        )  # [heads,S,E]
+        kernel = attn[name]["kernel"]
+        y = np.stack([x @ kernel[:, h] for h in range(kernel.shape[1])])  # [heads,S,E]
         y = y + attn[name]["bias"][:, None] if "bias" in attn[name] else y
         return numpy_norm(y, attn[f"{name}_norm"], arch) if f"{name}_norm" in attn else y
 
@@ -166,9 +162,8 @@ def test_decoding_through_the_cache_equals_the_whole_forward(name, prompts, comp
     prefill = jit(lambda: decoder.apply(params, prompts.tokens, prompts.length, return_kv=True))()
     n, b, g, _, e = prefill.kv.k.shape
     shape = (n, b, K, g, T, e)
-    own = KV(
-        np.full(shape, 1e6, np.float32), np.full(shape, 1e6, np.float32)
-    )  # what is not filled is not seen
+    # what is not filled is not seen
+    own = KV(np.full(shape, 1e6, np.float32), np.full(shape, 1e6, np.float32))
 
     @jit
     def step(own, filled, token):

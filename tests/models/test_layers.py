@@ -56,9 +56,8 @@ def test_rotated_dot_products_depend_on_relative_position_only(normal):
 
 def test_rotation_pairs_each_half_with_the_other():
     x = np.array([1.0, 2.0, 3.0, 4.0], np.float32).reshape(1, 1, 1, 4)
-    got = np.asarray(
-        rotate(x, rotary_table(np.array([[2]], np.int32), 4, 100.0))
-    ).ravel()  # frequencies 1 and 0.1
+    table = rotary_table(np.array([[2]], np.int32), 4, 100.0)  # frequencies 1 and 0.1
+    got = np.asarray(rotate(x, table)).ravel()
     c, s = np.cos([2.0, 0.2]), np.sin([2.0, 0.2])
     want = [1 * c[0] - 3 * s[0], 2 * c[1] - 4 * s[1], 3 * c[0] + 1 * s[0], 4 * c[1] + 2 * s[1]]
     np.testing.assert_allclose(got, want, rtol=1e-6)
@@ -66,9 +65,8 @@ def test_rotation_pairs_each_half_with_the_other():
 
 def test_llama3_scaling_leaves_short_wavelengths_alone_and_divides_long_ones():
     angle, turned = angles(), angles(Llama3Scaling(8.0, 1.0, 4.0, 64))
-    turns = (
-        64 * 10000.0 ** (-np.arange(8) / 8) / (2 * np.pi)
-    )  # over the original context: 10.2, 3.2, 1.02, 0.3, ...
+    # over the original context: 10.2, 3.2, 1.02, 0.3, ...
+    turns = 64 * 10000.0 ** (-np.arange(8) / 8) / (2 * np.pi)
     np.testing.assert_allclose(turned[turns > 4], angle[turns > 4], rtol=1e-5)
     np.testing.assert_allclose(turned[turns < 1], angle[turns < 1] / 8, rtol=1e-5)
     between = (turns > 1) & (turns < 4)

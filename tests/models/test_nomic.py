@@ -9,10 +9,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from ssppo_jax.weights.encoder import EncoderError, load_encoder, read_arch
+from ssppo_jax.errors import ConfigError
+from ssppo_jax.weights.encoder import load_encoder, read_arch
 
 GOLDEN = np.load(pathlib.Path(__file__).parent.parent / "golden/nomic.npz")
 CONFIG = json.loads(str(GOLDEN["config"]))
+TENSORS = {
+    name.removeprefix("tensor/"): GOLDEN[name]
+    for name in GOLDEN.files
+    if name.startswith("tensor/")
+}
 PUBLISHED = {  # of nomic-ai/nomic-embed-text-v1.5, with this model's sizes
     "activation_function": "swiglu",
     "causal": False,
@@ -40,12 +46,8 @@ PUBLISHED = {  # of nomic-ai/nomic-embed-text-v1.5, with this model's sizes
 }
 
 
-def folder_of(tmp_path, config):
-    tensors = {
-        name.removeprefix("tensor/"): GOLDEN[name]
-        for name in GOLDEN.files
-        if name.startswith("tensor/")
-    }
+def folder_of(tmp_path, config, without=()):
+    tensors = {name: tensor for name, tensor in TENSORS.items() if name not in without}
     (tmp_path / "modules.json").write_text('[{"type": "x.Pooling", "path": ""}]')
     (tmp_path / "config.json").write_text(json.dumps(config | {"pooling_mode": "mean"}))
     save_file(tensors, tmp_path / "model.safetensors")
@@ -81,18 +83,11 @@ def test_sentence_vectors_equal_transformers(config, tmp_path):
     ],
 )
 def test_what_is_not_implemented_is_refused(change, message, tmp_path):
-    with pytest.raises(EncoderError, match=message):
+    with pytest.raises(ConfigError, match=message):
         read_arch(folder_of(tmp_path, PUBLISHED | change))
 
 
 def test_a_missing_gate_is_named(tmp_path):
-    folder = folder_of(tmp_path, CONFIG)
-    tensors = {
-        name.removeprefix("tensor/"): GOLDEN[name]
-        for name in GOLDEN.files
-        if name.startswith("tensor/")
-    }
-    del tensors["encoder.layers.1.mlp.fc12.weight"]
-    save_file(tensors, folder / "model.safetensors")
-    with pytest.raises(EncoderError, match=r"missing encoder\.layers\.1\.mlp\.fc12\.weight"):
+    folder = folder_of(tmp_path, CONFIG, without=["encoder.layers.1.mlp.fc12.weight"])
+    with pytest.raises(ConfigError, match=r"missing encoder\.layers\.1\.mlp\.fc12\.weight"):
         load_encoder(str(folder))

@@ -44,10 +44,8 @@ def alone(name, b, k):
 def test_each_token_is_scored_by_the_state_before_it(name):
     """The first one by the prompt's last state; where logits have a soft cap, through it."""
     policy = scorer(name)(PROMPTS, TOKENS, MASK)
-    kernel, cap = (
-        np.asarray(output_kernel(PARAMS[name], ARCHES[name]), np.float64),
-        ARCHES[name].final_softcap,
-    )
+    kernel = np.asarray(output_kernel(PARAMS[name], ARCHES[name]), np.float64)
+    cap = ARCHES[name].final_softcap
     for b, k in ((0, 0), (1, 1), (2, 0)):
         prompt, own, _ = alone(name, b, k)
         logits = np.concatenate([prompt[-1:], own[:-1]]) @ kernel
@@ -85,10 +83,8 @@ def test_hidden_is_the_configured_state_of_the_completion(settings, want):
 def test_tokens_in_padding_change_nothing_that_counts(settings, want):
     poisoned_prompts = make_prompts(PROMPTS.length, 6, fill=V - 1)
     poisoned = np.where(MASK > 0, TOKENS, V - 2).astype(np.int32)
-    clean, other = (
-        scorer(**settings)(PROMPTS, TOKENS, MASK),
-        scorer(**settings)(poisoned_prompts, poisoned, MASK),
-    )
+    clean = scorer(**settings)(PROMPTS, TOKENS, MASK)
+    other = scorer(**settings)(poisoned_prompts, poisoned, MASK)
     np.testing.assert_array_equal(
         np.where(MASK > 0, clean.logp, 0), np.where(MASK > 0, other.logp, 0)
     )
@@ -98,10 +94,8 @@ def test_tokens_in_padding_change_nothing_that_counts(settings, want):
 def test_more_padding_changes_nothing_that_counts():
     wide = make_prompts(PROMPTS.length, 11)
     extra = np.full((3, 2, 4), PAD, np.int32)
-    tokens, mask = (
-        np.concatenate([TOKENS, extra], 2),
-        np.concatenate([MASK, np.zeros_like(extra, np.float32)], 2),
-    )
+    tokens = np.concatenate([TOKENS, extra], 2)
+    mask = np.concatenate([MASK, np.zeros_like(extra, np.float32)], 2)
     clean, other = scorer()(PROMPTS, TOKENS, MASK), scorer()(wide, tokens, mask)
     np.testing.assert_allclose(
         np.where(MASK > 0, other.logp[..., :5] - clean.logp, 0), 0, atol=1e-5

@@ -41,10 +41,22 @@ def make_arch(kind="llama", **changes):
     return tiny_arch(model_type=kind, vocab_size=len(vocabulary()), rope_theta=1e5, **changes)
 
 
+def gguf_tensors(tree, arch):
+    """The tensors of a tree by their GGUF names, as llama.cpp's converter would write them."""
+    flat = dict(hf.flatten(tree))
+    for leaf in names.leaves(arch):
+        rows = flat[leaf.path] if leaf.stacked else flat[leaf.path][None]
+        for n, row in enumerate(rows):
+            value = names.to_hf(row, leaf, arch)
+            if arch.model_type != "qwen2" and leaf.path.endswith(("q/kernel", "k/kernel")):
+                heads = arch.num_heads if "/q/" in leaf.path else arch.num_kv_heads
+                value = interleave(value, heads)
+            yield leaf.gguf.format(n=n), value
+
+
 def write_gguf(path, tree, arch, *, pre="smollm", drop=(), extra=None, **settings):
     """A float32 GGUF file of a tree, as llama.cpp's converter would write it."""
-    kind = arch.model_type
-    writer = gguf.GGUFWriter(path, kind)
+    writer = gguf.GGUFWriter(path, arch.model_type)
     writer.add_context_length(arch.max_positions)
     writer.add_embedding_length(arch.hidden_size)
     writer.add_block_count(arch.num_layers)
@@ -63,18 +75,7 @@ def write_gguf(path, tree, arch, *, pre="smollm", drop=(), extra=None, **setting
     writer.add_chat_template(TEMPLATE)
     for key, value in settings.items():
         writer.add_key_value(key.replace("__", "."), value, gguf.GGUFValueType.get_type(value))
-    flat = dict(hf.flatten(tree))
-    tensors = dict(extra or {})
-    for leaf in names.leaves(arch):
-        rows = flat[leaf.path] if leaf.stacked else flat[leaf.path][None]
-        for n, row in enumerate(rows):
-            value = names.to_hf(row, leaf, arch)
-            if kind == "llama" and leaf.path.endswith(("q/kernel", "k/kernel")):
-                value = interleave(
-                    value, arch.num_heads if "/q/" in leaf.path else arch.num_kv_heads
-                )
-            tensors[leaf.gguf.format(n=n)] = value
-    for name, value in tensors.items():
+    for name, value in ((extra or {}) | dict(gguf_tensors(tree, arch))).items():
         if name not in drop:
             writer.add_tensor(name, np.ascontiguousarray(value))
     writer.write_header_to_file()

@@ -285,13 +285,11 @@ def test_arrays_that_cannot_be_written_are_an_error_and_the_older_checkpoints_st
     copy_of_two_steps, caplog
 ):
     """Orbax also raises in its threads: neither they nor its log print a traceback of it."""
-    big = jnp.arange(
-        300_000, dtype=jnp.float32
-    )  # on one device: one write, so none is in flight when it fails
+    # on one device: one write, so none is in flight when it fails
+    big = jnp.arange(300_000, dtype=jnp.float32)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(
-        resource.RLIMIT_FSIZE, (100_000, limits[1])
-    )  # the kernel refuses to let a file grow further
+    # the kernel refuses to let a file grow further
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(UserError, match="step 3 could not be written"):
             Checkpoints(copy_of_two_steps).save(3, {"big": big}, META, finite=True)

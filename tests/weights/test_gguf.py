@@ -11,6 +11,17 @@ from ssppo_jax.weights.gguf import convert_gguf, unpermute
 from ssppo_jax.weights.source import load_tokenizer
 
 
+@pytest.fixture
+def tiny_file(tmp_path, make_tree):
+    """file(**settings): a GGUF file of a tiny llama, written with these settings."""
+
+    def make(**settings):
+        arch = make_arch()
+        return write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **settings)
+
+    return make
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen2"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_conversion_gives_the_weights_and_the_arch_back(kind, tied, tmp_path, make_tree):
@@ -27,9 +38,8 @@ def test_conversion_gives_the_weights_and_the_arch_back(kind, tied, tmp_path, ma
 def test_unpermute_undoes_the_interleaving_by_head():
     rows = np.arange(2 * 6 * 3, dtype=np.float32).reshape(12, 3)
     mixed = interleave(rows, 2)
-    assert mixed[:6, 0].tolist() == [
-        rows[i, 0] for i in (0, 3, 1, 4, 2, 5)
-    ]  # pairs (i, i + E/2) side by side
+    # pairs (i, i + E/2) side by side
+    assert mixed[:6, 0].tolist() == [rows[i, 0] for i in (0, 3, 1, 4, 2, 5)]
     np.testing.assert_array_equal(unpermute(mixed, 2), rows)
 
 
@@ -109,9 +119,8 @@ def backend(folder):
     return Tokenizer.from_file(str(folder / "tokenizer.json"))
 
 
-def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
-    arch = make_arch()
-    folder = convert_gguf(write_gguf(tmp_path / "m.gguf", make_tree(arch), arch), tmp_path / "out")
+def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, tiny_file):
+    folder = convert_gguf(tiny_file(), tmp_path / "out")
     config = hf.read_json(folder / "tokenizer_config.json")
     assert (config["chat_template"], config["tokenizer_class"]) == (
         TEMPLATE,
@@ -136,18 +145,16 @@ def test_a_template_is_stored_for_old_and_new_transformers(tmp_path, make_tree):
     ],
 )
 def test_what_is_not_understood_is_refused_by_name_and_writes_nothing(
-    arguments, named, tmp_path, make_tree
+    arguments, named, tmp_path, tiny_file
 ):
-    arch = make_arch()
-    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **arguments)
+    file = tiny_file(**arguments)
     with pytest.raises(ConfigError, match=named):
         convert_gguf(file, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
 
 
-def test_metadata_that_is_no_utf_8_is_named(tmp_path, make_tree):
-    arch = make_arch()
-    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, general__type="model")
+def test_metadata_that_is_no_utf_8_is_named(tmp_path, tiny_file):
+    file = tiny_file(general__type="model")
     file.write_bytes(file.read_bytes().replace(b"<user>", b"<us\xff\xff>"))
     with pytest.raises(DataError, match=r"'tokenizer\.ggml\.tokens' is unreadable: 'utf-8'"):
         convert_gguf(file, tmp_path / "out")
@@ -165,9 +172,8 @@ def test_other_architectures_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [0, 3, 40, 5000, -1000])
-def test_a_damaged_file_is_an_error_and_not_a_model(keep, tmp_path, make_tree):
-    arch = make_arch()
-    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch)
+def test_a_damaged_file_is_an_error_and_not_a_model(keep, tmp_path, tiny_file):
+    file = tiny_file()
     file.write_bytes(file.read_bytes()[:keep])
     with pytest.raises(DataError, match=r"m\.gguf: not a readable GGUF file"):
         convert_gguf(file, tmp_path / "out")
@@ -182,12 +188,10 @@ def test_a_damaged_file_is_an_error_and_not_a_model(keep, tmp_path, make_tree):
         ({"eot_token_id": 2, "eom_token_id": 1}, (2, 1)),
     ],
 )
-def test_every_end_that_llama_cpp_knows_stops_a_completion(settings, stops, tmp_path, make_tree):
+def test_every_end_that_llama_cpp_knows_stops_a_completion(settings, stops, tmp_path, tiny_file):
     """llama.cpp ends at eos, eot and eom; Llama 3's chat models end their turns with eot."""
-    arch = make_arch()
     settings = {f"tokenizer__ggml__{key}": value for key, value in settings.items()}
-    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **settings)
-    folder = convert_gguf(file, tmp_path / "out")
+    folder = convert_gguf(tiny_file(**settings), tmp_path / "out")
     assert hf.read_arch(folder).eos_ids == stops
     listed = hf.read_json(folder / "generation_config.json")["eos_token_id"]
     assert listed == (list(stops) if len(stops) > 1 else stops[0])
@@ -204,22 +208,19 @@ def test_every_end_that_llama_cpp_knows_stops_a_completion(settings, stops, tmp_
         ({"scaling__type": "none", "scaling__factor": 4.0}, None),
     ],
 )
-def test_linear_rope_scaling_is_read_as_llama_cpp_reads_it(settings, scaling, tmp_path, make_tree):
+def test_linear_rope_scaling_is_read_as_llama_cpp_reads_it(settings, scaling, tmp_path, tiny_file):
     """Its loader takes linear where no type stands, and the old key where there is no factor."""
-    arch = make_arch()
     settings = {f"llama__rope__{key}": value for key, value in settings.items()}
-    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **settings)
-    assert hf.read_arch(convert_gguf(file, tmp_path / "out")).rope_scaling == scaling
+    folder = convert_gguf(tiny_file(**settings), tmp_path / "out")
+    assert hf.read_arch(folder).rope_scaling == scaling
 
 
 @pytest.mark.parametrize("name", ["eot", "padding"])
-def test_a_special_id_beyond_the_tokens_is_named(name, tmp_path, make_tree):
+def test_a_special_id_beyond_the_tokens_is_named(name, tmp_path, tiny_file):
     """Some converters write -1 for none."""
-    arch = make_arch()
     key = f"tokenizer.ggml.{name}_token_id"
-    file = write_gguf(tmp_path / "m.gguf", make_tree(arch), arch, **{key: -1})
     with pytest.raises(DataError, match=f"{key} is -1, and the file has"):
-        convert_gguf(file, tmp_path / "out")
+        convert_gguf(tiny_file(**{key: -1}), tmp_path / "out")
 
 
 def test_merges_of_other_tokens_and_tensors_of_other_kinds_are_named(tmp_path, make_tree):

@@ -12,7 +12,7 @@ import pytest
 from gguf_files import (
     MERGES,
     TEMPLATE,
-    interleave,
+    gguf_tensors,
     kinds,
     make_arch,
     sentencepiece,
@@ -25,7 +25,7 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from ssppo_jax.__main__ import main
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.models.arch import LinearScaling, Llama3Scaling, tiny_arch
-from ssppo_jax.weights import hf, names
+from ssppo_jax.weights import hf
 from ssppo_jax.weights.gguf import convert_gguf
 from ssppo_jax.weights.gguf_export import is_sentencepiece, piece_scores, pre_of, save_gguf
 from ssppo_jax.weights.source import load_tokenizer
@@ -72,20 +72,15 @@ def test_both_readers_find_the_model_that_was_written(case, file, make_folder, t
     folder, tree = make_folder(arch)
     save_gguf(folder, file)
     tensors = {t.name: t for t in gguf.GGUFReader(file).tensors}
-    flat, llama = dict(hf.flatten(tree)), arch.model_type != "qwen2"
-    for leaf in names.leaves(arch):
-        rows = flat[leaf.path] if leaf.stacked else flat[leaf.path][None]
-        for n, row in enumerate(rows):
-            want = names.to_hf(row, leaf, arch)
-            if llama and leaf.path.endswith(("q/kernel", "k/kernel")):
-                want = interleave(want, arch.num_heads if "/q/" in leaf.path else arch.num_kv_heads)
-            np.testing.assert_array_equal(tensors.pop(leaf.gguf.format(n=n)).data, want)
+    for name, want in gguf_tensors(tree, arch):
+        np.testing.assert_array_equal(tensors.pop(name).data, want)
     assert not tensors
     again = convert_gguf(file, tmp_path / "again")
-    same = dataclasses.replace(arch, model_type="llama") if llama else arch
+    kind = "qwen2" if arch.model_type == "qwen2" else "llama"
+    same = dataclasses.replace(arch, model_type=kind)
     assert hf.read_arch(again) == same
     loaded = dict(hf.flatten(hf.load_params(again, same)))
-    for path, leaf in flat.items():
+    for path, leaf in hf.flatten(tree):
         np.testing.assert_array_equal(loaded[path], leaf, err_msg=path)
     text = "hello the 12!! <user> <|im_end|>"
     ids = [load_tokenizer(f)(text)["input_ids"] for f in (folder, again)]

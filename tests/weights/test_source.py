@@ -12,7 +12,7 @@ from ssppo_jax.data.chat import encode_chat
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.files import default_cache
-from ssppo_jax.weights import source
+from ssppo_jax.weights import hf, source
 from ssppo_jax.weights.checkpoint import MANIFEST
 from ssppo_jax.weights.source import embedded_file, load_tokenizer, resolve
 from ssppo_jax.weights.table import read_tokenizer
@@ -27,8 +27,8 @@ def fake_convert(monkeypatch):
     def convert(path, folder):
         calls.append(folder)
         time.sleep(0.2)
-        folder.mkdir()
-        (folder / "config.json").write_text(Path(path).read_text())
+        with hf.new_folder(folder) as tmp:
+            (tmp / "config.json").write_text(Path(path).read_text())
         return folder
 
     monkeypatch.setattr(source, "convert_gguf", convert)
@@ -198,34 +198,22 @@ def test_a_repo_id_downloads_no_pickles(given, repo, revision, monkeypatch, tmp_
     monkeypatch.chdir(tmp_path)
     assert resolve(given) == tmp_path
     assert (asked["name"], asked["revision"]) == (repo, revision)
-    listing = [
-        "model.safetensors",
-        "model-00001-of-00002.safetensors",
-        "model.safetensors.index.json",
-        "config.json",
-    ]
-    listing += [
-        "tokenizer.json",
-        "tokenizer.model",
-        "merges.txt",
-        "chat_template.jinja",
-        "pytorch_model.bin",
-        "m.pt",
-    ]
-    listing += [
-        "consolidated.safetensors",
-        "original/x.safetensors",
-        "onnx/config.json",
-        "modeling_x.py",
-        "README.md",
-        "adapter/model.safetensors",
-        "assets/x.json",
+    wanted = [
+        "model.safetensors", "model-00001-of-00002.safetensors", "model.safetensors.index.json",
+        "config.json", "tokenizer.json", "tokenizer.model", "merges.txt", "chat_template.jinja",
         "additional_chat_templates/tool_use.jinja",
-    ]
+    ]  # fmt: skip
+    others = [
+        "pytorch_model.bin", "m.pt", "consolidated.safetensors", "original/x.safetensors",
+        "onnx/config.json", "modeling_x.py", "README.md", "adapter/model.safetensors",
+        "assets/x.json",
+    ]  # fmt: skip
     kept = huggingface_hub.utils.filter_repo_objects(
-        listing, allow_patterns=asked["allow_patterns"], ignore_patterns=asked["ignore_patterns"]
+        wanted + others,
+        allow_patterns=asked["allow_patterns"],
+        ignore_patterns=asked["ignore_patterns"],
     )
-    assert list(kept) == [*listing[:8], "additional_chat_templates/tool_use.jinja"]
+    assert list(kept) == wanted
 
 
 def test_a_repo_of_pickles_and_an_unreachable_one_are_explained(monkeypatch, tmp_path):

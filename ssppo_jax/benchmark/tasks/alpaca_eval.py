@@ -31,11 +31,11 @@ from ssppo_jax.benchmark.contract import (
     mean_of,
 )
 from ssppo_jax.benchmark.rows import read_rows
-from ssppo_jax.benchmark.templates import fill, installed, read_text
+from ssppo_jax.benchmark.templates import fill, read_text
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import ConfigError, DataError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import file_digest, write_json
+from ssppo_jax.files import file_digest, installed, write_json
 from ssppo_jax.oracles.judge_prompts import STYLES, NoVerdict, probability
 from ssppo_jax.types import Failed
 

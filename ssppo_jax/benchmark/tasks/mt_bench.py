@@ -27,11 +27,11 @@ from ssppo_jax.benchmark.contract import (
 )
 from ssppo_jax.benchmark.rows import read_rows, turns_of
 from ssppo_jax.benchmark.tasks.arena_hard import answer_record
-from ssppo_jax.benchmark.templates import fill, installed
+from ssppo_jax.benchmark.templates import fill
 from ssppo_jax.config import expanded
 from ssppo_jax.errors import DataError
 from ssppo_jax.evaluate import Estimate
-from ssppo_jax.files import file_digest, write_records
+from ssppo_jax.files import file_digest, installed, write_records
 from ssppo_jax.oracles.answers import said
 from ssppo_jax.types import Failed
 
