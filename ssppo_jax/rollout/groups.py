@@ -16,8 +16,8 @@ from ssppo_jax.losses import ADVANTAGES
 from ssppo_jax.losses.advantages import soft_overlong, zero_std
 from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.rollout.pairs import mean_win_rate
-from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_of
-from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Mean, Verdict
+from ssppo_jax.rollout.rows import Judged, Rows, batch_of, group_means, mean_or_zero, record_of
+from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,11 @@ def group_rows(
             strict=True,
         )
     ]
-    values = {name: float(m.result()) for name, m in stats.items()}
-    values |= {
+    stats |= {
         "group/truncated": mean_or_zero(np.asarray(truncated)),
         "group/rows": float(len(records)),
     }
-    return Rows(batch, judged.samples, records, values)
+    return Rows(batch, judged.samples, records, stats)
 
 
 def overlong_buffer(config: ConfigDict) -> int:
@@ -106,9 +105,9 @@ def make_groups(
     max_length: int,
     overlong_buffer_len: int = 0,
     overlong_penalty_factor: float = 1.0,
-) -> tuple[Groups, dict[str, Mean]]:
-    """Add the length reward, if any, and turn rewards into advantages; statistics are undivided
-    means over groups.
+) -> tuple[Groups, dict[str, float]]:
+    """Add the length reward, if any, and turn rewards into advantages; statistics are means over
+    groups.
 
     Args:
       max_length: completion slots, where the length reward reaches -overlong_penalty_factor
@@ -127,18 +126,15 @@ def make_groups(
     return groups, _stats(np.asarray(reward, np.float64), groups)
 
 
-def _stats(reward: np.ndarray, groups: Groups) -> dict[str, Mean]:
+def _stats(reward: np.ndarray, groups: Groups) -> dict[str, float]:
     """Average the oracle's reward (mean, spread in a group, best of K) and the shaped one."""
-    values = {
-        "reward/mean": reward.mean(axis=1),
-        "reward/std": reward.std(axis=1, ddof=1),
-        "reward/best_of_k": reward.max(axis=1),
-        "reward/shaped": groups.reward.mean(axis=1),
-        "frac_reward_zero_std": ~teaches(reward),
-        "advantage/abs": np.abs(groups.advantage).mean(axis=1),
-    }
-    count = np.float32(len(reward))
-    return {
-        name: Mean(np.float32(np.sum(value, dtype=np.float64)), count)
-        for name, value in values.items()
-    }
+    return group_means(
+        {
+            "reward/mean": reward.mean(axis=1),
+            "reward/std": reward.std(axis=1, ddof=1),
+            "reward/best_of_k": reward.max(axis=1),
+            "reward/shaped": groups.reward.mean(axis=1),
+            "frac_reward_zero_std": ~teaches(reward),
+            "advantage/abs": np.abs(groups.advantage).mean(axis=1),
+        }
+    )

@@ -20,9 +20,9 @@ from ssppo_jax.losses import GATES, TIES
 from ssppo_jax.losses.gates import calibrate, linear
 from ssppo_jax.oracles.embedder import EmbedCounts, SentenceEmbedder
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
+from ssppo_jax.rollout.rows import Judged, Rows, batch_of, group_means, record_of
 from ssppo_jax.rollout.similarity import score_similarity
-from ssppo_jax.types import Array, Mean, Samples
+from ssppo_jax.types import Array, Samples
 
 # logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
 SCORE_CLIP = 1e-6
@@ -96,12 +96,8 @@ def pair_rows(
         }
         for e, i, (w, l) in zip(chosen, rows, two, strict=True)
     ]
-    values = (
-        {name: float(m.result()) for name, m in stats.items()}
-        | {"oracle/pairs": float(len(rows)), "pairs/weightless": float(weightless.sum())}
-        | counts
-    )
-    return Rows(batch, samples, records, values)
+    stats |= {"oracle/pairs": float(len(rows)), "pairs/weightless": float(weightless.sum())}
+    return Rows(batch, samples, records, stats | counts)
 
 
 def _similarity(
@@ -212,14 +208,14 @@ def make_pairs(
     gate_level: str = "pair",
     drop_tied: bool = False,
     win_rate: np.ndarray | None = None,  # [B,K], in place of the estimate
-) -> tuple[Pairs, dict[str, Mean]]:
+) -> tuple[Pairs, dict[str, float]]:
     """Select the best and worst of K and calibrate their win rates: S-SPPO (arXiv 2606.01561)
     section 3.1, Algorithm 1.
 
     With g the `gate`: `pair` uses g(S_wl) for both (Algorithm 1, what the paper runs); `group_mean`
     uses g(mean_{j != i} S_ij) for each (eq. 3.1); `pairwise` gates each P_ij by g(S_ij) before
     averaging (the form of the proof); `none` leaves the win rates. Selection never depends on the
-    gate. The statistics are undivided means over the B groups.
+    gate. The statistics are means over the B groups.
 
     Raises ConfigError for an unknown name and ValueError for matrices that break their contract.
 
@@ -278,7 +274,7 @@ def off_diagonal_mean(similarity: np.ndarray) -> np.ndarray:  # [B,K,K]
     return np.sum(similarity * off_diagonal, axis=-1) / (similarity.shape[-1] - 1)
 
 
-def _stats(pairs: Pairs) -> dict[str, Mean]:
+def _stats(pairs: Pairs) -> dict[str, float]:
     """Average margins before and after the gate, similarity, and the shares tied, inverted,
     amplified and dropped.
 
@@ -288,20 +284,17 @@ def _stats(pairs: Pairs) -> dict[str, Mean]:
     """
     margin_raw = pairs.win_rate[:, 0] - pairs.win_rate[:, 1]
     margin_gated = pairs.target[:, 0] - pairs.target[:, 1]
-    values = {
-        "pairs/margin_raw": margin_raw,
-        "pairs/margin_gated": margin_gated,
-        "pairs/similarity": pairs.similarity,
-        "pairs/tied": pairs.tied,
-        "pairs/inverted": margin_raw < -TIE,
-        "pairs/amplified": np.abs(margin_gated) > np.abs(margin_raw) + TIE,
-        "pairs/dropped": ~pairs.keep,
-    }
-    groups = np.float32(len(pairs.tied))
-    return {
-        name: Mean(np.float32(np.sum(value, dtype=np.float64)), groups)
-        for name, value in values.items()
-    }
+    return group_means(
+        {
+            "pairs/margin_raw": margin_raw,
+            "pairs/margin_gated": margin_gated,
+            "pairs/similarity": pairs.similarity,
+            "pairs/tied": pairs.tied,
+            "pairs/inverted": margin_raw < -TIE,
+            "pairs/amplified": np.abs(margin_gated) > np.abs(margin_raw) + TIE,
+            "pairs/dropped": ~pairs.keep,
+        }
+    )
 
 
 def _known(field: str, name: str, allowed: Iterable[str]) -> str:
