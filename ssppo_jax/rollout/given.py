@@ -14,11 +14,11 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.rollout.collect import ASSEMBLE, Collector
-from ssppo_jax.rollout.rows import Judged, Rows
+from ssppo_jax.rollout.rows import Judged, Rows, samples_of
 from ssppo_jax.rollout.score import micro_batches, score_batch, score_rows
 from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.steps import make_row_step
-from ssppo_jax.types import FINISH_EOS, PyTree, Samples, Verdict
+from ssppo_jax.types import PyTree, Verdict
 
 RECORDED = 200  # rows of an iteration that are written for people; the data holds all of them
 
@@ -108,18 +108,12 @@ def judged_of(encoded: Sequence[EncodedPrompt], slots: int) -> Judged:
       encoded: prompts with responses, the same number of each.
       slots: T, completion slots.
     """
-    m, k = len(encoded), len(encoded[0].completions)
-    tokens, length = np.zeros((m, k, slots), np.int32), np.zeros((m, k), np.int32)
-    for b, e in enumerate(encoded):
-        for i, ids in enumerate(e.completions):
-            tokens[b, i, : len(ids)], length[b, i] = ids, len(ids)
-    logp = np.zeros(tokens.shape, np.float32)
-    samples = Samples(tokens, length, logp, logp, np.full((m, k), FINISH_EOS, np.int8))
+    samples = samples_of([e.completions for e in encoded], slots, len(encoded[0].completions))
     given = [e.prompt.given for e in encoded if e.prompt.given is not None]
     pairwise = bool(given[0].preference)
     values = [g.preference if pairwise else g.reward or (0.0,) for g in given]
     judged = np.array(values, np.float32)
-    verdict = Verdict(judged if pairwise else None, None if pairwise else judged, (None,) * m)
+    verdict = Verdict(judged if pairwise else None, None if pairwise else judged, (None,) * len(encoded))
     rate = np.array([g.win_rate for g in given]) if given[0].win_rate else None
     return Judged(list(encoded), samples, [list(g.texts) for g in given], verdict, rate)
 

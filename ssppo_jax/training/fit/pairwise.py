@@ -17,9 +17,9 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.deberta import Ranker
 from ssppo_jax.oracles.judge_prompts import conversation
 from ssppo_jax.oracles.pairrm import PairReader
-from ssppo_jax.rollout.rows import batch_of
+from ssppo_jax.rollout.rows import batch_of, samples_of
 from ssppo_jax.training.fit.head import Head, both_orders, no_logp, pairs_of
-from ssppo_jax.types import FINISH_EOS, Array, Batch, Failed, Policy, Prompt, PyTree, Samples
+from ssppo_jax.types import Array, Batch, Failed, Policy, Prompt, PyTree
 from ssppo_jax.weights.encoder import locate_encoder
 from ssppo_jax.weights.ranker import open_ranker, save_ranker
 
@@ -125,11 +125,5 @@ def _rows(encoded: Sequence[EncodedPrompt], temperature: float) -> Batch:
             inputs.append([e.completions[order] for order in two])
             p.append(chance)
     longest = max((len(ids) for two in inputs for ids in two), default=1)
-    tokens = np.zeros((len(chosen), 2, -(-longest // ROUND) * ROUND), np.int32)
-    length = np.zeros((len(chosen), 2), np.int32)
-    for row, both in enumerate(inputs):
-        for k, ids in enumerate(both):
-            tokens[row, k, : len(ids)], length[row, k] = ids, len(ids)
-    logp = np.zeros(tokens.shape, np.float32)
-    samples = Samples(tokens, length, logp, logp, np.full(length.shape, FINISH_EOS, np.int8))
+    samples = samples_of(inputs, -(-longest // ROUND) * ROUND, 2)
     return batch_of(chosen, samples, p_win=np.array(p, np.float32))
