@@ -92,7 +92,7 @@ class Cut:
         return each * self.ways
 
     def _padded(self, lengths: _Lengths, rows: np.ndarray, size: int) -> MicroBatch:
-        filled = np.concatenate([rows, np.full(size - len(rows), -1, rows.dtype)])
+        filled = np.pad(rows, (0, size - len(rows)), constant_values=-1)
         return self._shaped(lengths, filled, 0)
 
     def _shaped(self, lengths: _Lengths, rows: np.ndarray, stream: int) -> MicroBatch:
