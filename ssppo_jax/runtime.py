@@ -266,8 +266,8 @@ def build_runtime(config: ConfigDict) -> Runtime:
         )
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
     decoder = make_decoder(config, arch, mesh)
-    generation = {"eos_token_id": list(arch.eos_ids)}
-    return Runtime(config, folder, mesh, arch, decoder, tokenizer, eos_ids(tokenizer, generation))
+    ends = eos_ids(tokenizer, arch.eos_ids)
+    return Runtime(config, folder, mesh, arch, decoder, tokenizer, ends)
 
 
 def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:

@@ -107,23 +107,18 @@ def opens_thinking(tokenizer: Any, ids: np.ndarray) -> bool:  # [P] int32
     return bool(_THINKS.search(tokenizer.decode([int(i) for i in ids[-_TAIL:]])))
 
 
-def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Return every id that ends a completion: the tokenizer's EOS and the generation config's,
-    sorted.
+def eos_ids(tokenizer: Any, of_model: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return every id that ends a completion: the tokenizer's EOS and the model's, sorted.
 
     Args:
         tokenizer: a transformers tokenizer.
-        generation_config: a GenerationConfig, the dict of a generation_config.json, or None.
+        of_model: what the generation config or the model's own names (`Arch.eos_ids`).
 
     Raises:
         ConfigError: no id is known, so no completion could ever end.
     """
-    if isinstance(generation_config, dict):
-        listed = generation_config.get("eos_token_id")
-    else:
-        listed = getattr(generation_config, "eos_token_id", None)
-    listed = listed if isinstance(listed, (list, tuple)) else [listed]
-    found = sorted({int(i) for i in (tokenizer.eos_token_id, *listed) if i is not None})
+    own = tokenizer.eos_token_id
+    found = sorted({*of_model} if own is None else {own, *of_model})
     if not found:
         raise ConfigError(
             "no end-of-sequence token: the tokenizer has no eos_token and the generation config no"
@@ -268,11 +263,6 @@ def _mark_specials(tokenizer: Any, messages: Sequence[dict]) -> tuple[list[dict]
     return marked, {mark: special for special, mark in marks.items()}
 
 
-def _by_code(letters: dict[str, str]) -> dict[int, str]:
-    """Return a table for str.translate."""
-    return {ord(letter): text for letter, text in letters.items()}
-
-
 def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[int]:
     """Split at the template's special tokens and encode the rest with specials as text.
 
@@ -283,23 +273,19 @@ def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[i
         f"({_specials(tokenizer).pattern})", text
     )  # text, special, text, special, ..., text
 
-    def encode_parts(standing_for: dict[str, str]) -> list[int]:
+    def encode_parts(standing_for: dict[int, str]) -> list[int]:
         ids: list[int] = []
         for i, part in enumerate(parts):
             if i % 2:
                 ids.append(tokenizer.convert_tokens_to_ids(part))
             elif part:
-                ids += _encode(
-                    tokenizer,
-                    part.translate(_by_code(standing_for)),
-                    specials_as_text=True,
-                )
+                ids += _encode(tokenizer, part.translate(standing_for), specials_as_text=True)
         return ids
 
-    harmless = dict.fromkeys(spelled, "x")
-    ids = encode_parts(spelled)
+    harmless = str.maketrans(dict.fromkeys(spelled, "x"))
+    ids = encode_parts(str.maketrans(spelled))
     special_ids = [i for i in ids if i in set(tokenizer.all_special_ids)]
-    same_split = encode_parts(harmless) == _encode(tokenizer, text.translate(_by_code(harmless)))
+    same_split = encode_parts(harmless) == _encode(tokenizer, text.translate(harmless))
     written = [tokenizer.convert_tokens_to_ids(part) for part in parts[1::2]]
     if not same_split or special_ids != [i for i in written if i in set(tokenizer.all_special_ids)]:
         raise DataError(

@@ -149,7 +149,7 @@ def micro_batches(runtime: Runtime, batch: Batch) -> Iterator[tuple[np.ndarray, 
     """Yield (rows, -1 for fillers; their batch; what `apply` is told of its shape)."""
     cut = cut_of(runtime.config, ways_of(runtime.mesh))
     if not cut.by_length:
-        order = np.argsort(batch.prompt_length, kind="stable")  # the shortest first
+        order = np.argsort(np.asarray(batch.prompt_length), kind="stable")  # the shortest first
         for start in range(0, len(order), cut.size):
             rows = order[start : start + cut.size]
             part = take_rows(batch, rows, cut.size, cut.prompt_buckets)

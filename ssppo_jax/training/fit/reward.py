@@ -54,7 +54,7 @@ def reward(config: ConfigDict, mesh: Mesh) -> Head:
     arch = dataclasses.replace(own, num_labels=1)
     decoder = make_decoder(config, arch, mesh)
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
-    eos = eos_ids(tokenizer, {"eos_token_id": list(arch.eos_ids)})
+    eos = eos_ids(tokenizer, arch.eos_ids)
 
     def encode_pairs(
         prompts: list[Prompt],
