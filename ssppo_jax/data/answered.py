@@ -10,8 +10,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import zip_longest
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, NamedTuple
 
 from ssppo_jax.config import one_of
@@ -93,18 +92,14 @@ def answered(
             "data source 'answered' needs one of a file and a data set:"
             " --config.data.source.path=pairs.jsonl, or --config.data.source.repo_id=owner/name"
         )
-    rows = sources.json_lines(path) if path else _hub(repo_id, split, subset, revision)
+    if path:
+        rows = sources.json_lines(path)
+    else:
+        rows = sources.hub_rows(repo_id, split=split, subset=subset, revision=revision)
     return _prompts(rows, judged_by=judged_by, bad_rows=bad_rows)
 
 
 SOURCES = {"answered": answered}
-
-
-def _hub(repo_id: str, split: str, subset: str, revision: str) -> Iterator[tuple[str, Row]]:
-    table = sources.load_table(repo_id, split=split, subset=subset, revision=revision)
-    return (
-        (f"hf:{repo_id}[{split}]:{i + 1}", sources._plain_row(row)) for i, row in enumerate(table)
-    )
 
 
 def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) -> list[Prompt]:
@@ -206,12 +201,10 @@ def _prompt(row: Row, judged_by: str) -> tuple[Prompt, str]:
 
 
 def _pair(row: Mapping[str, Any], judged_by: str) -> tuple[_Split, Given, str]:
-    for key in SIDES:
-        if key not in row:
-            raise ValueError(f'missing field "{key}"; the row has: {", ".join(row)}')
-    sides = [_side(row[name], f'"{name}"') for name in SIDES]
+    chosen, rejected = (sources.field_of(row, name) for name in SIDES)
+    sides = [_side(chosen, '"chosen"'), _side(rejected, '"rejected"')]
     if "prompt" in row:
-        turns = _turns(row["prompt"], '"prompt"')
+        turns = _prompt_turns(row)
         texts = [_response(side, turns, name) for side, name in zip(sides, SIDES, strict=True)]
     else:
         try:
@@ -251,10 +244,7 @@ def _side(value: Any, what: str) -> str | tuple[dict, ...]:
 
 def _checked_turns(value: Any, what: str) -> tuple[dict, ...]:
     """Return turns in the one form; the content of the last may be empty, which is told later."""
-    columns = isinstance(value, dict) and {*value} == {"role", "content"}
-    if columns and all(isinstance(one, list) for one in value.values()):  # a record of two columns
-        pairs = zip_longest(value["role"], value["content"])
-        value = [{"role": role, "content": content} for role, content in pairs]
+    value = sources.without_columns(value, what)
     if not isinstance(value, list) or not value:
         raise ValueError(f"{what} must be a list of turns with at least one")
     last = value[-1]
@@ -272,11 +262,11 @@ def _answer(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
-def _turns(value: Any, what: str) -> tuple[dict, ...]:
-    """Return a prompt's turns."""
-    if isinstance(value, str):
-        return _transcript(value) or sources.read_messages(value, what.strip('"'))
-    return sources.read_messages(value, what.strip('"'))
+def _prompt_turns(row: Mapping[str, Any]) -> tuple[dict, ...]:
+    """Return the turns of a row's prompt."""
+    value = sources.field_of(row, "prompt")
+    said = _transcript(value) if isinstance(value, str) else ()
+    return said or sources.read_messages(value, "prompt")
 
 
 def _transcript(text: str) -> tuple[dict, ...]:
@@ -342,9 +332,7 @@ def _common(
 
 
 def _group(row: Mapping[str, Any]) -> tuple[_Split, Given, str]:
-    if "prompt" not in row:
-        raise ValueError(f'missing field "prompt"; the row has: {", ".join(row)}')
-    turns, responses = _turns(row["prompt"], '"prompt"'), row["responses"]
+    turns, responses = _prompt_turns(row), row["responses"]
     if not isinstance(responses, list) or len(responses) < 2:
         raise ValueError('"responses" must be a list of at least two')
     texts = tuple(
@@ -389,9 +377,7 @@ def _demonstration(row: Mapping[str, Any]) -> _Split:
                 f'"messages" must end with the assistant\'s turn, not {turns[-1]["role"]}'
             )
         return _Split(turns[:-1], (turns[-1]["content"],))
-    if "prompt" not in row:
-        raise ValueError(f'missing field "prompt"; the row has: {", ".join(row)}')
-    turns = _turns(row["prompt"], '"prompt"')
+    turns = _prompt_turns(row)
     side = _side(row["completion"], '"completion"')
     return _Split(turns, (_response(side, turns, "completion"),))
 
@@ -400,9 +386,7 @@ def _demonstration(row: Mapping[str, Any]) -> _Split:
 
 
 def _number(row: Mapping[str, Any], key: str) -> float:
-    if key not in row:
-        raise ValueError(f'missing field "{key}"; the row has: {", ".join(row)}')
-    return _numbers([row[key]], f'"{key}"', 1)[0]
+    return _numbers([sources.field_of(row, key)], f'"{key}"', 1)[0]
 
 
 def _probability(row: Mapping[str, Any], key: str) -> float:
