@@ -177,9 +177,7 @@ def _render(
         named = "the tokenizer's chat template" if chosen is None else f"data.template={template!r}"
         line = exc.lineno - ("strftime_now" in written)  # a macro stands before such a template
         raise ConfigError(f"{named}, line {line}: {exc.message}") from exc
-    except (
-        Exception
-    ) as exc:  # templates refuse turns (system role, order) by raising whatever they like
+    except Exception as exc:  # a template refuses turns by raising whatever it likes
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template refuses turns ({roles}): {exc}") from exc
 

@@ -7,13 +7,13 @@ float32.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax.config import bind
+from ssppo_jax.config.nodes import nearest
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import GATES, TIES
@@ -299,9 +299,9 @@ def _stats(pairs: Pairs) -> dict[str, float]:
 
 def _known(field: str, name: str, allowed: Iterable[str]) -> str:
     if name not in allowed:
-        near = difflib.get_close_matches(str(name), list(allowed), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{field}={name!r} is unknown: use one of {', '.join(allowed)}{hint}")
+        raise ConfigError(
+            f"{field}={name!r} is unknown; {nearest(name, allowed)}use one of {', '.join(allowed)}"
+        )
     return name
 
 
