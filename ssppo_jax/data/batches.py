@@ -39,12 +39,16 @@ class Dropped:
     def __str__(self) -> str:
         if not self.rows:
             return f"all {self.total} prompts have at most {self.limit} tokens"
-        shown = ", ".join(f"{name} ({length})" for name, length in self.rows[:SHOWN])
-        more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
         return (
             f"dropped {len(self.rows)} of {self.total} prompts longer than {self.limit} tokens:"
-            f" {shown}{more}"
+            f" {with_lengths(self.rows)}"
         )
+
+
+def with_lengths(rows: Sequence[tuple[str, int]]) -> str:
+    """Return the first ids with their lengths, and how many more there are."""
+    shown = ", ".join(f"{name} ({length})" for name, length in rows[:SHOWN])
+    return shown + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
 
 
 class PromptBatch(NamedTuple):
