@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ssppo_jax.data import EncodedPrompt
@@ -59,6 +60,11 @@ def samples_of(ids: Sequence[Sequence[np.ndarray]], slots: int, k: int) -> Sampl
     tokens, length = right_padded((row for group in ids for row in group), shape)
     logp = np.zeros(shape, np.float32)
     return Samples(tokens, length, logp, logp, np.full(length.shape, FINISH_EOS, np.int8))
+
+
+def joined(parts: Sequence[Samples], axis: int = 0) -> Samples:
+    """Return samples of several batches as one; along axis 1 those of the same prompts."""
+    return jax.tree.map(lambda *x: np.concatenate(x, axis), *parts)
 
 
 def batch_of(encoded: Sequence[EncodedPrompt], samples: Samples, **fields: np.ndarray) -> Batch:
