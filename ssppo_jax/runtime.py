@@ -46,9 +46,8 @@ from ssppo_jax.types import PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
-ROLLOUT, EVALUATION, ADAPTERS, DROPOUT, ROUNDING = range(
-    5
-)  # streams of random keys, folded into the run's key first
+# Streams of random keys, folded into the run's key first.
+ROLLOUT, EVALUATION, ADAPTERS, DROPOUT, ROUNDING = range(5)
 
 
 @dataclasses.dataclass(frozen=True)

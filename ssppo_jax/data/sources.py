@@ -183,9 +183,7 @@ SOURCES = {
 }
 
 
-def hub_rows(
-    repo_id: str, *, split: str, subset: str, revision: str
-) -> Iterator[tuple[str, Row]]:
+def hub_rows(repo_id: str, *, split: str, subset: str, revision: str) -> Iterator[tuple[str, Row]]:
     """Load a Hugging Face data set by id or local folder, as (`hf:id[split]:number`, row).
 
     Raises:

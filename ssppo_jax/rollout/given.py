@@ -13,12 +13,13 @@ from ssppo_jax.distributed.mesh import put_rows, replicated
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.policy import Apply
+from ssppo_jax.oracles.protocol import verdict_of
 from ssppo_jax.rollout.collect import ASSEMBLE, Collector
 from ssppo_jax.rollout.rows import Judged, Rows, samples_of
 from ssppo_jax.rollout.score import micro_batches, score_batch, score_rows
 from ssppo_jax.rollout.store import Rollout
 from ssppo_jax.steps import make_row_step
-from ssppo_jax.types import PyTree, Verdict
+from ssppo_jax.types import PyTree
 
 RECORDED = 200  # rows of an iteration that are written for people; the data holds all of them
 
@@ -110,10 +111,8 @@ def judged_of(encoded: Sequence[EncodedPrompt], slots: int) -> Judged:
     """
     samples = samples_of([e.completions for e in encoded], slots, len(encoded[0].completions))
     given = [e.prompt.given for e in encoded if e.prompt.given is not None]
-    pairwise = bool(given[0].preference)
-    values = [g.preference if pairwise else g.reward or (0.0,) for g in given]
-    judged = np.array(values, np.float32)
-    verdict = Verdict(judged if pairwise else None, None if pairwise else judged, (None,) * len(encoded))
+    values = np.array([g.preference or g.reward or (0.0,) for g in given], np.float32)
+    verdict = verdict_of(values, (None,) * len(encoded), None)
     rate = np.array([g.win_rate for g in given]) if given[0].win_rate else None
     return Judged(list(encoded), samples, [list(g.texts) for g in given], verdict, rate)
 

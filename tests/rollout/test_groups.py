@@ -38,9 +38,7 @@ def test_the_length_reward_by_hand():
     np.testing.assert_allclose(
         groups.advantage, groups.reward - groups.reward.mean(1, keepdims=True), atol=1e-6
     )
-    assert stats["reward/mean"] == pytest.approx(
-        5 / 12
-    )  # what the oracle said stays visible
+    assert stats["reward/mean"] == pytest.approx(5 / 12)  # what the oracle said stays visible
 
 
 def test_groups_of_one_reward_teach_nothing():
