@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -104,10 +105,14 @@ class Runtime:
         return jax.jit(self._as_sampled, out_shardings=placed)
 
     @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Return the configured optimizer."""
+        return make_run_optimizer(self.config, self.key(ROUNDING))
+
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Return the training state's shapes; it stays on the devices in every phase."""
-        optimizer = make_run_optimizer(self.config, self.key(ROUNDING))
-        return abstract_state(self.mesh, self.parted(self.abstract_params)[1], optimizer)
+        return abstract_state(self.mesh, self.parted(self.abstract_params)[1], self.optimizer)
 
     @property
     def beside_sampling(self) -> int:

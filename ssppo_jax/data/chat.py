@@ -26,10 +26,8 @@ PLAIN_TEMPLATE = (
     " message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
-TEMPLATES = {
-    "model": None,
-    "plain": PLAIN_TEMPLATE,
-}  # None: the template that the tokenizer carries
+# None: the template that the tokenizer carries.
+TEMPLATES = {"model": None, "plain": PLAIN_TEMPLATE}
 
 DATE = "2024-07-26"  # what Llama 3.1's template prints where it is told no date
 # Of strftime; %s, seconds since 1970, depends on the time zone and is left out.
@@ -267,9 +265,8 @@ def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[i
     The split is proved: with a harmless letter for every mark it must equal the tokenizer's
     encoding.
     """
-    parts = re.split(
-        f"({_specials(tokenizer).pattern})", text
-    )  # text, special, text, special, ..., text
+    # Text, special, text, special, ..., text.
+    parts = re.split(f"({_specials(tokenizer).pattern})", text)
 
     def encode_parts(standing_for: dict[int, str]) -> list[int]:
         ids: list[int] = []

@@ -98,9 +98,7 @@ def teaches(reward: np.ndarray) -> np.ndarray:  # [B,K] as the oracle gave it ->
 def make_groups(
     reward: np.ndarray,  # [B,K] float32, no failed rows
     length: np.ndarray,  # [B,K] tokens
-    advantage: Callable[
-        [np.ndarray], np.ndarray
-    ],  # an entry of `ADVANTAGES` with its keywords bound
+    advantage: Callable[[np.ndarray], np.ndarray],  # of `ADVANTAGES`, its keywords bound
     *,
     max_length: int,
     overlong_buffer_len: int = 0,

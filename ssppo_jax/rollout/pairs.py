@@ -27,9 +27,7 @@ from ssppo_jax.types import Array, Samples
 # logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
 SCORE_CLIP = 1e-6
 TIE = 1e-6  # scores closer than this are equal
-TOLERANCE = (
-    1e-3  # how far P + P^T may be from 1, and S from S^T, before it is an error and not rounding
-)
+TOLERANCE = 1e-3  # P + P^T may be so far from 1, and S from S^T: more is no rounding
 
 GATE_LEVELS = ("pair", "group_mean", "pairwise", "none")
 
@@ -45,9 +43,7 @@ class Pairs:
     win_rate: np.ndarray  # [B,2] float32, P(y > pi_t) before the gate
     target: np.ndarray  # [B,2] float32, after it
     p_win: np.ndarray  # [B] float32, P(winner > loser) under the win-rate estimator, not gated
-    similarity: (
-        np.ndarray
-    )  # [B] float32 in [-1,1], of winner and loser; 0 when no similarity was given
+    similarity: np.ndarray  # [B] float32 in [-1,1], of winner and loser; 0 when none was given
     tied: np.ndarray  # [B] bool, all K mean scores equal: winner and loser are then arbitrary
     keep: np.ndarray  # [B] bool, False for the tied groups if they are to be dropped
 

@@ -39,21 +39,19 @@ def score_batch(
     """
     config, start = runtime.config, time.perf_counter()
     logp, entropy = score_rows(runtime, score, params, batch, "the policy")
-    gap = {}
+    gap: dict[str, float] = {}
     if samples is not None:
         gap = compare(runtime, (logp - samples.logp)[np.asarray(batch.mask) > 0])
     init_logp = np.zeros_like(logp)
     if initial is not None:
         init_logp, _ = score_rows(runtime, score, initial(), batch, "the initial policy")
-    tokens, responses = (
-        max(float(batch.mask.sum()), 1.0),
-        max(int(np.prod(batch.mask.shape[:2])), 1),
-    )
+    tokens = max(float(batch.mask.sum()), 1.0)
+    responses = max(int(np.prod(batch.mask.shape[:2])), 1)
     metrics = {
         "entropy": float(entropy.sum()) / tokens,
         "logp_per_token": float(logp.sum()) / tokens,
+        **gap,
     }
-    metrics |= gap
     if initial is not None:
         metrics["init_logp_per_token"] = float(init_logp.sum()) / tokens
         metrics["kl_to_initial"] = float((logp - init_logp).sum()) / responses

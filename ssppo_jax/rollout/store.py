@@ -27,9 +27,8 @@ class Rollout:
 
     batch: Batch  # NumPy, leading axis M; prompts padded to the longest
     records: list[dict]  # one per row, for people: texts and what was said of them
-    metrics: dict[
-        str, dict[str, float]
-    ]  # phase -> values, written to the log when the rollout is used
+    # phase -> values, written to the log when the rollout is used
+    metrics: dict[str, dict[str, float]]
     wall: dict[str, dict[str, float]]
 
 

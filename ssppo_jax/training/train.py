@@ -42,7 +42,7 @@ from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import length_stats, ratio_stats
 from ssppo_jax.models.lora import join
 from ssppo_jax.models.policy import Apply
-from ssppo_jax.optimizer import make_rates, make_run_optimizer, restarted
+from ssppo_jax.optimizer import make_rates, restarted
 from ssppo_jax.rollout.collect import RECORDS, Collector
 from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
 from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
@@ -50,7 +50,7 @@ from ssppo_jax.rollout.store import Rollout, take_micro_batch, take_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog, open_log
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
-from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
+from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
 from ssppo_jax.steps import (
     Laid,
     LaidStep,
@@ -201,7 +201,6 @@ class Trainer:
         # steps of each iteration if no prompt is left out
         self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
         self.rates = make_rates(self.config, self.planned)
-        self.optimizer = make_run_optimizer(self.config, runtime.key(ROUNDING))
         self._jit_steps(apply)
 
     def run(self, *, profile: bool = False) -> dict:
@@ -297,13 +296,13 @@ class Trainer:
         if self.cut.by_length:
             self.step: Callable = LaidStep(
                 make_gradient(*parts, dropout_key=dropout),
-                make_update(self.optimizer),
+                make_update(self.runtime.optimizer),
                 most=self.config.train.batch_size,
                 params=self.runtime.abstract_state.params,
             )
             self.term_norms = jax.jit(make_term_norms(apply, loss), static_argnames="slots")
             return
-        step = make_train_step(*parts, self.optimizer, dropout_key=dropout)
+        step = make_train_step(*parts, self.runtime.optimizer, dropout_key=dropout)
         self.step = jax.jit(step, donate_argnums=0)
         norms = make_term_norms(apply, loss)
         self.term_norms = jax.jit(
@@ -319,7 +318,7 @@ class Trainer:
         if step is None:
             self.metrics.truncate(0)
             self.frozen, trained = runtime.parted(runtime.load_params())
-            return fresh_state(runtime.mesh, trained, self.optimizer), Position()
+            return fresh_state(runtime.mesh, trained, self.runtime.optimizer), Position()
         if self.config.lora.rank:
             self.frozen, _ = runtime.parted(runtime.load_params())
         state, meta = self._restore(step)
@@ -500,7 +499,7 @@ class Trainer:
         c, first = self.config, at.step_in_iteration
         own = not (c.train.rollout_lag and at.iteration)  # this very policy sampled the rollout
         if c.optimizer.scope == "iteration" and first == 0:
-            fresh = fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
+            fresh = fresh_optimizer(self.runtime.mesh, state.params, self.runtime.optimizer)
             state = state._replace(opt_state=restarted(state.opt_state, fresh))
         lagged, self.losses, self.moved = Lagged(), [], []
         before = int(state.step) - first
@@ -607,10 +606,10 @@ class Trainer:
             newest = self.checkpoints.metas()[: self.config.checkpoint.keep]
             self.checkpoints.protected = self.selection.steps(newest)
         start, background = time.perf_counter(), self.config.checkpoint.async_save
+        step = int(state.step)
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
-            self.checkpoints.save(
-                int(state.step), state, meta, finite=True, background=background
-            )  # `_log_step` has checked every step
+            # `_log_step` has checked that every step is finite
+            self.checkpoints.save(step, state, meta, finite=True, background=background)
         self.saved = at
         self.saving += time.perf_counter() - start
         self.rollouts.drop(at)

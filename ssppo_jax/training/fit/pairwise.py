@@ -111,7 +111,7 @@ def _both_orders(e: EncodedPrompt, winner: int, loser: int) -> list[np.ndarray]:
     return [e.completions[orders.index(order)] for order in ((winner, loser), (loser, winner))]
 
 
-def _orders(prompt: Prompt) -> list[tuple[int, ...]]:
+def _orders(prompt: Prompt) -> list[tuple[int, int]]:
     """Return every order of two of a prompt's responses."""
     assert prompt.given is not None
     return list(itertools.permutations(range(len(prompt.given.texts)), 2))
