@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ssppo_jax.config import expanded
+from ssppo_jax.config import expanded, told_by_line
 from ssppo_jax.data.environment import load_environment, rows_of
 from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.files import BYTE_ORDER_MARK, read_lines
@@ -171,7 +171,8 @@ def environment(*, environment: str = "") -> list[Prompt]:
         ConfigError: no environment, or one of several turns. DataError: it has bad rows.
     """
     made = load_environment(environment)
-    return _prompts(_plain_rows(rows_of(made), environment))
+    with told_by_line(environment, "reading its data set"):
+        return _prompts(_plain_rows(rows_of(made), environment))
 
 
 SOURCES = {
