@@ -29,7 +29,7 @@ from ssppo_jax.rollout.judge import (
 from ssppo_jax.rollout.opponents import opponent_rows
 from ssppo_jax.rollout.pairs import pair_rows
 from ssppo_jax.rollout.responses import response_rows
-from ssppo_jax.rollout.rows import Judged, joined
+from ssppo_jax.rollout.rows import Judged, Rows, joined
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.rollout.score import score_batch
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER
@@ -105,7 +105,9 @@ class Collector:
         self.portions = portions  # parts of the data: the iterations that the run began with
         self.rows = ROWS.get(self.config.loss.name, "pair")
         self.journal = open_journal(journal)
-        self.embedder = _embedder(runtime) if self.rows == "pair" else None
+        self.assemble: Callable[[ConfigDict, Judged, int], Rows] = ASSEMBLE[self.rows]
+        if self.rows == "pair":
+            self.assemble = functools.partial(pair_rows, embedder=_embedder(runtime))
         self.rounds = sampling_rounds(self.config)
         self._make_samplers()
 
@@ -167,7 +169,7 @@ class Collector:
             initial = functools.cache(initial)  # the opponent, and the reference: loaded once
         judged = self._judged(params, initial, iteration, stopped, counts)
         generated, verdicts, sampling = counts.metrics()
-        rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
+        rows = self.assemble(self.config, judged, iteration)
         seconds = time.perf_counter() - start - counts.sampling_seconds
         verdicts |= rows.stats | part_stats(judged.verdict, judged.texts)
         verdicts |= mixture_stats(judged.encoded, judged.verdict)

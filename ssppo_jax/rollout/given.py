@@ -14,7 +14,7 @@ from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.oracles.protocol import verdict_of
-from ssppo_jax.rollout.collect import ASSEMBLE, Collector
+from ssppo_jax.rollout.collect import Collector
 from ssppo_jax.rollout.rows import Judged, Rows, samples_of
 from ssppo_jax.rollout.score import micro_batches, score_batch, score_rows
 from ssppo_jax.rollout.store import Rollout
@@ -37,7 +37,7 @@ class GivenCollector(Collector):
     def assembled(self, encoded: Sequence[EncodedPrompt], iteration: int) -> Rows:
         """Return training rows without log-probs."""
         judged = judged_of(encoded, self.config.sampling.max_new_tokens)
-        return ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
+        return self.assemble(self.config, judged, iteration)
 
     def __call__(
         self,

@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import bind
 from ssppo_jax.losses import ADVANTAGES
 from ssppo_jax.losses.advantages import soft_overlong, zero_std
-from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.rollout.pairs import mean_win_rate
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, group_means, mean_or_zero, record_of
 from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Verdict
@@ -28,11 +27,8 @@ class Groups:
     advantage: np.ndarray  # [B,K] float32
 
 
-def group_rows(
-    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
-) -> Rows:
+def group_rows(config: ConfigDict, judged: Judged, iteration: int) -> Rows:
     """Make group rows: all K responses with their advantages (see `make_groups`)."""
-    del embedder
     groups, stats = make_groups(
         reward_of(config, judged.verdict),
         np.asarray(judged.samples.length),

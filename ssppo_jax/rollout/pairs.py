@@ -49,7 +49,7 @@ class Pairs:
 
 
 def pair_rows(
-    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
+    config: ConfigDict, judged: Judged, iteration: int, *, embedder: SentenceEmbedder | None = None
 ) -> Rows:
     """Make pair rows: the best and worst of K with their gated win rates (see `make_pairs`).
 
