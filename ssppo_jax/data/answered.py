@@ -293,7 +293,7 @@ def _response(side: str | tuple[dict, ...], prompt: tuple[dict, ...], name: str)
 
 def _common(
     chosen: str | tuple[dict, ...], rejected: str | tuple[dict, ...]
-) -> tuple[tuple[dict, ...], tuple[str, ...]]:
+) -> tuple[tuple[dict, ...], tuple[str, str]]:
     """Part the prompt that two conversations, or two texts, have in common from the responses."""
     if isinstance(chosen, str) is not isinstance(rejected, str):
         raise ValueError('"chosen" and "rejected" must both be text or both be turns')

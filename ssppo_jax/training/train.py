@@ -44,7 +44,7 @@ from ssppo_jax.models.lora import join
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.optimizer import make_rates, restarted
 from ssppo_jax.rollout.collect import RECORDS, Collector
-from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
+from ssppo_jax.rollout.given import GivenCollector, check_given
 from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
 from ssppo_jax.rollout.store import Rollout, take_micro_batch, take_rows
 from ssppo_jax.runs import folder as run_folder
@@ -194,9 +194,7 @@ class Trainer:
         )
         if isinstance(self.collect, GivenCollector):
             check_given(self.prompts, self.config.loss.name, self.collect.rows)
-            self.evaluation = GivenEvaluation(
-                self.config, HeldOutRows(self.collect, heldout, apply)
-            )
+            self.evaluation = GivenEvaluation(self.collect, heldout, apply)
         epochs, size = self.config.train.epochs, self.config.train.batch_size
         # steps of each iteration if no prompt is left out
         self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
