@@ -113,19 +113,12 @@ class Collector:
 
     def _make_samplers(self) -> None:
         """Make the sampler of the policy, and that of its opponent where the loss has one."""
-        runtime, config = self.runtime, self.config
-        self.sampler = runtime.make_sampler(
-            num_samples=1 if self.rows == "opponent" else config.sampling.num_samples,
-            sampling=rollout_params(config),
-        )
+        config, k = self.config, self.config.sampling.num_samples
+        make = functools.partial(self.runtime.make_sampler, sampling=rollout_params(config))
+        self.sampler = make(num_samples=1 if self.rows == "opponent" else k)
         if self.rows == "opponent":
             coef = config.loss.mixture_coef
-            self.opponent_sampler = runtime.make_sampler(
-                num_samples=1,
-                sampling=rollout_params(config),
-                weights=(1.0 - coef, coef),
-                first_sample=1,
-            )
+            self.opponent_sampler = make(num_samples=1, weights=(1.0 - coef, coef), first_sample=1)
 
     def portion_sizes(self) -> list[int]:
         """Return how many prompts each iteration trains on if none is left out."""
