@@ -238,15 +238,11 @@ def _checked_turns(value: Any, what: str) -> tuple[dict, ...]:
     value = sources.without_columns(value, what)
     if not isinstance(value, list) or not value:
         raise ValueError(f"{what} must be a list of turns with at least one")
-    last = value[-1]
-    if isinstance(last, dict) and last.get("content") == "" and last.get("role") == "assistant":
-        *first, _ = value
-        return (*(_turn(t, what, n) for n, t in enumerate(first, 1)), _answer(""))
-    return tuple(_turn(turn, what, n) for n, turn in enumerate(value, 1))
-
-
-def _turn(turn: Any, what: str, n: int) -> dict:
-    return sources.read_turn(turn, f"{what} turn {n}")
+    *first, last = value
+    turns = [sources.read_turn(turn, f"{what} turn {n}") for n, turn in enumerate(first, 1)]
+    empty = isinstance(last, dict) and last.get("content") == "" and last.get("role") == "assistant"
+    turns.append(_answer("") if empty else sources.read_turn(last, f"{what} turn {len(value)}"))
+    return tuple(turns)
 
 
 def _answer(text: str) -> dict:
