@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -180,7 +181,6 @@ def _render(
         raise DataError(f"the chat template refuses turns ({roles}): {exc}") from exc
 
 
-@functools.cache
 def template_text(name: str) -> str | None:
     """Return the chat template of a name or file; None for the one that the tokenizer carries.
 
@@ -190,7 +190,9 @@ def template_text(name: str) -> str | None:
     if name in TEMPLATES:
         return TEMPLATES[name]
     try:
-        text = expanded(name).read_text(encoding="utf-8")
+        file = expanded(name)
+        found = file.stat()
+        text = _text_of(file, found.st_mtime_ns, found.st_size)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -200,6 +202,13 @@ def template_text(name: str) -> str | None:
     if not text.strip():
         raise ConfigError(f"data.template={name!r} is empty; it must write the turns of a chat")
     return text
+
+
+@functools.cache  # asked for every prompt
+def _text_of(file: Path, changed: int, size: int) -> str:
+    """Return a file's text; time and size tell its versions apart."""
+    del changed, size
+    return file.read_text(encoding="utf-8")
 
 
 @functools.cache

@@ -233,6 +233,14 @@ def test_a_template_that_refuses_the_turns_is_a_data_error():
         encode_chat(tokenizer, [{"role": "system", "content": "s"}, *user("u")])
 
 
+def test_a_template_that_was_edited_is_read_again(tokenizer, tmp_path):
+    file = tmp_path / "chat.jinja"
+    for words in ("Ask:", "Say it:", "Tell me:"):
+        file.write_text("{% for m in messages %}" + words + " {{ m['content'] }}{% endfor %}")
+        ids = encode_chat(tokenizer, user("hi"), template=str(file))
+        assert decode(tokenizer, ids) == f"{words} hi"
+
+
 @pytest.mark.parametrize("cut", ["m['content'].split('None')[0]", "m['content'] | upper", "''"])
 def test_a_template_that_changes_user_text_is_refused(cut):
     tokenizer = byte_tokenizer(template="{% for m in messages %}{{ " + cut + " }}{% endfor %}>")
