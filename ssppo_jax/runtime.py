@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -46,9 +47,8 @@ from ssppo_jax.types import PyTree, TrainState
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
 
-ROLLOUT, EVALUATION, ADAPTERS, DROPOUT, ROUNDING = range(
-    5
-)  # streams of random keys, folded into the run's key first
+# Streams of random keys, folded into the run's key first.
+ROLLOUT, EVALUATION, ADAPTERS, DROPOUT, ROUNDING = range(5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,10 +105,14 @@ class Runtime:
         return jax.jit(self._as_sampled, out_shardings=placed)
 
     @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """Return the configured optimizer."""
+        return make_run_optimizer(self.config, self.key(ROUNDING))
+
+    @functools.cached_property
     def abstract_state(self) -> TrainState:
         """Return the training state's shapes; it stays on the devices in every phase."""
-        optimizer = make_run_optimizer(self.config, self.key(ROUNDING))
-        return abstract_state(self.mesh, self.parted(self.abstract_params)[1], optimizer)
+        return abstract_state(self.mesh, self.parted(self.abstract_params)[1], self.optimizer)
 
     @property
     def beside_sampling(self) -> int:
@@ -266,8 +270,8 @@ def build_runtime(config: ConfigDict) -> Runtime:
         )
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
     decoder = make_decoder(config, arch, mesh)
-    generation = {"eos_token_id": list(arch.eos_ids)}
-    return Runtime(config, folder, mesh, arch, decoder, tokenizer, eos_ids(tokenizer, generation))
+    ends = eos_ids(tokenizer, arch.eos_ids)
+    return Runtime(config, folder, mesh, arch, decoder, tokenizer, ends)
 
 
 def make_decoder(config: ConfigDict, arch: Arch, mesh: Mesh) -> Decoder:

@@ -115,11 +115,11 @@ def test_where_the_initial_policy_waits_and_who_writes_checkpoints_changes_no_nu
 
 
 def test_no_array_goes_between_host_and_device_unasked_while_training(tmp_path, monkeypatch):
-    def careless(self, batch):
+    def careless(mesh, batch, parts):
         return jax.tree.map(lambda x: x[None] * np.float32(1), jax.device_put(batch))
 
     monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle())
-    monkeypatch.setattr(train_module.Trainer, "_place", careless)
+    monkeypatch.setattr(train_module, "put_micro_batches", careless)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(configure(train__micro_batches=1), tmp_path)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import importlib
 import json
 import zlib
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ssppo_jax.config import expanded
-from ssppo_jax.data.sources import load_table
+from ssppo_jax.data.sources import hub_rows, tfds_rows
 from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.files import read_lines
 
@@ -46,9 +45,10 @@ def read_rows(
             f" --config.benchmark.{key}=FILE"
         )
     if source.startswith("hf:"):
-        rows = list(_hub(source.removeprefix("hf:"), split, subset))
+        repo = source.removeprefix("hf:")
+        rows = list(hub_rows(repo, split=split, subset=subset, revision=""))
     elif expanded(source).is_dir():
-        rows = list(_tfds(source, split))
+        rows = list(tfds_rows(source, split=split))
     else:
         rows = list(_file(source))
     bad = []
@@ -61,7 +61,7 @@ def read_rows(
         raise DataError("\n".join([f"{what}:", *listed(bad)]))
     if not rows:
         raise DataError(f"{source}: holds no {what}")
-    return [row for _, row in rows]
+    return [row for _, row in rows if isinstance(row, dict)]
 
 
 def turns_of(row: dict[str, Any], place: str) -> list[str]:
@@ -104,24 +104,3 @@ def _parsed(blob: bytes, place: str) -> Any:
         return json.loads(blob)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{place}: not JSON: {error}") from None
-
-
-def _tfds(source: str, split: str) -> Iterator[tuple[str, Any]]:
-    try:
-        library = importlib.import_module("tensorflow_datasets")
-    except ImportError:
-        raise ConfigError(
-            "this needs tensorflow_datasets: pip install tensorflow-datasets"
-        ) from None
-    try:
-        found = library.builder_from_directory(str(expanded(source))).as_data_source(split=split)
-    except Exception as error:  # unknown split, no such files: many types, all the user's to fix
-        raise DataError(f"tfds {source}, split {split!r}: {error}") from None
-    for i in range(len(found)):
-        row = {k: v.decode() if isinstance(v, bytes) else v for k, v in found[i].items()}
-        yield f"{source}[{split}]:{i + 1}", row
-
-
-def _hub(source: str, split: str, subset: str) -> Iterator[tuple[str, Any]]:
-    found = load_table(source, split=split, subset=subset, revision="")
-    yield from ((f"hf:{source}[{split}]:{i + 1}", dict(row)) for i, row in enumerate(found))

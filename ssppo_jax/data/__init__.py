@@ -2,10 +2,8 @@
 
 from ssppo_jax.config import constants, discover
 from ssppo_jax.data.batches import (
-    Dropped,
     EncodedPrompt,
     LengthGroup,
-    PromptBatch,
     address,
     addresses,
     bucket_of,
@@ -16,7 +14,6 @@ from ssppo_jax.data.batches import (
 from ssppo_jax.data.micro_batches import Cut, MicroBatch, cut_of
 from ssppo_jax.data.order import (
     History,
-    Split,
     epoch_batches,
     fingerprint,
     portion,
@@ -33,13 +30,10 @@ __all__ = [
     "GIVEN",
     "SOURCES",
     "Cut",
-    "Dropped",
     "EncodedPrompt",
     "History",
     "LengthGroup",
     "MicroBatch",
-    "PromptBatch",
-    "Split",
     "address",
     "addresses",
     "bucket_of",

@@ -10,9 +10,8 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import zip_longest
-from typing import Annotated, Any, NamedTuple
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any
 
 from ssppo_jax.config import one_of
 from ssppo_jax.data import sources
@@ -41,12 +40,8 @@ _ROLES = {"Human": "user", "Assistant": "assistant"}
 
 _log = logging.getLogger(__name__)
 
-
-class _Split(NamedTuple):
-    """Hold a row's conversation so far and the responses to it."""
-
-    turns: tuple[dict, ...]
-    texts: tuple[str, ...]
+# A row's conversation so far, the responses to it, and what they are and how they are judged.
+Read = tuple[tuple[dict, ...], Given, str]
 
 
 def answered(
@@ -93,18 +88,14 @@ def answered(
             "data source 'answered' needs one of a file and a data set:"
             " --config.data.source.path=pairs.jsonl, or --config.data.source.repo_id=owner/name"
         )
-    rows = sources.json_lines(path) if path else _hub(repo_id, split, subset, revision)
+    if path:
+        rows = sources.json_lines(path)
+    else:
+        rows = sources.hub_rows(repo_id, split=split, subset=subset, revision=revision)
     return _prompts(rows, judged_by=judged_by, bad_rows=bad_rows)
 
 
 SOURCES = {"answered": answered}
-
-
-def _hub(repo_id: str, split: str, subset: str, revision: str) -> Iterator[tuple[str, Row]]:
-    table = sources.load_table(repo_id, split=split, subset=subset, revision=revision)
-    return (
-        (f"hf:{repo_id}[{split}]:{i + 1}", sources._plain_row(row)) for i, row in enumerate(table)
-    )
 
 
 def _prompts(rows: Iterable[tuple[str, Row]], *, judged_by: str, bad_rows: str) -> list[Prompt]:
@@ -178,66 +169,59 @@ def _prompt(row: Row, judged_by: str) -> tuple[Prompt, str]:
             raise ValueError(f'has "{key}", which no model here reads; remove the column')
     row = {key: value for key, value in row.items() if value is not None}
     if "chosen" in row or "rejected" in row:
-        found, given, kind = _pair(row, judged_by)
+        turns, given, kind = _pair(row, judged_by)
     elif "responses" in row:
-        found, given, kind = _group(row)
+        turns, given, kind = _group(row)
     elif "completion" in row or "messages" in row:
-        found = _demonstration(row)
-        given, kind = Given(found.texts), "one response, a demonstration"
+        turns, given, kind = _demonstration(row)
     else:
         raise ValueError(
             'has no responses: it needs "chosen" and "rejected", "responses", "completion" or'
             f' "messages"; the row has: {", ".join(map(str, row)) or "nothing"}'
         )
-    for n, text in enumerate(found.texts, 1):
+    texts = given.texts
+    for n, text in enumerate(texts, 1):
         if not text.strip():
-            raise ValueError(f"response {n} of {len(found.texts)} is empty")
-        sources.check_text(text, f"response {n} of {len(found.texts)}")
-    if len(set(found.texts)) == 1 < len(found.texts):
+            raise ValueError(f"response {n} of {len(texts)} is empty")
+        sources.check_text(text, f"response {n} of {len(texts)}")
+    if len(set(texts)) == 1 < len(texts):
         raise ValueError("all responses are the same text, so nothing is preferred")
-    sources.read_messages(list(found.turns), "prompt")  # ends with the user's turn
-    named = (
-        sources._id(row["id"]) if "id" in row else sources._content_id((found.turns, found.texts))
-    )
-    return Prompt(named, found.turns, given=given), kind
+    sources.read_messages(list(turns), "prompt")  # ends with the user's turn
+    named = sources._id(row["id"]) if "id" in row else sources._content_id((turns, texts))
+    return Prompt(named, turns, given=given), kind
 
 
 # ---- pairs ---------------------------------------------------------------------------------------
 
 
-def _pair(row: Mapping[str, Any], judged_by: str) -> tuple[_Split, Given, str]:
-    for key in SIDES:
-        if key not in row:
-            raise ValueError(f'missing field "{key}"; the row has: {", ".join(row)}')
-    sides = [_side(row[name], f'"{name}"') for name in SIDES]
+def _pair(row: Mapping[str, Any], judged_by: str) -> Read:
+    chosen, rejected = (sources.field_of(row, name) for name in SIDES)
+    sides = _side(chosen, '"chosen"'), _side(rejected, '"rejected"')
     if "prompt" in row:
-        turns = _turns(row["prompt"], '"prompt"')
-        texts = [_response(side, turns, name) for side, name in zip(sides, SIDES, strict=True)]
+        turns = _prompt_turns(row)
+        texts = _both(turns, *sides)
     else:
         try:
             turns, texts = _common(*sides)
         except ValueError as exc:
             others = ", ".join(key for key in row if key not in USED)
-            raise ValueError(
-                f"{exc}" + (f"; the row also has: {others}" if others else "")
-            ) from None
-    found = _Split(turns, tuple(texts))
-    how = judged_by
-    if how == "auto":
-        how = "probs" if "chosen_probs" in row else "label"
-    if how == "label":
-        given = Given(found.texts, preference=((0.5, 1.0), (0.0, 0.5)))
-        return found, given, "a pair whose chosen response wins for certain"
-    if how == "scores":
+            told = f"; the row also has: {others}" if others else ""
+            raise ValueError(f"{exc}{told}") from None
+    if judged_by == "auto":
+        judged_by = "probs" if "chosen_probs" in row else "label"
+    if judged_by == "label":
+        given = Given(texts, preference=((0.5, 1.0), (0.0, 0.5)))
+        return turns, given, "a pair whose chosen response wins for certain"
+    if judged_by == "scores":
         scores = tuple(_number(row, key) for key in ("score_chosen", "score_rejected"))
-        return found, Given(found.texts, reward=scores), "a pair with a score for each response"
+        return turns, Given(texts, reward=scores), "a pair with a score for each response"
     p = _probability(row, "chosen_probs")
     rates: tuple[float, ...] = ()
     kind = "a pair with the chance that chosen wins"
     if "chosen_probs_win" in row or "chosen_probs_lose" in row:
         rates = tuple(_probability(row, f"chosen_probs_{side}") for side in ("win", "lose"))
         kind += " and the win rates of both"
-    return found, Given(found.texts, preference=((0.5, p), (1.0 - p, 0.5)), win_rate=rates), kind
+    return turns, Given(texts, preference=((0.5, p), (1.0 - p, 0.5)), win_rate=rates), kind
 
 
 def _side(value: Any, what: str) -> str | tuple[dict, ...]:
@@ -251,32 +235,25 @@ def _side(value: Any, what: str) -> str | tuple[dict, ...]:
 
 def _checked_turns(value: Any, what: str) -> tuple[dict, ...]:
     """Return turns in the one form; the content of the last may be empty, which is told later."""
-    columns = isinstance(value, dict) and {*value} == {"role", "content"}
-    if columns and all(isinstance(one, list) for one in value.values()):  # a record of two columns
-        pairs = zip_longest(value["role"], value["content"])
-        value = [{"role": role, "content": content} for role, content in pairs]
+    value = sources.without_columns(value, what)
     if not isinstance(value, list) or not value:
         raise ValueError(f"{what} must be a list of turns with at least one")
-    last = value[-1]
-    if isinstance(last, dict) and last.get("content") == "" and last.get("role") == "assistant":
-        *first, _ = value
-        return (*(_turn(t, what, n) for n, t in enumerate(first, 1)), _answer(""))
-    return tuple(_turn(turn, what, n) for n, turn in enumerate(value, 1))
-
-
-def _turn(turn: Any, what: str, n: int) -> dict:
-    return sources.read_turn(turn, f"{what} turn {n}")
+    *first, last = value
+    turns = [sources.read_turn(turn, f"{what} turn {n}") for n, turn in enumerate(first, 1)]
+    empty = isinstance(last, dict) and last.get("content") == "" and last.get("role") == "assistant"
+    turns.append(_answer("") if empty else sources.read_turn(last, f"{what} turn {len(value)}"))
+    return tuple(turns)
 
 
 def _answer(text: str) -> dict:
     return {"role": "assistant", "content": text}
 
 
-def _turns(value: Any, what: str) -> tuple[dict, ...]:
-    """Return a prompt's turns."""
-    if isinstance(value, str):
-        return _transcript(value) or sources.read_messages(value, what.strip('"'))
-    return sources.read_messages(value, what.strip('"'))
+def _prompt_turns(row: Mapping[str, Any]) -> tuple[dict, ...]:
+    """Return the turns of a row's prompt."""
+    value = sources.field_of(row, "prompt")
+    said = _transcript(value) if isinstance(value, str) else ()
+    return said or sources.read_messages(value, "prompt")
 
 
 def _transcript(text: str) -> tuple[dict, ...]:
@@ -312,7 +289,7 @@ def _response(side: str | tuple[dict, ...], prompt: tuple[dict, ...], name: str)
 
 def _common(
     chosen: str | tuple[dict, ...], rejected: str | tuple[dict, ...]
-) -> tuple[tuple[dict, ...], list[str]]:
+) -> tuple[tuple[dict, ...], tuple[str, str]]:
     """Part the prompt that two conversations, or two texts, have in common from the responses."""
     if isinstance(chosen, str) is not isinstance(rejected, str):
         raise ValueError('"chosen" and "rejected" must both be text or both be turns')
@@ -326,25 +303,27 @@ def _common(
         if not prompt:
             raise ValueError('has no "prompt", and "chosen" and "rejected" begin differently')
         turns: tuple[dict, ...] = ({"role": "user", "content": prompt},)
-        return turns, [chosen[same:], rejected[same:]]
+        return turns, (chosen[same:], rejected[same:])
     assert not isinstance(chosen, str) and not isinstance(rejected, str)  # both, by now
     if same in (len(chosen), len(rejected)):
         same -= 1  # equal conversations: the last turn is the response
     turns = chosen[:same]
     if not turns:
         raise ValueError('has no "prompt", and "chosen" and "rejected" have no turn in common')
-    return turns, [
-        _response(side, turns, name) for side, name in zip((chosen, rejected), SIDES, strict=True)
-    ]
+    return turns, _both(turns, chosen, rejected)
+
+
+def _both(
+    turns: tuple[dict, ...], chosen: str | tuple[dict, ...], rejected: str | tuple[dict, ...]
+) -> tuple[str, str]:
+    return _response(chosen, turns, "chosen"), _response(rejected, turns, "rejected")
 
 
 # ---- groups and demonstrations -------------------------------------------------------------------
 
 
-def _group(row: Mapping[str, Any]) -> tuple[_Split, Given, str]:
-    if "prompt" not in row:
-        raise ValueError(f'missing field "prompt"; the row has: {", ".join(row)}')
-    turns, responses = _turns(row["prompt"], '"prompt"'), row["responses"]
+def _group(row: Mapping[str, Any]) -> Read:
+    turns, responses = _prompt_turns(row), row["responses"]
     if not isinstance(responses, list) or len(responses) < 2:
         raise ValueError('"responses" must be a list of at least two')
     texts = tuple(
@@ -356,17 +335,14 @@ def _group(row: Mapping[str, Any]) -> tuple[_Split, Given, str]:
         raise ValueError('"responses" need one of "scores" (K numbers) and "preference" (K x K)')
     if "scores" in row:
         scores = _numbers(row["scores"], '"scores"', k)
-        return _Split(turns, texts), Given(texts, reward=scores), f"{k} responses with scores"
+        return turns, Given(texts, reward=scores), f"{k} responses with scores"
     matrix = row["preference"]
     if not isinstance(matrix, list) or len(matrix) != k:
         raise ValueError(f'"preference" must be {k} rows of {k} numbers, as there are responses')
     rows = tuple(_numbers(line, f'row {i} of "preference"', k) for i, line in enumerate(matrix, 1))
     _check_matrix(rows)
-    return (
-        _Split(turns, texts),
-        Given(texts, preference=rows),
-        f"{k} responses with a {k} x {k} preference matrix",
-    )
+    kind = f"{k} responses with a {k} x {k} preference matrix"
+    return turns, Given(texts, preference=rows), kind
 
 
 def _check_matrix(rows: tuple[tuple[float, ...], ...]) -> None:
@@ -381,28 +357,25 @@ def _check_matrix(rows: tuple[tuple[float, ...], ...]) -> None:
                 )
 
 
-def _demonstration(row: Mapping[str, Any]) -> _Split:
+def _demonstration(row: Mapping[str, Any]) -> Read:
+    kind = "one response, a demonstration"
     if "completion" not in row:
         turns = _checked_turns(row["messages"], '"messages"')
         if turns[-1]["role"] != "assistant":
             raise ValueError(
                 f'"messages" must end with the assistant\'s turn, not {turns[-1]["role"]}'
             )
-        return _Split(turns[:-1], (turns[-1]["content"],))
-    if "prompt" not in row:
-        raise ValueError(f'missing field "prompt"; the row has: {", ".join(row)}')
-    turns = _turns(row["prompt"], '"prompt"')
+        return turns[:-1], Given((turns[-1]["content"],)), kind
+    turns = _prompt_turns(row)
     side = _side(row["completion"], '"completion"')
-    return _Split(turns, (_response(side, turns, "completion"),))
+    return turns, Given((_response(side, turns, "completion"),)), kind
 
 
 # ---- numbers -------------------------------------------------------------------------------------
 
 
 def _number(row: Mapping[str, Any], key: str) -> float:
-    if key not in row:
-        raise ValueError(f'missing field "{key}"; the row has: {", ".join(row)}')
-    return _numbers([row[key]], f'"{key}"', 1)[0]
+    return _numbers([sources.field_of(row, key)], f'"{key}"', 1)[0]
 
 
 def _probability(row: Mapping[str, Any], key: str) -> float:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ssppo_jax.data.buckets import right_padded
 from ssppo_jax.data.chat import DATE, encode_chat, opens_thinking
 from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.types import Prompt, Prompts
@@ -38,12 +39,16 @@ class Dropped:
     def __str__(self) -> str:
         if not self.rows:
             return f"all {self.total} prompts have at most {self.limit} tokens"
-        shown = ", ".join(f"{name} ({length})" for name, length in self.rows[:SHOWN])
-        more = f" and {len(self.rows) - SHOWN} more" if len(self.rows) > SHOWN else ""
         return (
             f"dropped {len(self.rows)} of {self.total} prompts longer than {self.limit} tokens:"
-            f" {shown}{more}"
+            f" {with_lengths(self.rows)}"
         )
+
+
+def with_lengths(rows: Sequence[tuple[str, int]]) -> str:
+    """Return the first ids with their lengths, and how many more there are."""
+    shown = ", ".join(f"{name} ({length})" for name, length in rows[:SHOWN])
+    return shown + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
 
 
 class PromptBatch(NamedTuple):
@@ -180,9 +185,6 @@ def pad_batch(
     """Pad some rows of `encoded` to `width` slots and repeat them up to `batch_size` rows."""
     index = np.resize(rows, batch_size).astype(np.int64)  # np.resize repeats the rows
     chosen = [encoded[i] for i in index]
-    length = np.array([len(e.tokens) for e in chosen], np.int32)
-    tokens = np.zeros((batch_size, width), np.int32)
-    for row, e in zip(tokens, chosen, strict=True):
-        row[: len(e.tokens)] = e.tokens
+    tokens, length = right_padded((e.tokens for e in chosen), (batch_size, width))
     spots = np.array([e.address for e in chosen], np.uint32)
     return PromptBatch(Prompts(tokens, length, spots), np.arange(batch_size) < len(rows), index)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
@@ -31,9 +32,19 @@ def padded(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return (tokens [R,S], length [R]), right-padded; rows that fill the shape have length 0."""
     rows = max(1, batch_size // 8)
-    tokens = np.zeros((rows if few and len(ids) <= rows else batch_size, slots), np.int32)
-    length = np.zeros(tokens.shape[0], np.int32)
-    for row, text in enumerate(ids):
-        tokens[row, : len(text)] = text
-        length[row] = len(text)
-    return tokens, length
+    return right_padded(ids, (rows if few and len(ids) <= rows else batch_size, slots))
+
+
+def right_padded(
+    ids: Iterable[Sequence[int] | np.ndarray], shape: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (tokens of this shape, their lengths), int32, of rows of ids in order; 0 is padding.
+
+    The last axis are token slots. Rows that no ids are given for have length 0.
+    """
+    *rows, slots = shape
+    count = math.prod(rows)
+    tokens, length = np.zeros((count, slots), np.int32), np.zeros(count, np.int32)
+    for row, own in enumerate(ids):
+        tokens[row, : len(own)], length[row] = own, len(own)
+    return tokens.reshape(shape), length.reshape(rows)

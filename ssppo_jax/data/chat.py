@@ -10,6 +10,7 @@ import functools
 import re
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,10 +27,8 @@ PLAIN_TEMPLATE = (
     " message['content'] }}\n\n{% endfor %}{% if add_generation_prompt %}Assistant:{% endif %}"
 )
 
-TEMPLATES = {
-    "model": None,
-    "plain": PLAIN_TEMPLATE,
-}  # None: the template that the tokenizer carries
+# None: the template that the tokenizer carries.
+TEMPLATES = {"model": None, "plain": PLAIN_TEMPLATE}
 
 DATE = "2024-07-26"  # what Llama 3.1's template prints where it is told no date
 # Of strftime; %s, seconds since 1970, depends on the time zone and is left out.
@@ -107,23 +106,18 @@ def opens_thinking(tokenizer: Any, ids: np.ndarray) -> bool:  # [P] int32
     return bool(_THINKS.search(tokenizer.decode([int(i) for i in ids[-_TAIL:]])))
 
 
-def eos_ids(tokenizer: Any, generation_config: Any = None) -> tuple[int, ...]:
-    """Return every id that ends a completion: the tokenizer's EOS and the generation config's,
-    sorted.
+def eos_ids(tokenizer: Any, of_model: Sequence[int] = ()) -> tuple[int, ...]:
+    """Return every id that ends a completion: the tokenizer's EOS and the model's, sorted.
 
     Args:
         tokenizer: a transformers tokenizer.
-        generation_config: a GenerationConfig, the dict of a generation_config.json, or None.
+        of_model: what the generation config or the model's own names (`Arch.eos_ids`).
 
     Raises:
         ConfigError: no id is known, so no completion could ever end.
     """
-    if isinstance(generation_config, dict):
-        listed = generation_config.get("eos_token_id")
-    else:
-        listed = getattr(generation_config, "eos_token_id", None)
-    listed = listed if isinstance(listed, (list, tuple)) else [listed]
-    found = sorted({int(i) for i in (tokenizer.eos_token_id, *listed) if i is not None})
+    own = tokenizer.eos_token_id
+    found = sorted({*of_model} if own is None else {own, *of_model})
     if not found:
         raise ConfigError(
             "no end-of-sequence token: the tokenizer has no eos_token and the generation config no"
@@ -182,14 +176,11 @@ def _render(
         named = "the tokenizer's chat template" if chosen is None else f"data.template={template!r}"
         line = exc.lineno - ("strftime_now" in written)  # a macro stands before such a template
         raise ConfigError(f"{named}, line {line}: {exc.message}") from exc
-    except (
-        Exception
-    ) as exc:  # templates refuse turns (system role, order) by raising whatever they like
+    except Exception as exc:  # a template refuses turns by raising whatever it likes
         roles = ", ".join(message["role"] for message in messages)
         raise DataError(f"the chat template refuses turns ({roles}): {exc}") from exc
 
 
-@functools.cache
 def template_text(name: str) -> str | None:
     """Return the chat template of a name or file; None for the one that the tokenizer carries.
 
@@ -199,7 +190,9 @@ def template_text(name: str) -> str | None:
     if name in TEMPLATES:
         return TEMPLATES[name]
     try:
-        text = expanded(name).read_text(encoding="utf-8")
+        file = expanded(name)
+        found = file.stat()
+        text = _text_of(file, found.st_mtime_ns, found.st_size)
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
@@ -209,6 +202,13 @@ def template_text(name: str) -> str | None:
     if not text.strip():
         raise ConfigError(f"data.template={name!r} is empty; it must write the turns of a chat")
     return text
+
+
+@functools.cache  # asked for every prompt
+def _text_of(file: Path, changed: int, size: int) -> str:
+    """Return a file's text; time and size tell its versions apart."""
+    del changed, size
+    return file.read_text(encoding="utf-8")
 
 
 @functools.cache
@@ -268,38 +268,28 @@ def _mark_specials(tokenizer: Any, messages: Sequence[dict]) -> tuple[list[dict]
     return marked, {mark: special for special, mark in marks.items()}
 
 
-def _by_code(letters: dict[str, str]) -> dict[int, str]:
-    """Return a table for str.translate."""
-    return {ord(letter): text for letter, text in letters.items()}
-
-
 def _encode_marked(tokenizer: Any, text: str, spelled: dict[str, str]) -> list[int]:
     """Split at the template's special tokens and encode the rest with specials as text.
 
     The split is proved: with a harmless letter for every mark it must equal the tokenizer's
     encoding.
     """
-    parts = re.split(
-        f"({_specials(tokenizer).pattern})", text
-    )  # text, special, text, special, ..., text
+    # Text, special, text, special, ..., text.
+    parts = re.split(f"({_specials(tokenizer).pattern})", text)
 
-    def encode_parts(standing_for: dict[str, str]) -> list[int]:
+    def encode_parts(standing_for: dict[int, str]) -> list[int]:
         ids: list[int] = []
         for i, part in enumerate(parts):
             if i % 2:
                 ids.append(tokenizer.convert_tokens_to_ids(part))
             elif part:
-                ids += _encode(
-                    tokenizer,
-                    part.translate(_by_code(standing_for)),
-                    specials_as_text=True,
-                )
+                ids += _encode(tokenizer, part.translate(standing_for), specials_as_text=True)
         return ids
 
-    harmless = dict.fromkeys(spelled, "x")
-    ids = encode_parts(spelled)
+    harmless = str.maketrans(dict.fromkeys(spelled, "x"))
+    ids = encode_parts(str.maketrans(spelled))
     special_ids = [i for i in ids if i in set(tokenizer.all_special_ids)]
-    same_split = encode_parts(harmless) == _encode(tokenizer, text.translate(_by_code(harmless)))
+    same_split = encode_parts(harmless) == _encode(tokenizer, text.translate(harmless))
     written = [tokenizer.convert_tokens_to_ids(part) for part in parts[1::2]]
     if not same_split or special_ids != [i for i in written if i in set(tokenizer.all_special_ids)]:
         raise DataError(

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ssppo_jax.data.batches import SHOWN, EncodedPrompt
+from ssppo_jax.data.batches import EncodedPrompt, with_lengths
 from ssppo_jax.data.chat import DATE, encode_chat
 from ssppo_jax.errors import DataError, listed
 
@@ -67,15 +67,12 @@ def encode_given(
     if bad:
         raise DataError("\n".join(listed(bad)))
     if long:
-        shown = ", ".join(f"{name} ({n})" for name, n in long[:SHOWN])
-        more_of = f" and {len(long) - SHOWN} more" if len(long) > SHOWN else ""
         log.warning(
-            "dropped %d of %d rows with a response longer than %d tokens: %s%s",
+            "dropped %d of %d rows with a response longer than %d tokens: %s",
             len(long),
             len(encoded),
             max_new_tokens,
-            shown,
-            more_of,
+            with_lengths(long),
         )
     if encoded and not kept:
         raise DataError(

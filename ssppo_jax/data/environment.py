@@ -69,7 +69,5 @@ def rows_of(environment: Any) -> Iterator[dict]:
             row["prompt"] = [{"role": "user", "content": question}]
             if system:  # the library puts it before questions, not before whole prompts
                 row["prompt"].insert(0, {"role": "system", "content": system})
-        row.pop(
-            "example_id", None
-        )  # the library's number of the row, which is no id of its content
+        row.pop("example_id", None)  # the library's number of the row, no id of its content
         yield row

@@ -75,11 +75,10 @@ class Cut:
             return self._streams(lengths, order)
         found = []
         while len(order):
-            size = self.size
-            if self.max_token_len:
-                size = self._rows_that_fit(lengths, order)
-            found.append(self._padded(lengths, order[:size], size))
-            order = order[size:]
+            size = self._rows_that_fit(lengths, order) if self.max_token_len else self.size
+            rows, order = order[:size], order[size:]
+            filled = np.pad(rows, (0, size - len(rows)), constant_values=-1)
+            found.append(self._shaped(lengths, filled, 0))
         return found
 
     def _rows_that_fit(self, lengths: _Lengths, order: np.ndarray) -> int:
@@ -90,10 +89,6 @@ class Cut:
         while each > 1 and len(order) <= -(-each // 2) * self.ways:
             each = -(-each // 2)
         return each * self.ways
-
-    def _padded(self, lengths: _Lengths, rows: np.ndarray, size: int) -> MicroBatch:
-        filled = np.concatenate([rows, np.full(size - len(rows), -1, rows.dtype)])
-        return self._shaped(lengths, filled, 0)
 
     def _shaped(self, lengths: _Lengths, rows: np.ndarray, stream: int) -> MicroBatch:
         real = rows[rows >= 0]

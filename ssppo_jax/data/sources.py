@@ -8,13 +8,13 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from ssppo_jax.config import expanded
+from ssppo_jax.config import expanded, told_by_line
 from ssppo_jax.data.environment import load_environment, rows_of
 from ssppo_jax.errors import ConfigError, DataError, listed
 from ssppo_jax.files import BYTE_ORDER_MARK, read_lines
@@ -105,23 +105,7 @@ def tfds(
         raise ConfigError(
             "data source 'tfds' needs a folder: --config.data.source.data_dir=.../my_prompts/1.0.0"
         )
-    library = _require("tensorflow_datasets", install="tensorflow-datasets")
-    try:
-        made = (
-            library.builder(builder, data_dir=data_dir or None)
-            if builder
-            else library.builder_from_directory(data_dir)
-        )
-        source = made.as_data_source(split=split)
-    except (
-        Exception
-    ) as exc:  # unknown split, missing folder, tfrecord files: many types, all the user's to fix
-        raise DataError(
-            f"tfds {builder or data_dir}, split {split!r}: {exc}\n(only data sets prepared with"
-            " file_format='array_record' can be read without TensorFlow)"
-        ) from exc
-    place = f"tfds:{builder or data_dir}[{split}]"
-    rows = ((f"{place}:{i + 1}", _plain_row(source[i])) for i in range(len(source)))
+    rows = tfds_rows(data_dir, builder=builder, split=split)
     return _prompts(rows, prompt_field, answer_field, id_field, duplicates)
 
 
@@ -157,8 +141,7 @@ def hf(
         raise ConfigError(
             "data source 'hf' needs a data set: --config.data.source.repo_id=owner/name"
         )
-    table = load_table(repo_id, split=split, subset=subset, revision=revision)
-    rows = ((f"hf:{repo_id}[{split}]:{i + 1}", _plain_row(row)) for i, row in enumerate(table))
+    rows = hub_rows(repo_id, split=split, subset=subset, revision=revision)
     return _prompts(rows, prompt_field, answer_field, id_field, duplicates)
 
 
@@ -174,9 +157,8 @@ def environment(*, environment: str = "") -> list[Prompt]:
         ConfigError: no environment, or one of several turns. DataError: it has bad rows.
     """
     made = load_environment(environment)
-    return _prompts(
-        (f"{environment}:{i}", _plain_row(row)) for i, row in enumerate(rows_of(made), 1)
-    )
+    with told_by_line(environment, "reading its data set"):
+        return _prompts(_plain_rows(rows_of(made), environment))
 
 
 SOURCES = {
@@ -188,8 +170,8 @@ SOURCES = {
 }
 
 
-def load_table(repo_id: str, *, split: str, subset: str, revision: str) -> Any:
-    """Load a Hugging Face data set by id or local folder, as an iterable of rows.
+def hub_rows(repo_id: str, *, split: str, subset: str, revision: str) -> Iterator[tuple[str, Row]]:
+    """Load a Hugging Face data set by id or local folder, as (`hf:id[split]:number`, row).
 
     Raises:
         ConfigError: `datasets` is not installed. DataError: the data set cannot be loaded.
@@ -199,13 +181,35 @@ def load_table(repo_id: str, *, split: str, subset: str, revision: str) -> Any:
         table = library.load_dataset(
             repo_id, subset or None, split=split, revision=revision or None
         )
-    except (
-        Exception
-    ) as exc:  # no network, no such id, gated, bad split: the library raises many types
+    except Exception as exc:  # many types: no network, no such id, gated, bad split
         raise DataError(
             f"Hugging Face data set {repo_id!r}, split {split!r}, cannot be loaded: {exc}"
         ) from exc
-    return table
+    return _plain_rows(table, f"hf:{repo_id}[{split}]")
+
+
+def tfds_rows(data_dir: str, *, builder: str = "", split: str) -> Iterator[tuple[str, Row]]:
+    """Load a prepared TFDS data set, as (`tfds:name[split]:number`, row).
+
+    Raises:
+        ConfigError: tensorflow_datasets is not installed. DataError: the data set cannot be loaded.
+    """
+    library = _require("tensorflow_datasets", install="tensorflow-datasets")
+    folder = str(expanded(data_dir)) if data_dir else None
+    name = builder or data_dir
+    try:
+        made = (
+            library.builder(builder, data_dir=folder)
+            if builder
+            else library.builder_from_directory(folder)
+        )
+        source = made.as_data_source(split=split)
+    except Exception as exc:  # many types: unknown split, missing folder, tfrecord files
+        raise DataError(
+            f"tfds {name}, split {split!r}: {exc}\n(only data sets prepared with"
+            " file_format='array_record' can be read without TensorFlow)"
+        ) from exc
+    return _plain_rows((source[i] for i in range(len(source))), f"tfds:{name}[{split}]")
 
 
 def _require(module: str, *, install: str) -> Any:
@@ -295,11 +299,14 @@ def _no_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _plain_row(row: dict) -> Row:
-    try:
-        return _plain(row)
-    except UnicodeDecodeError as exc:
-        return f"not UTF-8: {exc.reason} at byte {exc.start}"
+def _plain_rows(rows: Iterable[dict], source: str) -> Iterator[tuple[str, Row]]:
+    """Yield a data set's rows as plain values, each with its place."""
+    for n, row in enumerate(rows, 1):
+        try:
+            plain: Row = _plain(row)
+        except UnicodeDecodeError as exc:
+            plain = f"not UTF-8: {exc.reason} at byte {exc.start}"
+        yield f"{source}:{n}", plain
 
 
 def _plain(value: Any) -> Any:
@@ -388,9 +395,8 @@ def _prompt(row: Row, field: str, answer_field: str, id_field: str) -> Prompt:
     if field not in row:
         has = ", ".join(map(str, row)) or "nothing"
         raise ValueError(f'missing field "{field}"; the row has: {has}{other}')
-    for named in (answer_field, id_field):
-        if named and named not in row:
-            raise ValueError(f'missing field "{named}"; the row has: {", ".join(map(str, row))}')
+    for named in filter(None, (answer_field, id_field)):
+        field_of(row, named)
     messages = read_messages(row[field], field)
     id_field = id_field or "id"
     name = _id(row[id_field]) if id_field in row else _content_id(messages)
@@ -413,6 +419,13 @@ def _prompt(row: Row, field: str, answer_field: str, id_field: str) -> Prompt:
             )
     _check_meta(meta)
     return Prompt(name, messages, meta)
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """Return a field of a row; raise ValueError with those that there are if it is missing."""
+    if name not in row:
+        raise ValueError(f'missing field "{name}"; the row has: {", ".join(map(str, row))}')
+    return row[name]
 
 
 def answered_turns(path: str) -> tuple[dict, ...]:
@@ -464,16 +477,7 @@ def read_messages(value: Any, field: str) -> tuple[dict, ...]:
     """
     if isinstance(value, str) and field != "messages":
         return (read_turn({"role": "user", "content": value}, f'"{field}"'),)
-    if (
-        isinstance(value, dict)
-        and set(value) == {"role", "content"}
-        and isinstance(value["role"], list)
-    ):
-        # TFDS and HF store a sequence of records as a record of sequences.
-        contents = value["content"]
-        if not isinstance(contents, list) or len(contents) != len(value["role"]):
-            raise ValueError(f'"{field}" has not as many contents as roles')
-        value = [{"role": r, "content": c} for r, c in zip(value["role"], contents, strict=True)]
+    value = without_columns(value, f'"{field}"')
     if not isinstance(value, list):
         allowed = "a list of turns" if field == "messages" else "a string (or a list of turns)"
         raise ValueError(f'"{field}" must be {allowed}, not {type(value).__name__}')
@@ -483,6 +487,18 @@ def read_messages(value: Any, field: str) -> tuple[dict, ...]:
     if turns[-1]["role"] != "user":
         raise ValueError(f'"{field}" must end with a user turn, not {turns[-1]["role"]}')
     return turns
+
+
+def without_columns(value: Any, what: str) -> Any:
+    """Return turns as a list: TFDS and HF store a sequence of records as a record of sequences."""
+    if not isinstance(value, dict) or {*value} != {"role", "content"}:
+        return value
+    roles, contents = value["role"], value["content"]
+    if not isinstance(roles, list):
+        return value
+    if not isinstance(contents, list) or len(contents) != len(roles):
+        raise ValueError(f"{what} has not as many contents as roles")
+    return [{"role": r, "content": c} for r, c in zip(roles, contents, strict=True)]
 
 
 def read_turn(turn: Any, what: str) -> dict:

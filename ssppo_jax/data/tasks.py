@@ -7,7 +7,6 @@ generator's entry, which JSON cannot always hold.
 from __future__ import annotations
 
 import ast
-import difflib
 import functools
 import importlib
 import inspect
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
+from ssppo_jax.config.nodes import nearest
 from ssppo_jax.errors import ConfigError, UserError
 from ssppo_jax.types import Prompt
 
@@ -53,9 +53,8 @@ def reasoning_gym(
     prompts: dict[str, Prompt] = {}
     for n, name in enumerate(names):
         count = size // len(names) + (n < size % len(names))
-        for prompt in _generated(
-            name, json.dumps(options[name], sort_keys=True), task_seed, count, instruction
-        ):
+        own = json.dumps(options[name], sort_keys=True)
+        for prompt in _generated(name, own, task_seed, count, instruction):
             prompts.setdefault(prompt.text, prompt)
     if not prompts:
         raise ConfigError(
@@ -83,24 +82,20 @@ def _generated(
             entry = _entry(generator(task, settings, seed, count), index)
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # options that a task does not check when it is made, and trips over later
+        except Exception as error:  # of options that a task does not check when it is made
             reason = f"{type(error).__name__}: {error}"
             raise ConfigError(
                 f"reasoning_gym task {task}, settings {settings}, question {index}: {reason}"
             ) from error
-        meta = {"reasoning_gym": where} | (
-            {} if entry["answer"] is None else {"answer": str(entry["answer"])}
-        )
+        meta: dict[str, Any] = {"reasoning_gym": where}
+        if entry["answer"] is not None:
+            meta["answer"] = str(entry["answer"])
         question = entry["question"] + ("\n" + instruction if instruction else "")
-        turns = ({"role": "user", "content": question},)
-        yield Prompt(
-            f"{task}-{seed}-{index}", turns, meta, _canonical(task, entry.get("metadata", {}))
-        )
+        turns, canonical = ({"role": "user", "content": question},), _canonical(task, entry)
+        yield Prompt(f"{task}-{seed}-{index}", turns, meta, canonical)
 
 
-def _canonical(task: str, metadata: dict) -> str:
+def _canonical(task: str, entry: dict) -> str:
     """Return a form that is equal for questions with the same operands in another order.
 
     It is empty for tasks without such twins.
@@ -109,7 +104,7 @@ def _canonical(task: str, metadata: dict) -> str:
         return ""
     kind, form = CANONICAL[task]
     try:
-        return json.dumps([kind, form(metadata)])
+        return json.dumps([kind, form(entry.get("metadata", {}))])
     except (KeyError, SyntaxError):  # of another version of the library: the text has to do
         return ""
 
@@ -160,10 +155,7 @@ CANONICAL: dict[str, tuple[str, Callable[[dict], Any]]] = {
         ("value", lambda found: arithmetic(found["expression"])),
     ),
     "bitwise_arithmetic": ("hexadecimal", lambda found: arithmetic(found["problem"])),
-    "polynomial_multiplication": (
-        "polynomial",
-        lambda found: arithmetic(found["polynomial_expr"]),
-    ),
+    "polynomial_multiplication": ("polynomial", lambda found: arithmetic(found["polynomial_expr"])),
     "complex_arithmetic": (
         "complex",
         lambda found: [
@@ -183,9 +175,8 @@ def entry_of(prompt: Prompt) -> dict:
     it.
     """
     where = prompt.meta["reasoning_gym"]
-    return _entry(
-        generator(where["task"], where["settings"], where["seed"], where["size"]), where["index"]
-    )
+    made = generator(where["task"], where["settings"], where["seed"], where["size"])
+    return _entry(made, where["index"])
 
 
 @functools.lru_cache(maxsize=65536)
@@ -199,22 +190,17 @@ def generator(task: str, settings: str, seed: int, size: int) -> Any:
     made_by = library()
     tasks = made_by.factory.DATASETS
     if task not in tasks:
-        near = difflib.get_close_matches(task, tasks, n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
         raise ConfigError(
-            f"reasoning_gym has no task {task!r}; {hint}there are: {', '.join(sorted(tasks))}"
+            f"reasoning_gym has no task {task!r}; {nearest(task, tasks)}there are:"
+            f" {', '.join(sorted(tasks))}"
         )
-    allowed = [
-        name
-        for name in inspect.signature(tasks[task][1]).parameters
-        if name not in ("seed", "size")
-    ]
-    options = json.loads(settings)
-    unknown = [name for name in options if name not in allowed]
-    if unknown:
-        raise ConfigError(
-            f"reasoning_gym task {task} takes no {unknown[0]!r}; it takes: {', '.join(allowed)}"
-        )
+    parameters, options = inspect.signature(tasks[task][1]).parameters, json.loads(settings)
+    allowed = [name for name in parameters if name not in ("seed", "size")]
+    for name in options:
+        if name not in allowed:
+            raise ConfigError(
+                f"reasoning_gym task {task} takes no {name!r}; it takes: {', '.join(allowed)}"
+            )
     try:
         return made_by.create_dataset(task, seed=seed, size=size, **options)
     except (AssertionError, ValueError, TypeError) as error:
@@ -253,15 +239,12 @@ def _options(names: list[str], settings: str) -> dict[str, dict]:
         raise ConfigError(f"reasoning_gym settings={settings!r} must be a JSON object of options")
     if len(names) < 2:
         return dict.fromkeys(names, given)
-    strange = [
-        key for key, value in given.items() if key not in names or not isinstance(value, dict)
-    ]
-    if strange:
-        raise ConfigError(
-            f"reasoning_gym settings: {strange[0]!r}: with several tasks each gets its own object,"
-            " by name, such as "
-            f'{{"{names[0]}": {{...}}}}'
-        )
+    for key, value in given.items():
+        if key not in names or not isinstance(value, dict):
+            raise ConfigError(
+                f"reasoning_gym settings: {key!r}: with several tasks each gets its own object, by"
+                f' name, such as {{"{names[0]}": {{...}}}}'
+            )
     return {name: given.get(name, {}) for name in names}
 
 

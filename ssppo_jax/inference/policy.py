@@ -29,14 +29,14 @@ from ssppo_jax.data.prepare import encode
 from ssppo_jax.data.sources import check_prompt
 from ssppo_jax.distributed.mesh import replicated
 from ssppo_jax.errors import ConfigError, DataError
-from ssppo_jax.rollout.rows import batch_of
+from ssppo_jax.rollout.rows import batch_of, samples_of
 from ssppo_jax.rollout.sample import sample_prompts
 from ssppo_jax.rollout.score import score_rows
 from ssppo_jax.runtime import EVALUATION, Runtime, build_runtime, sampling_params
 from ssppo_jax.sampling.choose import SamplingParams
 from ssppo_jax.sampling.sampler import CompiledSampler
 from ssppo_jax.steps import make_score_step
-from ssppo_jax.types import Prompt, PyTree, Samples
+from ssppo_jax.types import Prompt, PyTree
 
 Chat = str | Sequence[Mapping[str, str]]  # a user's text, or turns that end with the user's
 
@@ -168,8 +168,8 @@ def score(
     ]
     for e, group in zip(encoded, ids, strict=True):
         _check_reach(policy, len(e.tokens), max(map(len, group)))
-    samples = _padded(ids)
-    batch = batch_of(encoded, samples)
+    slots = max(len(one) for group in ids for one in group)
+    batch = batch_of(encoded, samples_of(ids, slots, len(ids[0])))
     logp, _ = score_rows(runtime, policy.scorer, policy.params, batch, "the policy")
     return logp.sum(-1)
 
@@ -200,14 +200,3 @@ def _encoded(policy: LoadedPolicy, prompts: Chat | Sequence[Chat]) -> list[Encod
     if dropped.rows:
         raise DataError(f"{dropped}; raise data.max_prompt_length")
     return encoded
-
-
-def _padded(ids: list[list[np.ndarray]]) -> Samples:
-    """Return [B,K,T] tokens of given responses; only tokens and lengths are read."""
-    length = np.array([[len(one) for one in group] for group in ids], np.int32)
-    tokens = np.zeros((*length.shape, int(length.max())), np.int32)
-    for b, group in enumerate(ids):
-        for k, one in enumerate(group):
-            tokens[b, k, : len(one)] = one
-    zeros = np.zeros(tokens.shape, np.float32)
-    return Samples(tokens, length, zeros, zeros, np.zeros(length.shape, np.int8))

@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -29,7 +28,7 @@ from ssppo_jax.rollout.judge import (
 from ssppo_jax.rollout.opponents import opponent_rows
 from ssppo_jax.rollout.pairs import pair_rows
 from ssppo_jax.rollout.responses import response_rows
-from ssppo_jax.rollout.rows import Judged
+from ssppo_jax.rollout.rows import Judged, Rows, joined
 from ssppo_jax.rollout.sample import Responses, sample_prompts
 from ssppo_jax.rollout.score import score_batch
 from ssppo_jax.rollout.similarity import WITHOUT_ENCODER
@@ -44,12 +43,7 @@ ASSEMBLE = {
     "opponent": opponent_rows,
     "response": response_rows,
 }
-RECORDS = {
-    "pair": "pairs.jsonl",
-    "group": "groups.jsonl",
-    "opponent": "opponents.jsonl",
-    "response": "responses.jsonl",
-}  # files of the run folder
+RECORDS = {rows: f"{rows}s.jsonl" for rows in ASSEMBLE}  # files of the run folder
 
 
 @dataclasses.dataclass
@@ -69,12 +63,9 @@ class RolloutStats:
 
     def metrics(self) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
         """Return the values of the phases generate and judge, and the wall values of generate."""
-        samples = Samples(*(np.concatenate(field) for field in zip(*self.samples, strict=True)))
-        tokens = int(samples.length.sum())
-        generated = sample_stats(samples) | {
-            "tokens": float(tokens),
-            "prompts": float(len(samples.length)),
-        }
+        samples = joined(self.samples)
+        tokens, prompts = int(samples.length.sum()), len(samples.length)
+        generated = sample_stats(samples) | {"tokens": float(tokens), "prompts": float(prompts)}
         judged = {"oracle/dropped": float(self.failed.total())}
         judged |= {f"oracle/failed: {reason}": float(n) for reason, n in self.failed.items()}
         seconds = self.sampling_seconds
@@ -108,36 +99,25 @@ class Collector:
         *,
         portions: int,
     ):
-        config = runtime.config
-        self.runtime, self.config, self.prompts, self.oracle, self.score = (
-            runtime,
-            config,
-            prompts,
-            oracle,
-            score,
-        )
+        self.runtime, self.config, self.score = runtime, runtime.config, score
+        self.prompts, self.oracle = prompts, oracle
         self.portions = portions  # parts of the data: the iterations that the run began with
-        self.rows = ROWS.get(config.loss.name, "pair")
+        self.rows = ROWS.get(self.config.loss.name, "pair")
         self.journal = open_journal(journal)
-        self.embedder = _embedder(runtime) if self.rows == "pair" else None
-        self.rounds = sampling_rounds(config)
+        self.assemble: Callable[[ConfigDict, Judged, int], Rows] = ASSEMBLE[self.rows]
+        if self.rows == "pair":
+            self.assemble = functools.partial(pair_rows, embedder=_embedder(runtime))
+        self.rounds = sampling_rounds(self.config)
         self._make_samplers()
 
     def _make_samplers(self) -> None:
         """Make the sampler of the policy, and that of its opponent where the loss has one."""
-        runtime, config = self.runtime, self.config
-        self.sampler = runtime.make_sampler(
-            num_samples=1 if self.rows == "opponent" else config.sampling.num_samples,
-            sampling=rollout_params(config),
-        )
+        config, k = self.config, self.config.sampling.num_samples
+        make = functools.partial(self.runtime.make_sampler, sampling=rollout_params(config))
+        self.sampler = make(num_samples=1 if self.rows == "opponent" else k)
         if self.rows == "opponent":
             coef = config.loss.mixture_coef
-            self.opponent_sampler = runtime.make_sampler(
-                num_samples=1,
-                sampling=rollout_params(config),
-                weights=(1.0 - coef, coef),
-                first_sample=1,
-            )
+            self.opponent_sampler = make(num_samples=1, weights=(1.0 - coef, coef), first_sample=1)
 
     def portion_sizes(self) -> list[int]:
         """Return how many prompts each iteration trains on if none is left out."""
@@ -181,7 +161,7 @@ class Collector:
             initial = functools.cache(initial)  # the opponent, and the reference: loaded once
         judged = self._judged(params, initial, iteration, stopped, counts)
         generated, verdicts, sampling = counts.metrics()
-        rows = ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
+        rows = self.assemble(self.config, judged, iteration)
         seconds = time.perf_counter() - start - counts.sampling_seconds
         verdicts |= rows.stats | part_stats(judged.verdict, judged.texts)
         verdicts |= mixture_stats(judged.encoded, judged.verdict)
@@ -210,7 +190,7 @@ class Collector:
                 self.oracle, journal=self.journal, identity=identity_of(self.config)
             ) as ahead:
                 sampled = self._sample(
-                    params, initial, encoded, key, ahead.add, stopped=stopped, what=what
+                    params, initial, encoded, key, ahead, stopped=stopped, what=what
                 )
             counts.add(sampled)
             parts.append(self._kept(encoded, sampled, stopped, counts))
@@ -221,32 +201,25 @@ class Collector:
         counts.surplus = len(judged.encoded) - wanted
         return judged.take(np.arange(wanted)) if counts.surplus else judged
 
-    def _sample(self, params, initial, encoded, key, ready, *, stopped, what) -> Responses:
+    def _sample(
+        self, params, initial, encoded, key, ahead: PrefetchJudge, *, stopped, what
+    ) -> Responses:
         """Draw K samples of the policy; for opponent rows one of the policy and one of its
         opponent.
         """
-        settings = {"stopped": stopped, "what": what}
+        draw = functools.partial(
+            sample_prompts, self.runtime, encoded=encoded, key=key, stopped=stopped
+        )
         if self.rows != "opponent":
-            return sample_prompts(
-                self.runtime, self.sampler, params, encoded, key, ready=ready, **settings
+            return draw(
+                self.sampler, params, done=lambda some, _, texts: ahead.add(some, texts), what=what
             )
-        own = sample_prompts(self.runtime, self.sampler, params, encoded, key, **settings)
-        both = (params, initial())
-        other = sample_prompts(
-            self.runtime,
-            self.opponent_sampler,
-            both,
-            encoded,
-            key,
-            stopped=stopped,
-            what=what + " (opponent)",
-        )
-        samples = jax.tree.map(
-            lambda a, b: np.concatenate([a, b], axis=1), own.samples, other.samples
-        )
+        own = draw(self.sampler, params, what=what)
+        other = draw(self.opponent_sampler, (params, initial()), what=what + " (opponent)")
         texts = [a + b for a, b in zip(own.texts, other.texts, strict=True)]
         seconds = own.wall["seconds"] + other.wall["seconds"]
-        return Responses(samples, texts, {}, {"seconds": seconds})
+        both = joined((own.samples, other.samples), axis=1)
+        return Responses(both, texts, {}, {"seconds": seconds})
 
     def _kept(self, encoded, sampled: Responses, stopped, counts: RolloutStats) -> Judged:
         """Return the prompts that the oracle judged and, with group.filter_groups, whose rewards
@@ -274,12 +247,7 @@ class Collector:
 def _merged(parts: list[Judged]) -> Judged:
     return Judged(
         [e for part in parts for e in part.encoded],
-        Samples(
-            *(
-                np.concatenate(field)
-                for field in zip(*(part.samples for part in parts), strict=True)
-            )
-        ),
+        joined([part.samples for part in parts]),
         [group for part in parts for group in part.texts],
         concatenated([part.verdict for part in parts]),
     )

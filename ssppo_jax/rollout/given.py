@@ -5,20 +5,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 import numpy as np
 
 from ssppo_jax.data import EncodedPrompt
-from ssppo_jax.distributed.mesh import put_rows, replicated
-from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.models.policy import Apply
-from ssppo_jax.rollout.collect import ASSEMBLE, Collector
-from ssppo_jax.rollout.rows import Judged, Rows
-from ssppo_jax.rollout.score import micro_batches, score_batch, score_rows
+from ssppo_jax.oracles.protocol import verdict_of
+from ssppo_jax.rollout.collect import Collector
+from ssppo_jax.rollout.rows import Judged, Rows, samples_of
+from ssppo_jax.rollout.score import score_batch
 from ssppo_jax.rollout.store import Rollout
-from ssppo_jax.steps import make_row_step
-from ssppo_jax.types import FINISH_EOS, PyTree, Samples, Verdict
+from ssppo_jax.types import PyTree
 
 RECORDED = 200  # rows of an iteration that are written for people; the data holds all of them
 
@@ -36,7 +32,7 @@ class GivenCollector(Collector):
     def assembled(self, encoded: Sequence[EncodedPrompt], iteration: int) -> Rows:
         """Return training rows without log-probs."""
         judged = judged_of(encoded, self.config.sampling.max_new_tokens)
-        return ASSEMBLE[self.rows](self.config, judged, self.embedder, iteration)
+        return self.assemble(self.config, judged, iteration)
 
     def __call__(
         self,
@@ -63,44 +59,6 @@ class GivenCollector(Collector):
         return Rollout(batch, rows.records[:RECORDED], metrics, wall)
 
 
-class HeldOutRows:
-    """Measure a policy on held-out rows, each row alone, against the initial policy."""
-
-    def __init__(self, collect: GivenCollector, encoded: Sequence[EncodedPrompt], apply: Apply):
-        self.collect, self.runtime = collect, collect.runtime
-        rows = collect.assembled(encoded, 0).batch
-        self.batch = jax.tree.map(lambda x: x[np.flatnonzero(rows.weight > 0)], rows)
-        self.step = jax.jit(
-            make_row_step(apply, self.runtime.loss),
-            out_shardings=replicated(self.runtime.mesh),
-            static_argnames="slots",
-        )
-
-    def set_reference(self, initial: PyTree) -> None:
-        """Take the log-probs of the initial policy for reference: a margin says how far training
-        came, whatever `train.reference` says. SFT has none.
-        """
-        if self.collect.rows != "response":
-            logp, _ = score_rows(
-                self.runtime, self.collect.score, initial, self.batch, "the initial policy"
-            )
-            self.batch = self.batch._replace(old_logp=logp, ref_logp=logp, init_logp=logp)
-
-    def __call__(self, params: PyTree) -> dict[str, np.ndarray]:
-        """Return the loss and the loss's `rewards/...` of every row, [M] each."""
-        found: dict[str, np.ndarray] = {}
-        with bar(len(self.batch.weight), what="evaluate", unit="rows") as progress:
-            for rows, part, shape in micro_batches(self.runtime, self.batch):
-                placed = put_rows(self.runtime.mesh, part)
-                values, real = jax.device_get(self.step(params, placed, **shape)), rows >= 0
-                for name, value in values.items():
-                    if name == "loss" or name.startswith("rewards/"):
-                        whole = found.setdefault(name, np.zeros(len(self.batch.weight)))
-                        whole[rows[real]] = value[real]
-                progress.update(int(real.sum()))
-        return found
-
-
 def judged_of(encoded: Sequence[EncodedPrompt], slots: int) -> Judged:
     """Return given responses as if they had been sampled and judged; log-probs are 0.
 
@@ -108,18 +66,10 @@ def judged_of(encoded: Sequence[EncodedPrompt], slots: int) -> Judged:
       encoded: prompts with responses, the same number of each.
       slots: T, completion slots.
     """
-    m, k = len(encoded), len(encoded[0].completions)
-    tokens, length = np.zeros((m, k, slots), np.int32), np.zeros((m, k), np.int32)
-    for b, e in enumerate(encoded):
-        for i, ids in enumerate(e.completions):
-            tokens[b, i, : len(ids)], length[b, i] = ids, len(ids)
-    logp = np.zeros(tokens.shape, np.float32)
-    samples = Samples(tokens, length, logp, logp, np.full((m, k), FINISH_EOS, np.int8))
+    samples = samples_of([e.completions for e in encoded], slots, len(encoded[0].completions))
     given = [e.prompt.given for e in encoded if e.prompt.given is not None]
-    pairwise = bool(given[0].preference)
-    values = [g.preference if pairwise else g.reward or (0.0,) for g in given]
-    judged = np.array(values, np.float32)
-    verdict = Verdict(judged if pairwise else None, None if pairwise else judged, (None,) * m)
+    values = np.array([g.preference or g.reward or (0.0,) for g in given], np.float32)
+    verdict = verdict_of(values, (None,) * len(encoded), None)
     rate = np.array([g.win_rate for g in given]) if given[0].win_rate else None
     return Judged(list(encoded), samples, [list(g.texts) for g in given], verdict, rate)
 

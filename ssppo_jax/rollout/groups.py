@@ -14,10 +14,9 @@ from ml_collections import ConfigDict
 from ssppo_jax.config import bind
 from ssppo_jax.losses import ADVANTAGES
 from ssppo_jax.losses.advantages import soft_overlong, zero_std
-from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.rollout.pairs import mean_win_rate
-from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_of
-from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Mean, Verdict
+from ssppo_jax.rollout.rows import Judged, Rows, batch_of, group_means, mean_or_zero, record_of
+from ssppo_jax.types import FINISH_LENGTH, FINISH_NAMES, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +27,8 @@ class Groups:
     advantage: np.ndarray  # [B,K] float32
 
 
-def group_rows(
-    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
-) -> Rows:
+def group_rows(config: ConfigDict, judged: Judged, iteration: int) -> Rows:
     """Make group rows: all K responses with their advantages (see `make_groups`)."""
-    del embedder
     groups, stats = make_groups(
         reward_of(config, judged.verdict),
         np.asarray(judged.samples.length),
@@ -59,12 +55,11 @@ def group_rows(
             strict=True,
         )
     ]
-    values = {name: float(m.result()) for name, m in stats.items()}
-    values |= {
+    stats |= {
         "group/truncated": mean_or_zero(np.asarray(truncated)),
         "group/rows": float(len(records)),
     }
-    return Rows(batch, judged.samples, records, values)
+    return Rows(batch, judged.samples, records, stats)
 
 
 def overlong_buffer(config: ConfigDict) -> int:
@@ -99,16 +94,14 @@ def teaches(reward: np.ndarray) -> np.ndarray:  # [B,K] as the oracle gave it ->
 def make_groups(
     reward: np.ndarray,  # [B,K] float32, no failed rows
     length: np.ndarray,  # [B,K] tokens
-    advantage: Callable[
-        [np.ndarray], np.ndarray
-    ],  # an entry of `ADVANTAGES` with its keywords bound
+    advantage: Callable[[np.ndarray], np.ndarray],  # of `ADVANTAGES`, its keywords bound
     *,
     max_length: int,
     overlong_buffer_len: int = 0,
     overlong_penalty_factor: float = 1.0,
-) -> tuple[Groups, dict[str, Mean]]:
-    """Add the length reward, if any, and turn rewards into advantages; statistics are undivided
-    means over groups.
+) -> tuple[Groups, dict[str, float]]:
+    """Add the length reward, if any, and turn rewards into advantages; statistics are means over
+    groups.
 
     Args:
       max_length: completion slots, where the length reward reaches -overlong_penalty_factor
@@ -127,18 +120,15 @@ def make_groups(
     return groups, _stats(np.asarray(reward, np.float64), groups)
 
 
-def _stats(reward: np.ndarray, groups: Groups) -> dict[str, Mean]:
+def _stats(reward: np.ndarray, groups: Groups) -> dict[str, float]:
     """Average the oracle's reward (mean, spread in a group, best of K) and the shaped one."""
-    values = {
-        "reward/mean": reward.mean(axis=1),
-        "reward/std": reward.std(axis=1, ddof=1),
-        "reward/best_of_k": reward.max(axis=1),
-        "reward/shaped": groups.reward.mean(axis=1),
-        "frac_reward_zero_std": ~teaches(reward),
-        "advantage/abs": np.abs(groups.advantage).mean(axis=1),
-    }
-    count = np.float32(len(reward))
-    return {
-        name: Mean(np.float32(np.sum(value, dtype=np.float64)), count)
-        for name, value in values.items()
-    }
+    return group_means(
+        {
+            "reward/mean": reward.mean(axis=1),
+            "reward/std": reward.std(axis=1, ddof=1),
+            "reward/best_of_k": reward.max(axis=1),
+            "reward/shaped": groups.reward.mean(axis=1),
+            "frac_reward_zero_std": ~teaches(reward),
+            "advantage/abs": np.abs(groups.advantage).mean(axis=1),
+        }
+    )

@@ -77,7 +77,6 @@ def judge(
     journal: Journal | None,
     identity: str,
     stopped: Callable[[], bool] = lambda: False,
-    show: bool = True,
 ) -> Verdict:
     """Return the oracle's verdict on every group. Of several processes each judges its own prompts.
 
@@ -88,7 +87,6 @@ def judge(
       journal: where judgements are kept; None keeps none.
       identity: the oracle's part of journal keys.
       stopped: asked between the calls of the oracle.
-      show: a progress bar.
 
     Raises:
       Interrupted: `stopped()` became true; what was judged so far is in the journal.
@@ -96,7 +94,7 @@ def judge(
 
     def work(rows: np.ndarray) -> Verdict:
         mine, answers = [encoded[i] for i in rows], [texts[i] for i in rows]
-        return _judged(oracle, mine, answers, journal, identity, stopped, show)
+        return _judged(oracle, mine, answers, journal, identity, stopped)
 
     order, verdicts = hosts.share([int(e.address) for e in encoded], work, "judging")
     return take_rows(concatenated(verdicts), order)
@@ -109,7 +107,7 @@ def _judged(
     journal: Journal | None,
     identity: str,
     stopped: Callable[[], bool],
-    show: bool,
+    show: bool = True,
 ) -> Verdict:
     """Judge in one process."""
     parts: list[Verdict] = []

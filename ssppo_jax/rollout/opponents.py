@@ -5,16 +5,12 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, mean_or_zero, record_of
 
 
-def opponent_rows(
-    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
-) -> Rows:
+def opponent_rows(config: ConfigDict, judged: Judged, iteration: int) -> Rows:
     """Make opponent rows: the policy's sample at 0 and its opponent's at 1, whoever wins."""
-    del embedder
     preference = preference_of(judged.verdict, temperature=config.oracle.reward_temperature)
     p_win = preference[:, 0, 1].astype(np.float32)
     rate = np.stack([p_win, 1.0 - p_win], axis=1)

@@ -7,29 +7,27 @@ float32.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Callable, Iterable
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from ssppo_jax.config import bind
+from ssppo_jax.config.nodes import nearest
 from ssppo_jax.distributed import hosts
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import GATES, TIES
 from ssppo_jax.losses.gates import calibrate, linear
 from ssppo_jax.oracles.embedder import EmbedCounts, SentenceEmbedder
 from ssppo_jax.oracles.links import preference_of
-from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
+from ssppo_jax.rollout.rows import Judged, Rows, batch_of, group_means, record_of
 from ssppo_jax.rollout.similarity import score_similarity
-from ssppo_jax.types import Array, Mean, Samples
+from ssppo_jax.types import Array, Samples
 
 # logits are taken of P cut to [1e-6, 1 - 1e-6], i.e. scores of at most 13.8: P may be 0 or 1
 SCORE_CLIP = 1e-6
 TIE = 1e-6  # scores closer than this are equal
-TOLERANCE = (
-    1e-3  # how far P + P^T may be from 1, and S from S^T, before it is an error and not rounding
-)
+TOLERANCE = 1e-3  # P + P^T may be so far from 1, and S from S^T: more is no rounding
 
 GATE_LEVELS = ("pair", "group_mean", "pairwise", "none")
 
@@ -45,15 +43,13 @@ class Pairs:
     win_rate: np.ndarray  # [B,2] float32, P(y > pi_t) before the gate
     target: np.ndarray  # [B,2] float32, after it
     p_win: np.ndarray  # [B] float32, P(winner > loser) under the win-rate estimator, not gated
-    similarity: (
-        np.ndarray
-    )  # [B] float32 in [-1,1], of winner and loser; 0 when no similarity was given
+    similarity: np.ndarray  # [B] float32 in [-1,1], of winner and loser; 0 when none was given
     tied: np.ndarray  # [B] bool, all K mean scores equal: winner and loser are then arbitrary
     keep: np.ndarray  # [B] bool, False for the tied groups if they are to be dropped
 
 
 def pair_rows(
-    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
+    config: ConfigDict, judged: Judged, iteration: int, *, embedder: SentenceEmbedder | None = None
 ) -> Rows:
     """Make pair rows: the best and worst of K with their gated win rates (see `make_pairs`).
 
@@ -96,12 +92,8 @@ def pair_rows(
         }
         for e, i, (w, l) in zip(chosen, rows, two, strict=True)
     ]
-    values = (
-        {name: float(m.result()) for name, m in stats.items()}
-        | {"oracle/pairs": float(len(rows)), "pairs/weightless": float(weightless.sum())}
-        | counts
-    )
-    return Rows(batch, samples, records, values)
+    stats |= {"oracle/pairs": float(len(rows)), "pairs/weightless": float(weightless.sum())}
+    return Rows(batch, samples, records, stats | counts)
 
 
 def _similarity(
@@ -212,14 +204,14 @@ def make_pairs(
     gate_level: str = "pair",
     drop_tied: bool = False,
     win_rate: np.ndarray | None = None,  # [B,K], in place of the estimate
-) -> tuple[Pairs, dict[str, Mean]]:
+) -> tuple[Pairs, dict[str, float]]:
     """Select the best and worst of K and calibrate their win rates: S-SPPO (arXiv 2606.01561)
     section 3.1, Algorithm 1.
 
     With g the `gate`: `pair` uses g(S_wl) for both (Algorithm 1, what the paper runs); `group_mean`
     uses g(mean_{j != i} S_ij) for each (eq. 3.1); `pairwise` gates each P_ij by g(S_ij) before
     averaging (the form of the proof); `none` leaves the win rates. Selection never depends on the
-    gate. The statistics are undivided means over the B groups.
+    gate. The statistics are means over the B groups.
 
     Raises ConfigError for an unknown name and ValueError for matrices that break their contract.
 
@@ -278,7 +270,7 @@ def off_diagonal_mean(similarity: np.ndarray) -> np.ndarray:  # [B,K,K]
     return np.sum(similarity * off_diagonal, axis=-1) / (similarity.shape[-1] - 1)
 
 
-def _stats(pairs: Pairs) -> dict[str, Mean]:
+def _stats(pairs: Pairs) -> dict[str, float]:
     """Average margins before and after the gate, similarity, and the shares tied, inverted,
     amplified and dropped.
 
@@ -288,27 +280,24 @@ def _stats(pairs: Pairs) -> dict[str, Mean]:
     """
     margin_raw = pairs.win_rate[:, 0] - pairs.win_rate[:, 1]
     margin_gated = pairs.target[:, 0] - pairs.target[:, 1]
-    values = {
-        "pairs/margin_raw": margin_raw,
-        "pairs/margin_gated": margin_gated,
-        "pairs/similarity": pairs.similarity,
-        "pairs/tied": pairs.tied,
-        "pairs/inverted": margin_raw < -TIE,
-        "pairs/amplified": np.abs(margin_gated) > np.abs(margin_raw) + TIE,
-        "pairs/dropped": ~pairs.keep,
-    }
-    groups = np.float32(len(pairs.tied))
-    return {
-        name: Mean(np.float32(np.sum(value, dtype=np.float64)), groups)
-        for name, value in values.items()
-    }
+    return group_means(
+        {
+            "pairs/margin_raw": margin_raw,
+            "pairs/margin_gated": margin_gated,
+            "pairs/similarity": pairs.similarity,
+            "pairs/tied": pairs.tied,
+            "pairs/inverted": margin_raw < -TIE,
+            "pairs/amplified": np.abs(margin_gated) > np.abs(margin_raw) + TIE,
+            "pairs/dropped": ~pairs.keep,
+        }
+    )
 
 
 def _known(field: str, name: str, allowed: Iterable[str]) -> str:
     if name not in allowed:
-        near = difflib.get_close_matches(str(name), list(allowed), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ConfigError(f"{field}={name!r} is unknown: use one of {', '.join(allowed)}{hint}")
+        raise ConfigError(
+            f"{field}={name!r} is unknown; {nearest(name, allowed)}use one of {', '.join(allowed)}"
+        )
     return name
 
 

@@ -5,22 +5,18 @@ from __future__ import annotations
 import numpy as np
 from ml_collections import ConfigDict
 
-from ssppo_jax.oracles.embedder import SentenceEmbedder
 from ssppo_jax.oracles.links import preference_of
 from ssppo_jax.rollout.pairs import scores, select
 from ssppo_jax.rollout.rows import Judged, Rows, batch_of, record_of
 from ssppo_jax.types import Samples
 
 
-def response_rows(
-    config: ConfigDict, judged: Judged, embedder: SentenceEmbedder | None, iteration: int
-) -> Rows:
+def response_rows(config: ConfigDict, judged: Judged, iteration: int) -> Rows:
     """Make rows of one response, the best by mean score where there are several.
 
     Of samples this is rejection sampling fine-tuning (RAFT, arXiv 2304.06767). A group whose
     responses all score the same has no best; its row has weight 0.
     """
-    del embedder
     best, tied = _best(config, judged)
     rows = np.arange(len(best))
     samples = Samples(*(x[rows, best][:, None] for x in judged.samples))

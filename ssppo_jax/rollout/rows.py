@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from ssppo_jax.data import EncodedPrompt
+from ssppo_jax.data.buckets import right_padded
 from ssppo_jax.oracles.protocol import take_rows
-from ssppo_jax.types import Batch, Samples, Verdict
+from ssppo_jax.types import FINISH_EOS, Batch, Samples, Verdict
 
 
 class Judged(NamedTuple):
@@ -46,12 +48,29 @@ class Rows(NamedTuple):
     stats: dict[str, float]
 
 
+def samples_of(ids: Sequence[Sequence[np.ndarray]], slots: int, k: int) -> Samples:
+    """Return B groups of K given responses as if they had been sampled; log-probs are 0.
+
+    Args:
+      ids: B x K rows of token ids.
+      slots: T, completion slots.
+      k: K.
+    """
+    shape = (len(ids), k, slots)
+    tokens, length = right_padded((row for group in ids for row in group), shape)
+    logp = np.zeros(shape, np.float32)
+    return Samples(tokens, length, logp, logp, np.full(length.shape, FINISH_EOS, np.int8))
+
+
+def joined(parts: Sequence[Samples], axis: int = 0) -> Samples:
+    """Return samples of several batches as one; along axis 1 those of the same prompts."""
+    return jax.tree.map(lambda *x: np.concatenate(x, axis), *parts)
+
+
 def batch_of(encoded: Sequence[EncodedPrompt], samples: Samples, **fields: np.ndarray) -> Batch:
     """Pad prompts and completions into a batch; fields that are not given hold neutral values."""
-    length = np.array([len(e.tokens) for e in encoded], np.int32)
-    prompt = np.zeros((len(encoded), length.max(initial=1)), np.int32)
-    for row, e in zip(prompt, encoded, strict=True):
-        row[: len(e.tokens)] = e.tokens
+    ids = [e.tokens for e in encoded]
+    prompt, length = right_padded(ids, (len(ids), max(map(len, ids), default=1)))
     mask = (np.arange(samples.tokens.shape[2]) < samples.length[..., None]).astype(np.float32)
     per_response, zeros = np.zeros(mask.shape[:2], np.float32), np.zeros_like(mask)
     batch = Batch(
@@ -74,6 +93,14 @@ def batch_of(encoded: Sequence[EncodedPrompt], samples: Samples, **fields: np.nd
 
 def record_of(iteration: int, e: EncodedPrompt, **texts) -> dict:
     return {"iteration": iteration, "prompt_id": e.prompt.id, "prompt": e.prompt.text, **texts}
+
+
+def group_means(values: dict[str, np.ndarray]) -> dict[str, float]:
+    """Return the mean over B groups of each quantity [B], summed in float64; 0 of no group."""
+    return {
+        name: float(np.float32(np.sum(x, dtype=np.float64)) / np.float32(max(len(x), 1)))
+        for name, x in values.items()
+    }
 
 
 def mean_or_zero(x: np.ndarray) -> float:

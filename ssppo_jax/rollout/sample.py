@@ -16,6 +16,7 @@ from ssppo_jax.data.chat import check_completions, decode
 from ssppo_jax.distributed.mesh import batch_ways, put_rows, put_whole
 from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import GateError, Interrupted
+from ssppo_jax.rollout.rows import joined
 from ssppo_jax.runs.metrics import sample_stats
 from ssppo_jax.runtime import Runtime
 from ssppo_jax.sampling.sampler import CompiledSampler
@@ -39,7 +40,6 @@ def sample_prompts(
     key: jax.Array,
     *,
     stopped: Callable[[], bool] = lambda: False,
-    ready: Callable[[list[EncodedPrompt], list[list[str]]], None] = lambda encoded, texts: None,
     done: Callable[[list[EncodedPrompt], Samples, list[list[str]]], None] = lambda *_: None,
     what: str = "generate",
 ) -> Responses:
@@ -47,7 +47,7 @@ def sample_prompts(
 
     Every token's key is addressed by (key, prompt, sample), so batching changes no token. Prompts
     wait in line for the slots of a batch. While the device decodes, the host turns finished
-    responses into text and hands them to `ready`, and with their ids to `done`.
+    responses into text and hands them to `done`.
 
     Raises:
       GateError: a log-prob is not finite; the token drawn would be meaningless.
@@ -67,7 +67,6 @@ def sample_prompts(
             order.append(rows)
             texts.extend(_texts(runtime, samples))
             progress.update(len(rows))
-            ready([encoded[i] for i in rows], texts[-len(rows) :])
             done([encoded[i] for i in rows], samples, texts[-len(rows) :])
 
         size = slots_for(runtime, sampler.slots, len(encoded))
@@ -76,7 +75,7 @@ def sample_prompts(
             steps += _serve(runtime, sampler, size, params, encoded, line, key, finish, stopped)
     seconds = time.perf_counter() - start
     back = np.argsort(np.concatenate(order))
-    samples = Samples(*(np.concatenate(field)[back] for field in zip(*parts, strict=True)))
+    samples = jax.tree.map(lambda x: x[back], joined(parts))
     check_completions(samples, runtime.eos)
     tokens = int(samples.length.sum())
     counts = {"tokens": float(tokens), "slot_occupancy": steps["used"] / max(steps["slots"], 1)}

@@ -39,21 +39,19 @@ def score_batch(
     """
     config, start = runtime.config, time.perf_counter()
     logp, entropy = score_rows(runtime, score, params, batch, "the policy")
-    gap = {}
+    gap: dict[str, float] = {}
     if samples is not None:
         gap = compare(runtime, (logp - samples.logp)[np.asarray(batch.mask) > 0])
     init_logp = np.zeros_like(logp)
     if initial is not None:
         init_logp, _ = score_rows(runtime, score, initial(), batch, "the initial policy")
-    tokens, responses = (
-        max(float(batch.mask.sum()), 1.0),
-        max(int(np.prod(batch.mask.shape[:2])), 1),
-    )
+    tokens = max(float(batch.mask.sum()), 1.0)
+    responses = max(int(np.prod(batch.mask.shape[:2])), 1)
     metrics = {
         "entropy": float(entropy.sum()) / tokens,
         "logp_per_token": float(logp.sum()) / tokens,
+        **gap,
     }
-    metrics |= gap
     if initial is not None:
         metrics["init_logp_per_token"] = float(init_logp.sum()) / tokens
         metrics["kl_to_initial"] = float((logp - init_logp).sum()) / responses
@@ -149,20 +147,14 @@ def micro_batches(runtime: Runtime, batch: Batch) -> Iterator[tuple[np.ndarray, 
     """Yield (rows, -1 for fillers; their batch; what `apply` is told of its shape)."""
     cut = cut_of(runtime.config, ways_of(runtime.mesh))
     if not cut.by_length:
-        for rows in _by_length(np.asarray(batch.prompt_length), cut.size):
-            fillers = np.full(cut.size - len(rows), -1, rows.dtype)
+        order = np.argsort(np.asarray(batch.prompt_length), kind="stable")  # the shortest first
+        for start in range(0, len(order), cut.size):
+            rows = order[start : start + cut.size]
             part = take_rows(batch, rows, cut.size, cut.prompt_buckets)
-            yield np.concatenate([rows, fillers]), part, {}
+            yield np.pad(rows, (0, cut.size - len(rows)), constant_values=-1), part, {}
         return
     own = np.asarray(batch.mask).sum(2).astype(int)
     for micro in cut(np.asarray(batch.prompt_length), own, np.arange(len(own))):
         part, packing = take_micro_batch(batch, micro, cut)
         packing = None if packing is None else put_rows(runtime.mesh, packing)
         yield micro.rows, part, {"slots": micro.completion, "packing": packing}
-
-
-def _by_length(length: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Yield the rows in parts of `size`, the shortest prompts first."""
-    order = np.argsort(length, kind="stable")
-    for start in range(0, len(order), size):
-        yield order[start : start + size]

@@ -27,45 +27,40 @@ class Rollout:
 
     batch: Batch  # NumPy, leading axis M; prompts padded to the longest
     records: list[dict]  # one per row, for people: texts and what was said of them
-    metrics: dict[
-        str, dict[str, float]
-    ]  # phase -> values, written to the log when the rollout is used
+    # phase -> values, written to the log when the rollout is used
+    metrics: dict[str, dict[str, float]]
     wall: dict[str, dict[str, float]]
 
 
 def take_rows(batch: Batch, rows: np.ndarray, size: int, buckets: Sequence[int]) -> Batch:
     """Return `size` rows of a rollout, prompts padded to a bucket.
 
-    Missing rows are fillers with weight 0 and an empty mask.
+    Missing rows, and those of number -1, are fillers with weight 0 and an empty mask.
     """
-    fill = size - len(rows)
-    index = np.concatenate([rows, np.full(fill, rows[0], rows.dtype)])
+    rows = np.pad(rows, (0, size - len(rows)), constant_values=-1)
+    real = rows >= 0
+    index, counted = np.where(real, rows, rows[real][0]), real.astype(np.float32)
     part = jax.tree.map(lambda x: x[index], batch)
-    real = np.arange(size) < len(rows)
     width = bucket_of(part.prompt_length, buckets)
     prompt = np.zeros((size, width), np.int32)
     shared = min(width, part.prompt.shape[1])
     prompt[:, :shared] = part.prompt[:, :shared]
     return part._replace(
         prompt=prompt,
-        mask=part.mask * real[:, None, None].astype(np.float32),
-        weight=part.weight * real.astype(np.float32),
+        mask=part.mask * counted[:, None, None],
+        weight=part.weight * counted,
     )
 
 
 def take_micro_batch(batch: Batch, micro: MicroBatch, cut: Cut) -> tuple[Batch, Packing | None]:
     """Return the rows of a micro-batch, and their packing if it has streams.
 
-    Fillers have weight 0, an empty mask and no place in a stream."""
-    real = micro.rows >= 0
-    index = np.where(real, micro.rows, micro.rows[real][0])
-    part = take_rows(batch, index, len(index), cut.prompt_buckets)
-    counted = real.astype(np.float32)
-    part = part._replace(mask=part.mask * counted[:, None, None], weight=part.weight * counted)
+    Fillers are those of `take_rows`, and have no place in a stream."""
+    part = take_rows(batch, micro.rows, len(micro.rows), cut.prompt_buckets)
     if not micro.stream:
         return part, None
     packing = make_packing(
-        np.asarray(part.prompt_length) * real,
+        np.asarray(part.prompt_length) * (micro.rows >= 0),
         np.asarray(part.mask).sum(2).astype(int),
         p=micro.prompt,
         t=micro.completion,

@@ -131,23 +131,14 @@ class Sampler:
     ) -> Slots:
         """Give the slots `which` to new prompts; filler rows name a slot beyond the last."""
         fresh = self._begin(params, prompts, key)
+        fields = ("length", "keys", "shared", "step", "token", "done", "samples")
 
-        def put(field: str, axis: int = 0) -> PyTree:
-            where = (slice(None),) * axis + (which,)
+        def put(field: str) -> PyTree:
+            where = (slice(None), which) if field == "shared" else which
             old, new = getattr(slots, field), getattr(fresh, field)
             return jax.tree.map(lambda x, y: x.at[where].set(y, mode="drop"), old, new)
 
-        return self._placed(
-            slots._replace(
-                length=put("length"),
-                keys=put("keys"),
-                shared=put("shared", axis=1),
-                step=put("step"),
-                token=put("token"),
-                done=put("done"),
-                samples=put("samples"),
-            )
-        )
+        return self._placed(slots._replace(**{field: put(field) for field in fields}))
 
     @staticmethod
     def look(slots: Slots) -> tuple[Bool[Array, "B"], Samples]:

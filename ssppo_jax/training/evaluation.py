@@ -7,10 +7,13 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ml_collections import ConfigDict
+import jax
+import numpy as np
 
 from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.distributed import hosts
+from ssppo_jax.distributed.mesh import put_rows, replicated
+from ssppo_jax.distributed.progress import bar
 from ssppo_jax.errors import ConfigError
 from ssppo_jax.evaluate import (
     HeldOut,
@@ -24,14 +27,17 @@ from ssppo_jax.evaluate import (
 )
 from ssppo_jax.files import read_json, read_records
 from ssppo_jax.losses import ROWS
+from ssppo_jax.models.policy import Apply
 from ssppo_jax.oracles import ORACLES
 from ssppo_jax.oracles.named import build_named
 from ssppo_jax.oracles.protocol import Oracle
-from ssppo_jax.rollout.given import HeldOutRows
+from ssppo_jax.rollout.given import GivenCollector
 from ssppo_jax.rollout.judge import place_oracle
 from ssppo_jax.rollout.sample import Responses
+from ssppo_jax.rollout.score import micro_batches, score_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runtime import Runtime
+from ssppo_jax.steps import make_row_step
 from ssppo_jax.types import PyTree
 
 log = logging.getLogger(__name__)
@@ -169,24 +175,53 @@ class Evaluation:
 
 
 class GivenEvaluation:
-    """Measure the loss and its rewards on held-out rows that came with their responses."""
+    """Measure the loss and its rewards on held-out rows that came with their responses.
 
-    def __init__(self, config: ConfigDict, rows: HeldOutRows):
-        self.config, self.rows = config, rows
+    Each row is measured alone, against the initial policy."""
+
+    def __init__(self, collect: GivenCollector, heldout: list[EncodedPrompt], apply: Apply):
+        self.collect, self.runtime, self.config = collect, collect.runtime, collect.config
+        rows = collect.assembled(heldout, 0).batch
+        self.batch = jax.tree.map(lambda x: x[np.flatnonzero(rows.weight > 0)], rows)
+        self.step = jax.jit(
+            make_row_step(apply, self.runtime.loss),
+            out_shardings=replicated(self.runtime.mesh),
+            static_argnames="slots",
+        )
 
     def begin(self, initial: Callable[[], PyTree]) -> None:
-        """Compute the initial policy's log-probs of the rows."""
-        self.rows.set_reference(initial())
+        """Take the log-probs of the initial policy for reference: a margin says how far training
+        came, whatever `train.reference` says. SFT has none.
+        """
+        if self.collect.rows != "response":
+            logp, _ = score_rows(
+                self.runtime, self.collect.score, initial(), self.batch, "the initial policy"
+            )
+            self.batch = self.batch._replace(old_logp=logp, ref_logp=logp, init_logp=logp)
 
     def __call__(self, params: PyTree, iteration: int, last: bool) -> Evaluated | None:
         """Evaluate the policy at the start, at the end and as `eval.every` says."""
         if not (iteration == 0 or last or is_due(self.config.eval.every, iteration)):
             return None
-        found = intervals(self.rows(params), seed=self.config.seed)
+        found = intervals(self._by_row(params), seed=self.config.seed)
         said = "; ".join(f"{name} {shown(estimate)}" for name, estimate in found.items())
         log.info("iteration %d: held-out %s", iteration, said)
         values = logged(found)
         return Evaluated(values, values)
+
+    def _by_row(self, params: PyTree) -> dict[str, np.ndarray]:
+        """Return the loss and the loss's `rewards/...` of every row, [M] each."""
+        found: dict[str, np.ndarray] = {}
+        with bar(len(self.batch.weight), what="evaluate", unit="rows") as progress:
+            for rows, part, shape in micro_batches(self.runtime, self.batch):
+                placed = put_rows(self.runtime.mesh, part)
+                values, real = jax.device_get(self.step(params, placed, **shape)), rows >= 0
+                for name, value in values.items():
+                    if name == "loss" or name.startswith("rewards/"):
+                        whole = found.setdefault(name, np.zeros(len(self.batch.weight)))
+                        whole[rows[real]] = value[real]
+                progress.update(int(real.sum()))
+        return found
 
 
 def is_due(every: int, count: int) -> bool:

@@ -6,7 +6,6 @@ import logging
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from ssppo_jax import __version__
 from ssppo_jax.config import entry, flatten
@@ -33,7 +32,8 @@ def export_policy(
       which: ends the folders' names: `policy`, `adapters`.
     """
     config, arch, lora = runtime.config, runtime.arch, runtime.decoder.lora
-    dtype = export_dtype(config, runtime.folder)
+    name = config.export.dtype
+    dtype = hf.stored_dtype(runtime.folder) if name == "source" else np.dtype(name)
     if dtype.itemsize < runtime.param_dtype.itemsize:
         log.info(
             "policy%s/ is rounded to %s; export.dtype=%s would keep every digit",
@@ -63,12 +63,6 @@ def export_policy(
         texts=({} if own is None else {"chat_template.jinja": own})
         | {"README.md": _card(runtime, result, account)},
     )
-
-
-def export_dtype(config: ConfigDict, folder: Path) -> np.dtype:
-    """Return the dtype that a policy is exported in: that of its source, or `export.dtype`."""
-    name, source = config.export.dtype, hf.stored_dtype(folder)
-    return source if name == "source" else np.dtype(name)
 
 
 def _card(runtime: Runtime, result: dict, account: dict, *, adapter: bool = False) -> str:

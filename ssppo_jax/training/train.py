@@ -42,19 +42,18 @@ from ssppo_jax.losses import ROWS
 from ssppo_jax.losses.core import length_stats, ratio_stats
 from ssppo_jax.models.lora import join
 from ssppo_jax.models.policy import Apply
-from ssppo_jax.optimizer import make_rates, make_run_optimizer, restarted
+from ssppo_jax.optimizer import make_rates, restarted
 from ssppo_jax.rollout.collect import RECORDS, Collector
-from ssppo_jax.rollout.given import GivenCollector, HeldOutRows, check_given
+from ssppo_jax.rollout.given import GivenCollector, check_given
 from ssppo_jax.rollout.judge import build_oracle, no_oracle, place_oracle
 from ssppo_jax.rollout.store import Rollout, take_micro_batch, take_rows
 from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog, open_log
 from ssppo_jax.runs.throughput import memory_peaks, pace_of, work_of
-from ssppo_jax.runtime import DROPOUT, ROUNDING, Runtime, build_runtime
+from ssppo_jax.runtime import DROPOUT, Runtime, build_runtime
 from ssppo_jax.steps import (
     Laid,
     LaidStep,
-    abstract_state,
     fresh_optimizer,
     fresh_state,
     make_gradient,
@@ -145,7 +144,7 @@ class Trainer:
         self.portions = hosts.on_first(lambda: run_folder.portions_of(workdir, self.config))
         self._say_what_is_longer()
         history = hosts.on_first(lambda: run_folder.history_of(self.config.model.source))
-        self.prompts, heldout, account = prepare_prompts(
+        self.prompts, heldout, self.account = prepare_prompts(
             self.config.data,
             runtime.tokenizer,
             seed=self.config.seed,
@@ -154,15 +153,13 @@ class Trainer:
         )
         self.given = data.GIVEN.get(self.config.data.source.name, False)
         if self.given:
-            self.prompts = self._completed(self.prompts, account)
-            heldout = self._completed(heldout, account)
+            self.prompts, heldout = self._completed(self.prompts), self._completed(heldout)
         self.fingerprint = self._fingerprint(heldout)
         hosts.compare({"prompts": self.fingerprint})
         hosts.on_first(
             lambda: run_folder.claim_split(workdir, self.prompts, heldout, self.fingerprint)
         )
-        self.account = account
-        run_folder.write_json(workdir / "prompts.json", account)
+        run_folder.write_json(workdir / "prompts.json", self.account)
         self.oracle = no_oracle() if self.given else build_oracle(self.config)
         place_oracle(self.oracle, runtime.mesh)
         self.oracle.check([e.prompt for e in self.prompts + heldout])
@@ -197,14 +194,11 @@ class Trainer:
         )
         if isinstance(self.collect, GivenCollector):
             check_given(self.prompts, self.config.loss.name, self.collect.rows)
-            self.evaluation = GivenEvaluation(
-                self.config, HeldOutRows(self.collect, heldout, apply)
-            )
+            self.evaluation = GivenEvaluation(self.collect, heldout, apply)
         epochs, size = self.config.train.epochs, self.config.train.batch_size
         # steps of each iteration if no prompt is left out
         self.planned = [epochs * -(-n // size) for n in self.collect.portion_sizes()]
         self.rates = make_rates(self.config, self.planned)
-        self.optimizer = make_run_optimizer(self.config, runtime.key(ROUNDING))
         self._jit_steps(apply)
 
     def run(self, *, profile: bool = False) -> dict:
@@ -264,9 +258,7 @@ class Trainer:
                 c.train.iterations,
             )
 
-    def _completed(
-        self, encoded: list[data.EncodedPrompt], account: dict
-    ) -> list[data.EncodedPrompt]:
+    def _completed(self, encoded: list[data.EncodedPrompt]) -> list[data.EncodedPrompt]:
         """Encode the responses that came with the prompts; list those that are too long."""
         c = self.config
         found = encode_given(
@@ -277,7 +269,7 @@ class Trainer:
             template=c.data.template,
             date=c.data.date,
         )
-        account.setdefault("responses_too_long", []).extend(map(list, found.too_long))
+        self.account.setdefault("responses_too_long", []).extend(map(list, found.too_long))
         return found.encoded
 
     def _fingerprint(self, heldout: list[data.EncodedPrompt]) -> str:
@@ -294,25 +286,21 @@ class Trainer:
         )
 
     def _jit_steps(self, apply: Apply) -> None:
-        loss = self.runtime.loss
-        dropout = (
-            self.runtime.key(DROPOUT)
-            if self.config.lora.rank and self.config.lora.dropout
-            else None
-        )
+        loss, lora = self.runtime.loss, self.config.lora
+        dropout = self.runtime.key(DROPOUT) if lora.rank and lora.dropout else None
         # SFT on given responses is not scored, so there is no ratio
         scored = not (self.given and self.collect.rows == "response")
         parts = (apply, loss, ratio_stats if scored else length_stats)
         if self.cut.by_length:
             self.step: Callable = LaidStep(
                 make_gradient(*parts, dropout_key=dropout),
-                make_update(self.optimizer),
+                make_update(self.runtime.optimizer),
                 most=self.config.train.batch_size,
-                params=self.runtime.parted(self.runtime.abstract_params)[1],
+                params=self.runtime.abstract_state.params,
             )
             self.term_norms = jax.jit(make_term_norms(apply, loss), static_argnames="slots")
             return
-        step = make_train_step(*parts, self.optimizer, dropout_key=dropout)
+        step = make_train_step(*parts, self.runtime.optimizer, dropout_key=dropout)
         self.step = jax.jit(step, donate_argnums=0)
         norms = make_term_norms(apply, loss)
         self.term_norms = jax.jit(
@@ -328,7 +316,7 @@ class Trainer:
         if step is None:
             self.metrics.truncate(0)
             self.frozen, trained = runtime.parted(runtime.load_params())
-            return fresh_state(runtime.mesh, trained, self.optimizer), Position()
+            return fresh_state(runtime.mesh, trained, self.runtime.optimizer), Position()
         if self.config.lora.rank:
             self.frozen, _ = runtime.parted(runtime.load_params())
         state, meta = self._restore(step)
@@ -346,9 +334,7 @@ class Trainer:
 
     def _restore(self, step: int) -> tuple[TrainState, dict]:
         """Return the state of one checkpoint, and its meta."""
-        trained = self.runtime.parted(self.runtime.abstract_params)[1]
-        like = abstract_state(self.runtime.mesh, trained, self.optimizer)
-        return self.checkpoints.restore(step, like)
+        return self.checkpoints.restore(step, self.runtime.abstract_state)
 
     def _policy(self, state: TrainState) -> PyTree:
         """Return all parameters of pi_theta, frozen ones included."""
@@ -442,13 +428,8 @@ class Trainer:
         c, start = self.config, time.perf_counter()
         rows = np.flatnonzero(rollout.batch.weight > 0)  # a row of weight 0 takes no place
         steps = [rows[i] for i in data.epoch_batches(c, at.iteration, len(rows))]
-        work = work_of(
-            self.runtime.arch,
-            rollout.batch,
-            steps,
-            self.cut,
-            adapters=self.frozen is not None,
-        )
+        adapters = self.frozen is not None
+        work = work_of(self.runtime.arch, rollout.batch, steps, self.cut, adapters=adapters)
         moved_before = self.moving
         state = self._train(state, rollout, steps, at)
         whole = at.step_in_iteration == 0  # a resumed part of an iteration has no pace of its own
@@ -516,7 +497,7 @@ class Trainer:
         c, first = self.config, at.step_in_iteration
         own = not (c.train.rollout_lag and at.iteration)  # this very policy sampled the rollout
         if c.optimizer.scope == "iteration" and first == 0:
-            fresh = fresh_optimizer(self.runtime.mesh, state.params, self.optimizer)
+            fresh = fresh_optimizer(self.runtime.mesh, state.params, self.runtime.optimizer)
             state = state._replace(opt_state=restarted(state.opt_state, fresh))
         lagged, self.losses, self.moved = Lagged(), [], []
         before = int(state.step) - first
@@ -533,9 +514,8 @@ class Trainer:
                 extra["learning_rate"] = Mean(np.float32(rates[i]), np.float32(1))
                 rate = put_whole(self.runtime.mesh, np.float32(rates[i]))
                 state, metrics = self.step(state, batch, self.frozen, rate, on_policy)
-                if (
-                    i == 0 and own and "ratio/gap" in metrics
-                ):  # pi_t itself: what the scoring and the training program differ by
+                # pi_t itself: what the scoring and the training program differ by
+                if i == 0 and own and "ratio/gap" in metrics:
                     extra["ratio/first_step_gap"] = metrics["ratio/gap"]
                 self._log_step(lagged.push(before + i + 1, metrics | extra), at)
                 if self.losses:
@@ -556,11 +536,8 @@ class Trainer:
         if self.cut.by_length:
             return lay(self.runtime.mesh, batch, rows, self.cut)
         c = self.config
-        return self._place(take_rows(batch, rows, c.train.batch_size, c.data.prompt_buckets))
-
-    def _place(self, batch: Batch) -> Batch:
-        """Put [B,...] onto the mesh as [M,B/M,...], rows split over the batch axes."""
-        return put_micro_batches(self.runtime.mesh, batch, self.config.train.micro_batches)
+        whole = take_rows(batch, rows, c.train.batch_size, c.data.prompt_buckets)
+        return put_micro_batches(self.runtime.mesh, whole, c.train.micro_batches)
 
     def _term_norms(
         self, params: PyTree, batch: Batch | list[Laid], on_policy: Array, index: int
@@ -576,18 +553,12 @@ class Trainer:
 
     def _log(self, phase: str, values: dict, wall: dict, at: Position) -> None:
         self.metrics.write(
-            step=self._steps_before(at),
+            step=sum(self.planned[: at.iteration]),  # of phases that take none
             iteration=at.iteration,
             phase=phase,
             values=values,
             wall=wall,
         )
-
-    def _steps_before(self, at: Position) -> int:
-        """Return the planned optimizer steps before an iteration: the x axis of phases that take
-        none.
-        """
-        return sum(self.planned[: at.iteration])
 
     def _log_step(self, ready: tuple[int, dict] | None, at: Position) -> None:
         """Write a finished step's metrics; raise GateError if the step is not finite, before any
@@ -633,10 +604,10 @@ class Trainer:
             newest = self.checkpoints.metas()[: self.config.checkpoint.keep]
             self.checkpoints.protected = self.selection.steps(newest)
         start, background = time.perf_counter(), self.config.checkpoint.async_save
+        step = int(state.step)
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
-            self.checkpoints.save(
-                int(state.step), state, meta, finite=True, background=background
-            )  # `_log_step` has checked every step
+            # `_log_step` has checked that every step is finite
+            self.checkpoints.save(step, state, meta, finite=True, background=background)
         self.saved = at
         self.saving += time.perf_counter() - start
         self.rollouts.drop(at)

@@ -6,7 +6,7 @@ from datetime import datetime
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import GenerationConfig, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
 from ssppo_jax.data.chat import check_completions, decode, encode_chat, eos_ids
@@ -233,6 +233,14 @@ def test_a_template_that_refuses_the_turns_is_a_data_error():
         encode_chat(tokenizer, [{"role": "system", "content": "s"}, *user("u")])
 
 
+def test_a_template_that_was_edited_is_read_again(tokenizer, tmp_path):
+    file = tmp_path / "chat.jinja"
+    for words in ("Ask:", "Say it:", "Tell me:"):
+        file.write_text("{% for m in messages %}" + words + " {{ m['content'] }}{% endfor %}")
+        ids = encode_chat(tokenizer, user("hi"), template=str(file))
+        assert decode(tokenizer, ids) == f"{words} hi"
+
+
 @pytest.mark.parametrize("cut", ["m['content'].split('None')[0]", "m['content'] | upper", "''"])
 def test_a_template_that_changes_user_text_is_refused(cut):
     tokenizer = byte_tokenizer(template="{% for m in messages %}{{ " + cut + " }}{% endfor %}>")
@@ -250,18 +258,10 @@ def test_decode_drops_control_tokens_keeps_spaces_and_spelled_text(tokenizer):
 
 
 @pytest.mark.parametrize(
-    ("config", "expected"),
-    [
-        (None, (2,)),
-        ({"eos_token_id": 0}, (0, 2)),
-        ({"eos_token_id": [2, 0]}, (0, 2)),
-        ({}, (2,)),
-        (GenerationConfig(eos_token_id=[5, 2]), (2, 5)),
-        (GenerationConfig(), (2,)),
-    ],
+    ("of_model", "expected"), [((), (2,)), ((0,), (0, 2)), ((2, 0), (0, 2)), ((5, 2), (2, 5))]
 )
-def test_eos_ids_join_tokenizer_and_generation_config(tokenizer, config, expected):
-    assert eos_ids(tokenizer, config) == expected
+def test_eos_ids_join_tokenizer_and_generation_config(tokenizer, of_model, expected):
+    assert eos_ids(tokenizer, of_model) == expected
 
 
 def test_no_eos_at_all_is_an_error():

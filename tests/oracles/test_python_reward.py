@@ -225,3 +225,12 @@ def test_what_an_environment_cannot_have_is_told(tmp_path):
     (tmp_path / "env.py").write_text(text)
     with pytest.raises(DataError, match=r"env.py:load_environment:1: .*must be a string, not int"):
         SOURCES["environment"](environment="env.py:load_environment")
+    bad = "class Lazy:\n    rubric = 1\n    def get_dataset(self):\n        return open('rows')\n\n"
+    (tmp_path / "env.py").write_text(bad + "made = Lazy()\n")
+    with pytest.raises(UserError, match=r"env.py:4: FileNotFoundError.*made, reading its data set"):
+        SOURCES["environment"](environment="env.py:made")
+    (tmp_path / "env.py").write_text(
+        "class Bare:\n    rubric, dataset = 1, ['x']\n\nmade = Bare()\n"
+    )
+    with pytest.raises(UserError, match=r"ValueError: .*env.py:made, reading its data set"):
+        SOURCES["environment"](environment="env.py:made")

@@ -37,7 +37,7 @@ def config():
 
 
 def test_a_pair_has_its_chance_and_its_estimated_win_rates(config):
-    rows = pair_rows(config, judged_of(rows_of(PAIR), 6), None, 0)
+    rows = pair_rows(config, judged_of(rows_of(PAIR), 6), 0)
     assert rows.batch.p_win == pytest.approx([0.9])
     np.testing.assert_allclose(rows.batch.win_rate, [[0.7, 0.3]], atol=1e-6)  # with the self pair
     assert rows.batch.mask.sum(-1).tolist() == [[1, 2]]
@@ -48,34 +48,34 @@ def test_a_pair_has_its_chance_and_its_estimated_win_rates(config):
 def test_win_rates_of_the_data_take_the_place_of_the_estimate_and_are_gated(config):
     given = dataclasses.replace(PAIR, win_rate=(0.8, 0.25))
     alike = dataclasses.replace(given, texts=("same words", "words same"))
-    rows = pair_rows(config, judged_of(rows_of(given, alike), 6), None, 0)
+    rows = pair_rows(config, judged_of(rows_of(given, alike), 6), 0)
     np.testing.assert_allclose(rows.batch.win_rate, [[0.8, 0.25]] * 2, atol=1e-6)
     np.testing.assert_allclose(rows.batch.target, [[0.8, 0.25], [0.5, 0.5]], atol=1e-6)
     config.pairs.gate_level = "pairwise"
     with pytest.raises(ConfigError, match=r"gate_level=pairwise .* set pairs.gate_level=pair"):
-        pair_rows(config, judged_of(rows_of(given), 6), None, 0)
+        pair_rows(config, judged_of(rows_of(given), 6), 0)
 
 
 def test_a_pair_whose_chosen_response_loses_is_turned_round_with_its_win_rates(config):
     given = Given(("a", "b"), preference=((0.5, 0.2), (0.8, 0.5)), win_rate=(0.3, 0.6))
-    rows = pair_rows(config, judged_of(rows_of(given), 6), None, 0)
+    rows = pair_rows(config, judged_of(rows_of(given), 6), 0)
     assert rows.records[0]["winner"] == "b"
     np.testing.assert_allclose(rows.batch.win_rate, [[0.6, 0.3]], atol=1e-6)
 
 
 def test_of_k_scored_responses_pairs_take_best_and_worst_and_sft_the_best(config):
     judged = judged_of(rows_of(Given(("x", "y", "z"), reward=(2.0, 3.0, 1.0))), 6)
-    pair = pair_rows(config, judged, None, 0)
+    pair = pair_rows(config, judged, 0)
     assert (pair.records[0]["winner"], pair.records[0]["loser"]) == ("y", "z")
-    best = response_rows(config, judged, None, 0)
+    best = response_rows(config, judged, 0)
     assert best.batch.completion.shape == (1, 1, 6) and best.records[0]["response"] == "y"
 
 
 def test_a_demonstration_is_a_row_and_a_tie_of_scores_has_no_weight(config):
-    shown = response_rows(config, judged_of(rows_of(Given(("x",))), 6), None, 0)
+    shown = response_rows(config, judged_of(rows_of(Given(("x",))), 6), 0)
     assert shown.batch.weight.tolist() == [1]
     tied = judged_of(rows_of(Given(("x", "y"), reward=(1.0, 1.0))), 6)
-    assert response_rows(config, tied, None, 0).batch.weight.tolist() == [0]
+    assert response_rows(config, tied, 0).batch.weight.tolist() == [0]
 
 
 def test_a_pair_loss_needs_two_responses():

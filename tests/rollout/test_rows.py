@@ -36,7 +36,7 @@ def judged(verdict, k=3):
 
 
 def test_group_rows_hold_every_response_of_the_prompt_with_its_mask():
-    rows = group_rows(configure(loss="grpo"), judged(REWARDS), None, 4)
+    rows = group_rows(configure(loss="grpo"), judged(REWARDS), 4)
     np.testing.assert_array_equal(rows.batch.mask.sum(2), [[1, 2, 3], [1, 2, 3]])
     np.testing.assert_array_equal(rows.batch.prompt, [[1, 2, 0], [1, 2, 3]])
     np.testing.assert_array_equal(rows.samples.logp, -rows.batch.completion)
@@ -44,9 +44,9 @@ def test_group_rows_hold_every_response_of_the_prompt_with_its_mask():
 
 
 def test_truncated_completions_do_not_train_but_count_in_the_advantages():
-    plain = group_rows(configure(loss="grpo"), judged(REWARDS), None, 0)
+    plain = group_rows(configure(loss="grpo"), judged(REWARDS), 0)
     masked = group_rows(
-        configure(loss="grpo", group__mask_truncated_completions="true"), judged(REWARDS), None, 0
+        configure(loss="grpo", group__mask_truncated_completions="true"), judged(REWARDS), 0
     )
     np.testing.assert_array_equal(masked.batch.mask.sum(2), [[1, 2, 0], [1, 2, 0]])
     np.testing.assert_array_equal(masked.batch.advantage, plain.batch.advantage)
@@ -54,7 +54,7 @@ def test_truncated_completions_do_not_train_but_count_in_the_advantages():
 
 
 def test_pair_rows_take_the_winners_and_the_losers_own_tokens():
-    rows = pair_rows(configure(similarity__name="token_jaccard"), judged(REWARDS), None, 0)
+    rows = pair_rows(configure(similarity__name="token_jaccard"), judged(REWARDS), 0)
     np.testing.assert_array_equal(
         rows.batch.completion[:, :, 0], [[13, 10], [19, 22]]
     )  # samples (1, 0) and (0, 1)
@@ -66,7 +66,7 @@ def test_pair_rows_take_the_winners_and_the_losers_own_tokens():
 def test_a_tied_group_has_weight_0_where_the_loss_takes_the_winner_for_certain(loss):
     """Rewards 0, 0, 0 prefer nobody: win rates of 1/2 are a target of SPPO's, and no label."""
     regresses = loss in ("s_sppo", "sppo", "sppo_single")
-    rows = pair_rows(configure(loss=loss, similarity__name="token_jaccard"), judged(TIED), None, 0)
+    rows = pair_rows(configure(loss=loss, similarity__name="token_jaccard"), judged(TIED), 0)
     np.testing.assert_array_equal(rows.batch.weight, [regresses, 1])
     assert rows.stats["pairs/weightless"] == (not regresses)
     assert rows.stats["pairs/tied"] == 0.5 and rows.stats["oracle/pairs"] == 2
@@ -79,7 +79,7 @@ def test_a_tied_group_has_weight_0_where_the_loss_takes_the_winner_for_certain(l
 )
 def test_ties_train_or_are_left_out_on_request(setting, weights):
     config = configure(loss="dpo", similarity__name="token_jaccard", **setting)
-    rows = pair_rows(config, judged(TIED), None, 0)
+    rows = pair_rows(config, judged(TIED), 0)
     np.testing.assert_array_equal(rows.batch.weight, weights)
     assert rows.stats["pairs/weightless"] == 0
 
@@ -89,7 +89,7 @@ def test_a_cycle_has_no_winner_for_a_hard_label_and_keeps_its_comparison():
     cycle = np.array([[[0.5, 1, 0], [0, 0.5, 1], [1, 0, 0.5]]] * 2, np.float32)
     given = judged(Verdict(cycle, None, (None, None)))
     for loss, weight in (("dpo", 0), ("sppo_single", 1)):
-        rows = pair_rows(configure(loss=loss, similarity__name="token_jaccard"), given, None, 0)
+        rows = pair_rows(configure(loss=loss, similarity__name="token_jaccard"), given, 0)
         np.testing.assert_array_equal(rows.batch.weight, weight)
         np.testing.assert_array_equal(rows.batch.p_win, 1)
 
@@ -105,7 +105,7 @@ def test_a_cycle_has_no_winner_for_a_hard_label_and_keeps_its_comparison():
 def test_an_iteration_whose_prompts_all_failed_has_no_rows(make, settings):
     k = int(settings.get("sampling__num_samples", 3))
     verdict = Verdict(None, REWARDS.reward[:, :k], (None, None))
-    rows = make(configure(**settings), judged(verdict, k).take(np.array([], int)), None, 0)
+    rows = make(configure(**settings), judged(verdict, k).take(np.array([], int)), 0)
     assert rows.batch.weight.shape == (0,) and rows.batch.mask.shape == (
         0,
         min(k, 2) if make is pair_rows else k,
@@ -119,7 +119,7 @@ def test_opponent_rows_keep_their_order():
         verdict=Verdict(np.array([[[0.5, 0.2], [0.8, 0.5]]] * 2), None, (None, None))
     )
     rows = opponent_rows(
-        configure(loss="nash_md", sampling__num_samples=2, train__reference="initial"), two, None, 0
+        configure(loss="nash_md", sampling__num_samples=2, train__reference="initial"), two, 0
     )
     np.testing.assert_array_equal(rows.batch.completion, two.samples.tokens)
     np.testing.assert_allclose(rows.batch.p_win, 0.2, rtol=1e-6)

@@ -86,12 +86,12 @@ def test_every_prompt_is_handed_on_once_while_others_are_decoded(stops):
     runtime, sampler, params = made(0.01, stops=stops)
     seen, busy = Counter(), []
 
-    def ready(encoded, texts):
-        assert len(encoded) == len(texts)
+    def done(encoded, samples, texts):
+        assert len(encoded) == len(samples.length) == len(texts)
         seen.update(e.prompt.id for e in encoded)
         busy.append(len(seen))
 
-    sample_prompts(runtime, sampler, params, prompts(45), jax.random.key(1), ready=ready)
+    sample_prompts(runtime, sampler, params, prompts(45), jax.random.key(1), done=done)
     assert seen == Counter(str(i) for i in range(45)) and busy == sorted(busy)
     assert (busy[0] < 16 and len(busy) > 5) if len(stops) > 1 else busy == [16, 32, 45]
 

@@ -18,10 +18,12 @@ from ssppo_jax.data import EncodedPrompt
 from ssppo_jax.losses.core import clean, weighted_mean
 from ssppo_jax.models.policy import Apply
 from ssppo_jax.oracles.links import bradley_terry as link
+from ssppo_jax.rollout.rows import batch_of, samples_of
 from ssppo_jax.steps import Loss
 from ssppo_jax.types import Array, Batch, Given, Mean, Metrics, Policy, Prompt, PyTree
 
 TIE = 1e-6  # a preference this close to 1/2 teaches nothing
+ROUND = 16  # tokens that the longest response is rounded up to
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +73,32 @@ def pairs_of(given: Given, temperature: float) -> list[tuple[int, int, float]]:
             w, l = (i, j) if p[i, j] > 0.5 else (j, i)
             found.append((int(w), int(l), float(p[w, l])))
     return found
+
+
+def pair_batch(
+    encoded: Sequence[EncodedPrompt],
+    temperature: float,
+    shown: Callable[[EncodedPrompt, int, int], Sequence[np.ndarray]],
+    longest: int = 0,
+) -> Batch:
+    """Return a row for every pair that is no tie.
+
+    Args:
+      encoded: prompts with responses.
+      temperature: as in `pairs_of`.
+      shown: (prompt, winner, loser) -> the ids at 0 and at 1 of the pair's row.
+      longest: tokens that a row has room for; 0: those of the longest.
+    """
+    chosen, inputs, p = [], [], []
+    for e in encoded:
+        assert e.prompt.given is not None
+        for winner, loser, chance in pairs_of(e.prompt.given, temperature):
+            chosen.append(e)
+            inputs.append(shown(e, winner, loser))
+            p.append(chance)
+    longest = longest or max((len(ids) for two in inputs for ids in two), default=1)
+    samples = samples_of(inputs, -(-longest // ROUND) * ROUND, 2)
+    return batch_of(chosen, samples, p_win=np.array(p, np.float32))
 
 
 def bradley_terry(policy: Policy, batch: Batch) -> tuple[Mean, Metrics]:

@@ -37,6 +37,7 @@ from ssppo_jax.runs import folder as run_folder
 from ssppo_jax.runs.metrics import Lagged, MetricLog, NoLog, open_log
 from ssppo_jax.runtime import ROUNDING
 from ssppo_jax.steps import make_row_step, make_train_step
+from ssppo_jax.training.evaluation import is_due
 from ssppo_jax.training.fit.head import Head
 from ssppo_jax.training.fit.pairwise import pairwise
 from ssppo_jax.training.fit.reward import reward
@@ -103,14 +104,12 @@ class Fit:
     ):
         self.config, self.head, self.mesh, self.workdir = config, head, mesh, workdir
         self.metrics, self.stop = metrics, stop
-        train, heldout = self._load_pairs()
-        self.train, self.heldout = train, heldout
-        self.steps = data.epoch_batches(config, 0, len(train.weight))
+        self.train, self.heldout = self._load_pairs()
+        self.steps = data.epoch_batches(config, 0, len(self.train.weight))
         self.rates = make_rates(config, [len(self.steps)])(0, len(self.steps))
         self.checkpoints = Checkpoints(workdir / "checkpoints", keep=config.checkpoint.keep)
-        self.optimizer = make_run_optimizer(
-            config, jax.random.fold_in(jax.random.key(config.seed), ROUNDING)
-        )
+        rounding = jax.random.fold_in(jax.random.key(config.seed), ROUNDING)
+        self.optimizer = make_run_optimizer(config, rounding)
         step = make_train_step(head.apply, head.loss, length_stats, self.optimizer)
         self.step = jax.jit(step, donate_argnums=0)
         measure = make_row_step(head.apply, head.loss)
@@ -129,8 +128,7 @@ class Fit:
                 self._log(lagged.push(i + 1, values))
                 progress.update()
                 stop, last = self.stop.voted(), i + 1 == len(self.steps)
-                every = self.config.checkpoint.every_steps
-                if not last and (stop or (every and (i + 1) % every == 0)):
+                if not last and (stop or is_due(self.config.checkpoint.every_steps, i + 1)):
                     self._log(lagged.flush())
                     self._save(state, i + 1)
                     if stop:
@@ -191,13 +189,14 @@ class Fit:
         newest = self.checkpoints.latest()
         if hosts.is_first():
             self.checkpoints.clear()
-        like = self._abstract()
+        opt_state = self.head.place(jax.eval_shape(self.optimizer.init, self.head.abstract))
         if newest is None:
             self.metrics.truncate(0)
-            params = self.head.load()
-            placed = jax.tree.map(lambda s: s.sharding, like.opt_state)
+            params, placed = self.head.load(), jax.tree.map(lambda s: s.sharding, opt_state)
             opt_state = jax.jit(self.optimizer.init, out_shardings=placed)(params)
             return TrainState(params, opt_state, put_whole(self.mesh, np.int32(0))), 0
+        count: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(self.mesh))
+        like = TrainState(self.head.abstract, opt_state, count)
         state, meta = self.checkpoints.restore(newest, like)
         if meta["fingerprint"] != self.fingerprint:
             raise ConfigError(
@@ -207,12 +206,6 @@ class Fit:
         self.metrics.truncate(meta["metrics_offset"])
         log.info("resuming at step %d", newest)
         return state, newest
-
-    def _abstract(self) -> TrainState:
-        params = self.head.abstract
-        opt_state = self.head.place(jax.eval_shape(self.optimizer.init, params))
-        step: Any = jax.ShapeDtypeStruct((), np.int32, sharding=replicated(self.mesh))
-        return TrainState(params, opt_state, step)
 
     def _batch(self, rows: np.ndarray) -> Batch:
         """Put a step's rows onto the mesh as [M,B/M,...]."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from typing import Any, cast
 
 import jax
@@ -17,13 +16,10 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.deberta import Ranker
 from ssppo_jax.oracles.judge_prompts import conversation
 from ssppo_jax.oracles.pairrm import PairReader
-from ssppo_jax.rollout.rows import batch_of
-from ssppo_jax.training.fit.head import Head, both_orders, no_logp, pairs_of
-from ssppo_jax.types import FINISH_EOS, Array, Batch, Failed, Policy, Prompt, PyTree, Samples
+from ssppo_jax.training.fit.head import Head, both_orders, no_logp, pair_batch
+from ssppo_jax.types import Array, Failed, Policy, Prompt, PyTree
 from ssppo_jax.weights.encoder import locate_encoder
 from ssppo_jax.weights.ranker import open_ranker, save_ranker
-
-ROUND = 16  # tokens that the longest row is rounded up to
 
 
 def pairwise(config: ConfigDict, mesh: Mesh) -> Head:
@@ -56,17 +52,14 @@ def pairwise(config: ConfigDict, mesh: Mesh) -> Head:
     reader = PairReader(folder, made.tokenizer, markers, config.data.max_prompt_length)
     whole = replicated(mesh)
 
-    def encode(prompts: list[Prompt]) -> tuple[list[EncodedPrompt], list[tuple[str, int | str]]]:
-        return _encode(prompts, reader)
-
     def place(shapes: PyTree) -> PyTree:
         return jax.tree.map(
             lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes
         )
 
     return Head(
-        encode=encode,
-        rows=lambda encoded: _rows(encoded, config.oracle.reward_temperature),
+        encode=lambda prompts: _encode(prompts, reader),
+        rows=lambda encoded: pair_batch(encoded, config.oracle.reward_temperature, _both_orders),
         abstract=place(made.loaded.params),
         place=place,
         load=lambda: jax.device_put(made.loaded.params, whole),
@@ -103,8 +96,7 @@ def _encode(
     spots = addresses(p.id for p in prompts)
     for prompt in prompts:
         assert prompt.given is not None
-        orders = list(itertools.permutations(range(len(prompt.given.texts)), 2))
-        ids = reader.pairs(conversation(prompt), prompt.given.texts, orders)
+        ids = reader.pairs(conversation(prompt), prompt.given.texts, _orders(prompt))
         if isinstance(ids, Failed):
             long.append((prompt.id, ids.reason))
             continue
@@ -113,23 +105,13 @@ def _encode(
     return kept, long
 
 
-def _rows(encoded: Sequence[EncodedPrompt], temperature: float) -> Batch:
-    """Return a row for every pair that is no tie: the order with the winner first at 0."""
-    chosen, inputs, p = [], [], []
-    for e in encoded:
-        assert e.prompt.given is not None
-        orders = list(itertools.permutations(range(len(e.prompt.given.texts)), 2))
-        for winner, loser, chance in pairs_of(e.prompt.given, temperature):
-            two = (orders.index((winner, loser)), orders.index((loser, winner)))
-            chosen.append(e)
-            inputs.append([e.completions[order] for order in two])
-            p.append(chance)
-    longest = max((len(ids) for two in inputs for ids in two), default=1)
-    tokens = np.zeros((len(chosen), 2, -(-longest // ROUND) * ROUND), np.int32)
-    length = np.zeros((len(chosen), 2), np.int32)
-    for row, both in enumerate(inputs):
-        for k, ids in enumerate(both):
-            tokens[row, k, : len(ids)], length[row, k] = ids, len(ids)
-    logp = np.zeros(tokens.shape, np.float32)
-    samples = Samples(tokens, length, logp, logp, np.full(length.shape, FINISH_EOS, np.int8))
-    return batch_of(chosen, samples, p_win=np.array(p, np.float32))
+def _both_orders(e: EncodedPrompt, winner: int, loser: int) -> list[np.ndarray]:
+    """Return the order of a pair with the winner first, and the one with the loser first."""
+    orders = _orders(e.prompt)
+    return [e.completions[orders.index(order)] for order in ((winner, loser), (loser, winner))]
+
+
+def _orders(prompt: Prompt) -> list[tuple[int, int]]:
+    """Return every order of two of a prompt's responses."""
+    assert prompt.given is not None
+    return list(itertools.permutations(range(len(prompt.given.texts)), 2))

@@ -9,7 +9,6 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,15 +21,11 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.models.arch import Arch
 from ssppo_jax.models.decoder import Decoder, Forward, init_params
 from ssppo_jax.models.policy import pool
-from ssppo_jax.rollout.given import judged_of
-from ssppo_jax.rollout.rows import batch_of
 from ssppo_jax.runtime import make_decoder
-from ssppo_jax.training.fit.head import Head, bradley_terry, no_logp, pairs_of
-from ssppo_jax.types import Array, Batch, Policy, Prompt, PyTree, Samples
+from ssppo_jax.training.fit.head import Head, bradley_terry, no_logp, pair_batch
+from ssppo_jax.types import Array, Batch, Policy, Prompt, PyTree
 from ssppo_jax.weights import hf
 from ssppo_jax.weights.source import load_tokenizer, resolve
-
-ROUND = 16  # tokens that the longest response is rounded up to
 
 
 def reward(config: ConfigDict, mesh: Mesh) -> Head:
@@ -54,7 +49,7 @@ def reward(config: ConfigDict, mesh: Mesh) -> Head:
     arch = dataclasses.replace(own, num_labels=1)
     decoder = make_decoder(config, arch, mesh)
     tokenizer = load_tokenizer(folder, vocab_size=arch.vocab_size)
-    eos = eos_ids(tokenizer, {"eos_token_id": list(arch.eos_ids)})
+    eos = eos_ids(tokenizer, arch.eos_ids)
 
     def encode_pairs(
         prompts: list[Prompt],
@@ -72,7 +67,13 @@ def reward(config: ConfigDict, mesh: Mesh) -> Head:
         return found.encoded, [*dropped.rows, *found.too_long]
 
     def rows(encoded: Sequence[EncodedPrompt]) -> Batch:
-        return _rows(encoded, config.oracle.reward_temperature)
+        longest = max(len(ids) for e in encoded for ids in e.completions)
+        return pair_batch(
+            encoded,
+            config.oracle.reward_temperature,
+            lambda e, winner, loser: (e.completions[winner], e.completions[loser]),
+            longest,
+        )
 
     return Head(
         encode=encode_pairs,
@@ -104,22 +105,6 @@ def make_score(decoder: Decoder) -> Any:
         return Policy(no_logp(mask), score), None
 
     return apply
-
-
-def _rows(encoded: Sequence[EncodedPrompt], temperature: float) -> Batch:
-    """Return a row for every pair that is no tie, the winner at 0."""
-    slots = max(len(ids) for e in encoded for ids in e.completions)
-    judged = judged_of(encoded, -(-slots // ROUND) * ROUND)
-    chosen, two, p = [], [], []
-    for b, e in enumerate(encoded):
-        assert e.prompt.given is not None
-        for winner, loser, chance in pairs_of(e.prompt.given, temperature):
-            chosen.append(b)
-            two.append((winner, loser))
-            p.append(chance)
-    at, pair = np.array(chosen, np.int64), np.array(two, np.int64).reshape(-1, 2)
-    samples = Samples(*(x[at[:, None], pair] for x in judged.samples))
-    return batch_of([encoded[b] for b in chosen], samples, p_win=np.array(p, np.float32))
 
 
 def _load(folder: Path, own: Arch, decoder: Decoder, mesh: Mesh) -> PyTree:
