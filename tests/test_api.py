@@ -61,6 +61,10 @@ def test_samples_come_one_list_for_each_prompt_and_the_seed_changes_them(policy)
         ssppo_jax.sample(policy, "x" * 400)
     with pytest.raises(ConfigError, match="num_samples=0: give 1 or more"):
         ssppo_jax.sample(policy, "Say hi.", num_samples=0)
+    with pytest.raises(DataError, match="there is no prompt; give a text"):
+        ssppo_jax.sample(policy, [])
+    with pytest.raises(DataError, match="prompt 1 is neither a text nor a list of turns"):
+        ssppo_jax.sample(policy, ["Say hi.", ["hi"]])
 
 
 def test_positions_that_the_model_does_not_have_are_refused(policy):

@@ -181,6 +181,7 @@ def test_references_are_found_by_id_text_or_instruction(tmp_path):
         ),
         ('{"prompt": "Hi"}\n', "row 1 must have one of"),
         ("[3]", "row 1 must have one of"),
+        ('{"prompt": "Hi", "output": "x"}\n{"prompt": Ho}\n', "row 2: not JSON"),
         ("[", "not JSON"),
         (None, "there is no such file"),
     ],

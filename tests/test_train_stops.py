@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import pytest
 from small_runs import configure, length_oracle, values
 
@@ -55,4 +56,6 @@ def test_prompts_the_oracle_fails_on_are_dropped_and_counted(tmp_path, monkeypat
 def test_too_many_failures_abort_with_the_commonest_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle(lambda p: True))
     with pytest.raises(GateError, match=r"16 of 16 prompts(.|\n)*no answer"):
-        train(configure(), tmp_path)
+        train(configure(train__iterations=1), tmp_path, profile=True)
+    jax.profiler.start_trace(tmp_path / "another")  # the run left none
+    jax.profiler.stop_trace()

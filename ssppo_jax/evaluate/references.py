@@ -33,6 +33,8 @@ def read_references(path: str, encoded: Sequence[EncodedPrompt]) -> list[list[st
     rows = parse_json(text, file) if whole else [row for _, row in json_lines(path)]
     found: dict[str, str] = {}
     for number, row in enumerate(rows, 1):
+        if isinstance(row, str) and not whole:  # the reason why the line holds no row
+            raise DataError(f"{file}: row {number}: {row}")
         fields = row if isinstance(row, dict) else {}
         asked = [str(fields[key]) for key in PROMPT if key in fields]
         said = next((fields[key] for key in OUTPUT if key in fields), None)

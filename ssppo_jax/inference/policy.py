@@ -188,9 +188,16 @@ def _encoded(policy: LoadedPolicy, prompts: Chat | Sequence[Chat]) -> list[Encod
     """Encode prompts in their order; none may be left out."""
     single = isinstance(prompts, str) or (bool(prompts) and isinstance(prompts[0], Mapping))
     chats: Sequence[Any] = [prompts] if single else prompts
+    if not len(chats):
+        raise DataError("there is no prompt; give a text, or a list of texts or of chats")
     made = []
     for i, chat in enumerate(chats):
         turns = ({"role": "user", "content": chat},) if isinstance(chat, str) else tuple(chat)
+        if not all(isinstance(turn, Mapping) for turn in turns):
+            raise DataError(
+                f"prompt {i} is neither a text nor a list of turns such as"
+                ' {"role": "user", "content": "Hi"}'
+            )
         made.append(Prompt(f"prompt-{i}", tuple(dict(turn) for turn in turns)))
         try:
             check_prompt(made[-1])

@@ -9,7 +9,7 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -272,13 +272,14 @@ def history_of(*sources: str) -> History:
     """
     trained: set[str] = set()
     heldout: dict[str, str] = {}
-    waiting, known = list(sources), set[Path]()
+    waiting: list[tuple[str, Sequence[Path]]] = [(source, ()) for source in sources]
+    known = set[Path]()
     while waiting:
-        run = _run_of(waiting.pop(0))
+        run = _run_of(*waiting.pop(0))
         if run is None or run in known:
             continue
         known.add(run)
-        waiting.append(run_config(run)["model.source"])
+        waiting.append((run_config(run)["model.source"], run.parents))
         if not (run / "split.json").is_file():
             log.warning("%s does not say what it was trained on; the split is the config's", run)
             continue
@@ -288,14 +289,16 @@ def history_of(*sources: str) -> History:
     return History(frozenset(trained), heldout)
 
 
-def _run_of(source: str) -> Path | None:
-    """Return the run folder that a model's folder stands in."""
-    folder = expanded(source).resolve()
-    if not folder.is_dir():
-        return None
-    for place in (folder, *folder.parents[:2]):
-        if "model.source" in run_config(place):
-            return place
+def _run_of(source: str, above: Sequence[Path]) -> Path | None:
+    """Return the run folder that a model's folder stands in.
+
+    A relative path is sought here, then in the folders above the run that names it, because that
+    run may have begun in one of them."""
+    for base in (Path(), *above):
+        folder = (base / expanded(source)).resolve()
+        for place in (folder, *folder.parents[:2]) if folder.is_dir() else ():
+            if "model.source" in run_config(place):
+                return place
     return None
 
 

@@ -12,7 +12,7 @@ import json
 import logging
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import jax
@@ -130,7 +130,15 @@ def train(
         trainer = Trainer(build_runtime(config), workdir, metrics, stop)
         trainer.checkpoints.on_saved = on_saved
         stack.enter_context(trainer.checkpoints)  # the end waits for a save in the background
+        if profile:
+            stack.callback(_end_trace)
         return trainer.run(profile=profile)
+
+
+def _end_trace() -> None:
+    """End the trace of a run that stopped within the traced iteration."""
+    with suppress(RuntimeError):  # there is none
+        jax.profiler.stop_trace()
 
 
 class Trainer:

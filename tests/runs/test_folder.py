@@ -264,6 +264,13 @@ def test_a_model_of_a_run_has_its_history_and_that_of_the_run_before(tmp_path):
     assert list(run_folder.history_of(str(second)).heldout) == ["two", "4"]
 
 
+def test_a_relative_model_is_found_from_another_folder(tmp_path, monkeypatch):
+    make_run(tmp_path / "runs/first")
+    second = make_run(tmp_path / "runs/second", "runs/first/policy", ["3"], ["4"])
+    monkeypatch.chdir("/")
+    assert set(run_folder.history_of(str(second)).heldout) == {"two", "4"}
+
+
 def test_a_model_of_no_run_has_no_history(tmp_path):
     (tmp_path / "model").mkdir()
     run_folder.write_json(tmp_path / "model/config.json", {"model_type": "llama"})
