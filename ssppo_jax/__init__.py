@@ -1,7 +1,7 @@
 """ssppo_jax: self-play preference (S-SPPO) and soft sequence policy optimisation (SSPO) of language
 models in JAX."""
 
-__version__ = "0.9.0"
+__version__ = "0.10.0"
 
 
 def __getattr__(name: str) -> object:
