@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import pwd
 import re
 import shutil
 import subprocess
@@ -358,11 +359,12 @@ def test_a_home_folder_is_found_behind_an_equals_sign(capsys, monkeypatch, train
 def test_without_a_home_folder_the_cache_is_asked_for(capsys, monkeypatch, tmp_path):
     """A container's user without an entry in /etc/passwd, and no HOME."""
 
-    def unknown():
-        raise RuntimeError("Could not determine home directory.")
+    def unknown(user):
+        raise KeyError(user)
 
     monkeypatch.delenv("SSPPO_CACHE")
-    monkeypatch.setattr(Path, "home", unknown)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
     monkeypatch.chdir(tmp_path)
     message = refused(capsys, "convert", "--input=random:tiny", "--output=x")
     assert "no folder for the cache is known; set SSPPO_CACHE to one, or HOME" in message

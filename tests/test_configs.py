@@ -181,9 +181,7 @@ def _built(name, tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text(json.dumps(published))
     monkeypatch.setattr(runtime, "resolve", lambda source: tmp_path)
     monkeypatch.setattr(runtime, "load_tokenizer", lambda folder, vocab_size: None)
-    monkeypatch.setattr(
-        runtime, "eos_ids", lambda tokenizer, generation: tuple(generation["eos_token_id"])
-    )
+    monkeypatch.setattr(runtime, "eos_ids", lambda tokenizer, of_model: tuple(of_model))
     config = load(name)
     schema.check(config, jax.device_count())
     return runtime.build_runtime(config)
