@@ -66,6 +66,14 @@ def test_a_loss_of_a_file_is_chosen_with_its_keywords_and_its_rows(loss_file):
     assert "mine.py:mine" not in TIES
 
 
+def test_a_file_is_run_as_python_runs_it(tmp_path, monkeypatch):
+    """Annotations are values, unless the file itself says otherwise; no cache is left behind."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("def f(x: int = 3):\n    return x\n")
+    assert load_function("own.py:f").__annotations__ == {"x": int}
+    assert [file.name for file in tmp_path.iterdir()] == ["own.py"]
+
+
 def test_rows_of_no_kind_are_refused_each_time(loss_file):
     loss_file.write_text(LOSS.format(rows="pairs"))
     for _ in range(2):

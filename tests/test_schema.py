@@ -310,6 +310,8 @@ def test_a_value_of_another_kind_in_a_config_file_is_refused(tmp_path):
         path.write_text(f"{CONFIG}    {line}\n    return config\n")
         with pytest.raises(ConfigError, match=f"(?s)1 problem.*{re.escape(told)}"):
             schema.load(str(path), {})
+    path.write_text(f"{CONFIG}    config.seed = None\n    return config\n")
+    assert schema.load(str(path), {"seed": "3"}).seed == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The loop, run whole on a tiny model over eight virtual devices."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -122,6 +123,34 @@ def test_no_array_goes_between_host_and_device_unasked_while_training(tmp_path, 
     monkeypatch.setattr(train_module, "put_micro_batches", careless)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(configure(train__micro_batches=1), tmp_path)
+
+
+def test_no_number_is_read_off_a_device_unasked_while_training(tmp_path, monkeypatch):
+    """JAX forbids it on GPUs and TPUs; on the CPU its guard lets every read pass."""
+    rules, guard, kind = [], jax.transfer_guard, type(jax.numpy.zeros(()))
+
+    @contextlib.contextmanager
+    def noted(rule):
+        rules.append(rule)
+        with guard(rule):
+            yield
+        rules.pop()
+
+    def read(name):
+        own = getattr(kind, name)
+
+        def forbidden(array, *args):
+            assert rules[-1:] != ["disallow"], f"{name} of an array"
+            return own(array, *args)
+
+        return forbidden
+
+    monkeypatch.setattr(train_module, "build_oracle", lambda config: length_oracle())
+    monkeypatch.setattr(jax, "transfer_guard", noted)
+    for name in ("__int__", "__float__", "__bool__", "__index__", "item", "tolist"):
+        monkeypatch.setattr(kind, name, read(name))
+    train(configure(train__iterations=1, checkpoint__every_steps=1), tmp_path)
+    assert (tmp_path / "checkpoints/step_00000001").is_dir()
 
 
 def test_the_first_step_of_an_iteration_is_taken_at_pi_t(run):

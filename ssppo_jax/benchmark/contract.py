@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -85,8 +86,12 @@ Write = Callable[[Path, Sequence["Graded"], Mapping[str, str]], list[str] | None
 
 
 def digest_of(value: Any) -> str:
-    """Return the SHA-256 of a value as JSON."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+    """Return the SHA-256 of a value as JSON; objects count as their text without an address."""
+
+    def other(x: Any) -> Any:
+        return x.tolist() if hasattr(x, "tolist") else re.sub(r" at 0x[0-9a-f]+", "", str(x))
+
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=other).encode()).hexdigest()
 
 
 def as_file_name(text: str) -> str:

@@ -116,12 +116,13 @@ def settings_of(
     if judge is not None:
         asked = judge.identity | {"max_tokens": config.judge.max_tokens or "the benchmark's"}
     content = [[q.id, q.turns, q.before, q.temperature] for q in questions]
+    references = [{str(key): value for key, value in q.meta.items()} for q in questions]
     protocol = {
         "benchmark": config.benchmark.name,
         "version": benchmark.version,
         "settings": own,
         "asked": f"{len(questions)} questions, SHA-256 {digest_of(content)[:16]}",
-        "references": f"SHA-256 {digest_of([dict(q.meta) for q in questions])[:16]}",
+        "references": f"SHA-256 {digest_of(references)[:16]}",
         "prompting": {
             "chat_template": config.data.template if benchmark.chat else "none",
             "system_prompt": config.data.system_prompt if benchmark.chat else "",

@@ -8,7 +8,7 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple, get_type_hints
 
 from ml_collections import ConfigDict
@@ -128,9 +128,15 @@ def check_keywords(name: str, function: Callable) -> None:
             )
 
 
-def by_hand(config: ConfigDict, keys: Iterable[Key], components: Iterable[Component]) -> list[str]:
+def by_hand(
+    config: ConfigDict,
+    keys: Iterable[Key],
+    components: Iterable[Component],
+    overrides: Container[str] = (),
+) -> list[str]:
     """List what a config file sets that it cannot: values of another kind than the default, such as
-    None, and names of components that are not chosen by `select`."""
+    None, and names of components that are not chosen by `select`. What an override replaces may be
+    of any kind."""
     problems, flat = [], flatten(config)
     expected = {key.path: key.default for key in keys}
     for c in components:
@@ -154,7 +160,7 @@ def by_hand(config: ConfigDict, keys: Iterable[Key], components: Iterable[Compon
     return problems + [
         f"{path}={flat[path]!r}: expected {type_name(default)}, as in {default!r}"
         for path, default in expected.items()
-        if not of_type(flat[path], default)
+        if path not in overrides and not of_type(flat[path], default)
     ]
 
 

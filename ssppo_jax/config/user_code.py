@@ -188,7 +188,7 @@ def _execute(module: ModuleType) -> None:
     """Compile and run a file's present text: Python would take a file of the same second and size
     for the one that it compiled before."""
     file = str(module.__file__)
-    exec(compile(Path(file).read_bytes(), file, "exec"), vars(module))
+    exec(compile(Path(file).read_bytes(), file, "exec", dont_inherit=True), vars(module))
 
 
 def user_files(config: Mapping[str, Any]) -> dict[str, str]:

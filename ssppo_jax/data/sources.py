@@ -195,7 +195,8 @@ def tfds_rows(data_dir: str, *, builder: str = "", split: str) -> Iterator[tuple
         ConfigError: tensorflow_datasets is not installed. DataError: the data set cannot be loaded.
     """
     library = _require("tensorflow_datasets", install="tensorflow-datasets")
-    folder = str(expanded(data_dir)) if data_dir else None
+    local = data_dir and "://" not in data_dir
+    folder = str(expanded(data_dir)) if local else data_dir or None
     name = builder or data_dir
     try:
         made = (

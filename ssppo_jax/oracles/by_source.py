@@ -66,6 +66,8 @@ def by_source(
                 verdict = checked(oracle.ask(*mine), (len(rows), len(responses[0])))
                 found.append(verdict_of(values(name, verdict), verdict.failed, None))
                 order += rows
+        if len(order) < len(prompts):
+            check(prompts)
         return take_rows(concatenated(found), np.argsort(order))
 
     def check(prompts: list[Prompt]) -> None:

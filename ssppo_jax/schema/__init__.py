@@ -111,7 +111,7 @@ def load(spec: str, overrides: dict[str, str], devices: int | None = None) -> Co
             f"--config={spec}: get_config() leaves out {', '.join(lacking[:5])}"
             f"{', ...' if len(lacking) > 5 else ''}; begin it with config = base_config()"
         )
-    cfg.raise_problems(cfg.by_hand(config, KEYS, COMPONENTS))
+    cfg.raise_problems(cfg.by_hand(config, KEYS, COMPONENTS, overrides))
     problems = cfg.override(config, overrides, COMPONENTS, ELSEWHERE, chosen=select)
     problems += _value_problems(config) if devices is None else _problems(config, devices)
     cfg.raise_problems(problems)

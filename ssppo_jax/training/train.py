@@ -612,7 +612,7 @@ class Trainer:
             newest = self.checkpoints.metas()[: self.config.checkpoint.keep]
             self.checkpoints.protected = self.selection.steps(newest)
         start, background = time.perf_counter(), self.config.checkpoint.async_save
-        step = int(state.step)
+        step = int(jax.device_get(state.step))  # asked for: steps of training forbid other reads
         with jax.transfer_guard("allow"):  # processes that agree send each other numbers
             # `_log_step` has checked that every step is finite
             self.checkpoints.save(step, state, meta, finite=True, background=background)

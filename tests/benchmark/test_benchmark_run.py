@@ -4,12 +4,14 @@ import json
 import os
 import sys
 
+import numpy as np
 import pytest
 from http_judge import reply, serving
 from small_benchmarks import arena_files, canned, jsonl, load
 
 from ssppo_jax.__main__ import main
 from ssppo_jax.benchmark import answers
+from ssppo_jax.benchmark.contract import digest_of
 from ssppo_jax.benchmark.harness import make_lm
 from ssppo_jax.benchmark.run import dry_run, run_benchmark
 from ssppo_jax.distributed.stop import RunLock
@@ -190,3 +192,9 @@ def test_the_harness_is_an_extra(monkeypatch):
         make_lm(None)
     with pytest.raises(ConfigError, match=r"benchmark\.tasks=arc_easy"):
         load("lm_eval", {})
+
+
+def test_a_digest_knows_values_and_no_addresses():
+    long = np.zeros(2000), np.r_[np.zeros(1000), 1, np.zeros(999)]
+    assert digest_of([object()]) == digest_of([object()])
+    assert digest_of(long[0]) != digest_of(long[1])

@@ -334,6 +334,16 @@ def test_tfds_array_record_reads_without_tensorflow(tfds_folder):
     assert len(SOURCES["tfds"](data_dir=tfds_folder, split="train[:2]")) == 2
 
 
+def test_a_tfds_folder_in_a_store_keeps_its_address(monkeypatch):
+    library = types.SimpleNamespace(builder_from_directory=lambda folder: addresses.append(folder))
+    addresses = []
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", library)
+    for folder in ("gs://bucket/my/1.0.0", "~/my/1.0.0"):
+        with pytest.raises(DataError, match="tfds"):
+            SOURCES["tfds"](data_dir=folder)
+    assert addresses == ["gs://bucket/my/1.0.0", str(Path.home() / "my/1.0.0")]
+
+
 def test_tfds_reads_chat_turns_and_builder_names(tfds_folder):
     root = tfds_folder.removesuffix("/tiny/1.0.0")
     prompts = SOURCES["tfds"](data_dir=root, builder="tiny", prompt_field="chat", id_field="name")

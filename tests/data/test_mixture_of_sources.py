@@ -143,6 +143,9 @@ def test_what_the_oracles_cannot_judge_is_told_before_anything_is_sampled(files)
     other = Prompt("p", chat.messages, {"mixture": "code"})
     with pytest.raises(ConfigError, match="prompt 'p' is of part 'code'; there are oracles for m"):
         by_source(preferences=True).check([other])
+    for prompts in ([other], [chat, other]):
+        with pytest.raises(ConfigError):
+            by_source(preferences=True).ask(prompts, [["a", "b"]] * len(prompts))
     with pytest.raises(ConfigError, match="prompt 'p' is of no mixture"):
         by_source(preferences=True).check([Prompt("p", chat.messages)])
     with pytest.raises(DataError, match="has no answer to check against"):
