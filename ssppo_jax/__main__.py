@@ -320,14 +320,22 @@ def _train(args: argparse.Namespace, overrides: dict[str, str]) -> int:
                 except WriteError as error:  # the run is done and its result is said all the same
                     print(f"no report: {error}", file=sys.stderr)
     except Interrupted:
-        print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
-        return INTERRUPTED
+        return _stopped(args.workdir)
     except (JaxRuntimeError, ValueError) as error:  # where it is noticed decides which
         told = hosts.lost(error)
         if told is None:
             raise
         raise told from error
     return 0
+
+
+def _stopped(workdir: str) -> int:
+    """Say what a stopped run or fit left, and return the exit code."""
+    said = f"stopped and saved; the same command continues {workdir}"
+    if "://" not in workdir and not Path(workdir).exists():
+        said = "stopped before there was anything to save; the same command begins again"
+    print(said, file=sys.stderr)
+    return INTERRUPTED
 
 
 def _fit(args: argparse.Namespace, overrides: dict[str, str]) -> int:
@@ -339,8 +347,7 @@ def _fit(args: argparse.Namespace, overrides: dict[str, str]) -> int:
         with no_trace_of_failure(Path(args.workdir)):
             result = fit(config, _folder(args.workdir))
     except Interrupted:
-        print(f"stopped and saved; the same command continues {args.workdir}", file=sys.stderr)
-        return INTERRUPTED
+        return _stopped(args.workdir)
     print(to_json(result))
     return 0
 

@@ -261,8 +261,12 @@ def test_each_way_to_end_has_its_exit_code(capsys, monkeypatch, tmp_path, error,
         raise error
 
     monkeypatch.setattr(ssppo_jax.training.train, "train", fail)
-    assert main(["train", SMOKE, "--config.train.micro_batches=1", f"--workdir={tmp_path}"]) == code
+    command = ["train", SMOKE, "--config.train.micro_batches=1"]
+    assert main([*command, f"--workdir={tmp_path}"]) == code
     assert words in capsys.readouterr().err
+    if code == 75:
+        assert main([*command, f"--workdir={tmp_path / 'new'}"]) == code
+        assert "stopped before there was anything to save" in capsys.readouterr().err
 
 
 PLACES = (

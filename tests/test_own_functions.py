@@ -12,9 +12,10 @@ from ssppo_jax import schema
 from ssppo_jax.config import Table, component, known, load_function, user_files
 from ssppo_jax.data import SOURCES
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, ROWS, TIES
+from ssppo_jax.losses import ADVANTAGES, COMPANIONS, GATES, LOSSES, RATIO_GATES, ROWS, TIES
 from ssppo_jax.optimizer import OPTIMIZERS, make_run_optimizer
 from ssppo_jax.oracles import ORACLES
+from ssppo_jax.types import Batch, Policy
 
 LOSS = '''
 import jax
@@ -101,6 +102,71 @@ def test_a_mistake_is_told_before_anything_is_compiled(loss_file, name, told):
     with pytest.raises(ConfigError) as caught:
         schema.load("smoke", {"loss.name": name})
     assert told in str(caught.value)
+
+
+RATIO_GATE = """
+import jax.numpy as jnp
+from ssppo_jax.losses.ratio_gates import Gated
+
+def softer(u, temperature):
+    return Gated(jnp.tanh(temperature * u) / temperature, 1.0 / jnp.cosh(temperature * u) ** 2)
+
+def none(u, temperature):
+    return None
+
+def one(u):
+    return u
+
+def total(u, temperature):
+    return Gated(u.sum(), u)
+
+def fails(u, temperature):
+    return u.logarithm()
+
+def log(u, temperature):
+    return Gated(jnp.log(u), jnp.ones_like(u))
+"""
+
+
+def test_a_ratio_gate_of_a_file_is_chosen_by_its_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gate.py").write_text(RATIO_GATE)
+    chosen = {"loss.name": "sspo", "loss.sspo_gate": "gate.py:softer"}
+    config = schema.load("smoke", chosen, 1)
+    tokens, rows = np.ones((2, 2, 3), np.float32), np.ones(2, np.float32)
+    advantage = np.array([[1, -1], [1, 0]], np.float32)
+    fields = dict.fromkeys(("weight", "p_win", "similarity"), rows)
+    fields |= dict.fromkeys(("win_rate", "target", "advantage"), advantage)
+    fields |= dict.fromkeys(("old_logp", "ref_logp", "init_logp", "mask"), tokens)
+    ids = np.ones((2, 5), np.int32), np.full(2, 5, np.int32), tokens.astype(np.int32)
+    batch = Batch(*ids, **fields)
+    policy = Policy(tokens * 1.5, tokens)
+    own, _ = cfg.bind(LOSSES, config.loss)(policy, batch)
+    # log-ratios of 1/2 at every token; two responses with A = 1, one with -1, one with 0
+    up, down = np.exp(np.tanh(10 / 2) / 10), np.exp(np.tanh(12 / 2) / 12)
+    assert own.result() == pytest.approx(-(2 * up - down) / 4, rel=1e-5)
+    for gate, told in (
+        ("none", "it returns a NoneType; a ratio gate is f(u, temperature) and returns Gated"),
+        ("one", "takes 1 positional argument but 2 were given"),
+        ("total", "for an array of shape (3, 2, 4) it returns one of shape (); a ratio gate is"),
+        ("fails", "gate.py:18: AttributeError: "),
+        ("log", "at u = -30.0 and temperature 10 it gives log_f = nan and slope = 1; both must"),
+        ("softest", "gate.py defines no 'softest'; did you mean 'softer'?"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            schema.load("smoke", chosen | {"loss.sspo_gate": f"gate.py:{gate}"}, 1)
+        assert f"loss.sspo_gate=gate.py:{gate}: " in str(caught.value)
+        assert told in str(caught.value) and str(caught.value).startswith("1 problem(s)")
+    for name in [name for name in RATIO_GATES if ".py:" in name]:
+        del RATIO_GATES[name]
+
+
+def test_a_file_that_exits_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text("import sys\nsys.exit(3)\n")
+    for key in ("loss.name", "oracle.name"):
+        with pytest.raises(ConfigError, match=r"own\.py:2: SystemExit: 3"):
+            schema.load("smoke", {key: "own.py:f"})
 
 
 ONE = {"train.batch_size": "16", "train.prompts_per_iteration": "16"}  # fits eight devices

@@ -306,6 +306,7 @@ def test_a_value_of_another_kind_in_a_config_file_is_refused(tmp_path):
         ("config.loss.beta = None", "loss.beta=None: expected a number, as in 0.001"),
         ("config.loss.name = None", "loss.name=None: expected str, as in 's_sppo'"),
         ("config.checkpoint.keep = True", "checkpoint.keep=True: expected a whole number"),
+        ('config.data.prompt_buckets = (64, "a")', "data.prompt_buckets=(64, 'a'): expected"),
     ):
         path.write_text(f"{CONFIG}    {line}\n    return config\n")
         with pytest.raises(ConfigError, match=f"(?s)1 problem.*{re.escape(told)}"):

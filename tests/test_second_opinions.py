@@ -132,6 +132,7 @@ def test_evaluations_sample_with_their_own_settings_and_else_with_those_of_train
         ({"train__patience": 2}, "train.patience=2 needs to know the best policy"),
         ({"train__select_by": "eval/keyword/win_rate"}, "no evaluation logs that; it may be eval/"),
         ({"train__select_by": "win_rate"}, "no evaluation logs that"),
+        ({"train__select_by": "eval/winrate"}, "no evaluation logs that"),
         ({"train__select_by": "eval/previous/reward"}, "no evaluation logs that"),
         ({"train__select_by": "eval/win_rate", "eval__every": 0}, "with eval.every=0 there is one"),
         ({"eval__oracles": "keyword"}, "did you mean 'keywords'"),

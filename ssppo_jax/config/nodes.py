@@ -60,6 +60,8 @@ def of_type(value: Any, default: Any) -> bool:
     either, and anything may take the place of None."""
     if default is None:
         return True
+    if isinstance(default, tuple) and isinstance(value, tuple):
+        return all(of_type(one, default[0]) for one in value if default)
     kinds = (int, float) if isinstance(default, float) else type(default)
     return isinstance(value, kinds) and isinstance(value, bool) == isinstance(default, bool)
 

@@ -41,7 +41,7 @@ def expanded(path: str) -> Path:
         ) from None
 
 
-def place_of(error: Exception, file: str) -> str:
+def place_of(error: BaseException, file: str) -> str:
     """Return "file:line: " of the line of a user's file that an error went through."""
     line = _line_of(error, str(expanded(file).resolve())) or _line_of(error, file)
     return file + (f":{line}" if line else "") + ": "
@@ -62,14 +62,14 @@ def told_by_line(spec: str, about: str) -> Iterator[None]:
     own = OWN.fullmatch(spec)
     try:
         yield
-    except Exception as error:  # whatever a user's function can raise
+    except (Exception, SystemExit) as error:  # whatever a user's function can raise
         if own is None or isinstance(error, UserError):
             raise
         place = place_of(error, own["file"])
         raise UserError(f"{place}{type(error).__name__}: {error} (in {spec}, {about})") from error
 
 
-def _line_of(error: Exception, file: str) -> int | None:
+def _line_of(error: BaseException, file: str) -> int | None:
     frames = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
     if isinstance(error, SyntaxError) and error.filename == file:
         return error.lineno
@@ -80,7 +80,7 @@ def run_file(module: ModuleType, function: Callable, *arguments) -> Any:
     """Call function(*arguments) and report an error of the config file with the file's own line."""
     try:
         return function(*arguments)
-    except Exception as error:  # whatever a user's file can raise
+    except (Exception, SystemExit) as error:  # whatever a user's file can raise
         file = str(module.__file__)
         line = _line_of(error, file)
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "

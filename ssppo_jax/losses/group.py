@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from ssppo_jax import losses
+from ssppo_jax.config.tables import choices
 from ssppo_jax.losses.core import (
     clean,
     require,
@@ -172,8 +173,10 @@ def _gated(
     loss: str, u: Tokens, advantage: Tokens, gate: str, positive: float, negative: float
 ) -> Gated:
     """Apply the gate to every token, with one temperature for A > 0 and another for A <= 0."""
-    allowed = "must be one of " + ", ".join(sorted(losses.RATIO_GATES))
-    require(gate in losses.RATIO_GATES, f"{loss}_gate", gate, allowed, "see ratio_gates.py")
+    if gate not in losses.RATIO_GATES:
+        losses.RATIO_GATES.enter(gate)
+    allowed = "must be one of " + choices(losses.RATIO_GATES)
+    require(gate in losses.RATIO_GATES, f"{loss}_gate", gate, allowed, "see docs/add/ratio_gate.md")
     least = math.pi / 2 if gate == "arctan_log_affine" else 0.0
     for sign, value in (("pos", positive), ("neg", negative)):
         name, rule = f"{loss}_temperature_{sign}", f"must be > 0 and >= {least:.4g} for {gate}"

@@ -16,7 +16,7 @@ from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses import COMPANIONS
 from ssppo_jax.schema.between import problems_between
 from ssppo_jax.schema.elsewhere import ELSEWHERE
-from ssppo_jax.schema.functions import function_problems, gate_problems
+from ssppo_jax.schema.functions import function_problems, gate_problems, ratio_gate_problems
 from ssppo_jax.schema.keys import COMPONENTS, KEYS
 from ssppo_jax.schema.pitfalls import cautions
 
@@ -134,8 +134,9 @@ def _value_problems(config: ConfigDict) -> list[str]:
 
 def _problems(config: ConfigDict, devices: int) -> list[str]:
     problems = _value_problems(config)
-    gate = [] if problems else gate_problems(config)  # it can be called: its keywords are right
-    return problems + problems_between(config, devices) + gate
+    # gates can be called: their keywords are right
+    gates = [] if problems else gate_problems(config) + ratio_gate_problems(config)
+    return problems + problems_between(config, devices) + gates
 
 
 def help_text(config: ConfigDict) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 from ml_collections import ConfigDict
 
 from ssppo_jax.data import GIVEN
@@ -170,7 +172,8 @@ def _selection_problems(config: ConfigDict) -> list[str]:
     measure = evaluated(train.select_by)
     label, _, rest = measure.partition("/")
     # What rewards an oracle gives is known when it has been asked, so their names are let through.
-    reward = not measure.endswith("win_rate") and (not rest or label not in TAKEN)
+    typo = difflib.get_close_matches(f"eval/{measure}", names, n=1, cutoff=0.85)
+    reward = not measure.endswith("win_rate") and (not rest or label not in TAKEN) and not typo
     if f"eval/{measure}" not in names and not (measure and reward):
         problems.append(
             f"train.select_by={train.select_by!r}: no evaluation logs that; it may be"

@@ -6,6 +6,7 @@ computed."""
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -15,7 +16,8 @@ from ml_collections import ConfigDict
 
 from ssppo_jax import config as cfg
 from ssppo_jax.errors import ConfigError
-from ssppo_jax.losses import ADVANTAGES, GATES, LOSSES
+from ssppo_jax.losses import ADVANTAGES, GATES, LOSSES, RATIO_GATES
+from ssppo_jax.losses.ratio_gates import Gated
 from ssppo_jax.schema.keys import COMPONENTS
 from ssppo_jax.types import Batch, Max, Mean, Min, Policy
 
@@ -38,6 +40,11 @@ CALLS = {
 }
 
 
+RATIO_GATE = (
+    "a ratio gate is f(u, temperature) and returns Gated(log_f, slope), two arrays of u's shape"
+)
+
+
 def function_problems(config: ConfigDict, known: list[str]) -> list[str]:
     """Ask loss, gate and advantage about their keywords with abstract arrays, computing nothing.
 
@@ -50,18 +57,18 @@ def function_problems(config: ConfigDict, known: list[str]) -> list[str]:
     fields |= dict.fromkeys(("p_win", "similarity", "weight"), row)
     for name, shape in (("prompt", (3, 5)), ("prompt_length", (3,)), ("completion", (3, 2, 4))):
         fields[name] = _abstract(shape, jnp.int32)
+    problems = _call_problems(config) + _ratio_gate_problems(config, tokens)
     questions = (
         ("loss", config.loss, LOSSES, (Policy(tokens, tokens), Batch(**fields))),
         ("pairs.gate", config.pairs.gate, GATES, (row,)),
         ("advantage", config.advantage, ADVANTAGES, (pair,)),
     )
-    problems = _call_problems(config)
     for path, node, table, arrays in questions:
         if any(problem.startswith((f"{path}.", f"{path}=")) for problem in [*known, *problems]):
             continue
         try:
             made: Any = jax.eval_shape(cfg.bind(table, node), *arrays)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             own = cfg.OWN.fullmatch(node.name)
             if own is None and not isinstance(error, (ConfigError, ValueError)):
                 raise
@@ -99,6 +106,60 @@ def _call_problems(config: ConfigDict) -> list[str]:
     return problems
 
 
+def _own_ratio_gates(config: ConfigDict) -> Iterator[tuple[str, Callable]]:
+    """Yield the gates on token ratios that are not the package's: what chooses one, and itself."""
+    for key in ("sspo_gate", "sapo_gate"):
+        name = config.loss.get(key)
+        gate = RATIO_GATES.get(name)
+        if gate is not None and not getattr(gate, "__module__", "").startswith("ssppo_jax."):
+            yield f"loss.{key}={name}", gate
+
+
+def _ratio_gate_problems(config: ConfigDict, tokens: jax.ShapeDtypeStruct) -> list[str]:
+    """List what is wrong with a gate on token ratios of a user's own, computing nothing."""
+    problems = []
+    for key in ("sspo_gate", "sapo_gate"):
+        try:
+            RATIO_GATES.enter(str(config.loss.get(key)))  # a file that changed is read again
+        except ConfigError as error:
+            problems.append(f"loss.{key}={config.loss[key]}: {error}")
+    for path, gate in _own_ratio_gates(config):
+        try:
+            made: Any = jax.eval_shape(gate, tokens, tokens)
+        except Exception as error:  # whatever a user's function can raise
+            said = str(error).partition("\n")[0]
+            code = getattr(inspect.unwrap(gate), "__code__", None)
+            place = cfg.place_of(error, code.co_filename) if code else ""
+            told = f"{place}{type(error).__name__}: {said}{_advice('', error)}"
+            problems.append(f"{path}: {told}; {RATIO_GATE}")
+            continue
+        if not isinstance(made, Gated):
+            problems.append(f"{path}: it returns {_named(made)}; {RATIO_GATE}")
+        elif wrong := {_shape_of(x) for x in made} - {tokens.shape}:
+            problems.append(
+                f"{path}: for an array of shape {tokens.shape} it returns one of shape"
+                f" {wrong.pop()}; {RATIO_GATE}"
+            )
+    return problems
+
+
+def ratio_gate_problems(config: ConfigDict) -> list[str]:
+    """Name a log-ratio at which a gate of a user's own is not finite."""
+    problems = []
+    u = np.linspace(-30, 30, 601, dtype=np.float32)
+    for path, gate in _own_ratio_gates(config):
+        made = gate(jnp.asarray(u), jnp.full_like(u, 10.0))
+        log_f, slope = np.asarray(made.log_f), np.asarray(made.slope)
+        wrong = ~(np.isfinite(log_f) & np.isfinite(slope))
+        if wrong.any():
+            at = np.flatnonzero(wrong)[0]
+            problems.append(
+                f"{path}: at u = {u[at]:.1f} and temperature 10 it gives log_f = {log_f[at]:.3g}"
+                f" and slope = {slope[at]:.3g}; both must be finite for any u"
+            )
+    return problems
+
+
 def gate_problems(config: ConfigDict) -> list[str]:
     """Name a similarity at which a gate of a user's own turns a verdict around or leaves [0, 1]."""
     name = config.pairs.gate.name
@@ -121,14 +182,15 @@ def gate_problems(config: ConfigDict) -> list[str]:
     ]
 
 
-def _advice(path: str, error: Exception) -> str:
+def _advice(path: str, error: BaseException) -> str:
     """Return what helps with a mistake that JAX or NumPy tells in its own words."""
     jax_only = (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError)
     branches = "truth value" in str(error) or "Only scalar arrays" in str(error)
     if branches or isinstance(error, jax_only):
         return "; use jax.numpy, and jnp.where in place of if"
     if isinstance(error, AttributeError) and path == "loss":
-        return f"; a batch has {', '.join(Batch._fields)}"
+        which, record = ("policy", Policy) if "'Policy'" in str(error) else ("batch", Batch)
+        return f"; a {which} has {', '.join(record._fields)}"
     return ""
 
 

@@ -128,6 +128,10 @@ def _asked(
     points: list[tuple[str, Point]] = []
 
     def add(changes: Mapping[str, Any] | None = None, /, *, label: str = "", **more: Any) -> None:
+        if not isinstance(changes, Mapping | None):
+            raise ConfigError(
+                f'add({changes!r}): give a dictionary, as in add({{"loss.name": "dpo"}})'
+            )
         given = dict(changes or {}) | more
         points.append((label, {key: _plain(value) for key, value in given.items()}))
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssppo_jax import __version__, data, schema
-from ssppo_jax.config import user_files
+from ssppo_jax.config import OWN, user_files
 from ssppo_jax.data import Cut
 from ssppo_jax.data.completions import encode_given
 from ssppo_jax.data.prepare import prepare_prompts
@@ -337,7 +337,11 @@ class Trainer:
         self.moving = meta.get("moving_steps", int(state.step))  # not in older checkpoints
         self.selection.best = Best(**meta["best"]) if meta.get("best") else None
         self.metrics.truncate(meta["metrics_offset"])
-        log.info("resuming at iteration %d, step %d of it", at.iteration, at.step_in_iteration)
+        if at.iteration == self.config.train.iterations:
+            log.info("resuming at the last evaluation")
+        else:
+            steps = at.step_in_iteration
+            log.info("resuming at iteration %d, after %d of its steps", at.iteration + 1, steps)
         return state, at
 
     def _restore(self, step: int) -> tuple[TrainState, dict]:
@@ -459,6 +463,11 @@ class Trainer:
 
     def _say(self, rollout: Rollout, pace: dict[str, float], at: Position) -> None:
         """Put an iteration's loss, reward and pace on the console in one line."""
+        if rollout.metrics.get("judge", {}).get("pairs/tied") == 1.0:
+            log.warning(
+                "WARNING: the oracle scored all responses of each prompt alike, so no win rate says"
+                " which is better"
+            )
         said = [f"iteration {at.iteration + 1}/{self.config.train.iterations}"]
         if self.losses:
             said.append(f"loss {np.mean(self.losses):.4g}")
@@ -568,6 +577,13 @@ class Trainer:
             wall=wall,
         )
 
+    def _remedy(self) -> str:
+        """Return what helps where a step was not finite."""
+        beta = " or raise loss.beta" if "beta" in self.config.loss else ""
+        name = self.config.loss.name
+        own = f". In {name}, look at divisions, logs and exponentials" if OWN.match(name) else ""
+        return f"Lower optimizer.learning_rate{beta}{own}"
+
     def _log_step(self, ready: tuple[int, dict] | None, at: Position) -> None:
         """Write a finished step's metrics; raise GateError if the step is not finite, before any
         save.
@@ -578,8 +594,7 @@ class Trainer:
         if values.pop("finite") != 1.0:
             raise GateError(
                 f"step {step}: loss or gradient is not finite (loss {values['loss']}, gradient norm"
-                f" {values['grad_norm']}); that state is not saved. Lower optimizer.learning_rate,"
-                " or raise loss.beta"
+                f" {values['grad_norm']}); that state is not saved. {self._remedy()}"
             )
         self.losses.append(values["loss"])
         self.moving += values["grad_norm"] > 0
