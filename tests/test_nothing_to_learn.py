@@ -74,6 +74,14 @@ def test_the_decay_ends_with_the_run_whatever_was_left_out(half_tied):
     np.testing.assert_allclose(rates, 0.5e-3 * (1 - np.arange(taken) / taken), rtol=1e-5)
 
 
+def test_an_oracle_that_tells_nothing_apart_is_said_where_repulsion_trains_on(tmp_path, caplog):
+    config = configure(train__iterations=1, loss__repulsion_weight=0.5, **FEW)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_module, "build_oracle", lambda config: ties(9))
+        train(config, tmp_path)
+    assert "the oracle scored all responses of each prompt alike" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -126,7 +126,8 @@ def check(found: Mismatch, bounds: Mismatch, dtypes: str) -> None:
     if above:
         raise GateError(
             "sampler and trainer disagree on the same tokens by more than rounding explains"
-            f" ({dtypes}). Of d = trainer - sampler log-prob: {'; '.join(above)}. This is a bug in"
-            " the model code, a damaged weight, or a model that rounds worse than others:"
-            " train.sampler_bound=2 doubles what is allowed, and 0 allows anything"
+            f" ({dtypes}). Of d = trainer - sampler log-prob: {'; '.join(above)}. If the loss"
+            " grew very large before, training has diverged: lower optimizer.learning_rate. Else"
+            " this is a bug in the model code, a damaged weight, or a model that rounds worse than"
+            " others: train.sampler_bound=2 doubles what is allowed, and 0 allows anything"
         )

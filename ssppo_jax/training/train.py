@@ -447,6 +447,11 @@ class Trainer:
         whole = at.step_in_iteration == 0  # a resumed part of an iteration has no pace of its own
         if whole and self.moving == moved_before:
             self._warn_of_nothing(rollout, len(steps), at)
+        elif rollout.metrics.get("judge", {}).get("pairs/tied") == 1.0:
+            log.warning(
+                "WARNING: the oracle scored all responses of each prompt alike, so no win rate says"
+                " which is better"
+            )
         pace = pace_of(work, time.perf_counter() - start) if whole and steps else {}
         values = {
             "steps/planned": float(self.planned[at.iteration]),
@@ -463,11 +468,6 @@ class Trainer:
 
     def _say(self, rollout: Rollout, pace: dict[str, float], at: Position) -> None:
         """Put an iteration's loss, reward and pace on the console in one line."""
-        if rollout.metrics.get("judge", {}).get("pairs/tied") == 1.0:
-            log.warning(
-                "WARNING: the oracle scored all responses of each prompt alike, so no win rate says"
-                " which is better"
-            )
         said = [f"iteration {at.iteration + 1}/{self.config.train.iterations}"]
         if self.losses:
             said.append(f"loss {np.mean(self.losses):.4g}")
