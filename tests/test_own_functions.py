@@ -152,10 +152,12 @@ def test_a_ratio_gate_of_a_file_is_chosen_by_its_path(tmp_path, monkeypatch):
         ("fails", "gate.py:18: AttributeError: "),
         ("log", "at u = -30.0 and temperature 10 it gives log_f = nan and slope = 1; both must"),
         ("softest", "gate.py defines no 'softest'; did you mean 'softer'?"),
+        ("", "'arctn_log' is not known; did you mean 'arctan_log'? allowed: arctan, "),
     ):
         with pytest.raises(ConfigError) as caught:
-            schema.load("smoke", chosen | {"loss.sspo_gate": f"gate.py:{gate}"}, 1)
-        assert f"loss.sspo_gate=gate.py:{gate}: " in str(caught.value)
+            name = f"gate.py:{gate}" if gate else "arctn_log"
+            schema.load("smoke", chosen | {"loss.sspo_gate": name}, 1)
+        assert f"loss.sspo_gate={name}: " in str(caught.value)
         assert told in str(caught.value) and str(caught.value).startswith("1 problem(s)")
     for name in [name for name in RATIO_GATES if ".py:" in name]:
         del RATIO_GATES[name]

@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from ssppo_jax import losses
-from ssppo_jax.config.tables import choices
+from ssppo_jax.config import entry
+from ssppo_jax.errors import ConfigError
 from ssppo_jax.losses.core import (
     clean,
     require,
@@ -173,16 +174,16 @@ def _gated(
     loss: str, u: Tokens, advantage: Tokens, gate: str, positive: float, negative: float
 ) -> Gated:
     """Apply the gate to every token, with one temperature for A > 0 and another for A <= 0."""
-    if gate not in losses.RATIO_GATES:
-        losses.RATIO_GATES.enter(gate)
-    allowed = "must be one of " + choices(losses.RATIO_GATES)
-    require(gate in losses.RATIO_GATES, f"{loss}_gate", gate, allowed, "see docs/add/ratio_gate.md")
+    try:
+        function = entry(losses.RATIO_GATES, gate)
+    except ConfigError as error:
+        raise ConfigError(f"loss keyword {loss}_gate={gate!r}: {error}") from None
     least = math.pi / 2 if gate == "arctan_log_affine" else 0.0
     for sign, value in (("pos", positive), ("neg", negative)):
         name, rule = f"{loss}_temperature_{sign}", f"must be > 0 and >= {least:.4g} for {gate}"
         require(value > 0 and value >= least, name, value, rule, "10 is usual")
     temperature = jnp.where(advantage > 0, positive, negative).astype(u.dtype)
-    return losses.RATIO_GATES[gate](u, temperature)
+    return function(u, temperature)
 
 
 def sspo(

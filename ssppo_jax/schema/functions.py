@@ -40,6 +40,7 @@ CALLS = {
 }
 
 
+RATIO_GATE_KEYS = {"sspo_gate", "sapo_gate"}  # the keywords of losses that choose one
 RATIO_GATE = (
     "a ratio gate is f(u, temperature) and returns Gated(log_f, slope), two arrays of u's shape"
 )
@@ -108,8 +109,8 @@ def _call_problems(config: ConfigDict) -> list[str]:
 
 def _own_ratio_gates(config: ConfigDict) -> Iterator[tuple[str, Callable]]:
     """Yield the gates on token ratios that are not the package's: what chooses one, and itself."""
-    for key in ("sspo_gate", "sapo_gate"):
-        name = config.loss.get(key)
+    for key in RATIO_GATE_KEYS & set(config.loss):
+        name = config.loss[key]
         gate = RATIO_GATES.get(name)
         if gate is not None and not getattr(gate, "__module__", "").startswith("ssppo_jax."):
             yield f"loss.{key}={name}", gate
@@ -118,9 +119,10 @@ def _own_ratio_gates(config: ConfigDict) -> Iterator[tuple[str, Callable]]:
 def _ratio_gate_problems(config: ConfigDict, tokens: jax.ShapeDtypeStruct) -> list[str]:
     """List what is wrong with a gate on token ratios of a user's own, computing nothing."""
     problems = []
-    for key in ("sspo_gate", "sapo_gate"):
+    for key in RATIO_GATE_KEYS & set(config.loss):
         try:
-            RATIO_GATES.enter(str(config.loss.get(key)))  # a file that changed is read again
+            RATIO_GATES.enter(config.loss[key])  # a file that changed is read again
+            cfg.entry(RATIO_GATES, config.loss[key])
         except ConfigError as error:
             problems.append(f"loss.{key}={config.loss[key]}: {error}")
     for path, gate in _own_ratio_gates(config):
